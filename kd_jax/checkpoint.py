@@ -1,0 +1,125 @@
+"""The only module that knows Orbax.
+
+A checkpoint is ``<model>/checkpoints/<step>/`` with two items: ``state`` (params, optimiser state, step and key as a
+plain nested dict of arrays, which restores without kd_jax) and ``data`` (the Grain iterator's position). The best
+on validation and the newest are kept. Saving is asynchronous and atomic: a killed run leaves the previous ones whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from kd_jax.distill import TrainState
+from kd_jax.errors import InputError
+from kd_jax.files import difference, write_json
+from kd_jax.types import Params, PyTree
+
+
+def _rank(metrics: PyTree) -> tuple[float, int]:
+    return metrics["score"], -metrics["step"]  # of two equally good ones the earlier
+
+
+def to_plain(state: TrainState) -> dict[str, Any]:
+    """A nested dict of arrays with string keys, whatever containers optax and Flax use inside."""
+    return serialization.to_state_dict(state._asdict())
+
+
+class Checkpoints:
+    """The checkpoints of one model in ``folder``/checkpoints, bound to the ``identity`` of what wrote them.
+
+    identity: everything that determines the parameters (config of the model, its training, data checksum, teacher).
+    Raises InputError if the folder holds checkpoints of another identity, naming the first fields that differ.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any] | None = None):
+        self.folder = folder
+        note = folder / "identity.json"
+        if identity is not None:
+            if note.exists():
+                changed = difference(json.loads(note.read_text()), identity)
+                if changed:
+                    raise InputError(f"{folder} holds checkpoints of another config ({changed}); use another --workdir, "
+                                     "restore those values, or delete that folder")
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(note, identity)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(
+                [LatestN(1), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
+            ),
+            cleanup_tmp_directories=identity is not None,
+            read_only=identity is None,
+        )
+        self._manager = ocp.CheckpointManager(
+            (folder / "checkpoints").absolute(),
+            options=options,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "data": grain.checkpoint.CheckpointHandler()},
+        )
+
+    def save(self, state: TrainState, data: grain.DatasetIterator, score: float | None) -> None:
+        """Start writing ``state`` and the position of ``data``; score: validation, higher is better, or None."""
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(to_plain(state)), data=grain.checkpoint.CheckpointSave(data)
+            ),
+            metrics=None if score is None else {"score": float(score), "step": step},
+        )
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and validation score of the best checkpoint."""
+        scored = [m for step in self._manager.all_steps() if (m := self._manager.metrics(step))]
+        best = max(scored, key=_rank, default=None)
+        return None if best is None else (best["step"], best["score"])
+
+    def restore(self, step: int, like: TrainState, data: grain.DatasetIterator) -> TrainState:
+        """The state of ``step`` with the shapes and shardings of ``like``; sets the position of ``data``."""
+        plain = to_plain(like)
+        args = ocp.args.PyTreeRestore(plain, restore_args=ocp.checkpoint_utils.construct_restore_args(plain))
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=args, data=grain.checkpoint.CheckpointRestore(data))
+        )
+        return TrainState(**serialization.from_state_dict(like._asdict(), restored["state"]))
+
+    def params(self, step: int, like: Params) -> Params:
+        """The parameters of ``step`` as host arrays, checked against ``like``.
+
+        Raises InputError if a parameter is missing or has another shape.
+        """
+        folder = self.folder / "checkpoints" / str(step) / "state"
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            state = checkpointer.restore(folder.absolute(), restore_args=as_numpy)
+        wanted = serialization.to_state_dict(like)
+        have, want = _shapes(state["params"]), _shapes(wanted)
+        if have != want:
+            name = next(n for n in sorted(have.keys() | want.keys()) if have.get(n) != want.get(n))
+            raise InputError(f"{folder}: parameter {name} has shape {have.get(name)}, the config asks for {want.get(name)};"
+                             " the checkpoint belongs to another config")
+        return serialization.from_state_dict(like, state["params"])
+
+    def wait(self) -> None:
+        """Until what was saved is on disk. Raises what went wrong while writing (a full disk, say)."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(np.shape(leaf)) for path, leaf in leaves}

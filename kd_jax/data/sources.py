@@ -1,0 +1,93 @@
+"""Where data come from: ``read(source, path, …)`` gives a RawData, whatever the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import polars as pl
+
+from kd_jax.data import movielens, tables, tfds
+from kd_jax.data.tables import RawData, Table
+from kd_jax.errors import InputError, nearest
+
+__all__ = ["EMBEDDED", "SOURCES", "RawData", "embedded", "files", "read"]
+
+EMBEDDED = ("movietweetings", "online_retail")
+SOURCES = (*EMBEDDED, "movielens", "tfds", "files")
+COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp", "split": "split", "item_id": "item"}
+
+
+def read(
+    source: str,
+    path: str | Path | None = None,
+    *,
+    items_path: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    tfds_name: str = "movielens/1m-ratings",
+    tfds_fields: Mapping[str, str] | None = None,
+) -> RawData:
+    """Reads one of SOURCES. Raises InputError: what is wrong, where, and the cure.
+
+    path: movielens: the folder; files: the interactions; tfds: its data_dir (default ~/tensorflow_datasets).
+    items_path, columns: of 'files'; tfds_name, tfds_fields: of 'tfds'. They are ignored elsewhere.
+    """
+    if source not in SOURCES:
+        raise InputError(f"data.source={source!r} is unknown{nearest(source, SOURCES)}")
+    if source in EMBEDDED:
+        return embedded(source)
+    if source == "tfds":
+        return tfds.read(tfds_name, tfds_fields or tfds.FIELDS, path or None)
+    if not path:
+        raise InputError(f"data.source={source!r} needs data.path; set it to the file or folder to read")
+    if source == "movielens":
+        return movielens.read(tables.existing(path, "MovieLens folder"))
+    return files(path, items_path or None, columns)
+
+
+def embedded(name: str) -> RawData:
+    """A data set that is shipped inside the package (see docs/data.md for its licence and citation)."""
+    folder = resources.files("kd_jax.data") / "embedded" / name
+    frames = {}
+    for kind in ("interactions", "items"):
+        with (folder / f"{kind}.parquet").open("rb") as file:
+            frames[kind] = pl.read_parquet(file).cast({pl.Int32: pl.Int64})
+    return RawData(name, **frames, counts={"rows": frames["interactions"].height, "malformed": 0})
+
+
+def files(path: str | Path, items_path: str | Path | None = None, columns: Mapping[str, str] | None = None) -> RawData:
+    """Interactions and, if given, items with their text, each a .parquet, .csv or .tsv file.
+
+    columns: what the columns are called, for those whose name differs from their role: 'user', 'item', optional
+        'rating', 'timestamp', 'split'; and 'item_id', the id in the items table (default: 'item'). All other columns
+        of the items table are text. Ids are whole numbers if all of them are, in both tables; otherwise strings.
+    """
+    for role in columns or {}:
+        if role not in COLUMNS:
+            raise InputError(f"data.columns: there is no role {role!r}{nearest(role, COLUMNS)}")
+    names = COLUMNS | dict(columns or {})
+    item_id = names.pop("item_id")
+    # A column that is not called what it is by default was named on purpose, so it must be there.
+    optional = frozenset(role for role in ("rating", "timestamp", "split") if names[role] == COLUMNS[role])
+
+    def whole_ids(table: Table) -> frozenset[str]:
+        found = tables.find_columns(table, names, optional)
+        return frozenset(role for role in ("user", "item") if tables.whole_numbers(table.rows, found[role]))
+
+    def item_column(table: Table) -> str:
+        return tables.find_columns(table, {"item_id": item_id})["item_id"]
+
+    whole = tables.opened(path, "interactions", whole_ids)
+    items = None
+    if items_path:
+        if not tables.opened(items_path, "items", lambda table: tables.whole_numbers(table.rows, item_column(table))):
+            whole -= {"item"}
+        items = tables.opened(items_path, "items", lambda table: tables.items(table, item_column(table), "item" in whole))
+
+    def interactions(table: Table) -> RawData:
+        rows, counts, problems = tables.interactions(table, tables.find_columns(table, names, optional), whole)
+        catalogue = rows.select(pl.col("item").unique().sort()) if items is None else items
+        return RawData(Path(path).stem, rows, catalogue, counts, problems)
+
+    return tables.opened(path, "interactions", interactions)

@@ -1,0 +1,230 @@
+"""Text in: item and history templates, token tables, and every distinct text's vector, computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+from flax import nnx
+from jaxtyping import Float, Int
+
+from kd_jax.errors import InputError, nearest
+from kd_jax.files import atomic
+
+
+def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str | None = None) -> list[str]:
+    """One text per item. Missing and empty values are skipped, list columns are joined by ', '.
+
+    template: a format string with column names, 'A film called {title}, {genres}'; the default joins the columns
+    with '. '. Raises InputError for an unknown column and for an item that ends up without any text.
+    """
+    for column in columns:
+        if column not in items.columns:
+            raise InputError(f"text column {column!r} is not in the items{nearest(column, items.columns)}")
+    values = [[_plain(value) for value in items[column].to_list()] for column in columns]
+    texts = []
+    for row, cells in enumerate(zip(*values, strict=True)):
+        if template is None:
+            text = ". ".join(cell for cell in cells if cell)
+        else:
+            text = _fill(template, dict(zip(columns, cells, strict=True)))
+        if not any(cells):
+            name = items["item"][row] if "item" in items.columns else row
+            raise InputError(
+                f"item {name!r} has no text in {', '.join(columns)}; give it a title, drop the item, or use "
+                "teacher.item_features='id'"
+            )
+        texts.append(text)
+    return texts
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple, pl.Series)):
+        return ", ".join(part for part in map(_plain, value) if part)
+    return " ".join(str(value).split())
+
+
+def _fill(template: str, cells: dict[str, str]) -> str:
+    try:
+        return " ".join(template.format(**cells).split())
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"text template {template!r} cannot be filled ({error}){nearest(error, cells)}") from None
+
+
+def history_text(titles: Sequence[str], max_items: int) -> str:
+    """A history (oldest first) as one text: the newest ``max_items`` titles, newest last."""
+    return "; ".join(titles[-max_items:]) if max_items > 0 else ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Token ids of N texts, without padding: text n is ``ids[indptr[n] : indptr[n + 1]]``."""
+
+    ids: Int[np.ndarray, " T"]
+    indptr: Int[np.ndarray, " N_1"]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " N"]:
+        return np.diff(self.indptr)
+
+    def padded(
+        self, rows: Int[np.ndarray, " R"] | None = None, length: int | None = None
+    ) -> tuple[Int[np.ndarray, "R L"], Int[np.ndarray, "R L"]]:
+        """Token ids, padded on the right, and mask (1 = a token), both int32; of ``rows`` only, if given."""
+        rows = np.arange(len(self)) if rows is None else rows
+        lengths = self.lengths[rows]
+        width = int(lengths.max(initial=1)) if length is None else length
+        mask = np.arange(width)[None] < lengths[:, None]
+        source = np.minimum(self.indptr[rows][:, None] + np.arange(width)[None], max(len(self.ids) - 1, 0))
+        ids = np.where(mask, self.ids[source], self.pad_id) if len(self.ids) else np.full(mask.shape, self.pad_id)
+        return ids.astype(np.int32), mask.astype(np.int32)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int, cache: Path | None = None) -> TokenTable:
+    """Texts -> tokens, cut to ``max_length``. ``cache``: a folder that keeps tables by content hash."""
+    path = None
+    if cache is not None:
+        rules = tokenizer.backend_tokenizer.to_str() if getattr(tokenizer, "is_fast", False) else repr(tokenizer)
+        path = cache / f"tokens-{_digest([rules, str(max_length), *texts])}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as saved:
+                return TokenTable(saved["ids"], saved["indptr"], int(saved["pad_id"]))
+    rows = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"] if texts else []
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    ids = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
+    table = TokenTable(ids, np.concatenate([[0], lengths.cumsum()]).astype(np.int64), int(tokenizer.pad_token_id))
+    if path is not None:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, ids=table.ids, indptr=table.indptr, pad_id=table.pad_id)
+    return table
+
+
+def _digest(parts: Sequence[str | bytes]) -> str:
+    """SHA-256 of the parts, each with its length, so that moving text between parts changes it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:32]
+
+
+def fingerprint(encoder: nnx.Module) -> str:
+    """Hash of an encoder's weights and of how it computes: changes whenever a vector could change."""
+    graphdef, state = nnx.split(encoder)
+    parts: list[str | bytes] = [str(getattr(encoder, name, "")) for name in ("pooling", "normalize", "dtype")]
+    parts.append(type(encoder).__name__)
+    for path, leaf in sorted(nnx.to_flat_state(state), key=lambda item: str(item[0])):
+        value = np.asarray(leaf[...])
+        parts += [str((path, value.dtype, value.shape)), np.ascontiguousarray(value).tobytes()]
+    return _digest(parts)
+
+
+def encode(
+    encoder: nnx.Module,
+    table: TokenTable,
+    *,
+    batch_tokens: int = 4096,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "N D"]:
+    """The encoder's f32 vector of every text; equal texts are computed once.
+
+    Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is computed and few
+    programs are compiled. cache: a folder that keeps results, by content of texts and weights. progress: called with
+    (texts done, texts in all).
+    """
+    path = None
+    if cache is not None:
+        path = cache / f"vectors-{_digest([fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes()])}.npy"
+        if path.is_file():
+            return np.load(path, allow_pickle=False)
+    distinct, inverse = _distinct(table)
+    lengths = np.maximum(table.lengths[distinct], 1)
+    graphdef, state = nnx.split(encoder)
+    order = np.argsort(lengths, kind="stable")
+    pending: list[tuple[np.ndarray, jax.Array]] = []
+    vectors = np.zeros((len(distinct), encoder.dim), np.float32)
+    done = 0
+
+    def collect(keep: int) -> None:
+        nonlocal done
+        while len(pending) > keep:
+            rows, result = pending.pop(0)
+            vectors[rows] = np.asarray(result)[: len(rows)]
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(distinct))
+
+    for start, stop, batch, length in plan(lengths[order], batch_tokens):
+        for first in range(start, stop, batch):
+            rows = order[first : min(first + batch, stop)]
+            # The last batch repeats its first text: the shape, and so the compiled program, stays the same.
+            filled = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])
+            pending.append((rows, _forward(graphdef, state, *table.padded(distinct[filled], length))))
+            collect(keep=1)
+    collect(keep=0)
+    result = vectors[inverse]
+    if path is not None:
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.save(file, result, allow_pickle=False)
+    return result
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    model: Any = nnx.merge(graphdef, state)
+    return model(ids, mask)
+
+
+def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that hold each distinct text first, and for every row the position of its text among them."""
+    data = table.ids.tobytes()
+    width = table.ids.itemsize
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
+    inverse = np.empty(len(table), np.int64)
+    for row in range(len(table)):
+        key = data[table.indptr[row] * width : table.indptr[row + 1] * width]
+        inverse[row] = seen.setdefault(key, len(first))
+        if inverse[row] == len(first):
+            first.append(row)
+    return np.asarray(first, np.int64), inverse
+
+
+def plan(
+    lengths: Int[np.ndarray, " N"], batch_tokens: int, compile_tokens: int = 6000
+) -> list[tuple[int, int, int, int]]:
+    """Shapes to encode sorted ``lengths`` in: (start, stop, rows, length), as few computed tokens as can be had.
+
+    Every shape costs ``compile_tokens`` (what could be encoded while its program compiles), every text the length of its
+    shape; the cheapest cut into shapes is found by dynamic programming over the distinct lengths.
+    """
+    widths, counts = np.unique(lengths, return_counts=True)
+    ends = np.concatenate([[0], counts.cumsum()])
+    best, cut = np.zeros(len(widths) + 1), np.zeros(len(widths) + 1, np.int64)
+    for stop in range(1, len(widths) + 1):
+        cost = best[:stop] + compile_tokens + widths[stop - 1] * (ends[stop] - ends[:stop])
+        cut[stop] = cost.argmin()
+        best[stop] = cost.min()
+    shapes = []
+    stop = len(widths)
+    while stop > 0:
+        start, width = int(cut[stop]), int(widths[stop - 1])
+        texts = int(ends[stop] - ends[start])
+        batches = -(-texts * width // batch_tokens)
+        shapes.append((int(ends[start]), int(ends[stop]), -(-texts // batches), width))
+        stop = start
+    return shapes[::-1]

@@ -1,0 +1,253 @@
+"""BERT in Flax NNX, with the outputs of transformers' FlaxBertModel, and the text-encoder interface built on it.
+
+Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019 (post-norm encoder).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from kd_jax.errors import InputError, nearest
+from kd_jax.models.layers import Frozen, dropout
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU. Through erf, because the erfc of ``jax.nn.gelu`` takes ten times as long on CPU; |difference| < 1e-6."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+POOLINGS = ("mean", "cls", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The fields of an HF BERT ``config.json`` that change what is computed; defaults are HF's."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(f"hidden_act {self.hidden_act!r} is unknown{nearest(self.hidden_act, ACTIVATIONS)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
+        """From the JSON of ``config.json``; other fields are ignored. Raises InputError for what is not computed here."""
+        unsupported = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+        for field, value in unsupported.items():
+            if config.get(field, value) != value:
+                raise InputError(
+                    f"{field}={config[field]!r} is not supported by the native backend (only {value!r}); "
+                    "set teacher.backend='hf_flax' or use other weights"
+                )
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+
+class BertOutput(NamedTuple):
+    """last_hidden_state [B, L, D]; pooler_output [B, D] or None without pooler; hidden_states: [B, L, D] after the
+    embeddings and after every layer."""
+
+    last_hidden_state: Array
+    pooler_output: Array | None
+    hidden_states: tuple[Array, ...]
+
+
+class BertLayer(nnx.Module):
+    """Self-attention and an MLP, each followed by residual and LayerNorm."""
+
+    def __init__(self, config: BertConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        linear = partial(
+            nnx.Linear, dtype=dtype, kernel_init=nnx.initializers.normal(config.initializer_range), rngs=rngs
+        )
+        norm = partial(nnx.LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        width = config.hidden_size
+        self.query, self.key, self.value = linear(width, width), linear(width, width), linear(width, width)
+        self.attention_out, self.attention_norm = linear(width, width), norm()
+        self.up, self.down = linear(width, config.intermediate_size), linear(config.intermediate_size, width)
+        self.norm = norm()
+
+    def __call__(self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        rate = self.config.hidden_dropout_prob
+        x = self.attention_norm(x + dropout(self.attention_out(self.attention(x, bias, rngs)), rate, rngs))
+        hidden = ACTIVATIONS[self.config.hidden_act](self.up(x))
+        return self.norm(x + dropout(self.down(hidden), rate, rngs))
+
+    def attention(self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
+        # Softmax in f32: in bf16 the sum over a long row loses two digits.
+        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(self.dtype)
+        weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+
+
+class Bert(nnx.Module):
+    """The encoder. Parameters are f32; ``dtype`` is what activations are computed in.
+
+    stop_gradient_below: no gradient enters the embeddings and layers 0 … n-1, so no backward work is done there;
+    0 (the default) trains everything. ``freeze_below`` also takes their arrays out of ``nnx.Param``.
+    """
+
+    def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs):
+        self.config, self.dtype, self.stop_gradient_below = config, dtype, 0
+        normal = nnx.initializers.normal(config.initializer_range)
+        embed = partial(nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs)
+        self.words = embed(config.vocab_size)
+        self.positions = embed(config.max_position_embeddings)
+        self.types = embed(config.type_vocab_size)
+        self.norm = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [BertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        width = config.hidden_size
+        self.pooler = nnx.Linear(width, width, dtype=dtype, kernel_init=normal, rngs=rngs) if pooler else None
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        token_type_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> BertOutput:
+        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none."""
+        if position_ids is None:
+            position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+        if token_type_ids is None:
+            token_type_ids = jnp.zeros_like(input_ids)
+        bias = jnp.zeros((1, 1, 1, 1))
+        if attention_mask is not None:
+            # Added, not assigned, as in HF: a row without any token attends evenly instead of dividing by zero.
+            bias = jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
+        x = self.words(input_ids) + self.types(token_type_ids) + self.positions(position_ids)
+        x = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs)
+        hidden_states = [x]
+        for index, layer in enumerate(self.layers):
+            if index == self.stop_gradient_below and index > 0:
+                x = jax.lax.stop_gradient(x)
+            x = layer(x, bias, rngs)
+            hidden_states.append(x)
+        if self.stop_gradient_below >= len(self.layers) and self.stop_gradient_below > 0:
+            x = jax.lax.stop_gradient(x)
+        pooled = None if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
+        return BertOutput(x, pooled, tuple(hidden_states))
+
+    def freeze_below(self, layer: int) -> None:
+        """Embeddings and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of ``nnx.Param``."""
+        self.stop_gradient_below = layer
+        if layer > 0:
+            for module in (self.words, self.positions, self.types, self.norm, *list(self.layers)[:layer]):
+                freeze(module)
+
+
+def freeze(module: nnx.Module) -> None:
+    """Turns every ``nnx.Param`` of the module into ``Frozen``, in place."""
+    for _, part in nnx.iter_modules(module):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, nnx.Param):
+                setattr(part, name, Frozen(value[...]))
+
+
+def pool(
+    hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False
+) -> Float[Array, "B D"]:
+    """One f32 vector per text: mean over real tokens, first token, or last real token; padding may be on either side."""
+    hidden = hidden.astype(jnp.float32)
+    if pooling == "mean":
+        weights = mask.astype(jnp.float32)
+        total = jnp.einsum("bld,bl->bd", hidden, weights)
+        pooled = total / jnp.maximum(weights.sum(1), 1e-9)[:, None]
+    else:
+        real = mask > 0
+        position = real.argmax(1) if pooling == "cls" else mask.shape[1] - 1 - real[:, ::-1].argmax(1)
+        pooled = jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+    if normalize:
+        pooled = pooled * jax.lax.rsqrt(jnp.maximum((pooled**2).sum(-1, keepdims=True), 1e-24))
+    return pooled
+
+
+class TextEncoder(nnx.Module):
+    """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of a language model.
+
+    Subclasses give ``hidden``, ``dim`` and ``freeze_below``. max_length: tokens that the model can read.
+    """
+
+    dim: int
+    num_layers: int
+    max_length: int
+
+    def __init__(self, *, pooling: str = "mean", normalize: bool = False):
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
+        self.pooling, self.normalize = pooling, normalize
+
+    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        raise NotImplementedError
+
+    def freeze_below(self, layer: int) -> None:
+        """No training below this layer; ``num_layers`` freezes the whole model."""
+        raise NotImplementedError
+
+    def __call__(
+        self, input_ids: Int[Array, "B L"], attention_mask: Array, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B D"]:
+        hidden = self.hidden(input_ids, attention_mask, rngs)
+        return pool(hidden, attention_mask, self.pooling, self.normalize)
+
+    @property
+    def num_params(self) -> int:
+        """Weights of the language model, frozen or not."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self)))
+
+
+class BertEncoder(TextEncoder):
+    """The native backend."""
+
+    def __init__(self, bert: Bert, *, pooling: str = "mean", normalize: bool = False):
+        super().__init__(pooling=pooling, normalize=normalize)
+        # Sentence vectors come from hidden states; HF's pooler would be dead weight in counts and optimizer state.
+        bert.pooler = None
+        self.bert = bert
+        self.dim, self.max_length = bert.config.hidden_size, bert.config.max_position_embeddings
+        self.num_layers = bert.config.num_hidden_layers
+
+    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        return self.bert(input_ids, attention_mask, rngs=rngs).last_hidden_state
+
+    def freeze_below(self, layer: int) -> None:
+        self.bert.freeze_below(layer)

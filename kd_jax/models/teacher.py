@@ -1,0 +1,188 @@
+"""The teacher: a bi-encoder whose item tower is a language model and whose context tower reads the history.
+
+Item vector = projection of the language model's vector of the item's text, plus (optionally) a learned item embedding.
+Context vector = causal Transformer over the item vectors of the history, or a projection of the language model's
+vector of the history written as text. Score = their dot product and an item bias, softmax over the catalogue. The
+control teacher is the same class with learned item IDs alone: what it gives to a student is not the language
+model's doing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kd_jax.errors import InputError, nearest
+from kd_jax.models.layers import CausalTransformer, Frozen, Scorer, dropout
+from kd_jax.types import PAD, Batch
+
+ITEM_FEATURES = ("text", "id", "text+id")
+CONTEXTS = ("items", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Language-model vectors of a list of texts, f32 [N, F]; with the tokens, int32 and bool [N, T], when the
+    language model is being trained and must read them again."""
+
+    vectors: np.ndarray
+    ids: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSpec:
+    """What a teacher is built from.
+
+    bias: f32 [I] item bias to start at; warm: bool [I]. components, whitening: of the PCA that a frozen language
+    model's vectors go through (components=0: none). num_classes > 0: rate pairs instead of ranking the catalogue.
+    """
+
+    num_items: int
+    bias: np.ndarray
+    warm: np.ndarray
+    item_features: str = "text"
+    context: str = "items"
+    dim: int = 64
+    blocks: int = 2
+    heads: int = 2
+    history: int = 20
+    hidden: int = 256
+    dropout: float = 0.2
+    init_scale: float = 0.1
+    train_bias: bool = True
+    components: int = 128
+    whitening: float = 0.5
+    num_classes: int = 0
+
+
+class Whitening(nnx.Module):
+    """A frozen linear map fitted to text vectors: centre, PCA to ``components``, scale by std ** -power.
+
+    Sentence encoders put most of their variance into a few directions that say 'this is a film title'. Half
+    whitening (power 0.5) evens the directions out without blowing up the noise of the last ones.
+    """
+
+    def __init__(self, vectors: np.ndarray, components: int, power: float):
+        centred = vectors - vectors.mean(0)
+        values, basis = np.linalg.eigh(centred.T @ centred / len(vectors))
+        order = np.argsort(values)[::-1][:components]
+        std = np.sqrt(np.maximum(values[order], 1e-8))
+        scale = std**-power
+        scale /= np.sqrt(np.mean((std * scale) ** 2))  # unit mean square per component, whatever the power
+        self.mean = Frozen(jnp.asarray(vectors.mean(0), jnp.float32))
+        self.map = Frozen(jnp.asarray(basis[:, order] * scale[None], jnp.float32))
+
+    def __call__(self, vectors: Float[Array, "N F"]) -> Float[Array, "N K"]:
+        return (vectors - self.mean[...][None]) @ self.map[...]
+
+
+class TextTower(nnx.Module):
+    """Texts -> vectors of the teacher's width: (language model) -> whitening -> linear plus residual MLP.
+
+    ``live`` rows are encoded by ``encoder`` now, with gradient; the others enter with the vectors they were
+    last given (``refresh``).
+    """
+
+    def __init__(self, texts: Texts, spec: TeacherSpec, encoder: Any, *, rngs: nnx.Rngs):
+        self.encoder, self.dropout = encoder, spec.dropout
+        self.vectors = Frozen(jnp.asarray(texts.vectors))
+        self.ids = Frozen(jnp.asarray(texts.ids)) if encoder is not None else None
+        self.mask = Frozen(jnp.asarray(texts.mask)) if encoder is not None else None
+        self.whitening = Whitening(texts.vectors, spec.components, spec.whitening) if spec.components else None
+        width = self.whitening.map.shape[1] if self.whitening is not None else texts.vectors.shape[1]
+        self.linear = nnx.Linear(width, spec.dim, rngs=rngs)
+        self.up = nnx.Linear(width, spec.hidden, rngs=rngs)
+        self.down = nnx.Linear(spec.hidden, spec.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def project(self, vectors: Float[Array, "N F"], rngs: nnx.Rngs | None = None) -> Float[Array, "N D"]:
+        if self.whitening is not None:
+            vectors = self.whitening(vectors)
+        hidden = dropout(jax.nn.gelu(self.up(vectors)), self.dropout, rngs)
+        return self.linear(vectors) + self.down(hidden)
+
+    def encode(self, rows: Array) -> Float[Array, "K F"]:
+        """The language model's vectors of these rows' texts, [K] -> [K, F], computed now."""
+        return self.encoder(self.ids[...][rows], self.mask[...][rows])
+
+    def all(self, live: Array | None, rngs: nnx.Rngs | None) -> Float[Array, "N D"]:
+        """Every text's vector; ``live`` (int32 [K], padded with PAD) are the rows to encode now."""
+        vectors = self.vectors[...]
+        if self.encoder is not None and live is not None:
+            fresh = self.encode(jnp.maximum(live, 0))
+            vectors = vectors.at[jnp.where(live == PAD, len(vectors), live)].set(fresh, mode="drop")
+        return self.project(vectors, rngs)
+
+    def some(self, rows: Array, rngs: nnx.Rngs | None) -> Float[Array, "B D"]:
+        """The vectors of these rows, [B] -> [B, D], encoded now in training."""
+        live = self.encoder is not None and rngs is not None
+        return self.project(self.encode(rows) if live else self.vectors[...][rows], rngs)
+
+
+class BiEncoder(Scorer):
+    """Context vector · item vector + item bias over the catalogue; or class logits of a user-item pair.
+
+    encoder: the language model when it is trained (``teacher.train`` 'top_n' or 'full'), else None: then the
+    texts' vectors were computed once and for all. While it is trained, the items of the batch
+    (``batch['live_items']``) are encoded in the step and the rest of the catalogue enters the softmax with the
+    vectors of the last ``refresh``: the softmax is over the whole catalogue at the cost of a batch.
+    """
+
+    def __init__(
+        self,
+        spec: TeacherSpec,
+        items: Texts | None = None,
+        contexts: Texts | None = None,
+        encoder: Any = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(spec.warm)
+        if spec.item_features not in ITEM_FEATURES:
+            raise InputError(f"teacher.item_features={spec.item_features!r} is unknown"
+                             f"{nearest(spec.item_features, ITEM_FEATURES)}")
+        bias = jnp.asarray(spec.bias)
+        self.bias = nnx.Param(bias) if spec.train_bias else Frozen(bias)
+        features = spec.item_features.split("+")
+        table = jax.random.normal(rngs.params(), (spec.num_items, spec.dim)) * spec.init_scale
+        self.id = nnx.Param(table) if "id" in features else None
+        self.text = TextTower(items, spec, encoder, rngs=rngs) if "text" in features and items is not None else None
+        self.written = TextTower(contexts, spec, encoder, rngs=rngs) if contexts is not None else None
+        self.transformer = (
+            CausalTransformer(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, rngs=rngs)
+            if contexts is None else None
+        )
+        self.positions = "all" if contexts is None and not spec.num_classes else "last"
+        self.rating = nnx.Embed(spec.num_classes, spec.dim, rngs=rngs) if spec.num_classes else None
+        if spec.num_classes:
+            self.head = nnx.Linear(3 * spec.dim, spec.num_classes, rngs=rngs)
+            self.item_class = nnx.Param(jnp.zeros((spec.num_items, spec.num_classes)))
+
+    def items(self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None) -> tuple[Array, Array]:
+        vectors = jnp.zeros(())
+        if self.text is not None:
+            vectors = self.text.all(None if batch is None else batch.get("live_items"), rngs)
+        return vectors if self.id is None else vectors + self.id[...], self.bias[...]
+
+    def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P D"]:
+        if self.written is not None:
+            return self.written.some(batch["context_row"], rngs)[:, None]
+        history = batch["history"]
+        x = vectors[jnp.maximum(history, 0)]
+        if self.rating is not None:
+            x = x + self.rating(jnp.maximum(batch["history_class"], 0))
+        return self.transformer(x, history, rngs=rngs)
+
+    def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P C"]:
+        if "item" not in batch:
+            return super().logits(batch, rngs=rngs)
+        vectors, _ = self.items(rngs=rngs, batch=batch)
+        context, item = self.contexts(batch, vectors, rngs=rngs)[:, -1], vectors[batch["item"]]
+        pair = jnp.concatenate([context, item, context * item], axis=-1)
+        return (self.head(pair) + self.item_class[...][batch["item"]])[:, None]

@@ -1,0 +1,183 @@
+"""Top-k for known users and for new ones, from a workdir whose run has been exported.
+
+    python -m kd_jax.recommend --workdir=runs/quickstart --user=42 -k 10
+    python -m kd_jax.recommend --workdir=runs/quickstart --history="Gravity (2013)|Argo (2012)"
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import polars as pl
+from flax import nnx
+
+from kd_jax import export
+from kd_jax.data import dataset as datasets
+from kd_jax.data.loader import MAX_TARGETS, TEST, last_items, recency_weights
+from kd_jax.distill import Term, mean_loss
+from kd_jax.errors import InputError, nearest
+from kd_jax.evaluate import top_k
+from kd_jax.models.layers import Scorer
+from kd_jax.types import Batch, Params
+
+FOLD_IN_STEPS, FOLD_IN_RATE, FOLD_IN_DECAY = 100, 0.05, 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommender:
+    """A student and the data set it was trained on."""
+
+    dataset: datasets.Dataset
+    model: Scorer
+    description: dict[str, Any]
+
+    def recommend(
+        self, user: object = None, history: Sequence[object] | None = None, k: int = 10
+    ) -> pl.DataFrame:
+        """The ``k`` best items that were not seen: columns rank, item, title, score.
+
+        user: an id of the data set. history: item ids or titles, oldest first, of somebody who need not be in it.
+        Fewer than ``k`` rows where the catalogue has no more. Raises InputError for an unknown user, item or title, for
+        a title that several items share, and unless exactly one of ``user`` and ``history`` is given.
+        """
+        if (user is None) == (history is None):
+            raise InputError("recommend: give either a user or a history")
+        if self.description["task"] != "rank":
+            raise InputError("recommend: this workdir was trained with task='rate', which scores pairs; train task='rank'")
+        if user is not None:
+            index = self._user(user)
+            indptr, items = self.dataset.history(TEST + 1)
+            seen = items[indptr[index] : indptr[index + 1]]
+            window = last_items(*self.dataset.history(TEST), self.description["history"])[index]
+            scores = self._scores(self.model, {"user": jnp.array([index]), "history": jnp.asarray(window)[None]})
+        else:
+            seen = np.array([self._item(entry) for entry in history or ()], np.int32)
+            if not len(seen):
+                raise InputError("recommend: the history is empty; name at least one item")
+            scores = self._scores_of_history(seen)
+        pointers = np.array([0, len(seen)])
+        items, values = top_k(lambda _: scores, np.zeros(1, np.int32), k, (pointers, seen), batch_size=1)
+        found = items[0] >= 0
+        return pl.DataFrame({
+            "rank": np.arange(1, found.sum() + 1),
+            "item": self.dataset.item_ids[items[0][found]],
+            "title": [self.dataset.titles[item] for item in items[0][found]],
+            "score": values[0][found],
+        })
+
+    def _scores(self, model: Any, batch: Batch) -> jax.Array:
+        return model.scores(batch, model.catalogue())
+
+    def _scores_of_history(self, seen: np.ndarray) -> jax.Array:
+        pointers = np.array([0, len(seen)])
+        if self.model.positions == "all":
+            window = last_items(pointers, seen, self.description["history"])
+            return self._scores(self.model, {"user": jnp.zeros(1, jnp.int32), "history": jnp.asarray(window)})
+        width = min(len(seen), MAX_TARGETS)
+        batch = {
+            "user": jnp.zeros(1, jnp.int32),
+            "targets": jnp.asarray(last_items(pointers, seen, width))[:, None],
+            "target_weights": jnp.asarray(recency_weights(np.array([len(seen)]), width, self.description["decay"]))[:, None],
+            "weights": jnp.ones((1, 1)),
+        }
+        return self._scores(fold_in(self.model, batch), batch)
+
+    def _user(self, user: object) -> int:
+        return _position(self.dataset.user_ids, user, "user")
+
+    def _item(self, entry: object) -> int:
+        titles = self.dataset.titles
+        same = [index for index, title in enumerate(titles) if title == entry]
+        if len(same) > 1:
+            ids = ", ".join(str(self.dataset.item_ids[index]) for index in same[:5])
+            raise InputError(f"recommend: {len(same)} items are called {entry!r} (ids {ids}); give the id instead")
+        if same:
+            return same[0]
+        return _position(self.dataset.item_ids, entry, "item", titles)
+
+
+def _position(ids: pl.Series, value: object, kind: str, names: Sequence[str] = ()) -> int:
+    try:
+        wanted = pl.Series([str(value)]).cast(ids.dtype, strict=True)[0]
+        found = ids.index_of(wanted)
+    except (pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError):
+        found = None
+    if found is None:
+        known = names or ids.head(3).cast(pl.String).to_list()
+        hint = nearest(value, known) if len(known) <= 3 else _closest(str(value), known)
+        raise InputError(f"recommend: {kind} {str(value)!r} is not in the data set{hint}")
+    return found
+
+
+def _closest(value: str, titles: Sequence[str]) -> str:
+    lowered = value.lower()
+    close = [title for title in titles if lowered in title.lower()][:3]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else "; give an item id or a title as in the data"
+
+
+def fold_in(model: Scorer, batch: Batch) -> Scorer:
+    """``model`` with its user table replaced by one row fitted to ``batch`` (one user), everything else as trained.
+
+    The row minimises the training loss of that user with a small L2 penalty: what training would have given a user
+    of this history with the items held still.
+    """
+    graphdef, user, rest = nnx.split(model, nnx.PathContains("user"), ...)
+    start = jax.tree.map(lambda table: jnp.zeros((1, table.shape[1]), table.dtype), user)
+    tx = optax.adam(FOLD_IN_RATE)
+
+    @jax.jit
+    def fit(start: Params, rest: Params) -> Params:
+        def loss(row: Params) -> jax.Array:
+            merged: Any = nnx.merge(graphdef, row, rest)
+            fit, _ = mean_loss((Term("ce"),), merged.logits(batch), batch, None, None, jnp.zeros(()))
+            return fit + FOLD_IN_DECAY * optax.tree.norm(row, squared=True)
+
+        def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], None]:
+            row, opt_state = carry
+            updates, opt_state = tx.update(jax.grad(loss)(row), opt_state)
+            return (optax.apply_updates(row, updates), opt_state), None
+
+        return jax.lax.scan(step, (start, tx.init(start)), None, FOLD_IN_STEPS)[0][0]
+
+    return nnx.merge(graphdef, fit(start, rest), rest)
+
+
+def load(workdir: str | Path) -> Recommender:
+    """The exported student of a finished run. Raises InputError if the workdir is missing, unfinished or damaged."""
+    folder = Path(workdir).expanduser()
+    if not (folder / "dataset").is_dir():
+        raise InputError(f"{folder} is not the workdir of a run (no dataset/ in it); give the --workdir of launch.py")
+    dataset = datasets.load(folder / "dataset")
+    model, description = export.read(folder / "export", dataset)
+    return Recommender(dataset, model, description)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kd_jax.recommend", description="Top-k items of a trained run.")
+    parser.add_argument("--workdir", required=True, help="the workdir of a finished run")
+    parser.add_argument("--user", help="a user id of the data set")
+    parser.add_argument("--history", help="item ids or titles, oldest first, separated by |")
+    parser.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
+    options = parser.parse_args(arguments)
+    history = None if options.history is None else [part.strip() for part in options.history.split("|") if part.strip()]
+    try:
+        table = load(options.workdir).recommend(user=options.user, history=history, k=options.k)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for row in table.iter_rows(named=True):
+        print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The only module that knows Mesh and PartitionSpec.
+
+One mesh ('data', 'model'). Batches are split over ``data``. Large tables are split over ``model``; everything
+else is replicated. XLA inserts the collectives.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kd_jax.errors import InputError
+from kd_jax.types import PyTree
+
+SMALLEST_SHARDED = 2**12  # elements; below it a copy on every device is cheaper than the collectives
+
+
+def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+    """A ('data', 'model') mesh over the first data x model devices; ``data == -1`` takes all that ``model`` leaves.
+
+    Raises InputError if there are not that many devices.
+    """
+    devices = jax.devices()
+    data = len(devices) // model if data == -1 and model > 0 else data
+    if data < 1 or model < 1 or data * model > len(devices):
+        raise InputError(f"mesh.data={data} x mesh.model={model} does not fit the {len(devices)} devices at hand; "
+                         "set mesh.data=-1 and mesh.model to at most that number")
+    # Auto: with Explicit axes optax's losses, embedding look-ups and top_k refuse sharded operands.
+    return jax.make_mesh(
+        (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * model]
+    )
+
+
+def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Split the longest axis that ``parts`` divides; small arrays and vectors stay whole."""
+    if parts == 1 or len(shape) < 2 or int(np.prod(shape)) < SMALLEST_SHARDED:
+        return PartitionSpec()
+    for axis in sorted(range(len(shape)), key=lambda a: -shape[a]):
+        if shape[axis] % parts == 0:
+            return PartitionSpec(*[None] * axis, "model")
+    return PartitionSpec()
+
+
+def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A NamedSharding for every array (or ShapeDtypeStruct) of ``tree``: tables over ``model``, the rest whole."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.shape["model"])), tree)
+
+
+def put(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Places every array of ``tree`` as ``tree_shardings`` says."""
+    return jax.device_put(tree, tree_shardings(tree, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over ``data``."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
+    """Raises InputError unless every ``data`` slice gets the same number of rows."""
+    if batch_size % mesh.shape["data"]:
+        raise InputError(f"{field}={batch_size} is not divisible by the {mesh.shape['data']} devices of mesh.data; "
+                         f"use a multiple of {mesh.shape['data']}")

@@ -1,0 +1,235 @@
+"""The two tasks. A task knows its training examples, its soft labels' rows, how to score a model and what to compare.
+
+The pipeline, the train step and the models do not know which task they serve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kd_jax import evaluate, metrics
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.loader import (
+    TEST, TRAIN, VALID, Examples, last_items, rate_examples, sequence_examples, user_examples,
+)
+from kd_jax.errors import InputError, nearest
+from kd_jax.types import Array, Batch, Params, PyTree
+
+SPLITS = {"valid": VALID, "test": TEST}
+LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """metrics: name -> value. slices: slice -> metrics. per_user: name -> f32 [U] in a fixed order, NaN if undefined,
+    for paired comparisons; a name may carry a slice ('ndcg@10/warm')."""
+
+    metrics: dict[str, float]
+    slices: dict[str, dict[str, float]]
+    per_user: dict[str, np.ndarray]
+
+
+@functools.lru_cache
+def score_function(
+    dataset: Dataset, graphdef: nnx.GraphDef, split: int, history: int
+) -> Callable[[Params, PyTree], Callable[[np.ndarray], Array]]:
+    """(params, constants) -> (users int32 [B] -> scores [B, I]), compiled once per architecture and split.
+
+    A user's context is all that happened before ``split``; what depends on the items alone is computed once.
+    """
+    windows = jnp.asarray(last_items(*dataset.history(split), history))
+
+    @jax.jit
+    def catalogue(params: Params, constants: PyTree) -> PyTree:
+        model: Any = nnx.merge(graphdef, params, constants)
+        return model.catalogue()
+
+    @jax.jit
+    def scores(params: Params, constants: PyTree, items: PyTree, windows: Array, users: Array) -> Array:
+        model: Any = nnx.merge(graphdef, params, constants)
+        batch = {"user": users, "history": windows[users], "context_row": split * dataset.num_users + users}
+        return model.scores(batch, items)
+
+    def bind(params: Params, constants: PyTree) -> Callable[[np.ndarray], Array]:
+        items = catalogue(params, constants)
+        return lambda users: scores(params, constants, items, windows, users)
+
+    return bind
+
+
+@functools.lru_cache
+def _pair_logits(graphdef: nnx.GraphDef) -> Callable[[Params, PyTree, Batch], Array]:
+    """(params, constants, batch) -> class logits [B, C], compiled once per architecture."""
+
+    @jax.jit
+    def logits(params: Params, constants: PyTree, batch: Batch) -> Array:
+        model: Any = nnx.merge(graphdef, params, constants)
+        return model.logits(batch)[:, 0]
+
+    return logits
+
+
+class Task(Protocol):
+    """What the pipeline asks of a task."""
+
+    name: str
+    select: str
+    num_classes: int
+
+    def examples(self, positions: str, *, history: int, decay: float, user_power: float) -> Examples: ...
+    def label_rows(self, examples: Examples) -> int: ...
+    def scorer(
+        self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
+    ) -> Callable[[Params, PyTree], Judged]: ...
+    def score(self, judged: Judged) -> float: ...
+    def baseline(self, split: str) -> Judged: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """Softmax over the catalogue; full-catalogue ranking with seen items masked."""
+
+    dataset: Dataset
+    select: str
+    metric_names: Sequence[str]
+    ks: Sequence[int]
+    batch_size: int
+    name: str = "rank"
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        known = metrics.expand(self.metric_names, self.ks)
+        if self.select not in known:
+            raise InputError(f"eval.select={self.select!r} is not among the metrics{nearest(self.select, known)}")
+
+    def examples(self, positions: str, *, history: int, decay: float, user_power: float) -> Examples:
+        if positions == "user":
+            return user_examples(self.dataset, history=history, decay=decay, user_power=user_power)
+        return sequence_examples(self.dataset, history=history, positions=positions)
+
+    def label_rows(self, examples: Examples) -> int:
+        return self.dataset.num_users
+
+    def _judged(self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool) -> Judged:
+        result = evaluate.evaluate_rank(
+            score_fn, self.dataset, SPLITS[split], metrics=names, ks=self.ks, batch_size=self.batch_size, slices=slices
+        )
+        per_user = dict(result.per_user)
+        for kind, values in result.per_user_slices.items():
+            per_user |= {f"{name}/{kind}": value for name, value in values.items()}
+        return Judged(result.metrics, result.slices, per_user)
+
+    def scorer(
+        self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
+    ) -> Callable[[Params, PyTree], Judged]:
+        bind = score_function(self.dataset, graphdef, SPLITS[split], history)
+        names = self.metric_names if full else (self.select,)
+        return lambda params, constants: self._judged(bind(params, constants), split, names, slices=full)
+
+    def score(self, judged: Judged) -> float:
+        return judged.metrics[self.select]
+
+    def baseline(self, split: str) -> Judged:
+        return self._judged(evaluate.popularity(self.dataset), split, self.metric_names, slices=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Class logits of a user-item pair; the classes are the intervals between ``boundaries`` on the rating scale."""
+
+    dataset: Dataset
+    boundaries: Sequence[float]
+    select: str
+    batch_size: int = 4096
+    name: str = "rate"
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.dataset.rating).any():
+            raise InputError("task='rate' needs a rating for every interaction; this data set has rows without one")
+        known = ("accuracy", "precision", "recall", "f1", "auc", *LOWER_IS_BETTER)
+        if self.select not in known:
+            raise InputError(f"eval.select={self.select!r} is not a metric of task='rate'{nearest(self.select, known)}")
+        empty = np.setdiff1d(np.arange(self.num_classes), self.classes[self.dataset.split == TRAIN])
+        if len(empty):
+            raise InputError(f"rate.boundaries={tuple(self.boundaries)}: no training rating falls into class {empty[0]}; "
+                             f"ratings lie in {self.dataset.rating.min():g} to {self.dataset.rating.max():g}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.boundaries) + 1
+
+    @property
+    def classes(self) -> np.ndarray:
+        return np.searchsorted(np.asarray(self.boundaries), self.dataset.rating, side="right").astype(np.int32)
+
+    @property
+    def class_values(self) -> np.ndarray:
+        """The mean training rating of each class, [C]."""
+        train = self.dataset.split == TRAIN
+        totals = np.bincount(self.classes[train], self.dataset.rating[train], self.num_classes)
+        return totals / np.bincount(self.classes[train], minlength=self.num_classes)
+
+    def examples(self, positions: str, *, history: int, decay: float = 0.0, user_power: float = 0.0) -> Examples:
+        return rate_examples(self.dataset, self.classes, TRAIN, history=history)
+
+    def label_rows(self, examples: Examples) -> int:
+        return examples.size
+
+    def _judged(self, logits: Callable[[np.ndarray], Array], pairs: Batch) -> Judged:
+        labels, ratings = pairs["targets"][:, 0, 0], self.dataset.rating[pairs["interaction"]]
+        kept: list[Array] = []
+
+        def remember(rows: np.ndarray) -> Array:
+            kept.append(logits(rows))
+            return kept[-1]
+
+        values = evaluate.evaluate_rate(
+            remember, labels, values=self.class_values, ratings=ratings, batch_size=self.batch_size
+        )
+        probabilities = np.asarray(jax.nn.softmax(jnp.concatenate(kept)[: len(labels)].astype(jnp.float32)))
+        loss = metrics.log_loss(probabilities, labels)
+        right = (probabilities.argmax(1) == labels).astype(np.float64)
+        per_user = {"log_loss": self._user_means(pairs["user"], loss), "accuracy": self._user_means(pairs["user"], right)}
+        return Judged(values, {}, per_user)
+
+    def _user_means(self, users: np.ndarray, values: np.ndarray) -> np.ndarray:
+        count = np.bincount(users, minlength=self.dataset.num_users)
+        total = np.bincount(users, values, self.dataset.num_users)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+    def _pairs(self, split: str, history: int) -> tuple[Examples, Batch]:
+        examples = rate_examples(self.dataset, self.classes, SPLITS[split], history=history)
+        if not examples.size:
+            raise InputError(f"{self.dataset.name}: no rated pair of a known user in the {split} split; change data.split")
+        return examples, examples.gather(np.arange(examples.size))
+
+    def scorer(
+        self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
+    ) -> Callable[[Params, PyTree], Judged]:
+        examples, pairs = self._pairs(split, history)
+        logits = _pair_logits(graphdef)
+        return lambda params, constants: self._judged(
+            lambda rows: logits(params, constants, examples.gather(rows)), pairs
+        )
+
+    def score(self, judged: Judged) -> float:
+        value = judged.metrics[self.select]
+        return -value if self.select in LOWER_IS_BETTER else value
+
+    def baseline(self, split: str) -> Judged:
+        """The item's class shares in training, smoothed by one pseudo-rating of the average: no personalisation."""
+        train = self.dataset.split == TRAIN
+        counts = np.zeros((self.dataset.num_items, self.num_classes))
+        np.add.at(counts, (self.dataset.item[train], self.classes[train]), 1.0)
+        prior = counts.sum(0) / counts.sum()
+        shares = (counts + prior[None]) / (counts.sum(1, keepdims=True) + 1.0)
+        _, pairs = self._pairs(split, 1)
+        return self._judged(lambda rows: jnp.log(jnp.asarray(shares[pairs["item"][rows]])), pairs)

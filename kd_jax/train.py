@@ -1,0 +1,208 @@
+"""The one training loop: step, log, evaluate, checkpoint, resume. Teacher, student and distilled student use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from kd_jax import sharding
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.data.loader import Examples, batches
+from kd_jax.distill import Objective, TrainState, train_step
+from kd_jax.errors import InputError
+from kd_jax.progress import Log
+from kd_jax.types import Array, Batch, Params, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is optimised: Adam(W) with warm-up, then constant or cosine, and early stopping on validation.
+
+    patience: evaluations without a new best after which training stops.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    eval_every: int = 50
+    patience: int = 5
+    log_every: int = 10
+
+    def tx(self) -> optax.GradientTransformation:
+        """The optimiser. Raises InputError for an unknown schedule."""
+        if self.schedule == "cosine":
+            rate = optax.warmup_cosine_decay_schedule(
+                0.0 if self.warmup_steps else self.learning_rate, self.learning_rate, self.warmup_steps, self.steps
+            )
+        elif self.schedule == "constant":
+            rate = optax.join_schedules(
+                [optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps)),
+                 optax.constant_schedule(self.learning_rate)], [self.warmup_steps])
+        else:
+            raise InputError(f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine")
+        clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        return optax.chain(*clip, optax.adamw(rate, weight_decay=self.weight_decay))
+
+
+class Preemption:
+    """Turns SIGTERM into a request that the loop honours after the current step: checkpoint, then exit."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Preemption:
+        self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+class Preempted(SystemExit):
+    """Raised after the checkpoint is on disk; exit status 143, as for any process ended by SIGTERM."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The best parameters on validation and how they came about."""
+
+    params: Params
+    best_step: int
+    best_score: float
+    steps: int
+    seconds: float
+
+
+def train(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    constants: PyTree,
+    *,
+    name: str,
+    seed: int,
+    examples: Examples,
+    objective: Objective,
+    recipe: Recipe,
+    evaluate: Callable[[Params, PyTree], float],
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    log: Log,
+    teacher: PyTree = None,
+    teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
+    refresh: Callable[[Params, PyTree], PyTree] | None = None,
+) -> Trained:
+    """Train from ``params``, or from the newest checkpoint, until ``recipe`` says stop; return the best.
+
+    evaluate: (params, constants) -> validation score, higher is better. refresh: (params, constants) -> constants,
+    called at the start and before every evaluation, for constants that follow the parameters. A run that was cut
+    off continues bit for bit.
+    Raises InputError when the loss is no longer finite (the last good checkpoint stays), Preempted after SIGTERM.
+    """
+    sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
+    tx = recipe.tx()
+    step_fn, state = compiled_step(
+        graphdef, params, objective=objective, tx=tx, total_steps=recipe.steps, mesh=mesh, seed=seed,
+        teacher_logits=teacher_logits,
+    )
+    constants, teacher = sharding.put((constants, teacher), mesh)
+    data = batches(examples, batch_size=recipe.batch_size, num_batches=recipe.steps, seed=seed)
+    newest = checkpoints.latest()
+    if newest is not None:
+        state = checkpoints.restore(newest, state, data)
+    if refresh is not None:
+        constants = refresh(state.params, constants)
+    step = first = int(state.step)
+    best = checkpoints.best()
+    started = time.perf_counter()
+    pending: dict[str, Array] = {}
+
+    def stopped() -> bool:
+        return best is not None and step - best[0] >= recipe.patience * recipe.eval_every
+
+    with Preemption() as preemption, log.stage(f"{name} (seed {seed})", total=recipe.steps, start=step) as bar:
+        while step < recipe.steps and not stopped():
+            state, metrics = step_fn(state, next(data), constants, teacher)
+            step += 1
+            due = step % recipe.eval_every == 0 or step == recipe.steps
+            if pending and (due or step % recipe.log_every == 0):
+                # The previous step's numbers: they are ready, so reading them does not make the device wait.
+                values = {key: float(value) for key, value in pending.items()}
+                _check_finite(values, name, step - 1, checkpoints)
+                rate = (step - first) * recipe.batch_size / (time.perf_counter() - started)
+                log.write(model=name, seed=seed, step=step - 1, **values, examples_per_second=rate)
+                bar.update(step, values, rate)
+            pending = metrics
+            if due:
+                _check_finite({"loss": float(metrics["loss"])}, name, step, checkpoints)
+                if refresh is not None:
+                    constants = refresh(state.params, constants)
+                score = evaluate(state.params, constants)
+                log.write(model=name, seed=seed, step=step, valid={log.metric: score})
+                checkpoints.save(state, data, score)
+                if best is None or score > best[1]:
+                    best = (step, score)
+            if preemption.requested:
+                if not due and refresh is None:  # refreshed constants are right at an evaluation only
+                    checkpoints.save(state, data, None)
+                checkpoints.wait()
+                log.note(f"SIGTERM: {name} (seed {seed}) is saved at step {step}; the same command resumes it")
+                raise Preempted
+    checkpoints.wait()
+    assert best is not None
+    return Trained(checkpoints.params(best[0], params), best[0], best[1], step, time.perf_counter() - started)
+
+
+def compiled_step(
+    graphdef: nnx.GraphDef, params: Params, *, objective: Objective, tx: optax.GradientTransformation,
+    total_steps: int, mesh: Mesh, seed: int, teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
+) -> tuple[Callable[[TrainState, Batch, PyTree, PyTree], tuple[TrainState, dict[str, Array]]], TrainState]:
+    """``train_step`` jitted and sharded as (state, batch, constants, teacher) -> (state, metrics), and its first state."""
+
+    def initial(params: Params) -> TrainState:
+        key = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
+        return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, tx.init(params), key)
+
+    # State is created under jit with its final shardings, so that the step is compiled exactly once.
+    shardings = sharding.tree_shardings(jax.eval_shape(initial, params), mesh)
+    state = jax.jit(initial, out_shardings=shardings)(params)
+    step = functools.partial(
+        train_step, graphdef=graphdef, objective=objective, tx=tx, total_steps=total_steps,
+        teacher_logits=teacher_logits,
+    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    by_data = sharding.batch_sharding(mesh)
+    return lambda state, batch, *rest: jitted(state, jax.device_put(batch, by_data), *rest), state
+
+
+def _check_finite(values: dict[str, float], name: str, step: int, checkpoints: Checkpoints) -> None:
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    checkpoints.wait()
+    kept = checkpoints.latest()
+    raise InputError(
+        f"{name}: the loss is not finite at step {step} ({', '.join(f'{k}={v:.4g}' for k, v in values.items())}); "
+        f"{'no checkpoint was written yet' if kept is None else f'the checkpoint of step {kept} is kept'}; lower the "
+        "learning rate or set clip_norm, and start again in another --workdir"
+    )

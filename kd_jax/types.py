@@ -1,0 +1,33 @@
+"""Shapes, in one place.
+
+B batch, P predicted positions per example, L sequence, D width, H heads, I items (the catalogue), U users,
+K candidates, M targets per position, V vocabulary, C classes, N rows.
+
+A *batch* is a flat dict of arrays with leading axis B. Every model and every objective reads the same keys:
+
+=================  ===============  ==========================================================================
+key                shape            meaning
+=================  ===============  ==========================================================================
+user               int32  [B]       user index
+history            int32  [B, L]    item indices, oldest first, newest last, padded on the left with ``PAD``
+targets            int32  [B, P, M] item indices (rank) or class indices (rate), padded with ``PAD``
+target_weights     f32    [B, P, M] share of each target; a row sums to 1, or to 0 where there is no target
+weights            f32    [B, P]    weight of each position in the mean
+item               int32  [B]       rate only: the item of the pair
+history_class      int32  [B, L]    rate only: rating class given to each history item, ``PAD`` where padded
+row                int32  [B]       position of the example in its table; cached soft labels are looked up by it
+=================  ===============  ==========================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Batch = dict[str, Any]
+Params = dict[str, Any]
+PyTree = Any
+
+PAD = -1

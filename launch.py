@@ -1,0 +1,32 @@
+"""kd_jax: distil a language model into a recommender.
+
+    python launch.py                                                 # embedded data, a few minutes on a laptop
+    python launch.py --config=configs/movielens.py:1m --workdir=runs/ml1m --config.data.path=~/data/ml-1m
+
+The same command again resumes what was cut off and redoes nothing that is done.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+ROOT = Path(__file__).parent
+_CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
+_WORKDIR = flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<name of the config>)")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
+    logging.set_verbosity(logging.ERROR)  # Orbax narrates every checkpoint
+    from kd_jax import pipeline  # after the flags are parsed: --help and typos answer at once
+
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = _WORKDIR.value or f"runs/{Path(name).stem}"
+    sys.exit(pipeline.main(_CONFIG.value, Path(workdir).expanduser()))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,389 @@
+"""Streamed evaluation against a brute-force oracle that builds every user's full list, one user at a time."""
+
+import gc
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+
+from kd_jax import evaluate as ev
+from kd_jax import metrics as m
+from kd_jax.data.dataset import build
+from kd_jax.data.tables import RawData
+from kd_jax.errors import InputError
+from kd_jax.types import PAD
+
+USERS, ITEMS = 37, 50
+
+
+class TinyDataset:
+    """What evaluation reads of a Dataset, from (user, item) pairs of the three splits."""
+
+    name = "tiny"
+
+    def __init__(self, pairs, num_users=USERS, num_items=ITEMS):
+        self.pairs, self.num_users, self.num_items = pairs, num_users, num_items
+        self.item_counts = np.bincount(pairs[0][1], minlength=num_items)
+
+    def _csr(self, parts):
+        users, items = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
+        order = np.argsort(users, kind="stable")
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=self.num_users))])
+        return indptr.astype(np.int64), items[order].astype(np.int32)
+
+    def history(self, split):
+        return self._csr(self.pairs[:split])
+
+    def targets(self, split):
+        return self._csr(self.pairs[split : split + 1])
+
+
+def make_dataset(seed=0, repeat=False):
+    """Skewed popularity; the last 12 items are cold; some users lack a history, some lack targets."""
+    rng = np.random.default_rng(seed)
+    parts = ([], [], [])
+    for user in range(USERS):
+        warm = list((rng.permutation(ITEMS - 12) ** 2 // (ITEMS - 12)).astype(int))
+        warm = list(dict.fromkeys(warm))
+        cold = list(ITEMS - 12 + rng.permutation(12))
+        history = 0 if user % 11 == 5 else 1 + user % 9
+        parts[0].extend((user, i) for i in warm[:history])
+        parts[1].extend((user, i) for i in warm[history : history + user % 3] if history)
+        if user % 7 != 3:
+            test = warm[history + 2 : history + 2 + user % 5] + cold[: (user % 4)] or cold[:1]
+            parts[2].extend((user, i) for i in test + (warm[:1] if repeat else []))
+    return TinyDataset([tuple(np.array(part).T) for part in parts])
+
+
+def make_scorer(seed=1):
+    rng = np.random.default_rng(seed)
+    left, right = (jnp.asarray(rng.normal(size=(n, 8)), jnp.float32) for n in (USERS, ITEMS))
+    return jax.jit(lambda users: left[users] @ right.T)
+
+
+def oracle(scores, targets, candidates):
+    """All per-user target metrics of one user from the sorted list. Assumes no ties."""
+    order = sorted(candidates, key=lambda i: -scores[i])
+    relevant = np.array([i in targets for i in order], float)
+    n, out = int(relevant.sum()), {}
+    for k in (3, 7):
+        top, discount = relevant[:k], 1 / np.log2(np.arange(2, k + 2))
+        out[f"ndcg@{k}"] = (top * discount[: len(top)]).sum() / discount[: min(k, n)].sum()
+        out[f"recall@{k}"], out[f"precision@{k}"] = top.sum() / n, top.sum() / k
+        p, r = out[f"precision@{k}"], out[f"recall@{k}"]
+        out[f"f1@{k}"] = 2 * p * r / (p + r) if p + r else 0.0
+        out[f"hit_rate@{k}"] = float(top.any())
+        out[f"map@{k}"] = sum(top[: j + 1].mean() for j in range(len(top)) if top[j]) / min(k, n)
+    out["mrr"] = 1 / (1 + int(np.argmax(relevant)))
+    wins = sum(scores[t] > scores[o] for t in targets for o in candidates if o not in targets)
+    out["auc"] = wins / (n * (len(candidates) - n))
+    return out
+
+
+def by_user(csr):
+    return [csr[1][csr[0][u] : csr[0][u + 1]].tolist() for u in range(len(csr[0]) - 1)]
+
+
+def brute_force(score_fn, data, split):
+    """{slice: {user: {metric: value}}}, written without anything from the package."""
+    scores = np.asarray(score_fn(np.arange(USERS)))
+    counts = np.bincount(data.pairs[0][1], minlength=ITEMS)
+    warm = [i for i in range(ITEMS) if counts[i]]
+    cold = [i for i in range(ITEMS) if not counts[i]]
+    head = sorted(warm, key=lambda i: (-counts[i], i))[: int(np.ceil(len(warm) / 5))]
+    kinds = {"all": range(ITEMS), "warm": warm, "cold": cold, "head": head, "tail": [i for i in warm if i not in head]}
+    out = {name: {} for name in [*kinds, "cold_only", "short", "long"]}
+    history, targets = by_user(data.history(split)), by_user(data.targets(split))
+    evaluated = [u for u in range(USERS) if history[u] and targets[u]]
+    median = np.median([len(history[u]) for u in evaluated])
+    for u in evaluated:
+        candidates = [i for i in range(ITEMS) if i not in history[u]]
+        for name, kind in kinds.items():
+            if mine := [t for t in targets[u] if t in kind and t in candidates]:
+                out[name][u] = oracle(scores[u], mine, candidates)
+                if name == "cold":
+                    out["cold_only"][u] = oracle(scores[u], mine, [i for i in candidates if i in cold])
+        if u in out["all"]:
+            out["short" if len(history[u]) <= median else "long"][u] = out["all"][u]
+    return evaluated, out
+
+
+def assert_same(result, expected_users, expected):
+    assert result.users.tolist() == expected_users
+    assert set(result.slices) == {name for name, users in expected.items() if users} - {"all"}
+    for name, per_user in expected.items():
+        if not per_user:
+            continue
+        ours = result.per_user if name == "all" else result.per_user_slices[name]
+        means = result.metrics if name == "all" else result.slices[name]
+        assert result.counts[name]["users"] == len(per_user)
+        for metric in next(iter(per_user.values())):
+            want = [per_user[u][metric] if u in per_user else np.nan for u in expected_users]
+            np.testing.assert_allclose(ours[metric], want, rtol=1e-5, atol=1e-7, err_msg=f"{name} {metric}")
+            assert means[metric] == pytest.approx(np.nanmean(want), rel=1e-5), (name, metric)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("repeat", [False, True])
+def test_everything_matches_brute_force(split, repeat):
+    data, score_fn = make_dataset(repeat=repeat), make_scorer()
+    result = ev.evaluate_rank(score_fn, data, split, ks=(3, 7), batch_size=8)
+    users, expected = brute_force(score_fn, data, split)
+    assert len(users) % 8  # the last batch has padding
+    if split == 2:
+        assert all(len(part) > 3 for part in expected.values())  # every slice is really exercised
+    assert_same(result, users, expected)
+    assert (result.repeats > 0) == (repeat and split == 2)
+
+
+def test_counts_of_targets():
+    result = ev.evaluate_rank(make_scorer(), make_dataset(), 2, metrics=["mrr"], batch_size=8)
+    targets = {name: c["targets"] for name, c in result.counts.items()}
+    indptr, _ = make_dataset().targets(2)
+    assert targets["all"] == np.diff(indptr)[result.users].sum()
+    assert targets["all"] == targets["warm"] + targets["cold"] == targets["short"] + targets["long"]
+    assert targets["warm"] == targets["head"] + targets["tail"] and targets["cold"] == targets["cold_only"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_changes_nothing(batch_size):
+    data, score_fn = make_dataset(), make_scorer()
+    scores = score_fn(np.arange(USERS))  # rows of one product, so that no rounding differs between batch sizes
+    want = ev.evaluate_rank(lambda users: scores[users], data, 2, batch_size=16)
+    got = ev.evaluate_rank(lambda users: scores[users], data, 2, batch_size=batch_size)
+    assert got.metrics == want.metrics and got.slices == want.slices and got.counts == want.counts
+    for name in want.per_user:
+        np.testing.assert_array_equal(got.per_user[name], want.per_user[name])
+
+
+def test_list_metrics_match_lists():
+    data, score_fn = make_dataset(), make_scorer()
+    result = ev.evaluate_rank(score_fn, data, 2, metrics=["coverage", "novelty"], ks=(3, 7), batch_size=8)
+    scores, seen = np.array(score_fn(np.arange(USERS))), by_user(data.history(2))
+    for u in range(USERS):
+        scores[u, seen[u]] = -np.inf
+    share = (data.item_counts + 1) / (data.item_counts.sum() + ITEMS)
+    for k in (3, 7):
+        lists = np.argsort(-scores, axis=1)[result.users, :k]
+        assert result.metrics[f"coverage@{k}"] == len(set(lists.ravel())) / ITEMS
+        assert result.metrics[f"novelty@{k}"] == pytest.approx(-np.log2(share[lists]).mean(), rel=1e-5)
+
+
+def test_one_program_for_all_batches_and_for_the_next_evaluation():
+    data, score_fn = make_dataset(), make_scorer()
+    shapes = []
+
+    def watched(users):
+        shapes.append((users.shape, users.dtype))
+        return score_fn(users)
+
+    jax.clear_caches()
+    before = ev._rank_step._cache_size()
+    ev.evaluate_rank(watched, data, 2, batch_size=8)
+    ev.evaluate_rank(watched, data, 2, batch_size=8)
+    assert len(shapes) >= 8 and set(shapes) == {((8,), np.dtype(np.int32))}
+    assert ev._rank_step._cache_size() - before == 1
+
+
+def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
+    data, score_fn = make_dataset(), make_scorer()
+    fetches, alive = [], []
+    fetch = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(1) or fetch(x))
+
+    def blocks():
+        return sum(a.shape == (2, ITEMS) for a in jax.live_arrays())
+
+    def watched(users):
+        alive.append(blocks() - before)
+        return score_fn(users)
+
+    gc.collect()  # blocks that other tests left behind in reference cycles
+    before = blocks()
+    ev.evaluate_rank(watched, data, 2, batch_size=2)
+    assert len(fetches) == 1
+    assert len(alive) > 12 and max(alive) <= 3
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, -np.inf, np.inf])
+def test_a_scorer_without_an_opinion_scores_nothing(value):
+    data = make_dataset()
+    data.pairs = [*data.pairs[:2], tuple(np.array([[u, ITEMS - 1] for u in range(USERS)]).T)]  # one target each
+
+    def constant(users):
+        return jnp.full((len(users), ITEMS), value)
+
+    result = ev.evaluate_rank(constant, data, 2, metrics=["ndcg", "recall", "mrr", "auc"], batch_size=8)
+    assert result.metrics["ndcg@20"] == result.metrics["recall@20"] == result.metrics["auc"] == 0
+    unseen = ITEMS - np.diff(data.history(2)[0])[result.users]
+    np.testing.assert_allclose(result.per_user["mrr"], 1 / unseen, rtol=1e-6)
+
+
+def test_seen_items_are_masked_unless_asked():
+    """A scorer that puts what the user has seen first is perfect once these are masked, and useless otherwise."""
+    data = make_dataset()
+    table = np.zeros((USERS, ITEMS), np.float32)
+    for csr, value in ((data.history(2), 2.0), (data.targets(2), 1.0)):
+        for u, items in enumerate(by_user(csr)):
+            table[u, items] = value
+
+    def score_fn(users):
+        return jnp.asarray(table)[users]
+
+    masked = ev.evaluate_rank(score_fn, data, 2, metrics=["ndcg", "auc"], batch_size=8)
+    assert masked.metrics["ndcg@10"] == pytest.approx(1) and masked.metrics["auc"] == pytest.approx(1)
+    open_ = ev.evaluate_rank(score_fn, data, 2, metrics=["mrr"], batch_size=8, exclude_seen=False)
+    length = np.diff(data.history(2)[0])[open_.users]
+    np.testing.assert_allclose(open_.per_user["mrr"], 1 / (1 + length), rtol=1e-6)
+
+
+def test_repeats_count_when_nothing_is_masked():
+    data = make_dataset(repeat=True)
+    masked = ev.evaluate_rank(make_scorer(), data, 2, metrics=["mrr"], batch_size=8)
+    open_ = ev.evaluate_rank(make_scorer(), data, 2, metrics=["mrr"], batch_size=8, exclude_seen=False)
+    assert open_.repeats == 0
+    assert open_.counts["all"]["targets"] == masked.counts["all"]["targets"] + masked.repeats
+
+
+def test_a_target_listed_twice_counts_once():
+    data, score_fn = make_dataset(), make_scorer()
+    want = ev.evaluate_rank(score_fn, data, 2, batch_size=8)
+    data.pairs[2] = tuple(np.repeat(column, 2) for column in data.pairs[2])
+    got = ev.evaluate_rank(score_fn, data, 2, batch_size=8)
+    assert got.metrics == want.metrics and got.counts == want.counts
+
+
+def test_slices_can_be_left_out_and_empty_ones_are_absent():
+    data = make_dataset()
+    plain = ev.evaluate_rank(make_scorer(), data, 2, batch_size=8, slices=False)
+    full = ev.evaluate_rank(make_scorer(), data, 2, batch_size=8)
+    assert plain.slices == {} and plain.metrics == full.metrics
+    data.pairs[2] = tuple(np.array(data.pairs[2])[:, np.array(data.pairs[2][1]) < ITEMS - 12])
+    no_cold = ev.evaluate_rank(make_scorer(), data, 2, batch_size=8)
+    assert "cold" not in no_cold.slices and "cold_only" not in no_cold.slices and "warm" in no_cold.slices
+
+
+def test_users_known_only_by_a_fold_in_history_are_evaluated():
+    """Strong generalisation: no training interaction, but a history to start from."""
+    data = make_dataset()
+    folded = TinyDataset([data.pairs[0], (np.array([5]), np.array([2])), (np.array([5]), np.array([7]))])
+    assert 5 not in data.pairs[0][0]
+    assert ev.eval_users(folded, 2).tolist() == [5]
+    assert ev.evaluate_rank(make_scorer(), folded, 2, metrics=["mrr"]).metrics["mrr"] > 0
+
+
+def test_the_real_dataset_gives_the_same_result():
+    data, score_fn = make_dataset(), make_scorer()
+    names = ("train", "valid", "test")
+    rows = pl.DataFrame(
+        [
+            (int(u), int(i), name)
+            for name, pairs in zip(names, data.pairs, strict=True)
+            for u, i in zip(*pairs, strict=True)
+        ],
+        schema=["user", "item", "split"],
+        orient="row",
+    )
+    titles = pl.DataFrame({"item": range(ITEMS), "title": [f"item {i}" for i in range(ITEMS)]})
+    real = build(RawData("real", rows, titles), split="column")
+    ids = real.user_ids.to_numpy()  # users without any interaction have no index there
+    want = ev.evaluate_rank(score_fn, data, 2, batch_size=8)
+    got = ev.evaluate_rank(lambda users: score_fn(ids[users]), real, 2, batch_size=8)
+    assert ids[got.users].tolist() == want.users.tolist()
+    assert got.metrics == want.metrics and got.slices == want.slices and got.counts == want.counts
+
+
+def test_head_is_a_fifth_of_the_warm_items_with_ties_by_index():
+    counts = np.array([0, 5, 9, 5, 1, 1, 1, 0, 1])
+    kinds = {name: np.flatnonzero(mask).tolist() for name, mask in ev.item_slices(counts).items()}
+    assert kinds == {"warm": [1, 2, 3, 4, 5, 6, 8], "cold": [0, 7], "head": [1, 2], "tail": [3, 4, 5, 6, 8]}
+
+
+def test_popularity_ranks_by_training_count():
+    data = make_dataset()
+    scores = np.asarray(ev.popularity(data)(np.arange(3, dtype=np.int32)))
+    np.testing.assert_array_equal(scores, np.tile(np.bincount(data.pairs[0][1], minlength=ITEMS), (3, 1)))
+    result = ev.evaluate_rank(ev.popularity(data), data, 2, metrics=["auc"], batch_size=8)
+    assert result.slices["warm"]["auc"] > result.slices["cold"]["auc"]
+
+
+def test_nobody_to_evaluate():
+    data = make_dataset()
+    data.pairs[0] = data.pairs[1] = (np.array([0]), np.array([0]))
+    data.pairs[2] = (np.array([1]), np.array([0]))
+    with pytest.raises(InputError, match="tiny: no user has both.*split 2"):
+        ev.evaluate_rank(make_scorer(), data, 2)
+
+
+def test_a_scorer_of_the_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"\(8, 3\) for 8 users and 50 items"):
+        ev.evaluate_rank(lambda users: jnp.zeros((len(users), 3)), make_dataset(), 2, batch_size=8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_top_k_returns_the_best_unseen_items(batch_size):
+    data, score_fn = make_dataset(), make_scorer()
+    users = np.array([3, 30, 1, 3])
+    items, values = ev.top_k(score_fn, users, 6, data.history(2), batch_size=batch_size)
+    assert items.shape == values.shape == (4, 6) and items.dtype == np.int32
+    seen = by_user(data.history(2))
+    scores = np.asarray(score_fn(np.arange(USERS)))
+    for row, u in enumerate(users):
+        best = sorted(set(range(ITEMS)) - set(seen[u]), key=lambda i: -scores[u, i])[:6]
+        assert items[row].tolist() == best
+        np.testing.assert_allclose(values[row], scores[u, best], rtol=1e-5)
+
+
+def test_top_k_pads_and_ranks_nan_last():
+    everything_but_3 = (np.array([0, ITEMS - 3, ITEMS - 3]), np.arange(3, ITEMS, dtype=np.int32))
+    table = jnp.zeros((2, ITEMS)).at[0, 1].set(jnp.nan).at[0, 2].set(1.0)
+    items, values = ev.top_k(lambda users: table[users], np.array([0]), 5, everything_but_3, batch_size=2)
+    assert items.tolist() == [[2, 0, 1, PAD, PAD]]
+    assert np.isneginf(values[0, 3:]).all() and np.isfinite(values[0, :3]).all()
+    items, _ = ev.top_k(lambda users: table[users], np.array([1]), ITEMS + 2, batch_size=2)
+    assert items[0].tolist() == [*range(ITEMS), PAD, PAD]
+    assert ev.top_k(lambda users: table[users], np.zeros(0, int), 5)[0].shape == (0, 5)
+    with pytest.raises(InputError, match="k is 0"):
+        ev.top_k(lambda users: table[users], np.array([0]), 0)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
+def test_sharded_scores_give_the_same_result():
+    data, score_fn = make_dataset(), make_scorer()
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    want = ev.evaluate_rank(score_fn, data, 2, batch_size=8)
+    got = ev.evaluate_rank(lambda users: jax.device_put(score_fn(users), sharding), data, 2, batch_size=8)
+    assert got.metrics == want.metrics and got.slices == want.slices
+
+
+def test_evaluate_rate_streams_the_same_numbers():
+    rng = np.random.default_rng(0)
+    logits, labels, values = rng.normal(size=(23, 5)).astype(np.float32), rng.integers(0, 5, 23), np.arange(1.0, 6.0)
+    ratings = rng.uniform(1, 5, 23)
+    probabilities = np.exp(logits.astype(np.float64))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    want = m.rate_metrics(probabilities, labels, values, ratings)
+    seen = SimpleNamespace(shapes=set())
+
+    def logits_fn(rows):
+        seen.shapes.add(rows.shape)
+        return jnp.asarray(logits)[rows]
+
+    assert ev.evaluate_rate(logits_fn, labels, values=values, ratings=ratings, batch_size=8) == pytest.approx(want)
+    assert seen.shapes == {(8,)}
+    with pytest.raises(InputError, match="no rated pair"):
+        ev.evaluate_rate(logits_fn, labels[:0], values=values)
+
+
+def test_evaluate_rate_of_nan_and_infinite_logits():
+    labels, values = np.array([0, 1, 0, 1]), np.array([0.0, 1.0])
+
+    def rate(value):
+        return ev.evaluate_rate(lambda rows: jnp.full((len(rows), 2), value), labels, values=values, batch_size=4)
+
+    for value in (np.nan, np.inf, -np.inf):
+        assert rate(value)["accuracy"] == 0 and rate(value)["mae"] == 1

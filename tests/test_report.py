@@ -1,0 +1,314 @@
+"""The report: what the page and the table say is what metrics.json holds, whatever is in it or missing from it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kd_jax import report
+from kd_jax.errors import InputError
+
+HOSTILE = "<script>alert(1)</script>\"'&$\\alpha$ ${x}"
+NDCG = {"popularity": [0.0561], "control_teacher": [0.0622, 0.0628], "teacher": [0.0731, 0.0741],
+        "student": [0.0591, 0.0603], "control": [0.0650, 0.0652], "distilled": [0.0734, 0.0738]}
+FACTORS = {"warm": 1.25, "cold": 0.11, "head": 1.7, "tail": 0.4, "short": 0.9, "cold_only": 1.6}
+GAIN = {"student": 0.0597, "control": 0.0651, "distilled": 0.0736, "relative": 0.2328, "ci95": [0.181, 0.276],
+        "p_value": 0.0021, "lm_share": {"relative": 0.1306, "ci95": [0.0881, 0.1714]}}
+
+
+def rank_metrics() -> dict[str, Any]:
+    models = []
+    for i, (name, values) in enumerate(NDCG.items()):
+        for seed, value in enumerate(values):
+            slices = {part: {"ndcg@10": value * factor, "recall@20": value * factor * 2} for part, factor in FACTORS.items()}
+            models.append({"name": name, "seed": seed, "params": 1234567 * i, "bytes": 4938268 * i,
+                           "users_per_second": 51234.0 / (i + 1), "train_seconds": 83.0 * i,
+                           "valid": {"ndcg@10": value}, "test": {"ndcg@10": value, "recall@20": value * 2, "novelty@10": 9.125},
+                           "slices": slices})
+    return {"schema": 1, "task": "rank", "models": models, "gain": {"ndcg@10": GAIN, "ndcg@10/warm": GAIN},
+            "dataset": {"name": "Films", "users": 8204, "items": 10506, "interactions": 89112, "split": "temporal"},
+            "serving": [{"name": "reading text", "users_per_second": 3.21, "new_item_seconds": 0.0125, "note": "slow"}]}
+
+
+def rate_metrics() -> dict[str, Any]:
+    test = {"auc": 0.8123, "log_loss": 0.4321, "rmse": 1.0456, "accuracy": 0.7654}
+    models = [{"name": name, "seed": 0, "test": {key: value + shift for key, value in test.items()}}
+              for name, shift in (("student", 0.0), ("distilled", 0.0111))]
+    return {"schema": 1, "task": "rate", "models": models, "dataset": {"name": "Stars"},
+            "gain": {"auc": {"student": 0.8123, "distilled": 0.8234, "relative": 0.0137, "ci95": [0.001, 0.02]}}}
+
+
+def make(workdir: Path, metrics: Any, events: str = "", **files: Any) -> Path:
+    (workdir / "report").mkdir(parents=True)
+    (workdir / "report/metrics.json").write_text(json.dumps(metrics))
+    if events:
+        (workdir / "metrics.jsonl").write_text(events)
+    for name, content in files.items():
+        (workdir / f"{name}.json").write_text(json.dumps(content))
+    return workdir
+
+
+def learning_log() -> str:
+    lines = []
+    for seed in (0, 1):
+        for step in range(0, 1000, 2):
+            losses = {"loss": 9 - step / 500, "kl": 2.0, "grad_norm": 1.0, "examples_per_second": 5.0}
+            lines.append(json.dumps({"time": 1.0, "model": "distilled", "seed": seed, "step": step, **losses}))
+        lines.append(json.dumps({"model": "distilled", "seed": seed, "step": 999, "valid": {"ndcg@10": 0.0777}}))
+    return "\n".join(lines) + "\n"
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects text, tables, figures and whatever a browser would load."""
+
+    VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.rows, self.ids = "", [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def row(self, first: str) -> list[str]:
+        return next(row for row in self.rows if row and row[0] == first)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Page:
+    config = {"data": {"source": "movietweetings"}}
+    workdir = make(tmp_path / "run", rank_metrics(), learning_log(), config=config, manifest={"jax": "0.10.2"})
+    path = report.write(workdir)
+    assert path == workdir / "report" / "index.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_results_hold_every_model_as_measured(full: Page) -> None:
+    for name, values in NDCG.items():
+        row = full.row(name.replace("_", " "))
+        mean = f"{statistics.fmean(values):.4f}"[1:]
+        spread = f"±{statistics.stdev(values):.4f}".replace("0.", ".") if len(values) > 1 else ""
+        assert row[1] == mean + spread
+        assert row[2].startswith(f"{statistics.fmean(values) * 1.25:.4f}"[1:])
+        assert row[4].startswith(f"{statistics.fmean(values) * 1.6:.4f}"[1:])  # cold among cold only
+        assert row[5].startswith(f"{statistics.fmean(values) * 2:.4f}"[1:])
+    assert full.row("distilled")[-4:] == ["6,172,835", "24.7 MB", "8,539", "6.9 min"]
+    assert [row[0] for row in full.rows[2:8]] == [name.replace("_", " ") for name in NDCG]
+
+
+def test_gains_serving_dataset_config_and_manifest_are_shown(full: Page) -> None:
+    interval, share = "95 % CI +18.1 % to +27.6 %", "95 % CI +8.8 % to +17.1 %"
+    cells = [".0597", ".0651", ".0736", f"+23.3 %{interval}", f"+13.1 %{share}", ".0021"]
+    assert full.row("NDCG@10") == ["NDCG@10", *cells]
+    assert full.row("NDCG@10, warm items") == ["NDCG@10, warm items", *cells]
+    assert full.row("reading text") == ["reading text", "3.21", "12.5 ms", "slow"]
+    for text in ("8,204", "10,506", "89,112", "temporal", '"source": "movietweetings"', '"jax": "0.10.2"', "9.1250"):
+        assert text in full.text
+
+
+def test_headline_of_the_page_is_the_headline_function(full: Page) -> None:
+    for sentence in re.split(r"(?<=\.) (?=[A-Z])", report.headline(rank_metrics())):
+        assert sentence in full.text.replace("\xa0", " ")
+
+
+def test_page_loads_nothing_and_its_ids_are_unique(full: Page) -> None:
+    for tag, attrs in full.tags:
+        assert tag not in ("script", "link", "img", "iframe", "image", "object", "embed")
+        for key in ("src", "href", "xlink:href", "data", "action", "srcset"):
+            assert (attrs.get(key) or "#").startswith("#")
+    assert len(full.ids) == len(set(full.ids))
+    references = [a[key] for _, a in full.tags for key in ("href",) if key in a]
+    references += [f"#{i}" for _, a in full.tags if a.get("aria-labelledby") for i in str(a["aria-labelledby"]).split()]
+    assert references and {str(reference)[1:] for reference in references} <= set(full.ids)
+
+
+def test_styles_load_nothing_and_every_variable_has_a_light_and_a_dark_value(tmp_path: Path) -> None:
+    html = report.render(make(tmp_path / "run", rank_metrics(), learning_log()))
+    assert "http" not in html and "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+    light, dark = re.findall(r":root \{(.*?)\}", html, re.S)
+    used = set(re.findall(r"var\(--(\w+)\)", html))
+    assert {"ink", "distilled", "student"} <= used
+    for palette in (light, dark):
+        assert used <= set(re.findall(r"--(\w+):", palette))
+    svg = "".join(re.findall(r"<svg.*?</svg>", html, re.S))
+    assert re.findall(r"#[0-9a-f]{6}\b", svg) == []  # a fixed colour would vanish on one of the two backgrounds
+
+
+def test_charts_and_tables_are_labelled(full: Page) -> None:
+    assert full.count("svg") == full.count("desc") == full.count("figcaption") == 3 + 3 + 2 + 1
+    assert full.count("caption") == full.count("table") == full.count("thead")
+    assert all(a.get("scope") in ("row", "col", "colgroup") for tag, a in full.tags if tag == "th")
+    assert "At the last step: loss 7.0040; kl 2.0000; valid ndcg@10 .0777" in full.text
+
+
+def test_learning_curves_survive_kills_and_stay_small(tmp_path: Path) -> None:
+    log = learning_log()
+    cut = '{"model": "distilled", "seed": 0, "st\n[1, 2]\nnull\n{"stage": "data"}\n'
+    again = "".join(f'{{"model": "distilled", "seed": {seed}, "step": 998, "loss": 3.25, "kl": NaN}}\n' for seed in (0, 1))
+    html = report.render(make(tmp_path / "run", {}, log + cut + again))
+    assert "loss 3.2500; kl 2.0000" in html  # the step logged again replaces the first; NaN is no point
+    path = max(re.findall(r'<path d="([^"]*)"', html), key=len)
+    assert 100 < path.count("L") <= report.MAX_POINTS
+
+
+def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
+    page = Page(report.render(make(tmp_path / "run", rate_metrics())))
+    assert page.rows[0][:5] == ["Model", "AUC", "Log loss", "Accuracy", "RMSE"]
+    assert page.row("distilled")[1:5] == [".8234", ".4432", ".7765", "1.0567"]
+    assert "±" not in "".join("".join(row) for row in page.rows)
+    assert "Distillation improves AUC by +1.4 %" in page.text.replace("\xa0", " ")
+    best = {row[0]: [] for row in page.rows}
+    html = report.render(tmp_path / "run")
+    for name in ("student", "distilled"):
+        cells = re.search(rf"</span>{name}</th>(.*?)</tr>", html)
+        assert cells is not None
+        best[name] = re.findall(r"<b>(.*?)</b>", cells[1])
+    assert best["student"] == [".4321", "1.0456"] and best["distilled"] == [".8234", ".7765"]  # lower loss is better
+
+
+@pytest.mark.parametrize("metrics", [
+    {}, {"models": []}, {"models": [{"name": "student"}]}, {"models": None, "gain": None, "dataset": None},
+    {"models": [{"name": "popularity", "seed": 0, "params": 0, "users_per_second": None, "test": {"ndcg@10": 0.0}}]},
+    {"models": [{"name": "mine", "seed": 0, "params": 10, "test": {"ndcg@10": float("nan"), "recall@20": 0.5}}]},
+    {"models": [{"name": "student", "test": {"hit_rate@5": 0.5}, "slices": None}], "gain": {"ndcg@10": {}}},
+])
+def test_missing_values_are_left_out(tmp_path: Path, metrics: dict[str, Any]) -> None:
+    page = Page(report.render(make(tmp_path / "run", metrics)))
+    assert "Nothing to compare yet" in page.text
+    assert not re.search(r"\b(nan|None|inf)\b", page.text)
+    Console(file=io.StringIO()).print(report.console_table(metrics))
+
+
+def test_unknown_numbers_are_a_dash(tmp_path: Path) -> None:
+    models = [{"name": "student", "params": None, "test": {"ndcg@10": 0.5, "recall@20": float("nan")}},
+              {"name": "distilled", "params": 7, "test": {"ndcg@10": float("inf"), "recall@20": "0.3"}},
+              {"name": "teacher", "params": 9, "test": {"ndcg@10": None, "recall@20": 0.25}}]
+    page = Page(report.render(make(tmp_path / "run", {"models": models})))
+    assert page.row("student")[1:4] == [".5000", "–", "–"]
+    assert page.row("distilled")[1:4] == ["–", "–", "7"]
+
+
+def test_hostile_strings_stay_text(tmp_path: Path) -> None:
+    metrics = rank_metrics()
+    metrics["dataset"] |= {"name": HOSTILE, "split": HOSTILE}
+    metrics["serving"] = [{"name": HOSTILE, "note": HOSTILE}]
+    metrics["models"].append({"name": HOSTILE, "params": 5, "test": {"ndcg@10": 0.07, HOSTILE: 0.5},
+                              "slices": {"warm": {"ndcg@10": 0.07}}})
+    events = json.dumps({"model": HOSTILE, "step": 1, "loss": 1.0, HOSTILE: 2.0}) + "\n"
+    page = Page(report.render(make(tmp_path / "run", metrics, events, config={HOSTILE: HOSTILE})))
+    assert page.count("script") == 0
+    assert page.text.count("<script>alert(1)</script>") > 8
+    assert page.row(HOSTILE)[1] == ".0700"
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "metrics.json is missing"), ("{", "not valid JSON"), ("[1]", "holds a list"),
+])
+def test_broken_input_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+    (tmp_path / "report").mkdir()
+    if content is not None:
+        (tmp_path / "report/metrics.json").write_text(content)
+    with pytest.raises(InputError, match=message) as raised:
+        report.write(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "report/index.html").exists()
+
+
+def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
+    return {"gain": {"ndcg@10": {"relative": relative, "ci95": ci95, "lm_share": share}}}
+
+
+@pytest.mark.parametrize(("metrics", "says"), [
+    (change(0.2, [0.1, 0.3], relative=0.1, ci95=[0.05, 0.15]), [
+        "improves NDCG@10 by +20.0 %", "(95 % CI +10.0 % to +30.0 %)",
+        "own share, over a control distilled from an ID-only teacher, is +10.0 % (95 % CI +5.0 % to +15.0 %)"]),
+    (change(0.02, [-0.01, 0.05], relative=0.01, ci95=[-0.02, 0.04]), [
+        "no reliable difference to NDCG@10: +2.0 %", "includes zero (95 % CI −1.0 % to +5.0 %)",
+        "cannot be told from zero: +1.0 % (95 % CI −2.0 % to +4.0 %)"]),
+    (change(-0.1, [-0.2, -0.05], relative=-0.03, ci95=[-0.05, -0.01]), [
+        "makes NDCG@10 worse: −10.0 %", "(95 % CI −20.0 % to −5.0 %)", "no share in it", "−3.0 %"]),
+    (change(0.2, None), ["changes NDCG@10 by +20.0 %", "may be chance", "Without a control"]),
+    (change(0.2, [None, float("nan")], relative=0.1), ["may be chance", "is +10.0 %; no confidence interval"]),
+    ({"gain": {"log_loss": {"relative": -0.1, "ci95": [-0.2, -0.05]}}}, ["improves Log loss by −10.0 %"]),
+    ({"gain": {"log_loss": {"relative": 0.1, "ci95": [0.05, 0.2]}}}, ["makes Log loss worse: +10.0 %"]),
+    ({"gain": {"ndcg@10/warm": GAIN, "ndcg@10": {"relative": 0.5, "ci95": [0.4, 0.6]}}}, ["NDCG@10 by +50.0 %"]),
+    ({}, ["Nothing to compare yet"]),
+])
+def test_headline_says_what_the_interval_allows(metrics: dict[str, Any], says: list[str]) -> None:
+    for phrase in says:
+        assert phrase in report.headline(metrics)
+    assert ("improves" in report.headline(metrics)) == (says[0].startswith(("improves", "NDCG@10 by")))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_console_table_fits(width: int) -> None:
+    metrics = rank_metrics()
+    for model in metrics["models"]:
+        model |= {"params": 123_456_789, "bytes": 987_654_321, "users_per_second": 123_456.7}
+    out = io.StringIO()
+    Console(file=out, width=width).print(report.console_table(metrics))
+    assert max(map(len, out.getvalue().splitlines())) <= width
+    assert "…" not in out.getvalue()
+    rows = [line.split() for line in out.getvalue().splitlines() if line.strip()][3:]
+    assert [row[0] for row in rows] == ["popularity", "teacher", "student", "control", "distilled"]
+    assert rows[-1][1:] == [".0736", ".0920", ".0081", ".1472", ".1840", ".0162", "123M", "988", "MB", "123k"]
+
+
+def test_console_table_of_the_rate_task() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(report.console_table(rate_metrics()))
+    assert "AUC" in out.getvalue() and "Log loss" in out.getvalue() and "…" not in out.getvalue()
+    assert ["student", ".8123", ".4321", ".7654", "1.0456", "–", "–", "–"] in [
+        line.split() for line in out.getvalue().splitlines()]
+
+
+def test_nothing_is_written_outside_the_workdir_when_matplotlib_starts_here(tmp_path: Path) -> None:
+    workdir, home = make(tmp_path / "run", rank_metrics()), tmp_path / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "XDG"))}
+    code = "import sys; from pathlib import Path; from kd_jax import report; report.write(Path(sys.argv[1]))"
+    root = Path(report.__file__).parent.parent
+    command = [sys.executable, "-c", code, str(workdir)]
+    subprocess.run(command, check=True, cwd=root, env=environment | {"HOME": str(home)})
+    assert list(home.rglob("*")) == []
+    assert (workdir / "report/index.html").stat().st_size > 10_000
