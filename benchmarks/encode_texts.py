@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--weights", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--backend", default="native")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch_tokens", type=int, nargs="+", default=[4096])
+    parser.add_argument("--batch_tokens", type=int, nargs="+", default=[1024])
     flags = parser.parse_args()
     rows = [line.split("::") for line in flags.movies.read_text(encoding="utf-8", errors="replace").splitlines()]
     items = pl.DataFrame({"title": [row[1] for row in rows], "genres": [row[2].split("|") for row in rows]})

@@ -94,23 +94,26 @@ class Checkpoints:
         )
         return TrainState(**serialization.from_state_dict(like._asdict(), restored["state"]))
 
+    def plain(self, step: int) -> dict[str, Any]:
+        """The whole state of ``step`` as a nested dict of host arrays."""
+        folder = (self.folder / "checkpoints" / str(step) / "state").absolute()
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            return checkpointer.restore(folder, restore_args=as_numpy)
+
     def params(self, step: int, like: Params) -> Params:
         """The parameters of ``step`` as host arrays, checked against ``like``.
 
         Raises InputError if a parameter is missing or has another shape.
         """
-        folder = self.folder / "checkpoints" / str(step) / "state"
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-            state = checkpointer.restore(folder.absolute(), restore_args=as_numpy)
-        wanted = serialization.to_state_dict(like)
-        have, want = _shapes(state["params"]), _shapes(wanted)
+        params = self.plain(step)["params"]
+        have, want = _shapes(params), _shapes(serialization.to_state_dict(like))
         if have != want:
             name = next(n for n in sorted(have.keys() | want.keys()) if have.get(n) != want.get(n))
-            raise InputError(f"{folder}: parameter {name} has shape {have.get(name)}, the config asks for {want.get(name)};"
-                             " the checkpoint belongs to another config")
-        return serialization.from_state_dict(like, state["params"])
+            raise InputError(f"{self.folder}: parameter {name} has shape {have.get(name)}, the config asks for "
+                             f"{want.get(name)}; the checkpoint belongs to another config")
+        return serialization.from_state_dict(like, params)
 
     def wait(self) -> None:
         """Until what was saved is on disk. Raises what went wrong while writing (a full disk, say)."""

@@ -136,5 +136,5 @@ def train_step(
     (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, **means, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state, state.key), metrics

@@ -47,7 +47,7 @@ def target_ranks(scores: Float[Array, "B I"], rows: Int[Array, " P"], items: Int
     target = jnp.where(jnp.isnan(raw), LOWEST, raw)
 
     padding = (0, -num_pairs % _CHUNK)
-    chunk_rows, chunk_target = jnp.pad(rows, padding, constant_values=num_rows), jnp.pad(target, padding)
+    chunk_rows, chunk_target = jnp.pad(rows, padding), jnp.pad(target, padding)
 
     def count_chunk(i: Array, count: Array) -> Array:
         candidates = scores.at[lax.dynamic_slice_in_dim(chunk_rows, i * _CHUNK, _CHUNK)].get(mode="clip")

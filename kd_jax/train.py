@@ -177,7 +177,7 @@ def train(
 def compiled_step(
     graphdef: nnx.GraphDef, params: Params, *, objective: Objective, tx: optax.GradientTransformation,
     total_steps: int, mesh: Mesh, seed: int, teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
-) -> tuple[Callable[[TrainState, Batch, PyTree, PyTree], tuple[TrainState, dict[str, Array]]], TrainState]:
+) -> tuple[Any, TrainState]:
     """``train_step`` jitted and sharded as (state, batch, constants, teacher) -> (state, metrics), and its first state."""
 
     def initial(params: Params) -> TrainState:
@@ -191,9 +191,11 @@ def compiled_step(
         train_step, graphdef=graphdef, objective=objective, tx=tx, total_steps=total_steps,
         teacher_logits=teacher_logits,
     )
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    by_data = sharding.batch_sharding(mesh)
-    return lambda state, batch, *rest: jitted(state, jax.device_put(batch, by_data), *rest), state
+    jitted = jax.jit(
+        step, donate_argnums=0, in_shardings=(shardings, sharding.batch_sharding(mesh), None, None),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    return jitted, state
 
 
 def _check_finite(values: dict[str, float], name: str, step: int, checkpoints: Checkpoints) -> None:

@@ -51,10 +51,11 @@ def make_dataset(seed=0, repeat=False):
         cold = list(ITEMS - 12 + rng.permutation(12))
         history = 0 if user % 11 == 5 else 1 + user % 9
         parts[0].extend((user, i) for i in warm[:history])
-        parts[1].extend((user, i) for i in warm[history : history + user % 3] if history)
+        valid = warm[history : history + user % 3] + cold[5 : 5 + user % 2] if history else []
+        parts[1].extend((user, i) for i in valid)
         if user % 7 != 3:
-            test = warm[history + 2 : history + 2 + user % 5] + cold[: (user % 4)] or cold[:1]
-            parts[2].extend((user, i) for i in test + (warm[:1] if repeat else []))
+            test = warm[history + 2 : history + 2 + user % 5] + cold[: user % 4] or cold[:1]
+            parts[2].extend((user, i) for i in test + (warm[:1] + valid[-1:] if repeat and history else []))
     return TinyDataset([tuple(np.array(part).T) for part in parts])
 
 
@@ -211,7 +212,8 @@ def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
 @pytest.mark.parametrize("value", [0.0, np.nan, -np.inf, np.inf])
 def test_a_scorer_without_an_opinion_scores_nothing(value):
     data = make_dataset()
-    data.pairs = [*data.pairs[:2], tuple(np.array([[u, ITEMS - 1] for u in range(USERS)]).T)]  # one target each
+    data.pairs[1] = tuple(np.array(data.pairs[1])[:, data.pairs[1][1] != ITEMS - 1])
+    data.pairs[2] = (np.arange(USERS), np.full(USERS, ITEMS - 1))  # one target each, which nobody has seen
 
     def constant(users):
         return jnp.full((len(users), ITEMS), value)

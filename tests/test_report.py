@@ -31,11 +31,11 @@ def rank_metrics() -> dict[str, Any]:
     models = []
     for i, (name, values) in enumerate(NDCG.items()):
         for seed, value in enumerate(values):
-            slices = {part: {"ndcg@10": value * factor, "recall@20": value * factor * 2} for part, factor in FACTORS.items()}
+            slices = {part: {"ndcg@10": value * f, "recall@20": value * f * 2} for part, f in FACTORS.items()}
             models.append({"name": name, "seed": seed, "params": 1234567 * i, "bytes": 4938268 * i,
                            "users_per_second": 51234.0 / (i + 1), "train_seconds": 83.0 * i,
-                           "valid": {"ndcg@10": value}, "test": {"ndcg@10": value, "recall@20": value * 2, "novelty@10": 9.125},
-                           "slices": slices})
+                           "test": {"ndcg@10": value, "recall@20": value * 2, "novelty@10": 9.125},
+                           "valid": {"ndcg@10": value}, "slices": slices})
     return {"schema": 1, "task": "rank", "models": models, "gain": {"ndcg@10": GAIN, "ndcg@10/warm": GAIN},
             "dataset": {"name": "Films", "users": 8204, "items": 10506, "interactions": 89112, "split": "temporal"},
             "serving": [{"name": "reading text", "users_per_second": 3.21, "new_item_seconds": 0.0125, "note": "slow"}]}
@@ -63,7 +63,7 @@ def learning_log() -> str:
     lines = []
     for seed in (0, 1):
         for step in range(0, 1000, 2):
-            losses = {"loss": 9 - step / 500, "kl": 2.0, "grad_norm": 1.0, "examples_per_second": 5.0}
+            losses = {"loss": 9 - step / 500 + step // 2 % 2, "kl": 2.0, "grad_norm": 1.0, "examples_per_second": 5.0}
             lines.append(json.dumps({"time": 1.0, "model": "distilled", "seed": seed, "step": step, **losses}))
         lines.append(json.dumps({"model": "distilled", "seed": seed, "step": 999, "valid": {"ndcg@10": 0.0777}}))
     return "\n".join(lines) + "\n"
@@ -78,7 +78,10 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.rows, self.ids = "", [], []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.bold: list[str] = []
+        self.ids: list[str | None] = []
         self.feed(html)
         self.close()
         assert self.open == []
@@ -103,6 +106,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += data
+        if self.open and self.open[-1] == "b":
+            self.bold.append(data)
         if "td" in self.open or "th" in self.open:
             self.rows[-1][-1] += data
 
@@ -178,17 +183,17 @@ def test_charts_and_tables_are_labelled(full: Page) -> None:
     assert full.count("svg") == full.count("desc") == full.count("figcaption") == 3 + 3 + 2 + 1
     assert full.count("caption") == full.count("table") == full.count("thead")
     assert all(a.get("scope") in ("row", "col", "colgroup") for tag, a in full.tags if tag == "th")
-    assert "At the last step: loss 7.0040; kl 2.0000; valid ndcg@10 .0777" in full.text
+    assert "At the last step: loss 8.0040; kl 2.0000; valid ndcg@10 .0777" in full.text
 
 
 def test_learning_curves_survive_kills_and_stay_small(tmp_path: Path) -> None:
     log = learning_log()
     cut = '{"model": "distilled", "seed": 0, "st\n[1, 2]\nnull\n{"stage": "data"}\n'
-    again = "".join(f'{{"model": "distilled", "seed": {seed}, "step": 998, "loss": 3.25, "kl": NaN}}\n' for seed in (0, 1))
+    again = "".join(f'{{"model": "distilled", "seed": {s}, "step": 998, "loss": 3.25, "kl": NaN}}\n' for s in (0, 1))
     html = report.render(make(tmp_path / "run", {}, log + cut + again))
     assert "loss 3.2500; kl 2.0000" in html  # the step logged again replaces the first; NaN is no point
     path = max(re.findall(r'<path d="([^"]*)"', html), key=len)
-    assert 100 < path.count("L") <= report.MAX_POINTS
+    assert 100 < path.count("L") <= 250  # of 500 logged
 
 
 def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
@@ -197,13 +202,7 @@ def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
     assert page.row("distilled")[1:5] == [".8234", ".4432", ".7765", "1.0567"]
     assert "±" not in "".join("".join(row) for row in page.rows)
     assert "Distillation improves AUC by +1.4 %" in page.text.replace("\xa0", " ")
-    best = {row[0]: [] for row in page.rows}
-    html = report.render(tmp_path / "run")
-    for name in ("student", "distilled"):
-        cells = re.search(rf"</span>{name}</th>(.*?)</tr>", html)
-        assert cells is not None
-        best[name] = re.findall(r"<b>(.*?)</b>", cells[1])
-    assert best["student"] == [".4321", "1.0456"] and best["distilled"] == [".8234", ".7765"]  # lower loss is better
+    assert page.bold[-4:] == [".4321", "1.0456", ".8234", ".7765"]  # lower is better for log loss and RMSE
 
 
 @pytest.mark.parametrize("metrics", [
@@ -232,6 +231,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     metrics = rank_metrics()
     metrics["dataset"] |= {"name": HOSTILE, "split": HOSTILE}
     metrics["serving"] = [{"name": HOSTILE, "note": HOSTILE}]
+    metrics["models"].append({"name": "long_name_" * 20, "params": 5, "test": {"ndcg@10": 0.06}})
     metrics["models"].append({"name": HOSTILE, "params": 5, "test": {"ndcg@10": 0.07, HOSTILE: 0.5},
                               "slices": {"warm": {"ndcg@10": 0.07}}})
     events = json.dumps({"model": HOSTILE, "step": 1, "loss": 1.0, HOSTILE: 2.0}) + "\n"

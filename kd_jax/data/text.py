@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic
+from kd_jax.models.bert import TextEncoder
 
 
 def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str | None = None) -> list[str]:
@@ -103,6 +104,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int, cache: Path 
             with np.load(path, allow_pickle=False) as saved:
                 return TokenTable(saved["ids"], saved["indptr"], int(saved["pad_id"]))
     rows = tokenizer(list(texts), truncation=True, max_length=max_length, padding=False)["input_ids"] if texts else []
+    # Decoders' tokenizers make nothing of an empty text; one padding token, read as a word, stands for it.
+    rows = [row or [tokenizer.pad_token_id] for row in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     ids = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
     table = TokenTable(ids, np.concatenate([[0], lengths.cumsum()]).astype(np.int64), int(tokenizer.pad_token_id))
@@ -121,11 +124,10 @@ def _digest(parts: Sequence[str | bytes]) -> str:
     return digest.hexdigest()[:32]
 
 
-def fingerprint(encoder: nnx.Module) -> str:
+def fingerprint(encoder: TextEncoder) -> str:
     """Hash of an encoder's weights and of how it computes: changes whenever a vector could change."""
     graphdef, state = nnx.split(encoder)
-    parts: list[str | bytes] = [str(getattr(encoder, name, "")) for name in ("pooling", "normalize", "dtype")]
-    parts.append(type(encoder).__name__)
+    parts: list[str | bytes] = [type(encoder).__name__, encoder.pooling, str(encoder.normalize), str(encoder.dtype)]
     for path, leaf in sorted(nnx.to_flat_state(state), key=lambda item: str(item[0])):
         value = np.asarray(leaf[...])
         parts += [str((path, value.dtype, value.shape)), np.ascontiguousarray(value).tobytes()]
@@ -133,19 +135,20 @@ def fingerprint(encoder: nnx.Module) -> str:
 
 
 def encode(
-    encoder: nnx.Module,
+    encoder: TextEncoder,
     table: TokenTable,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "N D"]:
     """The encoder's f32 vector of every text; equal texts are computed once.
 
     Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is computed and few
-    programs are compiled. cache: a folder that keeps results, by content of texts and weights. progress: called with
-    (texts done, texts in all).
+    programs are compiled. batch_tokens: computed at once; on CPU the default keeps a batch's activations in the cache.
+    cache: a folder that keeps results, by content of texts and weights. progress: called with (texts done, in all).
     """
+    batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536)
     path = None
     if cache is not None:
         path = cache / f"vectors-{_digest([fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes()])}.npy"
@@ -205,12 +208,12 @@ def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plan(
-    lengths: Int[np.ndarray, " N"], batch_tokens: int, compile_tokens: int = 6000
+    lengths: Int[np.ndarray, " N"], batch_tokens: int, compile_tokens: int = 4000
 ) -> list[tuple[int, int, int, int]]:
     """Shapes to encode sorted ``lengths`` in: (start, stop, rows, length), as few computed tokens as can be had.
 
-    Every shape costs ``compile_tokens`` (what could be encoded while its program compiles), every text the length of its
-    shape; the cheapest cut into shapes is found by dynamic programming over the distinct lengths.
+    Every shape costs ``compile_tokens`` (what could be encoded while its program compiles), every text the length of
+    its shape; the cheapest cut into shapes is found by dynamic programming over the distinct lengths.
     """
     widths, counts = np.unique(lengths, return_counts=True)
     ends = np.concatenate([[0], counts.cumsum()])

@@ -20,7 +20,7 @@ from kd_jax.models.layers import Frozen, dropout
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU. Through erf, because the erfc of ``jax.nn.gelu`` takes ten times as long on CPU; |difference| < 1e-6."""
+    """Exact GELU, through erf: the erfc of ``jax.nn.gelu`` takes ten times as long on CPU; |difference| < 1e-6."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -63,7 +63,7 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
-        """From the JSON of ``config.json``; other fields are ignored. Raises InputError for what is not computed here."""
+        """From the JSON of ``config.json``; others are ignored. Raises InputError for what is not computed here."""
         unsupported = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
         for field, value in unsupported.items():
             if config.get(field, value) != value:
@@ -158,17 +158,17 @@ class Bert(nnx.Module):
         x = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs)
         hidden_states = [x]
         for index, layer in enumerate(self.layers):
-            if index == self.stop_gradient_below and index > 0:
-                x = jax.lax.stop_gradient(x)
             x = layer(x, bias, rngs)
+            if index + 1 == self.stop_gradient_below:
+                x = jax.lax.stop_gradient(x)
             hidden_states.append(x)
-        if self.stop_gradient_below >= len(self.layers) and self.stop_gradient_below > 0:
-            x = jax.lax.stop_gradient(x)
         pooled = None if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
         return BertOutput(x, pooled, tuple(hidden_states))
 
     def freeze_below(self, layer: int) -> None:
         """Embeddings and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of ``nnx.Param``."""
+        if not 0 <= layer <= len(self.layers):
+            raise InputError(f"cannot freeze below layer {layer}: the model has {len(self.layers)} layers")
         self.stop_gradient_below = layer
         if layer > 0:
             for module in (self.words, self.positions, self.types, self.norm, *list(self.layers)[:layer]):
@@ -186,7 +186,7 @@ def freeze(module: nnx.Module) -> None:
 def pool(
     hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False
 ) -> Float[Array, "B D"]:
-    """One f32 vector per text: mean over real tokens, first token, or last real token; padding may be on either side."""
+    """One f32 vector per text: mean over the tokens, the first or the last token; padding may be on either side."""
     hidden = hidden.astype(jnp.float32)
     if pooling == "mean":
         weights = mask.astype(jnp.float32)
@@ -210,6 +210,7 @@ class TextEncoder(nnx.Module):
     dim: int
     num_layers: int
     max_length: int
+    dtype: Any
 
     def __init__(self, *, pooling: str = "mean", normalize: bool = False):
         if pooling not in POOLINGS:
@@ -226,6 +227,8 @@ class TextEncoder(nnx.Module):
     def __call__(
         self, input_ids: Int[Array, "B L"], attention_mask: Array, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B D"]:
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most {self.max_length}")
         hidden = self.hidden(input_ids, attention_mask, rngs)
         return pool(hidden, attention_mask, self.pooling, self.normalize)
 
@@ -243,7 +246,7 @@ class BertEncoder(TextEncoder):
         # Sentence vectors come from hidden states; HF's pooler would be dead weight in counts and optimizer state.
         bert.pooler = None
         self.bert = bert
-        self.dim, self.max_length = bert.config.hidden_size, bert.config.max_position_embeddings
+        self.dim, self.max_length, self.dtype = bert.config.hidden_size, bert.config.max_position_embeddings, bert.dtype
         self.num_layers = bert.config.num_hidden_layers
 
     def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:

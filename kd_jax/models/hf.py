@@ -1,17 +1,16 @@
-"""Hugging Face folders in: where weights are found, safetensors into parameter trees, tokenizers. Never a pickle, never remote code."""
+"""Hugging Face folders in: finding weights, reading safetensors and tokenizers. Never a pickle, never remote code."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx, traverse_util
+from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from kd_jax.errors import InputError, nearest
@@ -25,8 +24,6 @@ PACKAGES["all-MiniLM-L6-v2"] = PACKAGES["sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 BACKENDS = ("native", "hf_flax")
 
-Tensors = Mapping[str, Any]
-
 
 def resolve_weights(name_or_path: str | Path) -> Path:
     """The folder of these weights: a path, an installed weights package, the HF cache, the HF hub, in this order.
@@ -38,7 +35,7 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.is_file():
-        raise InputError(f"teacher.weights={name} is a file; give the folder that holds config.json and model.safetensors")
+        raise InputError(f"teacher.weights={name} is a file; give the folder with config.json and model.safetensors")
     package, cure = PACKAGES.get(name), ""
     if package is not None:
         folder = _package_folder(*package[:2])
@@ -135,13 +132,13 @@ class Checkpoint:
             paths = [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
             missing = [path.name for path in paths if not path.is_file()]
             if missing:
-                raise InputError(f"{self.folder} lacks {', '.join(missing)}, named in {index.name}; copy the folder again")
+                raise InputError(f"{self.folder} lacks {', '.join(missing)} (see {index.name}); copy the folder again")
             return paths
         others = sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".h5", ".msgpack", ".pt", ".pth"})
         if others:
             raise InputError(
-                f"{self.folder} holds {', '.join(others)} but no model.safetensors; only safetensors are loaded (a pickle "
-                "can run code): save the model with save_pretrained(..., safe_serialization=True)"
+                f"{self.folder} holds {', '.join(others)} but no model.safetensors; only safetensors are loaded "
+                "(a pickle can run code): save the model with save_pretrained(..., safe_serialization=True)"
             )
         raise InputError(f"{self.folder}/model.safetensors is missing; copy or download it")
 
@@ -150,7 +147,10 @@ class Checkpoint:
 
 
 # Tensors of saved checkpoints that are constants, not weights.
-BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "masked_bias")
+BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
+
+# Last part of a Flax name -> what PyTorch calls it, now and in older checkpoints.
+TORCH_NAMES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}
 
 
 def load_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, jnp.ndarray]:
@@ -182,11 +182,12 @@ def load_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], prefix: st
     # Heads (cls.*, lm_head.*) lie outside the encoder and are left alone; anything else unknown means another model.
     roots = {name.split(".")[0] for name in wanted}
     unexpected = [n for n in names if n not in used and n.split(".")[0] in roots and not n.endswith(BUFFERS)]
-    problems = [f"{kind}: {_some(listed)}" for kind, listed in
-                (("missing", missing), ("mis-shaped", misshaped), ("unexpected", unexpected)) if listed]
-    if problems:
-        raise InputError(f"{folder}: model.safetensors does not fit config.json; {'; '.join(problems)}; "
-                         "take both files from the same model")
+    problems = {"missing": missing, "mis-shaped": misshaped, "unexpected": unexpected}
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise InputError(
+            f"{folder}: model.safetensors does not fit config.json; {listed}; take both files from the same model"
+        )
     return found
 
 
@@ -195,24 +196,20 @@ def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
     if name in names:
         return name, False
     stem, _, leaf = name.rpartition(".")
-    for old in {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}.get(leaf, ()):
+    for old in TORCH_NAMES.get(leaf, ()):
         if f"{stem}.{old}" in names:
             return f"{stem}.{old}", leaf == "kernel"
     return None, False
 
 
-def _some(listed: list[str], shown: int = 6) -> str:
-    return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
-
-
-# Our names -> HF's, longest first where one contains another.
-_BERT_NAMES = (
-    ("words", "embeddings.word_embeddings"),
-    ("positions", "embeddings.position_embeddings"),
-    ("types", "embeddings.token_type_embeddings"),
-    ("norm", "embeddings.LayerNorm"),
-    ("pooler", "pooler.dense"),
-)
+# Our names -> HF's, around and inside the layers.
+_BERT_NAMES = {
+    "words": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+}
 _LAYER_NAMES = {
     "query": "attention.self.query",
     "key": "attention.self.key",
@@ -226,10 +223,10 @@ _LAYER_NAMES = {
 
 
 def hf_name(path: tuple[Any, ...]) -> str:
-    """Path of a ``Bert`` parameter -> its name in HF's FlaxBertModel: ('layers', 0, 'up', 'kernel') -> 'encoder.layer.0…'."""
+    """Path of a ``Bert`` parameter, ('layers', 0, 'up', 'kernel') -> its FlaxBertModel name, 'encoder.layer.0.…'."""
     if path[0] == "layers":
         return f"encoder.layer.{path[1]}.{_LAYER_NAMES[path[2]]}.{path[3]}"
-    return f"{dict(_BERT_NAMES)[path[0]]}.{path[1]}"
+    return f"{_BERT_NAMES[path[0]]}.{path[1]}"
 
 
 def load_bert(folder: Path, dtype: Any = jnp.float32) -> Bert:
@@ -244,19 +241,23 @@ def load_bert(folder: Path, dtype: Any = jnp.float32) -> Bert:
             f"{folder}/config.json: model_type {config.get('model_type')!r} is not supported by the native backend "
             "(supported: 'bert'); set teacher.backend='hf_flax' or choose BERT weights"
         )
-    bert_config = BertConfig.from_dict(config)
+    try:
+        bert_config = BertConfig.from_dict(config)
+    except InputError as error:
+        raise InputError(f"{folder}/config.json: {error}") from None
     pooler = any("pooler.dense." in name for name in Checkpoint(folder).shapes)
     model = nnx.eval_shape(lambda: Bert(bert_config, dtype=dtype, pooler=pooler, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    flat = dict(nnx.to_flat_state(state))
-    values = load_tensors(folder, {hf_name(path): leaf.shape for path, leaf in flat.items()}, prefix="bert")
-    return nnx.merge(graphdef, nnx.from_flat_state({path: leaf.replace(values[hf_name(path)]) for path, leaf in flat.items()}))
+    flat = list(nnx.to_flat_state(state))
+    values = load_tensors(folder, {hf_name(path): leaf.shape for path, leaf in flat}, prefix="bert")
+    loaded = nnx.from_flat_state([(path, leaf.replace(values[hf_name(path)])) for path, leaf in flat])
+    return nnx.merge(graphdef, loaded)
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
     """The folder's tokenizer, local files only; the end-of-text token pads where there is no padding token.
 
-    Raises InputError if there is none, or if it knows more tokens than the model has embeddings (``vocab_size``).
+    Raises InputError if there is none, or if it gives ids that the model has no embedding for (``vocab_size``).
     """
     folder = Path(folder)
     from transformers import AutoTokenizer
@@ -267,15 +268,18 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises a different type for each missing or damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder}: no tokenizer could be loaded ({reason}); it needs tokenizer.json or vocab.txt") from None
+        raise InputError(
+            f"{folder}: no tokenizer could be loaded ({reason}); the folder needs tokenizer.json or vocab.txt"
+        ) from None
     if tokenizer.pad_token is None:
         substitute = tokenizer.eos_token or tokenizer.unk_token
         if substitute is None:
-            raise InputError(f"{folder}: the tokenizer has no padding, end or unknown token; set pad_token in its config")
+            raise InputError(f"{folder}: the tokenizer cannot pad; set pad_token in tokenizer_config.json")
         tokenizer.pad_token = substitute
-    if vocab_size is not None and len(tokenizer) > vocab_size:
+    known = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if vocab_size is not None and known > vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer knows {len(tokenizer)} tokens but config.json says vocab_size {vocab_size}; "
+            f"{folder}: the tokenizer gives ids up to {known - 1} but config.json says vocab_size {vocab_size}; "
             "take tokenizer and weights from the same model"
         )
     return tokenizer

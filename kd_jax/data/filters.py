@@ -1,0 +1,97 @@
+"""The steps between raw rows and arrays: complete columns, k-core, ids to positions, item texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Int32
+
+from kd_jax.data import splits
+from kd_jax.data.tables import RawData, listed
+from kd_jax.errors import InputError, nearest
+
+
+def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame:
+    """(user, item, rating, timestamp, split code) with what is missing filled in, from ``min_rating`` up.
+
+    Without timestamps time is the row number; under the source's own split (split='column') train rows come first,
+    then valid, then test, wherever they stand in the file.
+    """
+    have, rows = raw.interactions.columns, raw.interactions.height
+    if min_rating is not None and "rating" not in have:
+        raise InputError(f"{raw.name}: data.min_rating={min_rating} needs a rating column and there is none; unset it")
+    if split == "column" and "split" not in have:
+        raise InputError(f"{raw.name}: data.split='column' needs a split column and there is none; choose another split")
+    codes = splits.column(raw.interactions["split"]) if split == "column" else np.zeros(rows, np.int8)
+    time = np.arange(rows)
+    if split == "column":
+        time[np.argsort(splits.level(codes), kind="stable")] = np.arange(rows)
+    frame = raw.interactions.select(
+        "user",
+        "item",
+        rating=pl.col("rating").cast(pl.Float32) if "rating" in have else pl.lit(1.0, pl.Float32),
+        timestamp=pl.col("timestamp").cast(pl.Int64) if "timestamp" in have else pl.Series(time),
+        split=pl.Series(codes),
+    )
+    return frame if min_rating is None else frame.filter(pl.col("rating") >= min_rating)
+
+
+def core(
+    user: Int32[np.ndarray, " N"], item: Int32[np.ndarray, " N"], min_user: int, min_item: int
+) -> Bool[np.ndarray, " N"]:
+    """The largest set of rows in which every user has ``min_user`` rows and every item ``min_item`` (the k-core)."""
+    kept, rows = np.ones(len(user), bool), np.arange(len(user))
+    while True:
+        users, items = np.bincount(user[rows]), np.bincount(item[rows])
+        good = (users[user[rows]] >= min_user) & (items[item[rows]] >= min_item)
+        if good.all():
+            return kept
+        kept[rows[~good]] = False
+        rows = rows[good]
+
+
+def to_positions(column: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The sorted distinct ids, and the position of each value among them (Int32)."""
+    ids = column.unique().sort()
+    if column.dtype.is_integer() and ids[-1] < 2 * len(column):  # a look-up table is several times faster than ranks
+        place = np.zeros(ids[-1] + 1, np.int32)
+        place[ids.to_numpy()] = np.arange(len(ids))
+        return ids, pl.Series(place[column.to_numpy()])
+    return ids, (column.rank("dense") - 1).cast(pl.Int32)
+
+
+def without_gaps(positions: Int32[np.ndarray, " N"], ids: pl.Series) -> tuple[Int32[np.ndarray, " N"], pl.Series]:
+    """The ids that are still in use, and the positions among them."""
+    used = np.zeros(len(ids), bool)
+    used[positions] = True
+    return (np.cumsum(used) - 1).astype(np.int32)[positions], ids.filter(pl.Series(used))
+
+
+def texts(raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, missing: str) -> pl.DataFrame:
+    """The text columns of the items, in the order of ``item_ids``; '' where one is missing.
+
+    missing: an item with no text at all is an 'error', or gets its 'id' as the text of its first column.
+    """
+    have = [name for name in raw.items.columns if name != "item"]
+    for name in columns or ():
+        if name not in have:
+            raise InputError(f"{raw.name}: data.text_columns: the items have no column {name!r}{nearest(name, have)}")
+    if missing not in ("error", "id"):
+        raise InputError(f"data.missing_text={missing!r} is unknown{nearest(missing, ('error', 'id'))}")
+    table = raw.items.select("item", *(columns or have))
+    if table.width == 1:
+        table = table.with_columns(title=pl.lit(""))
+    found = item_ids.rename("item").to_frame().join(table, on="item", how="left", maintain_order="left")
+    found = found.with_columns(pl.exclude("item").cast(pl.String).fill_null("").str.strip_chars())
+    blank = found.select(pl.all_horizontal(pl.exclude("item") == "")).to_series()
+    if blank.any() and missing == "error":
+        ids = found["item"].filter(blank)
+        raise InputError(
+            f"{raw.name}: {len(ids):,} of {len(found):,} items have no text ({listed(ids)}); complete the items table, "
+            "or set data.missing_text='id' to use the id as text"
+        )
+    first = found.columns[1]
+    named = pl.when(pl.Series(blank)).then(pl.col("item").cast(pl.String)).otherwise(pl.col(first)).alias(first)
+    return found.with_columns(named).drop("item")

@@ -1,0 +1,206 @@
+"""transformers' own Flax classes as teachers: tiny random folders of each family, made here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+from test_bert import minilm, randomized
+from test_hf import WORDS, error, save_tokenizer, torch_named
+
+from kd_jax.data import text
+from kd_jax.models.hf import load_encoder
+from kd_jax.models.hf_flax import HFFlaxEncoder
+
+transformers = pytest.importorskip("transformers", minversion="4.57")
+if not hasattr(transformers, "FlaxBertModel"):
+    pytest.skip("this transformers has no Flax classes", allow_module_level=True)
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 30,
+}
+GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 30}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", COMMON),
+    "roberta": ("Roberta", COMMON | {"pad_token_id": 1, "type_vocab_size": 1}),
+    "gpt2": ("GPT2", GPT2),
+    "llama": ("Llama", COMMON | {"num_key_value_heads": 1}),
+}
+TEXTS = ["Heat 1995 crime drama", "Toy Story comedy", "story", "the drama of the crime"]
+
+
+def build(kind: str, folder: Path, **changes: Any) -> Any:
+    """Writes a folder with random weights under PyTorch names; returns the Flax model that has them."""
+    name, config = FAMILIES[kind]
+    model_config = getattr(transformers, f"{name}Config")(**config | changes)
+    with jax.numpy_rank_promotion("allow"):
+        model = randomized(getattr(transformers, f"Flax{name}Model")(model_config))
+    model_config.save_pretrained(folder)
+    save_file(torch_named(model.params, f"{model.base_model_prefix}."), folder / "model.safetensors", {"format": "pt"})
+    special = {"unk_token": "<unk>", "eos_token": "</s>"} if kind in ("gpt2", "llama") else \
+        {"unk_token": "<unk>", "pad_token": "<pad>"}
+    save_tokenizer(folder, WORDS, **special)
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, build(request.param, folder)
+
+
+def tokens(folder: Path, **options: Any) -> tuple[HFFlaxEncoder, np.ndarray, np.ndarray]:
+    encoder, tokenizer = load_encoder(folder, backend="hf_flax", **options)
+    ids, mask = text.tokenize(tokenizer, TEXTS, encoder.max_length).padded()
+    return encoder, ids, mask
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_vectors_are_the_pooled_states_of_the_flax_class(family, pooling):
+    folder, model = family
+    encoder, ids, mask = tokens(folder, pooling=pooling)
+    with jax.numpy_rank_promotion("allow"):
+        states = np.asarray(model(ids, mask).last_hidden_state)
+    rows = [state[keep == 1] for state, keep in zip(states, mask, strict=True)]
+    expected = [{"mean": row.mean(0), "cls": row[0], "last": row[-1]}[pooling] for row in rows]
+    vectors = encoder(ids, mask)
+    assert vectors.shape == (len(TEXTS), 16) and encoder.dim == 16 and mask.min() == 0
+    np.testing.assert_allclose(vectors, np.stack(expected), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(text.encode(encoder, _table(folder, encoder)), vectors, rtol=0, atol=1e-5)
+
+
+def _table(folder: Path, encoder: HFFlaxEncoder) -> text.TokenTable:
+    return text.tokenize(load_encoder(folder, backend="hf_flax")[1], TEXTS, encoder.max_length)
+
+
+def test_weights_are_what_transformers_itself_loads(family):
+    folder, _ = family
+    with jax.numpy_rank_promotion("allow"):
+        theirs = transformers.FlaxAutoModel.from_pretrained(folder, local_files_only=True).params
+    theirs.pop("pooler", None)  # sentence vectors do not come from it
+    encoder, *_ = tokens(folder)
+    ours = nnx.to_pure_dict(nnx.state(encoder))["params"]
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert encoder.num_params == sum(leaf.size for leaf in jax.tree.leaves(theirs))
+
+
+def test_gradient_in_full_through_split_merge_and_plain_jit(family):
+    encoder, ids, mask = tokens(family[0], pooling="last")
+    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+
+    @jax.jit
+    def grad(params):
+        return jax.grad(lambda p: (nnx.merge(graphdef, p, rest)(ids, mask) ** 3).sum())(params)
+
+    grads = nnx.to_flat_state(grad(params))
+    still = [path for path, leaf in grads if not abs(leaf[...]).max() > 0]
+    # Softmax ignores a bias of the keys; in GPT-2 they share a tensor with queries and values.
+    assert all(path[-2:] == ("key", "bias") for path in still) and len(grads) > 15
+
+
+def test_frozen_whole_or_not_at_all(family):
+    encoder, ids, mask = tokens(family[0])
+    before = encoder(ids, mask)
+    assert "native" in error(encoder.freeze_below, 1)
+    encoder.freeze_below(encoder.num_layers)
+    assert not jax.tree.leaves(nnx.state(encoder, nnx.Param)) and encoder.num_params > 0
+    np.testing.assert_array_equal(encoder(ids, mask), before)
+
+
+def test_dropout_only_with_rngs(family):
+    encoder, ids, mask = tokens(family[0])
+    np.testing.assert_array_equal(encoder(ids, mask), encoder(ids, mask))
+    dropped = abs(encoder(ids, mask, rngs=nnx.Rngs(dropout=0)) - encoder(ids, mask)).max()
+    assert (dropped > 0) == ("llama" not in family[0].name)  # Llama has none
+
+
+def test_bfloat16_states_and_f32_parameters(family):
+    encoder, ids, mask = tokens(family[0], dtype=jnp.bfloat16)
+    assert encoder.hidden(ids, mask, None).dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder))} == {jnp.dtype("float32")}
+
+
+def test_decoder_pads_with_its_end_token_and_reads_empty_texts(tmp_path):
+    build("gpt2", tmp_path)
+    encoder, tokenizer = load_encoder(tmp_path, backend="hf_flax", pooling="last")
+    assert tokenizer.pad_token == "</s>"
+    alone = text.encode(encoder, text.tokenize(tokenizer, [""], 9))
+    beside = text.encode(encoder, text.tokenize(tokenizer, ["", TEXTS[0]], 9), batch_tokens=1000)
+    np.testing.assert_allclose(alone[0], beside[0], atol=1e-6)
+
+
+def test_positions_of_a_long_decoder_are_cut_to_the_longest_text(tmp_path):
+    model = build("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1_000_000}))
+    encoder, ids, mask = tokens(tmp_path, max_length=20)  # uncut, a mask of 10^12 entries
+    assert encoder.max_length == 20
+    with jax.numpy_rank_promotion("allow"):
+        expected = model(ids, mask).last_hidden_state[0, -1]
+    encoder.pooling = "last"
+    np.testing.assert_allclose(encoder(ids, mask)[0], expected, atol=1e-5)
+
+
+def test_mistral_without_a_window_sees_the_whole_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "mistral", ("Mistral", COMMON | {"num_key_value_heads": 1, "sliding_window": 30}))
+    model = build("mistral", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
+    encoder, ids, mask = tokens(tmp_path, pooling="last")
+    with jax.numpy_rank_promotion("allow"):
+        states = model(ids, mask).last_hidden_state
+    expected = states[np.arange(len(ids)), mask.sum(1) - 1]
+    np.testing.assert_allclose(encoder(ids, mask), expected, atol=1e-5)
+
+
+def test_roberta_reads_as_many_tokens_as_it_has_positions_behind_the_padding(tmp_path):
+    build("roberta", tmp_path)
+    encoder, _ = load_encoder(tmp_path, backend="hf_flax", max_length=128)
+    assert encoder.max_length == 28  # 30 positions, the first two are for padding
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 500000.0}, "rope_theta 500000.0"),
+        ({"model_type": "t5"}, "no plain text encoder"),
+        ({"model_type": "vit"}, "no plain text encoder"),
+        ({"model_type": "lama"}, "did you mean 'llama'"),
+        ({"num_hidden_layers": 1}, "unexpected: layers.1"),
+        ({"num_hidden_layers": 3}, "missing: layers.2"),
+        ({"vocab_size": 41}, "embed_tokens.weight is [40, 16], config.json says [41, 16]"),
+    ],
+    ids=str,
+)
+def test_folders_that_do_not_fit(tmp_path, changes, message):
+    build("llama", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    assert message in error(load_encoder, tmp_path, backend="hf_flax")
+
+
+def test_transformers_5_is_named(tmp_path, monkeypatch):
+    build("bert", tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.modeling_flax_auto", None)
+    message = error(load_encoder, tmp_path, backend="hf_flax")
+    assert "transformers<5" in message and "native" in message
+
+
+def test_both_backends_give_the_same_minilm_vectors():
+    titles = [f"{word} ({year}). {genre}" for word in ("Heat", "Toy Story", "Amélie") for year in (1995, 2001)
+              for genre in ("Crime, Drama", "Animation, Children, Comedy")]
+    vectors = []
+    for backend in ("native", "hf_flax"):
+        encoder, tokenizer = load_encoder(minilm(), backend=backend)
+        vectors.append(text.encode(encoder, text.tokenize(tokenizer, titles, encoder.max_length)))
+    # The same sums in another order, through six layers of f32; vectors are of size 1, 1e-6 was seen.
+    np.testing.assert_allclose(*vectors, rtol=0, atol=1e-5)

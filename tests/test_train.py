@@ -1,0 +1,226 @@
+"""The train step and the loop: sharded like unsharded, compiled once, resumed like uninterrupted, stopped cleanly."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+import toy
+from kd_jax import labels, sharding
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.data.loader import batches
+from kd_jax.distill import Term
+from kd_jax.errors import InputError
+from kd_jax.models.student import STUDENTS, StudentSpec
+from kd_jax.models.teacher import BiEncoder, TeacherSpec
+from kd_jax.progress import Log
+from kd_jax.tasks import Rank, Rate
+from kd_jax.train import Preempted, Recipe, compiled_step, train
+
+HISTORY = 8
+OBJECTIVE = (Term("ce", items="warm"), Term("kl", 2.0, 1.5), Term("soft_ce", 0.1))
+
+
+def split(module):
+    graphdef, params, constants = nnx.split(module, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
+
+
+def task_of(ratings):
+    data = toy.dataset(ratings=ratings)
+    return Rate(data, (3.0,), "auc") if ratings else Rank(data, "ndcg@10", ("ndcg",), (10,), 16)
+
+
+def student_of(task, name, seed=0, dropout=0.3):
+    data = task.dataset
+    spec = StudentSpec(
+        data.num_users, data.num_items, np.zeros(data.num_items, np.float32), None if task.num_classes else data.warm,
+        dim=16, dropout=dropout, num_classes=task.num_classes, history=HISTORY, hidden=8,
+    )
+    return STUDENTS[name](spec, rngs=nnx.Rngs(seed))
+
+
+def teacher_of(task, seed=5):
+    data = task.dataset
+    spec = TeacherSpec(
+        data.num_items, np.zeros(data.num_items, np.float32), None if task.num_classes else data.warm,
+        item_features="id", dim=16, history=HISTORY, num_classes=task.num_classes,
+    )
+    return split(BiEncoder(spec, rngs=nnx.Rngs(seed)))
+
+
+def losses(task, student, mesh, teacher, steps=4, batch_size=16):
+    """Loss terms of the first steps, the final state and the compiled step."""
+    graphdef, params, constants = split(student)
+    recipe = Recipe(steps, batch_size, 1e-2)
+    step, state = compiled_step(
+        graphdef, params, objective=OBJECTIVE, tx=recipe.tx(), total_steps=steps, mesh=mesh, seed=0,
+        teacher_logits=teacher.logits,
+    )
+    examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
+    constants, arrays = sharding.put((constants, teacher.arrays), mesh)
+    found = []
+    for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
+        before = state
+        state, metrics = step(state, batch, constants, arrays)
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), "the old state's memory must be given back"
+    assert step._cache_size() == 1
+    return found, state
+
+
+@pytest.mark.parametrize(("name", "ratings"), [("mf", False), ("mlp", False), ("sasrec", False), ("mf", True), ("mlp", True)])
+def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, ratings, tmp_path):
+    task = task_of(ratings)
+    student = student_of(task, name)
+    graphdef, params, constants = teacher_of(task)
+    live = labels.online(graphdef, params, constants, positions=student.positions)
+    examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
+    labels.write(
+        tmp_path / "l.safetensors", graphdef, params, constants, examples, rows=task.label_rows(examples),
+        positions=student.positions, batch_size=7,
+    )
+    mesh = sharding.make_mesh(1, 1)
+    online, _ = losses(task, student, mesh, live)
+    cached, _ = losses(task, student_of(task, name), mesh, labels.cached(tmp_path / "l.safetensors"))
+    for one, other in zip(online, cached, strict=True):
+        assert one == pytest.approx(other, rel=2e-5)  # one program or two: XLA fuses them differently
+
+
+@pytest.mark.parametrize("name", ["mf", "sasrec"])
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 2), (4, 2), (8, 1), (2, 4)])
+def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    task = task_of(False)
+    teacher = labels.online(*teacher_of(task), positions=student_of(task, name).positions)
+    alone, _ = losses(task, student_of(task, name), sharding.make_mesh(1, 1), teacher)
+    many, state = losses(task, student_of(task, name), sharding.make_mesh(*shape), teacher)
+    for one, other in zip(alone, many, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)  # sums over devices are rounded in another order
+    spec = state.params["item"].sharding.spec
+    assert spec == (PartitionSpec("model") if shape[1] > 1 else PartitionSpec())
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == state.params["item"].shape]
+    assert moments and all(leaf.sharding.spec == spec for leaf in moments)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
+    with pytest.raises(InputError, match="batch size of student=10 is not divisible by the 4 devices"):
+        sharding.check_batch_size(10, sharding.make_mesh(4, 1), "batch size of student")
+    with pytest.raises(InputError, match="does not fit the 8 devices"):
+        sharding.make_mesh(3, 3)
+
+
+class Fit:
+    """One training run of a small MF in ``folder``; ``watch(step)`` is called at every evaluation."""
+
+    def __init__(self, folder, **recipe):
+        self.folder, self.task, self.watch = folder, task_of(False), lambda step: None
+        self.recipe = Recipe(**{"steps": 30, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 5, "patience": 99} | recipe)
+        self.evaluations = 0
+
+    def __call__(self, identity=None):
+        graphdef, params, constants = split(student_of(self.task, "mf"))
+        judge = self.task.scorer(graphdef, "valid", HISTORY, full=False)
+
+        def evaluate(params, constants):
+            self.evaluations += 1
+            self.watch(self.evaluations)
+            return self.task.score(judge(params, constants))
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with Log(self.folder / "metrics.jsonl", "ndcg@10") as log:
+            return train(
+                graphdef, params, constants, name="student", seed=0, objective=(Term("ce"),), recipe=self.recipe,
+                examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5), evaluate=evaluate,
+                checkpoints=Checkpoints(self.folder / "student", identity or {"seed": 0}), mesh=sharding.make_mesh(1, 1),
+                log=log,
+            )
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def final_state(folder):
+    """The newest checkpoint as a plain tree."""
+    checkpoints = Checkpoints(folder / "student")
+    return checkpoints.plain(checkpoints.latest())
+
+
+def test_a_run_stopped_by_sigterm_saves_and_ends_as_if_it_had_not_been(tmp_path):
+    whole = Fit(tmp_path / "whole")()
+    cut = Fit(tmp_path / "cut")
+    cut.watch = lambda evaluation: os.kill(os.getpid(), signal.SIGTERM) if evaluation in (2, 4) else None
+    for saved in (10, 20):
+        with pytest.raises(Preempted) as stopped:
+            cut()
+        assert stopped.value.code == 143
+        assert Checkpoints(tmp_path / "cut/student").latest() == saved
+    resumed = cut()
+    assert (resumed.best_step, resumed.best_score) == (whole.best_step, whole.best_score)
+    assert_same(resumed.params, whole.params)
+    assert_same(final_state(tmp_path / "cut"), final_state(tmp_path / "whole"))
+
+
+def test_training_learns_and_the_best_step_is_kept(tmp_path):
+    fit = Fit(tmp_path, steps=60, learning_rate=0.05)
+    trained = fit()
+    events = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"valid"' in line]
+    scores = [float(line.split('"ndcg@10": ')[1].split("}")[0]) for line in events]
+    assert trained.best_score == max(scores) > scores[0]
+    assert trained.best_step == 5 * (1 + scores.index(max(scores)))
+
+
+def test_patience_stops_training(tmp_path):
+    trained = Fit(tmp_path, steps=200, learning_rate=0.0, patience=2)()
+    assert (trained.best_step, trained.steps) == (5, 15)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    Fit(tmp_path, steps=5)()
+    with pytest.raises(InputError, match=r"student: the loss is not finite at step \d+ .*checkpoint of step 5 is kept"):
+        Fit(tmp_path, steps=40, learning_rate=float("inf"))()
+    kept = final_state(tmp_path)
+    assert kept["step"] == 5
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept["params"]))
+
+
+def test_checkpoints_of_another_config_are_refused_by_field(tmp_path):
+    Fit(tmp_path, steps=5)(identity={"student": {"dim": 16, "name": "mf"}})
+    with pytest.raises(InputError, match=r"another config \(student.dim: 16 there, 32 here\)"):
+        Checkpoints(tmp_path / "student", {"student": {"dim": 32, "name": "mf"}})
+    with pytest.raises(InputError, match="parameter user has shape"):
+        Checkpoints(tmp_path / "student").params(5, {"user": jnp.zeros((2, 2)), "item": jnp.zeros((24, 16)), "bias": jnp.zeros(24)})
+
+
+def test_a_checkpoint_restores_as_a_plain_tree_where_kd_jax_cannot_be_imported(tmp_path):
+    trained = Fit(tmp_path, steps=5)()
+    program = (
+        "import sys; sys.modules['kd_jax'] = None\n"
+        "import orbax.checkpoint as ocp, numpy as np\n"
+        "tree = ocp.PyTreeCheckpointer().restore(sys.argv[1])\n"
+        "assert type(tree) is dict, type(tree)\n"
+        "np.save(sys.argv[2], np.asarray(tree['params']['item']))\n"
+    )
+    target = tmp_path / "item.npy"
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "student/checkpoints/5/state"), str(target)],
+        check=True, cwd=tmp_path, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    )
+    np.testing.assert_array_equal(np.load(target), trained.params["item"])
+
+
+def test_dropout_differs_between_steps_and_is_off_in_evaluation():
+    task = task_of(False)
+    student = student_of(task, "mf", dropout=0.5)
+    batch = task.examples("user", history=HISTORY, decay=3.0, user_power=0.5).gather(np.arange(4))
+    one, other = (student.logits(batch, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 1))
+    assert jnp.abs(one - other).max() > 0
+    np.testing.assert_array_equal(student.logits(batch), student.logits(batch))
