@@ -35,7 +35,9 @@ def movietweetings(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     ratings = ratings.cast({"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64})
     films = double_colon(folder / "movies.dat", ["item", "title", "genres"])
     films = films.with_columns(
-        pl.col("item").cast(pl.Int32), pl.col("title").str.strip_chars(), pl.col("genres").str.replace_all("|", ", ", literal=True)
+        pl.col("item").cast(pl.Int32),
+        pl.col("title").str.strip_chars(),
+        pl.col("genres").str.replace_all("|", ", ", literal=True),
     )
     return by_first_appearance(ratings), films.sort("item")
 

@@ -56,6 +56,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(
                 [LatestN(1), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
             ),
+            best_fn=lambda metrics: metrics["score"],  # without it Orbax does not write the metrics
             cleanup_tmp_directories=identity is not None,
             read_only=identity is None,
         )

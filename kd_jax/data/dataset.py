@@ -185,7 +185,7 @@ def build(
     if split not in SPLITS:
         raise InputError(f"data.split={split!r} is unknown{nearest(split, SPLITS)}")
     if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise InputError(f"data.ratios={tuple(ratios)}: give three positive shares (train, valid, test) that add up to 1")
+        raise InputError(f"data.ratios={tuple(ratios)}: give three positive shares (train, valid, test) that sum to 1")
     counts = accept(raw, max_malformed)
     rows = filters.complete(raw, split, min_rating)
     counts["below_min_rating"] = raw.interactions.height - rows.height
@@ -226,14 +226,15 @@ def build(
 
 def _some_left(raw: RawData, left: int, option: str) -> None:
     if not left:
-        raise InputError(f"{raw.name}: none of {raw.interactions.height:,} interactions is left after {option}; lower it")
+        raise InputError(f"{raw.name}: none of {raw.interactions.height:,} interactions is left after {option}; "
+                         "lower it")
 
 
 def _check_splits(dataset: Dataset, minima: str) -> None:
     """Raises InputError if a split is empty, or nobody in it has a history to be judged by."""
     sizes = np.diff(dataset.indptr)
-    left = (f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left after filtering with {minima}, at most "
-            f"{sizes.max()} of one user; change data.split, data.ratios or the filters")
+    left = (f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left after {minima}, at most "
+            f"{sizes.max()} of one user; change data.split, data.ratios or these minima")
     for code in range(3):
         chosen = dataset.split == code
         if not chosen.any():

@@ -23,7 +23,7 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
     if min_rating is not None and "rating" not in have:
         raise InputError(f"{raw.name}: data.min_rating={min_rating} needs a rating column and there is none; unset it")
     if split == "column" and "split" not in have:
-        raise InputError(f"{raw.name}: data.split='column' needs a split column and there is none; choose another split")
+        raise InputError(f"{raw.name}: data.split='column' needs a split column and there is none; choose another")
     codes = splits.column(raw.interactions["split"]) if split == "column" else np.zeros(rows, np.int8)
     time = np.arange(rows)
     if split == "column":

@@ -7,13 +7,15 @@ from pathlib import Path
 import polars as pl
 
 from kd_jax.data import tables
-from kd_jax.data.tables import RawData
+from kd_jax.data.tables import LINE, RawData
 from kd_jax.errors import InputError
 
 RATINGS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
 CSV = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
-GENRES_100K = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-               "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")  # fmt: skip
+GENRES_100K = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)
 
 
 def read(folder: Path) -> RawData:
@@ -31,14 +33,15 @@ def read(folder: Path) -> RawData:
         films = tables.opened(folder / "movies.csv", "films", _films_csv)
         return tables.opened(folder / "ratings.csv", "ratings", lambda table: _raw(folder, table, CSV, films))
     else:
-        raise InputError(f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.path to an unpacked MovieLens folder")
+        raise InputError(f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.path to an unpacked "
+                         "MovieLens folder")
     return _raw(folder, ratings, RATINGS, films)
 
 
 def _raw(folder: Path, ratings: tables.Table, columns: dict[str, str], films: pl.DataFrame) -> RawData:
-    films = films.with_columns(pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True))
+    genres = pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True)
     rows, counts, problems = tables.interactions(ratings, tables.find_columns(ratings, columns))
-    return RawData(folder.resolve().name, rows, films, counts, problems)
+    return RawData(folder.resolve().name, rows, films.with_columns(genres), counts, problems)
 
 
 def _films_csv(table: tables.Table) -> pl.DataFrame:
@@ -56,7 +59,8 @@ def _films_dat(path: Path) -> pl.DataFrame:
 def _films_100k(path: Path) -> pl.DataFrame:
     """Lines of id|title|date|video date|url|19 flags."""
     fields = pl.col("text").str.split("|")
-    flags = [pl.when(fields.list.get(5 + k, null_on_oob=True) == "1").then(pl.lit(genre)) for k, genre in enumerate(GENRES_100K)]
+    flags = [pl.when(fields.list.get(5 + place, null_on_oob=True) == "1").then(pl.lit(genre))
+             for place, genre in enumerate(GENRES_100K)]
     return _checked(path, _lines(path).with_columns(
         item=pl.when(fields.list.len() == 24).then(fields.list.first()),
         title=fields.list.get(1, null_on_oob=True),
@@ -71,12 +75,14 @@ def _lines(path: Path) -> pl.DataFrame:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    frame = pl.DataFrame({"text": text.replace("\r\n", "\n").split("\n")}).with_row_index("line", offset=1)
+    frame = pl.DataFrame({"text": text.replace("\r\n", "\n").split("\n")}).with_row_index(LINE, offset=1)
     return frame.filter(pl.col("text") != "")
 
 
 def _checked(path: Path, films: pl.DataFrame) -> pl.DataFrame:
     broken = films.filter(pl.col("item").cast(pl.Int64, strict=False).is_null())
     if broken.height:
-        raise InputError(f"{path}:{broken['line'][0]}: {broken['text'][0]!r} is no film ({broken.height} such lines); get the file again")
-    return tables.items(tables.Table(str(path), films.lazy().drop("text")), "item").select("item", "title", "genres")
+        raise InputError(f"{path}:{broken[LINE][0]}: {broken['text'][0]!r} is no film ({broken.height} such lines); "
+                         "mend them, or get the file again")
+    table = tables.Table(str(path), films.lazy().select(LINE, "item", "title", "genres"))
+    return tables.items(table, "item")

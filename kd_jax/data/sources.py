@@ -16,7 +16,7 @@ __all__ = ["EMBEDDED", "SOURCES", "RawData", "embedded", "files", "read"]
 
 EMBEDDED = ("movietweetings", "online_retail")
 SOURCES = (*EMBEDDED, "movielens", "tfds", "files")
-COLUMNS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp", "split": "split", "item_id": "item"}
+COLUMNS = {name: name for name in ("user", "item", "rating", "timestamp", "split")} | {"item_id": "item"}
 
 
 def read(
@@ -53,7 +53,8 @@ def embedded(name: str) -> RawData:
     for kind in ("interactions", "items"):
         with (folder / f"{kind}.parquet").open("rb") as file:
             frames[kind] = pl.read_parquet(file).cast({pl.Int32: pl.Int64})
-    return RawData(name, **frames, counts={"rows": frames["interactions"].height, "malformed": 0})
+    interactions, items = frames["interactions"], frames["items"]
+    return RawData(name, interactions, items, {"rows": interactions.height, "malformed": 0})
 
 
 def files(path: str | Path, items_path: str | Path | None = None, columns: Mapping[str, str] | None = None) -> RawData:
@@ -81,9 +82,10 @@ def files(path: str | Path, items_path: str | Path | None = None, columns: Mappi
     whole = tables.opened(path, "interactions", whole_ids)
     items = None
     if items_path:
-        if not tables.opened(items_path, "items", lambda table: tables.whole_numbers(table.rows, item_column(table))):
-            whole -= {"item"}
-        items = tables.opened(items_path, "items", lambda table: tables.items(table, item_column(table), "item" in whole))
+        numbers = tables.opened(items_path, "items", lambda table: tables.whole_numbers(table.rows, item_column(table)))
+        both = numbers and "item" in whole
+        whole = whole if both else whole - {"item"}
+        items = tables.opened(items_path, "items", lambda table: tables.items(table, item_column(table), both))
 
     def interactions(table: Table) -> RawData:
         rows, counts, problems = tables.interactions(table, tables.find_columns(table, names, optional), whole)

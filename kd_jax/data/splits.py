@@ -22,7 +22,9 @@ Codes = Int8[np.ndarray, " N"]
 Indptr = Int64[np.ndarray, " U+1"]
 
 
-def assign(name: str, indptr: Indptr, timestamp: Int64[np.ndarray, " N"], ratios: Ratios, seed: int, own: Codes) -> Codes:
+def assign(
+    name: str, indptr: Indptr, timestamp: Int64[np.ndarray, " N"], ratios: Ratios, seed: int, own: Codes
+) -> Codes:
     """The codes of the split called ``name``, one of SPLITS. own: the codes of the source's split column."""
     if name == "leave_one_out":
         return leave_one_out(indptr)
@@ -99,9 +101,9 @@ def check_order(codes: Codes, indptr: Indptr, timestamp: Int64[np.ndarray, " N"]
     if len(late):
         row = late[0]
         raise InputError(
-            f"split column: history later than its target, {len(late):,} times (first: {NAMES[codes[row]]} at timestamp "
-            f"{timestamp[row]}, {NAMES[codes[row - 1]]} of the same user at {timestamp[row - 1]}); leave the timestamps out "
-            "to take this split as it is"
+            f"the split column makes {len(late):,} rows the history of something earlier (the first: a user's "
+            f"{NAMES[codes[row]]} at timestamp {timestamp[row]}, {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); leave "
+            "the timestamp column out to take this split as it is"
         )
 
 

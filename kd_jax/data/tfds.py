@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from kd_jax.data import tables
-from kd_jax.data.tables import RawData
+from kd_jax.data.tables import LINE, RawData
 from kd_jax.errors import InputError, nearest
 
 ROLES = ("user", "item", "rating", "timestamp")
@@ -41,29 +41,32 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
     try:
         builder = tfds.builder(name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser()))
     except tfds.core.DatasetNotFoundError:
-        cure = "check data.tfds_name" if has_tensorflow else (
-            f"nothing is prepared under that name in data.path ({data_dir or '~/tensorflow_datasets'}), and to prepare it TFDS needs "
-            "tensorflow: pip install 'kd_jax[tfds]'")
+        cure = "check data.tfds_name"
+        if not has_tensorflow:
+            cure += (f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and TFDS needs "
+                     "tensorflow to prepare it: pip install 'kd_jax[tfds]'")
         raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
     except (ValueError, AssertionError) as error:  # an unknown config or version
         raise InputError(f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check data.tfds_name") from None
     prepared = bool(builder.info.splits)
     array_record = prepared and builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     if not array_record and not has_tensorflow:
-        raise InputError(f"{builder.info.full_name} is {'prepared as TFRecord' if prepared else 'not prepared'} in {builder.data_path}, "
-                         "and to use it TFDS needs tensorflow: pip install 'kd_jax[tfds]', or prepare it elsewhere as array_record")
+        state = "prepared as TFRecord" if prepared else "not prepared"
+        raise InputError(f"{builder.info.full_name} is {state} in {builder.data_path}, and TFDS needs tensorflow to use "
+                         "it: pip install 'kd_jax[tfds]', or prepare it elsewhere with file_format='array_record'")
     features = builder.info.features
     for role, feature in fields.items():
         if feature not in features:
             raise InputError(f"data.tfds_fields.{role}: {name} has no feature {feature!r}{nearest(feature, features)}")
     wanted = {feature: features[feature] for feature in fields.values()}
     frame = pl.concat(_array_record(tfds, builder, wanted) if array_record else _tensorflow(tfds, builder, wanted))
-    rows = frame.select(pl.col(feature).alias(role) for role, feature in fields.items()).with_row_index("line", offset=1).lazy()
+    frame = frame.select(pl.col(feature).alias(role) for role, feature in fields.items())
+    rows = frame.with_row_index(LINE, offset=1).lazy()
     table = tables.Table(f"tfds:{name}", rows, unit="record")
     whole = frozenset(role for role in ("user", "item") if tables.whole_numbers(rows, role))
     interactions, counts, problems = tables.interactions(table, {role: role for role in ROLES if role in fields}, whole)
     text = [role for role in fields if role not in ROLES]
-    first = rows.select("line", "item", *text).filter(pl.col("item").is_not_null()).unique("item", keep="first", maintain_order=True)
+    first = rows.select(LINE, "item", *text).drop_nulls("item").unique("item", keep="first", maintain_order=True)
     items = tables.items(tables.Table(table.path, first, unit="record"), "item", "item" in whole)
     return RawData(name.replace("/", "-"), interactions, items, counts, problems)
 
@@ -88,11 +91,13 @@ def _tensorflow(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[p
     builder.download_and_prepare()
     dataset = builder.as_dataset(split="train").map(lambda record: {name: record[name] for name in features})
     for batch in tfds.as_numpy(dataset.ragged_batch(BATCH)):
-        columns = {name: values.to_list() if hasattr(values, "to_list") else values.tolist() for name, values in batch.items()}
-        yield pl.DataFrame([
-            _column(name, feature, columns[name] if _inner(feature) is not feature else [[value] for value in columns[name]])
-            for name, feature in features.items()
-        ])
+        yield pl.DataFrame([_column(name, feature, _lists(feature, batch[name])) for name, feature in features.items()])
+
+
+def _lists(feature: Any, values: Any) -> list[list[Any]]:
+    if _inner(feature) is not feature:
+        return values.to_list() if hasattr(values, "to_list") else values.tolist()
+    return [[value] for value in values.tolist()]
 
 
 def _inner(feature: Any) -> Any:
@@ -111,7 +116,8 @@ def _column(name: str, feature: Any, values: list[list[Any]]) -> pl.Series:
     inner = _inner(feature)
     labels = getattr(inner, "names", None)
     kind = {"int64_list": pl.Int64, "float_list": pl.Float64}.get(_list_of(inner), pl.Binary)
-    items = pl.Series(name, values, dtype=pl.List(kind))
-    flat = pl.element().replace_strict(dict(enumerate(labels)), return_dtype=pl.String) if labels else pl.element()
-    items = items.list.eval(flat.cast(pl.String) if labels or kind == pl.Binary or inner is not feature else flat)
-    return items.list.first() if inner is feature else items.list.join(", ")
+    lists = pl.Series(name, values, dtype=pl.List(kind))
+    each = pl.element().replace_strict(dict(enumerate(labels)), return_dtype=pl.String) if labels else pl.element()
+    if inner is feature:
+        return lists.list.eval(each.cast(pl.String) if kind == pl.Binary else each).list.first()
+    return lists.list.eval(each.cast(pl.String)).list.join(", ")
