@@ -91,8 +91,9 @@ def get_config() -> ConfigDict:
     c.train.patience = 5
 
     c.tuned = ConfigDict()  # what the search (benchmarks/tune.py) chose per model, over the values above
+    # pairs (field, value), for example (("student.dropout", 0.3), ("train.learning_rate", 5e-3))
     for model in ("teacher", "control_teacher", "student", "control", "distilled"):
-        c.tuned[model] = ConfigDict({}, allow_dotted_keys=True)
+        c.tuned[model] = ()
 
     c.eval = ConfigDict()
     c.eval.metrics = ("ndcg", "recall", "precision", "f1", "mrr", "map", "hit_rate", "auc", "coverage", "novelty")
@@ -104,4 +105,25 @@ def get_config() -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices the batch is split over; -1 = all that are left
     c.mesh.model = 1  # devices the tables are split over
+    return c
+
+
+def parse(arg: str, names: tuple[str, ...] = (), default: str = "") -> tuple[str, bool]:
+    """'1m,runlocal' -> ('1m', True). Raises ValueError for an argument that is not among ``names``."""
+    parts = [part for part in (arg or "").split(",") if part]
+    runlocal = "runlocal" in parts
+    chosen = [part for part in parts if part != "runlocal"] or [default]
+    if len(chosen) > 1 or (chosen[0] not in names and chosen[0] != default):
+        known = ", ".join((*names, "runlocal"))
+        raise ValueError(f"config argument {arg!r} is unknown; known: {known}, joined by a comma")
+    return chosen[0], runlocal
+
+
+def shrink(c: ConfigDict) -> ConfigDict:
+    """The same run in seconds: one seed, 300 users, a few steps."""
+    c.seeds = (0,)
+    c.data.max_users = 300
+    for section in (c.teacher, c.train):
+        section.steps, section.eval_every, section.batch_size = 20, 10, 64
+    c.eval.bootstrap = 200
     return c

@@ -1,4 +1,4 @@
-"""MovieTweetings, embedded: the default run.
+"""MovieTweetings 100K (Dooms et al. 2013), embedded: the default run.
 
     python launch.py
 """
@@ -6,13 +6,10 @@
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
+from configs.common import parse, shrink
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    _, runlocal = parse(arg)
     c = common()
-    if arg == "runlocal":
-        c.seeds = (0,)
-        c.data.max_users = 300
-        c.teacher.steps = c.train.steps = 20
-        c.teacher.eval_every = c.train.eval_every = 10
-    return c
+    return shrink(c) if runlocal else c

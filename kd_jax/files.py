@@ -27,8 +27,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all; numpy values as plain ones, NaN and infinities as null."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_plain) + "\n")
+        plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+        temporary.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

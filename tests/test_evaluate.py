@@ -191,22 +191,24 @@ def test_one_program_for_all_batches_and_for_the_next_evaluation():
 
 def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
     data, score_fn = make_dataset(), make_scorer()
-    fetches, alive = [], []
-    fetch = jax.device_get
+    fetches, waits, alive, unfinished = [], [], [], []
+    fetch, wait = jax.device_get, jax.block_until_ready
     monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(1) or fetch(x))
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waits.append(1) or wait(x))
 
     def blocks():
         return sum(a.shape == (2, ITEMS) for a in jax.live_arrays())
 
     def watched(users):
         alive.append(blocks() - before)
+        unfinished.append(len(alive) - 1 - len(waits))
         return score_fn(users)
 
     gc.collect()  # blocks that other tests left behind in reference cycles
     before = blocks()
     ev.evaluate_rank(watched, data, 2, batch_size=2)
     assert len(fetches) == 1
-    assert len(alive) > 12 and max(alive) <= 3
+    assert len(alive) > 12 and max(alive) <= 3 and max(unfinished) == ev._LOOK_AHEAD <= 3
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, -np.inf, np.inf])

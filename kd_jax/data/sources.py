@@ -17,6 +17,7 @@ __all__ = ["EMBEDDED", "SOURCES", "RawData", "embedded", "files", "read"]
 EMBEDDED = ("movietweetings", "online_retail")
 SOURCES = (*EMBEDDED, "movielens", "tfds", "files")
 COLUMNS = {name: name for name in ("user", "item", "rating", "timestamp", "split")} | {"item_id": "item"}
+OPTIONAL = ("rating", "timestamp", "split")
 
 
 def read(
@@ -61,16 +62,18 @@ def files(path: str | Path, items_path: str | Path | None = None, columns: Mappi
     """Interactions and, if given, items with their text, each a .parquet, .csv or .tsv file.
 
     columns: what the columns are called, for those whose name differs from their role: 'user', 'item', optional
-        'rating', 'timestamp', 'split'; and 'item_id', the id in the items table (default: 'item'). All other columns
-        of the items table are text. Ids are whole numbers if all of them are, in both tables; otherwise strings.
+        'rating', 'timestamp', 'split' ('' = ignore that column); and 'item_id', the id in the items table (default:
+        'item'), all other columns of which are text. Ids are whole numbers if all of them are, in both tables;
+        otherwise strings.
     """
     for role in columns or {}:
         if role not in COLUMNS:
             raise InputError(f"data.columns: there is no role {role!r}{nearest(role, COLUMNS)}")
     names = COLUMNS | dict(columns or {})
+    names = {role: column for role, column in names.items() if column or role not in OPTIONAL}
     item_id = names.pop("item_id")
     # A column that is not called what it is by default was named on purpose, so it must be there.
-    optional = frozenset(role for role in ("rating", "timestamp", "split") if names[role] == COLUMNS[role])
+    optional = frozenset(role for role in OPTIONAL if names.get(role) == COLUMNS[role])
 
     def whole_ids(table: Table) -> frozenset[str]:
         found = tables.find_columns(table, names, optional)

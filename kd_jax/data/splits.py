@@ -102,8 +102,8 @@ def check_order(codes: Codes, indptr: Indptr, timestamp: Int64[np.ndarray, " N"]
         row = late[0]
         raise InputError(
             f"the split column makes {len(late):,} rows the history of something earlier (the first: a user's "
-            f"{NAMES[codes[row]]} at timestamp {timestamp[row]}, {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); leave "
-            "the timestamp column out to take this split as it is"
+            f"{NAMES[codes[row]]} at timestamp {timestamp[row]}, {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); "
+            "set data.columns.timestamp='' to take this split as it is"
         )
 
 

@@ -18,7 +18,7 @@ import polars as pl
 from kd_jax.errors import InputError, nearest
 
 IDS = frozenset({"user", "item"})
-CANONICAL_INT = r"^(0|-?[1-9]\d{0,17})$"  # '0123' is a string: as a number it would lose its zero
+CANONICAL_INT = r"^(0|-?[1-9]\d{0,17})?$"  # or no id; '0123' is a string: as a number it would lose its zero
 DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 NOWHERE = "\x01"  # a separator that no text has, so that a line stays whole
 LINE = "(line)"  # no name that a user's column is likely to have

@@ -126,9 +126,9 @@ def _digest(parts: Sequence[str | bytes]) -> str:
 
 def fingerprint(encoder: TextEncoder) -> str:
     """Hash of an encoder's weights and of how it computes: changes whenever a vector could change."""
-    graphdef, state = nnx.split(encoder)
-    parts: list[str | bytes] = [type(encoder).__name__, encoder.pooling, str(encoder.normalize), str(encoder.dtype)]
-    for path, leaf in sorted(nnx.to_flat_state(state), key=lambda item: str(item[0])):
+    names = ("pooling", "normalize", "dtype", "settings")
+    parts: list[str | bytes] = [type(encoder).__name__, *(str(getattr(encoder, name)) for name in names)]
+    for path, leaf in sorted(nnx.to_flat_state(nnx.state(encoder)), key=lambda item: str(item[0])):
         value = np.asarray(leaf[...])
         parts += [str((path, value.dtype, value.shape)), np.ascontiguousarray(value).tobytes()]
     return _digest(parts)
@@ -147,6 +147,7 @@ def encode(
     Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is computed and few
     programs are compiled. batch_tokens: computed at once; on CPU the default keeps a batch's activations in the cache.
     cache: a folder that keeps results, by content of texts and weights. progress: called with (texts done, in all).
+    Source of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
     batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536)
     path = None
@@ -155,7 +156,7 @@ def encode(
         if path.is_file():
             return np.load(path, allow_pickle=False)
     distinct, inverse = _distinct(table)
-    lengths = np.maximum(table.lengths[distinct], 1)
+    lengths, copies = table.lengths[distinct], np.bincount(inverse)
     graphdef, state = nnx.split(encoder)
     order = np.argsort(lengths, kind="stable")
     pending: list[tuple[np.ndarray, jax.Array]] = []
@@ -167,9 +168,9 @@ def encode(
         while len(pending) > keep:
             rows, result = pending.pop(0)
             vectors[rows] = np.asarray(result)[: len(rows)]
-            done += len(rows)
+            done += int(copies[rows].sum())
             if progress is not None:
-                progress(done, len(distinct))
+                progress(done, len(table))
 
     for start, stop, batch, length in plan(lengths[order], batch_tokens):
         for first in range(start, stop, batch):
@@ -227,7 +228,7 @@ def plan(
     while stop > 0:
         start, width = int(cut[stop]), int(widths[stop - 1])
         texts = int(ends[stop] - ends[start])
-        batches = -(-texts * width // batch_tokens)
+        batches = -(-texts // max(1, batch_tokens // width))
         shapes.append((int(ends[start]), int(ends[stop]), -(-texts // batches), width))
         stop = start
     return shapes[::-1]

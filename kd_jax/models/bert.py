@@ -204,13 +204,15 @@ def pool(
 class TextEncoder(nnx.Module):
     """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of a language model.
 
-    Subclasses give ``hidden``, ``dim`` and ``freeze_below``. max_length: tokens that the model can read.
+    Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens that the model can read. settings: all
+    that decides the vectors besides weights, pooling and dtype; caches are keyed by it.
     """
 
     dim: int
     num_layers: int
     max_length: int
     dtype: Any
+    settings: str
 
     def __init__(self, *, pooling: str = "mean", normalize: bool = False):
         if pooling not in POOLINGS:
@@ -246,8 +248,11 @@ class BertEncoder(TextEncoder):
         # Sentence vectors come from hidden states; HF's pooler would be dead weight in counts and optimizer state.
         bert.pooler = None
         self.bert = bert
-        self.dim, self.max_length, self.dtype = bert.config.hidden_size, bert.config.max_position_embeddings, bert.dtype
-        self.num_layers = bert.config.num_hidden_layers
+        config = bert.config
+        self.dim, self.num_layers, self.max_length = (
+            config.hidden_size, config.num_hidden_layers, config.max_position_embeddings
+        )
+        self.dtype, self.settings = bert.dtype, repr(config)
 
     def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
         return self.bert(input_ids, attention_mask, rngs=rngs).last_hidden_state

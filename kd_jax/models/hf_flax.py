@@ -38,7 +38,8 @@ class HFFlaxEncoder(TextEncoder):
         model, self.max_length = _build(Path(folder), dtype, max_length)
         config = model.config
         self.dim, self.num_layers, self.vocab_size = config.hidden_size, config.num_hidden_layers, config.vocab_size
-        self.dtype, self.apply, self.frozen = dtype, _apply(model), False
+        self.dtype, self.settings = dtype, config.to_json_string()
+        self.apply, self.frozen = _apply(model), False
         shapes = traverse_util.flatten_dict(model.params_shape_tree)
         wanted = {".".join(path): leaf.shape for path, leaf in shapes.items()}
         values = load_tensors(Path(folder), wanted, prefix=model.base_model_prefix)
@@ -75,7 +76,7 @@ def _apply(model: Any) -> Callable[..., Array]:
 
     def apply(params: Any, input_ids: Array, attention_mask: Array, key: Array | None) -> Array:
         # Position ids are left to each class: RoBERTa counts from the padding id, OPT from the mask.
-        # The classes broadcast across ranks, which a strict caller may have forbidden for its own code.
+        # The classes broadcast across ranks, which a strict caller may have forbidden in its own code.
         with jax.numpy_rank_promotion("allow"):
             mask = attention_mask.astype(jnp.int32)
             output = model(input_ids, mask, params=params, dropout_rng=key, train=key is not None)
@@ -107,7 +108,8 @@ def _build(folder: Path, dtype: Any, max_length: int) -> tuple[Any, int]:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it announces once that version 5 drops these classes; requirements.txt knows
     try:
-        return model_class(config, dtype=dtype, _do_init=False, **options), max_length
+        with jax.numpy_rank_promotion("allow"):
+            return model_class(config, dtype=dtype, _do_init=False, **options), max_length
     finally:
         logger.setLevel(level)
 

@@ -1,0 +1,23 @@
+"""Your own data: one file of interactions and one of items, CSV, TSV or Parquet.
+
+    python launch.py --config=configs/csv.py --workdir=runs/mine \
+        --config.data.path=interactions.csv --config.data.items_path=items.csv
+
+interactions: user, item and, where known, rating, timestamp, split. items: item and any text columns, the title first. Other
+column names are mapped with --config.data.columns.user=customer_id and so on.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import get_config as common
+from configs.common import parse, shrink
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    _, runlocal = parse(arg)
+    c = common()
+    c.data.source = "files"
+    c.data.path = "interactions.csv"
+    c.data.items_path = "items.csv"
+    c.data.split = "leave_one_out"
+    return shrink(c) if runlocal else c
