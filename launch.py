@@ -7,6 +7,7 @@ The same command again resumes what was cut off and redoes nothing that is done.
 """
 
 import sys
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -17,10 +18,18 @@ _CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/quicksta
 _WORKDIR = flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<name of the config>)")
 
 
+def _quiet() -> None:
+    """Orbax narrates every checkpoint. What fails in its threads is raised at the next save: once is enough."""
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else shown(event)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
-    logging.set_verbosity(logging.ERROR)  # Orbax narrates every checkpoint
+    _quiet()
     from kd_jax import pipeline  # after the flags are parsed: --help and typos answer at once
 
     name = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -52,6 +52,11 @@ def get_config() -> ConfigDict:
     c.teacher.dropout = 0.2
     c.teacher.init_scale = 0.1
     c.teacher.train_bias = True  # whether item biases are learned; they start at the log count either way
+    c.teacher.trend = False  # items carry how popular they were of late, and training replays the past (needs timestamps)
+    c.teacher.snapshots = 128  # trend: moments of the past that are replayed
+    c.teacher.snapshot_days = 1.0  # trend: days between two moments
+    c.teacher.horizon_days = 14.0  # trend: what a user does within so many days is to be predicted
+    c.teacher.window_days = 60.0  # trend: a moment this old is replayed 1/e as often as the newest
     c.teacher.steps = 1000
     c.teacher.batch_size = 128
     c.teacher.learning_rate = 1e-3
@@ -67,14 +72,18 @@ def get_config() -> ConfigDict:
     c.student.dim = 64
     c.student.dropout = 0.5
     c.student.init_scale = 0.1
-    c.student.decay = 3.0  # mf, mlp: recency weight exp(-age / decay) of a user's targets, age in interactions
-    c.student.user_power = 0.5  # mf, mlp: a user weighs (number of train items) ** user_power
+    c.student.decay = 3.0  # mf, mlp: a target of this age counts 1/e
+    c.student.decay_unit = "interactions"  # 'interactions' (of the user, since then) or 'days' (before the end of training)
+    c.student.user_power = 0.5  # mf, mlp: a user weighs (sum of the target weights) ** user_power
+    c.student.bias = "count"  # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the teacher's
+    c.student.trend_days = 3.0  # bias='trend': an interaction this old counts 1/e
     c.student.hidden = 32  # mlp
     c.student.history = 50  # sasrec
     c.student.blocks = 2  # sasrec
     c.student.heads = 2  # sasrec
 
     c.distill = ConfigDict()
+    c.distill.clicks = ("ce", 1.0, 1.0, "constant", "warm")  # what teachers and the plain student learn from
     c.distill.terms = (("ce", 1.0, 1.0, "constant", "warm"), ("kl", 3.0, 1.0, "constant", "all"))
     # (name, weight, temperature, schedule, items); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm'
     c.distill.labels = "cached"  # 'cached' on disk, or 'online' in the step: the same loss

@@ -7,7 +7,9 @@ on validation and the newest are kept. Saving is asynchronous and atomic: a kill
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from kd_jax.distill import TrainState
 from kd_jax.errors import InputError
-from kd_jax.files import difference, write_json
+from kd_jax.files import difference, read_json, write_json
 from kd_jax.types import Params, PyTree
 
 
@@ -45,7 +47,7 @@ class Checkpoints:
         note = folder / "identity.json"
         if identity is not None:
             if note.exists():
-                changed = difference(json.loads(note.read_text()), identity)
+                changed = difference(read_json(note, f"delete {folder} to train it anew"), identity)
                 if changed:
                     raise InputError(f"{folder} holds checkpoints of another config ({changed}); use another --workdir, "
                                      "restore those values, or delete that folder")
@@ -60,6 +62,10 @@ class Checkpoints:
             cleanup_tmp_directories=identity is not None,
             read_only=identity is None,
         )
+        for path in (folder / "checkpoints").glob("*/metrics/metrics"):
+            if path.parts[-3].isdigit():  # else it is still being written
+                with self._reading(int(path.parts[-3])):  # Orbax reads them too, but fails without saying which
+                    json.loads(path.read_text())
         self._manager = ocp.CheckpointManager(
             (folder / "checkpoints").absolute(),
             options=options,
@@ -86,21 +92,41 @@ class Checkpoints:
         best = max(scored, key=_rank, default=None)
         return None if best is None else (best["step"], best["score"])
 
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Orbax and TensorStore report a damaged file by many types, bare Exception among them."""
+        try:
+            yield
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+            raise InputError(
+                f"{self.folder / 'checkpoints' / str(step)} is missing or damaged ({reason}); delete {self.folder} to "
+                "train it anew, or that folder alone to resume from the checkpoint before it"
+            ) from error
+
     def restore(self, step: int, like: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The state of ``step`` with the shapes and shardings of ``like``; sets the position of ``data``."""
+        """The state of ``step`` with the shapes and shardings of ``like``; sets the position of ``data``.
+
+        Raises InputError, as all that reads, if the checkpoint is missing or damaged.
+        """
         plain = to_plain(like)
         args = ocp.args.PyTreeRestore(plain, restore_args=ocp.checkpoint_utils.construct_restore_args(plain))
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=args, data=grain.checkpoint.CheckpointRestore(data))
-        )
+        with self._reading(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=args, data=grain.checkpoint.CheckpointRestore(data))
+            )
         return TrainState(**serialization.from_state_dict(like._asdict(), restored["state"]))
 
     def plain(self, step: int) -> dict[str, Any]:
         """The whole state of ``step`` as a nested dict of host arrays."""
         folder = (self.folder / "checkpoints" / str(step) / "state").absolute()
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        with self._reading(step), ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder).item_metadata
+            if metadata is None:
+                raise FileNotFoundError("no metadata")
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
             return checkpointer.restore(folder, restore_args=as_numpy)
 
     def params(self, step: int, like: Params) -> Params:

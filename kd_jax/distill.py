@@ -9,7 +9,9 @@ step, never optimised by it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -48,8 +50,10 @@ class Term:
         ):
             if value not in known:
                 raise InputError(f"distill.terms: {field} {value!r} is unknown{nearest(value, known)}")
-        if not self.temperature > 0:
-            raise InputError(f"distill.terms: temperature of {self.name!r} is {self.temperature}; it must be positive")
+        if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
+            raise InputError(f"distill.terms: weight of {self.name!r} is {self.weight!r}; it must be a number from 0 up")
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
+            raise InputError(f"distill.terms: temperature of {self.name!r} is {self.temperature!r}; it must be positive")
 
     @property
     def needs_teacher(self) -> bool:

@@ -38,14 +38,14 @@ def _flat(params: Params) -> dict[str, np.ndarray]:
 
 def write(
     folder: Path, dataset: Dataset, name: str, spec: StudentSpec, graphdef: nnx.GraphDef, params: Params,
-    constants: PyTree, *, history: int, decay: float, task: str,
+    constants: PyTree, *, history: int, task: str,
 ) -> None:
     """Write weights, their description, and (for factorised scorers) the vectors, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / WEIGHTS) as temporary:
         save_file(_flat(params), temporary)
     sizes = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in ("bias", "warm")}
-    write_json(folder / DESCRIPTION, {"student": name, "task": task, "history": history, "decay": decay, "spec": sizes})
+    write_json(folder / DESCRIPTION, {"student": name, "task": task, "history": history, "spec": sizes})
     model: Any = nnx.merge(graphdef, params, constants)
     if task != "rank" or not _factorised(model):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -31,6 +32,25 @@ def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
         plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
         temporary.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """The value in ``path``. Raises InputError, with the ``cure``, if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {cure}") from None
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk (or quota) is behind ``error``: libraries report it as their own kinds of exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(text in str(error) for text in map(os.strerror, (errno.ENOSPC, errno.EDQUOT))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _plain(value: Any) -> Any:
@@ -82,7 +102,9 @@ def locked(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = (workdir / ".lock").open("a+")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if disk_is_full(error):
+            raise
         raise InputError(f"--workdir={workdir} cannot be used as a folder ({error.strerror}); choose another") from None
     with handle:
         try:

@@ -33,6 +33,7 @@ class Teacher:
 
     arrays: PyTree
     logits: TeacherLogits
+    bias: Callable[[], Array]  # of the teacher's items, [I]
 
 
 def _last(contexts: Array, positions: str) -> Array:
@@ -49,7 +50,8 @@ def online(graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positio
         vectors, bias = model.items()
         return factorised_logits(_last(model.contexts(batch, vectors), positions), vectors, bias)
 
-    return Teacher((params, constants), logits)
+    model: Any = nnx.merge(graphdef, params, constants)
+    return Teacher((params, constants), logits, lambda: model.items()[1])
 
 
 def _cached_logits(teacher: PyTree, batch: Batch) -> Array:
@@ -94,7 +96,8 @@ def write(
 def cached(path: Path) -> Teacher:
     """The labels of ``write``. Raises InputError if the file is missing or damaged."""
     try:
-        return Teacher(load_file(path), _cached_logits)
+        arrays = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
         raise InputError(f"soft labels {path} cannot be read ({error}); delete the file and run the 'labels' stage again"
                          ) from None
+    return Teacher(arrays, _cached_logits, lambda: arrays["bias"])

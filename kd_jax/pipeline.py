@@ -24,7 +24,8 @@ from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import dataset as datasets
 from kd_jax.data import sources, text
-from kd_jax.data.loader import Examples, history_texts, with_live_items
+from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_live_items
+from kd_jax.data.trends import Trends, decayed_counts, trends
 from kd_jax.distill import Objective, Term
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import difference, fingerprint, locked, stamp, write_json
@@ -134,7 +135,7 @@ class Run:
                 raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
             c[section][name] = value
         if model == "control_teacher":
-            c.teacher.update(item_features="id", context="items", train="head")
+            c.teacher.update(item_features="id", context="items", train="head", train_bias=True)
         return c
 
     def folder(self, model: str, seed: int) -> Path:
@@ -156,17 +157,10 @@ class Run:
 
     def objective(self, model: str) -> Objective:
         c = self.settings(model)
-        if model.endswith("teacher"):
-            return (Term("ce", items="warm" if c.task == "rank" else "all"),)
-        terms = tuple(Term(*term) for term in c.distill.terms)
-        if c.task == "rate":
+        terms = tuple(Term(*term) for term in (c.distill.terms if model in TEACHER_OF else (c.distill.clicks,)))
+        if c.task == "rate":  # classes, not items: there is no warm class
             terms = tuple(dataclasses.replace(term, items="all") for term in terms)
-        if model in TEACHER_OF:
-            return terms
-        clicks = tuple(term for term in terms if not term.needs_teacher)
-        if not clicks:
-            raise InputError("distill.terms has no 'ce' term, so the plain student would learn nothing; add one")
-        return clicks
+        return terms
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
@@ -185,8 +179,14 @@ class Run:
         return text.item_texts(self.dataset.items, self.dataset.items.columns)
 
     @functools.cached_property
-    def start_bias(self) -> np.ndarray:
-        """log(1 + train interactions) of every item, f32 [I]."""
+    def trends(self) -> Trends:
+        c = self.config.teacher
+        return trends(self.dataset, snapshots=c.snapshots, days=c.snapshot_days)
+
+    def start_bias(self, kind: str) -> np.ndarray:
+        """Where item biases start, f32 [I]: log(1 + count), or 'trend': the log of the count of late."""
+        if kind == "trend":
+            return np.log(decayed_counts(self.dataset, self.config.student.trend_days) + 0.03).astype(np.float32)
         return np.log1p(self.dataset.item_counts).astype(np.float32)
 
     def build(self, model: str, seed: int) -> Built:
@@ -196,8 +196,10 @@ class Run:
     def _build_teacher(self, model: str, seed: int) -> Built:
         c = self.settings(model).teacher
         ranks = self.task.num_classes == 0
+        trend = self.trends.features if c.trend and ranks else None
         spec = TeacherSpec(
-            bias=self.start_bias, warm=self.dataset.warm if ranks else None, num_items=self.dataset.num_items,
+            # Trends say how popular an item is; a bias that knew the total as well would speak against new items.
+            bias=self.start_bias("count") * (0.0 if trend is not None else 1.0), trends=trend, warm=self.dataset.warm if ranks else None, num_items=self.dataset.num_items,
             num_classes=self.task.num_classes,
             **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c},
         )
@@ -226,9 +228,9 @@ class Run:
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model).student
         return StudentSpec(
-            num_users=self.dataset.num_users, num_items=self.dataset.num_items, bias=self.start_bias,
+            num_users=self.dataset.num_users, num_items=self.dataset.num_items, bias=self.start_bias(c.bias),
             warm=self.dataset.warm if self.task.num_classes == 0 else None, num_classes=self.task.num_classes,
-            **{f.name: c[f.name] for f in dataclasses.fields(StudentSpec) if f.name in c},
+            **{f.name: c[f.name] for f in dataclasses.fields(StudentSpec) if f.name in c and f.name != "bias"},
         )
 
     # learning
@@ -243,6 +245,8 @@ class Run:
                 continue
             built, recipe = self.build(model, seed), self.recipe(model)
             teacher = self.soft_labels(model, seed, built) if model in TEACHER_OF else None
+            if self.settings(model).student.bias == "teacher" and teacher is not None and "bias" in built.params:
+                built.params["bias"] = np.asarray(teacher.bias())
             judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
             live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
             trained = train(
@@ -263,12 +267,18 @@ class Run:
 
     def examples(self, model: str, built: Built) -> Examples:
         c = self.settings(model)
-        found = self.task.examples(
-            built.positions, history=built.history, decay=c.student.decay, user_power=c.student.user_power
-        )
+        if model.endswith("teacher") and c.teacher.trend and c.task == "rank":
+            return snapshot_examples(
+                self.dataset, self.trends.times, history=built.history, horizon_days=c.teacher.horizon_days,
+                window_days=c.teacher.window_days,
+            )
+        found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
             return with_live_items(found, c.teacher.batch_size, self.dataset.num_items)
         return found
+
+    def _weighting(self, c: ConfigDict) -> dict[str, Any]:
+        return {"decay": c.student.decay, "decay_unit": c.student.decay_unit, "user_power": c.student.user_power}
 
     def best(self, model: str, seed: int, built: Built) -> tuple[Params, PyTree]:
         """The best parameters of a trained model, and the constants that belong to them."""
@@ -299,7 +309,9 @@ class Run:
                 built = self.build(teacher, seed)
                 self._check_label_history(target, built)
                 params, constants = self.best(teacher, seed, built)
-                examples = self.task.examples(target.positions, history=target.history, decay=1.0, user_power=0.0)
+                examples = self.task.examples(
+                    target.positions, history=target.history, **self._weighting(self.settings(student))
+                )
                 began = time.perf_counter()
                 labels.write(
                     path, built.graphdef, params, constants, examples, rows=self.task.label_rows(examples),
@@ -341,6 +353,10 @@ class Run:
             base = {split: self.task.baseline(split) for split in ("valid", "test")}
             rows.append({"name": "popularity", "seed": None, "params": d.num_items, "bytes": 4 * d.num_items,
                          "train_seconds": 0.0, **_judged(base)})
+            if c.teacher.trend and c.task == "rank":
+                days, trending = self.task.trending()
+                rows.append({"name": "trending", "seed": None, "params": d.num_items, "bytes": 4 * d.num_items,
+                             "train_seconds": 0.0, "days": days, **_judged(trending)})
             for model in models:
                 for seed in self.seeds:
                     bar.update(len(rows))
@@ -397,7 +413,7 @@ class Run:
         c = self.settings(model).student
         export.write(
             self.workdir / "export", self.dataset, c.name, self.student_spec(model), built.graphdef, params, constants,
-            history=built.history, decay=c.decay, task=self.config.task,
+            history=built.history, task=self.config.task,
         )
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
 

@@ -30,6 +30,7 @@ from kd_jax.models.layers import Scorer
 from kd_jax.types import Batch, Params
 
 FOLD_IN_STEPS, FOLD_IN_RATE, FOLD_IN_DECAY = 100, 0.05, 1e-2
+FOLD_IN_RECENCY = 5.0  # interactions after which a history item counts 1/e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +84,12 @@ class Recommender:
             window = last_items(pointers, seen, self.description["history"])
             return self._scores(self.model, {"user": jnp.zeros(1, jnp.int32), "history": jnp.asarray(window)})
         width = min(len(seen), MAX_TARGETS)
+        age = np.arange(width - 1.0, -1, -1)[None]
+        shares, _ = recency_weights(age, FOLD_IN_RECENCY)
         batch = {
             "user": jnp.zeros(1, jnp.int32),
             "targets": jnp.asarray(last_items(pointers, seen, width))[:, None],
-            "target_weights": jnp.asarray(recency_weights(np.array([len(seen)]), width, self.description["decay"]))[:, None],
+            "target_weights": jnp.asarray(shares)[:, None],
             "weights": jnp.ones((1, 1)),
         }
         return self._scores(fold_in(self.model, batch), batch)

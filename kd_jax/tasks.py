@@ -20,6 +20,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import (
     TEST, TRAIN, VALID, Examples, last_items, rate_examples, sequence_examples, user_examples,
 )
+from kd_jax.data.trends import SCALES, decayed_counts
 from kd_jax.errors import InputError, nearest
 from kd_jax.types import Array, Batch, Params, PyTree
 
@@ -84,7 +85,7 @@ class Task(Protocol):
     select: str
     num_classes: int
 
-    def examples(self, positions: str, *, history: int, decay: float, user_power: float) -> Examples: ...
+    def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples: ...
     def label_rows(self, examples: Examples) -> int: ...
     def scorer(
         self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
@@ -110,9 +111,10 @@ class Rank:
         if self.select not in known:
             raise InputError(f"eval.select={self.select!r} is not among the metrics{nearest(self.select, known)}")
 
-    def examples(self, positions: str, *, history: int, decay: float, user_power: float) -> Examples:
+    def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
+        """weighting: of a user's targets and of users, see ``user_examples``; for models that learn a user at once."""
         if positions == "user":
-            return user_examples(self.dataset, history=history, decay=decay, user_power=user_power)
+            return user_examples(self.dataset, history=history, **weighting)
         return sequence_examples(self.dataset, history=history, positions=positions)
 
     def label_rows(self, examples: Examples) -> int:
@@ -139,6 +141,16 @@ class Rank:
 
     def baseline(self, split: str) -> Judged:
         return self._judged(evaluate.popularity(self.dataset), split, self.metric_names, slices=True)
+
+    def trending(self) -> tuple[float, dict[str, Judged]]:
+        """Popularity of late, exp(-age / days): the days that do best on validation, and the judgements with them."""
+
+        def score_fn(days: float) -> evaluate.ScoreFn:
+            counts = jnp.asarray(decayed_counts(self.dataset, days), jnp.float32)
+            return lambda users: jnp.broadcast_to(counts[None], (len(users), len(counts)))
+
+        days = max(SCALES[:-1], key=lambda d: self.score(self._judged(score_fn(d), "valid", (self.select,), False)))
+        return days, {split: self._judged(score_fn(days), split, self.metric_names, True) for split in SPLITS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +189,7 @@ class Rate:
         totals = np.bincount(self.classes[train], self.dataset.rating[train], self.num_classes)
         return totals / np.bincount(self.classes[train], minlength=self.num_classes)
 
-    def examples(self, positions: str, *, history: int, decay: float = 0.0, user_power: float = 0.0) -> Examples:
+    def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
         return rate_examples(self.dataset, self.classes, TRAIN, history=history)
 
     def label_rows(self, examples: Examples) -> int:

@@ -43,6 +43,11 @@ class Recipe:
     patience: int = 5
     log_every: int = 10
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1")
+
     def tx(self) -> optax.GradientTransformation:
         """The optimiser. Raises InputError for an unknown schedule."""
         if self.schedule == "cosine":
@@ -137,6 +142,7 @@ def train(
     best = checkpoints.best()
     started = time.perf_counter()
     pending: dict[str, Array] = {}
+    norm = jax.jit(optax.tree.norm)
 
     def stopped() -> bool:
         return best is not None and step - best[0] >= recipe.patience * recipe.eval_every
@@ -155,7 +161,9 @@ def train(
                 bar.update(step, values, rate)
             pending = metrics
             if due:
-                _check_finite({"loss": float(metrics["loss"])}, name, step, checkpoints)
+                # The loss is that of the parameters before this step; those after it are what will be saved.
+                after = {"loss": metrics["loss"], "param_norm": norm(state.params)}
+                _check_finite({key: float(value) for key, value in after.items()}, name, step, checkpoints)
                 if refresh is not None:
                     constants = refresh(state.params, constants)
                 score = evaluate(state.params, constants)

@@ -13,6 +13,8 @@ history            int32  [B, L]    item indices, oldest first, newest last, pad
 targets            int32  [B, P, M] item indices (rank) or class indices (rate), padded with ``PAD``
 target_weights     f32    [B, P, M] share of each target; a row sums to 1, or to 0 where there is no target
 weights            f32    [B, P]    weight of each position in the mean
+snapshot           int32  [B]       the moment of the trends that the batch lives in, the same for all rows
+context_row        int32  [B]       row of the written history, for a teacher that reads histories as text
 item               int32  [B]       rate only: the item of the pair
 history_class      int32  [B, L]    rate only: rating class given to each history item, ``PAD`` where padded
 row                int32  [B]       position of the example in its table; cached soft labels are looked up by it

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Int
 
 from kd_jax.data.dataset import Dataset
+from kd_jax.data.splits import FOLD_IN
 from kd_jax.data.text import history_text
+from kd_jax.data.trends import DAY
 from kd_jax.errors import InputError
 from kd_jax.types import PAD, Batch
 
@@ -24,10 +26,14 @@ MAX_TARGETS = 256  # the newest targets of a user that matrix factorisation lear
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """``size`` training examples; ``gather(rows)`` builds the batch of those rows (see ``kd_jax/types.py``)."""
+    """``size`` training examples; ``gather(rows)`` builds the batch of those rows (see ``kd_jax/types.py``).
+
+    draw: picks the rows of a batch, (rng, batch size) -> rows; None: every example once per epoch.
+    """
 
     size: int
     gather: Callable[[np.ndarray], Batch]
+    draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
 
 
 def last_items(indptr: np.ndarray, values: np.ndarray, length: int, drop: int = 0) -> Int[np.ndarray, "U L"]:
@@ -38,14 +44,27 @@ def last_items(indptr: np.ndarray, values: np.ndarray, length: int, drop: int = 
     return np.where(valid, values[np.maximum(index, 0)] if len(values) else PAD, PAD).astype(np.int32)
 
 
-def recency_weights(counts: np.ndarray, width: int, decay: float) -> np.ndarray:
-    """Target shares [U, M], right-aligned like ``last_items``: exp(-age / decay), normalised; age 0 is the newest.
+def recency_weights(age: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
+    """Target shares [U, M] that sum to 1 and their totals [U] before that: exp(-age / decay); 0 where age is inf."""
+    weights = np.exp(-age / decay)
+    totals = weights.sum(1)
+    return (weights / np.maximum(totals, 1e-30)[:, None]).astype(np.float32), totals
 
-    decay: in interactions; ``inf`` weighs all equally.
+
+def target_ages(dataset: Dataset, indptr: np.ndarray, width: int, unit: str) -> np.ndarray:
+    """How old each of a user's newest ``width`` train items is, right-aligned, inf where there is none; [U, width].
+
+    unit: 'interactions' (0 for the user's newest) or 'days' (before the end of training, whoever acted last).
     """
-    age = np.arange(width - 1, -1, -1)[None]
-    weights = np.where(age < counts[:, None], np.exp(-age / decay), 0.0)
-    return (weights / np.maximum(weights.sum(1, keepdims=True), 1e-12)).astype(np.float32)
+    if unit == "interactions":
+        age = np.broadcast_to(np.arange(width - 1.0, -1, -1)[None], (len(indptr) - 1, width))
+        return np.where(age < np.diff(indptr)[:, None], age, np.inf)
+    if unit != "days":
+        raise InputError(f"student.decay_unit={unit!r} is unknown; known: interactions, days")
+    time = dataset.timestamp[dataset.split == TRAIN]
+    index = indptr[1:, None] + np.arange(-width, 0)[None]
+    valid = index >= indptr[:-1, None]
+    return np.where(valid, (time.max() - time[np.maximum(index, 0)]) / DAY, np.inf)
 
 
 def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[str]:
@@ -60,19 +79,22 @@ def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[
     return written
 
 
-def user_examples(dataset: Dataset, *, history: int, decay: float, user_power: float) -> Examples:
+def user_examples(
+    dataset: Dataset, *, history: int, decay: float, decay_unit: str = "interactions", user_power: float = 0.5
+) -> Examples:
     """One example per user: all train items are targets of the user's one context, the newest the most.
 
-    user_power: an example weighs (number of train items) ** user_power.
+    decay: age at which a target counts 1/e, in ``decay_unit``. user_power: an example weighs (sum of its target
+    weights) ** user_power; 0 weighs all users alike.
     """
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)
     width = int(min(MAX_TARGETS, counts.max(initial=1)))
     targets = last_items(indptr, items, width)
-    shares = recency_weights(counts, width, decay)
+    shares, totals = recency_weights(target_ages(dataset, indptr, width, decay_unit), decay)
     windows = last_items(indptr, items, history)
     users = np.flatnonzero(counts).astype(np.int32)
-    weights = (counts**user_power / np.mean(counts[users] ** user_power)).astype(np.float32)
+    weights = (totals**user_power / np.mean(totals[users] ** user_power)).astype(np.float32)
 
     def gather(rows: np.ndarray) -> Batch:
         user = users[rows]
@@ -117,13 +139,64 @@ def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Exam
     return Examples(len(users), gather)
 
 
+def snapshot_examples(
+    dataset: Dataset, times: np.ndarray, *, history: int, horizon_days: float = 14.0, window_days: float = 60.0,
+    max_targets: int = 16, user_power: float = 0.5,
+) -> Examples:
+    """The past as it would have looked to a model in service: what had a user done before a moment, and what came next?
+
+    One example per moment of ``times`` and user with a history before it and targets within ``horizon_days`` after it. A
+    batch belongs to one moment, drawn with probability proportional to exp(-age / ``window_days``).
+    """
+    indptr, items = dataset.targets(TRAIN)
+    train = dataset.split == TRAIN
+    time, user = dataset.timestamp[train], dataset.user[train]
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    for snapshot, moment in enumerate(times[:-1]):  # after the last one nothing may be known
+        before = np.bincount(user[time < moment], minlength=dataset.num_users)
+        soon = np.bincount(
+            user[(time >= moment) & (time < moment + horizon_days * DAY)], minlength=dataset.num_users
+        )
+        users = np.flatnonzero((before > 0) & (soon > 0))
+        border = indptr[users] + before[users]
+        parts.append((np.full(len(users), snapshot), users, border, border + np.minimum(soon[users], max_targets)))
+    snapshots, users, borders, stops = (np.concatenate(part) for part in zip(*parts, strict=True))
+    bounds = np.searchsorted(snapshots, np.arange(len(times)))
+    chance = np.exp((times[:-1] - times[-1]) / (window_days * DAY)) * (np.diff(bounds) > 0)
+    if not len(snapshots):
+        raise InputError("teacher.trend=True finds no moment with a history before and a target after it; set it to False")
+    chance /= chance.sum()
+
+    def draw(rng: np.random.Generator, size: int) -> np.ndarray:
+        snapshot = rng.choice(len(chance), p=chance)
+        return rng.integers(bounds[snapshot], bounds[snapshot + 1], size)
+
+    def gather(rows: np.ndarray) -> Batch:
+        border, stop = borders[rows], stops[rows]
+        past = border[:, None] + np.arange(-history, 0)[None]
+        future = border[:, None] + np.arange(max_targets)[None]
+        known, wanted = past >= indptr[users[rows]][:, None], future < stop[:, None]
+        count = (stop - border).astype(np.float32)
+        return {
+            "user": users[rows].astype(np.int32),
+            "history": np.where(known, items[np.maximum(past, 0)], PAD).astype(np.int32),
+            "targets": np.where(wanted, items[np.minimum(future, len(items) - 1)], PAD).astype(np.int32)[:, None],
+            "target_weights": (wanted / count[:, None]).astype(np.float32)[:, None],
+            "weights": (count**user_power)[:, None],
+            "snapshot": snapshots[rows].astype(np.int32),
+            "row": rows.astype(np.int32),
+        }
+
+    return Examples(len(snapshots), gather, draw)
+
+
 def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history: int) -> Examples:
     """One example per interaction of ``split``: user, item and the class of its rating (int [N], all interactions).
 
     The history holds what the user did before that interaction, and of earlier splits only (for training
     examples: of the training split), so neither the target nor anything later is in it.
     """
-    context = dataset.split < max(split, 1)
+    context = (dataset.split < max(split, 1)) | (dataset.split == FOLD_IN)
     before = np.concatenate([[0], np.cumsum(context)])
     items, rated = dataset.item[context], classes[context]
     warm_user = before[dataset.indptr[1:]] > before[dataset.indptr[:-1]]
@@ -162,7 +235,7 @@ def with_live_items(examples: Examples, batch_size: int, num_items: int) -> Exam
         found = found[found != PAD]
         return batch | {"live_items": np.pad(found, (0, size - len(found)), constant_values=PAD).astype(np.int32)}
 
-    return Examples(examples.size, gather)
+    return dataclasses.replace(examples, gather=gather)
 
 
 class _Batches(grain.sources.RandomAccessDataSource):
@@ -184,6 +257,9 @@ class _Batches(grain.sources.RandomAccessDataSource):
         return cached[1]
 
     def __getitem__(self, index) -> Batch:
+        if self.examples.draw is not None:
+            rng = np.random.default_rng((self.seed, int(index)))
+            return self.examples.gather(self.examples.draw(rng, self.batch_size))
         position = int(index) * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(position, self.examples.size)
         rows = np.empty(self.batch_size, np.int64)

@@ -92,8 +92,8 @@ class CausalTransformer(nnx.Module):
     def __init__(self, dim: int, blocks: int, heads: int, length: int, dropout: float, *, rngs: nnx.Rngs):
         if dim % heads:
             raise ValueError(f"width {dim} is not divisible by {heads} heads")
-        self.length, self.dropout = length, dropout
-        self.position = nnx.Param(jax.random.normal(rngs.params(), (length, dim)) * 0.02)
+        self.dim, self.dropout = dim, dropout
+        self.position = nnx.Param(jax.random.normal(rngs.params(), (length, dim)) * 0.1)
         self.blocks = nnx.List([Block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
 

@@ -34,6 +34,13 @@ class StudentSpec:
     heads: int = 2
     hidden: int = 32
 
+    def __post_init__(self) -> None:
+        for name in ("dim", "history", "blocks", "heads", "hidden"):
+            if getattr(self, name) < 1:
+                raise InputError(f"student.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"student.dropout={self.dropout} must be at least 0 and less than 1")
+
 
 def _table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), (rows, spec.dim)) * spec.init_scale)
@@ -130,6 +137,8 @@ class SASRec(Scorer):
         super().__init__(spec.warm)
         if spec.num_classes:
             raise InputError("student.name='sasrec' ranks only; for task='rate' use 'mf' or 'mlp'")
+        if spec.dim % spec.heads:
+            raise InputError(f"student.dim={spec.dim} is no multiple of student.heads={spec.heads}; change one of them")
         self.item = _table(spec.num_items, spec, rngs)
         self.bias = nnx.Param(jnp.asarray(spec.bias))
         self.transformer = CausalTransformer(

@@ -41,7 +41,8 @@ class TeacherSpec:
     """What a teacher is built from.
 
     bias: f32 [I] item bias to start at; warm: bool [I]. components, whitening: of the PCA that a frozen language
-    model's vectors go through (components=0: none). num_classes > 0: rate pairs instead of ranking the catalogue.
+    model's vectors go through (components=0: none). num_classes > 0: rate pairs instead of ranking the catalogue. trends: f32 [S, I, K] features of the
+    items at S moments (``kd_jax/data/trends.py``), or None.
     """
 
     num_items: int
@@ -60,6 +61,7 @@ class TeacherSpec:
     components: int = 128
     whitening: float = 0.5
     num_classes: int = 0
+    trends: np.ndarray | None = None
 
 
 class Whitening(nnx.Module):
@@ -83,6 +85,11 @@ class Whitening(nnx.Module):
         return (vectors - self.mean[...][None]) @ self.map[...]
 
 
+_small = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")  # item vectors of length about 0.3 per component
+READ_SCALE = 3.0  # and so of about unit length where the Transformer reads them
+TREND_SCALE, TREND_WEIGHT = 1, 3.3  # start at the log of the 3-day count: the best single trend on validation
+
+
 class TextTower(nnx.Module):
     """Texts -> vectors of the teacher's width: (language model) -> whitening -> linear plus residual MLP.
 
@@ -97,15 +104,15 @@ class TextTower(nnx.Module):
         self.mask = Frozen(jnp.asarray(texts.mask)) if encoder is not None else None
         self.whitening = Whitening(texts.vectors, spec.components, spec.whitening) if spec.components else None
         width = self.whitening.map.shape[1] if self.whitening is not None else texts.vectors.shape[1]
-        self.linear = nnx.Linear(width, spec.dim, rngs=rngs)
-        self.up = nnx.Linear(width, spec.hidden, rngs=rngs)
-        self.down = nnx.Linear(spec.hidden, spec.dim, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.linear = nnx.Linear(width, spec.dim, kernel_init=_small, rngs=rngs)
+        self.up = nnx.Linear(width, spec.hidden, kernel_init=nnx.initializers.normal(width**-0.5), rngs=rngs)
+        self.down = nnx.Linear(spec.hidden, spec.dim, kernel_init=_small, rngs=rngs)
 
     def project(self, vectors: Float[Array, "N F"], rngs: nnx.Rngs | None = None) -> Float[Array, "N D"]:
         if self.whitening is not None:
             vectors = self.whitening(vectors)
-        hidden = dropout(jax.nn.gelu(self.up(vectors)), self.dropout, rngs)
-        return self.linear(vectors) + self.down(hidden)
+        vectors = dropout(vectors, self.dropout, rngs)
+        return self.linear(vectors) + self.down(jax.nn.gelu(self.up(vectors)))
 
     def encode(self, rows: Array) -> Float[Array, "K F"]:
         """The language model's vectors of these rows' texts, [K] -> [K, F], computed now."""
@@ -132,6 +139,11 @@ class BiEncoder(Scorer):
     texts' vectors were computed once and for all. While it is trained, the items of the batch
     (``batch['live_items']``) are encoded in the step and the rest of the catalogue enters the softmax with the
     vectors of the last ``refresh``: the softmax is over the whole catalogue at the cost of a batch.
+
+    With trends an item's vector is followed by its K trend features at the moment of the batch, and a context's by the K
+    weights it gives them; what all contexts share, a weighting of the trends that depends on the item, is the bias. The
+    scores stay a dot product and a bias, and items that a context has seen do not compete in training, as they never do
+    in a ranking. A batch without a moment is at the end of training.
     """
 
     def __init__(
@@ -149,6 +161,7 @@ class BiEncoder(Scorer):
                              f"{nearest(spec.item_features, ITEM_FEATURES)}")
         bias = jnp.asarray(spec.bias)
         self.bias = nnx.Param(bias) if spec.train_bias else Frozen(bias)
+        self.dropout = spec.dropout
         features = spec.item_features.split("+")
         table = jax.random.normal(rngs.params(), (spec.num_items, spec.dim)) * spec.init_scale
         self.id = nnx.Param(table) if "id" in features else None
@@ -159,29 +172,53 @@ class BiEncoder(Scorer):
             if contexts is None else None
         )
         self.positions = "all" if contexts is None and not spec.num_classes else "last"
+        self.trends = Frozen(jnp.asarray(spec.trends)) if spec.trends is not None else None
+        if spec.trends is not None:
+            self.positions, k = "last", spec.trends.shape[-1]
+            self.trend = nnx.Param(jnp.zeros(k).at[TREND_SCALE].set(TREND_WEIGHT))
+            self.trend_of_item = nnx.Param(jnp.zeros((spec.dim, k)))
+            self.trend_of_context = nnx.Param(jnp.zeros((spec.dim, k)))
+            self.gain = nnx.Param(jnp.array(0.3))
         self.rating = nnx.Embed(spec.num_classes, spec.dim, rngs=rngs) if spec.num_classes else None
         if spec.num_classes:
             self.head = nnx.Linear(3 * spec.dim, spec.num_classes, rngs=rngs)
             self.item_class = nnx.Param(jnp.zeros((spec.num_items, spec.num_classes)))
 
     def items(self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None) -> tuple[Array, Array]:
+        batch = batch or {}
         vectors = jnp.zeros(())
         if self.text is not None:
-            vectors = self.text.all(None if batch is None else batch.get("live_items"), rngs)
-        return vectors if self.id is None else vectors + self.id[...], self.bias[...]
+            vectors = self.text.all(batch.get("live_items"), rngs)
+        if self.id is not None:
+            vectors = vectors + dropout(self.id[...], self.dropout, rngs)
+        if self.trends is None:
+            return vectors, self.bias[...]
+        moment = batch["snapshot"][0] if "snapshot" in batch else -1
+        features = self.trends[...][moment]
+        by_item = jnp.sum(features * (vectors @ self.trend_of_item[...]), axis=1)
+        return jnp.concatenate([vectors, features], axis=1), features @ self.trend[...] + by_item + self.bias[...]
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P D"]:
         if self.written is not None:
-            return self.written.some(batch["context_row"], rngs)[:, None]
+            return self._with_trends(self.written.some(batch["context_row"], rngs)[:, None])
         history = batch["history"]
-        x = vectors[jnp.maximum(history, 0)]
+        x = READ_SCALE * vectors[jnp.maximum(history, 0)][..., : self.transformer.dim]
         if self.rating is not None:
             x = x + self.rating(jnp.maximum(batch["history_class"], 0))
-        return self.transformer(x, history, rngs=rngs)
+        return self._with_trends(self.transformer(x, history, rngs=rngs))
+
+    def _with_trends(self, contexts: Float[Array, "B P D"]) -> Float[Array, "B P DK"]:
+        if self.trends is None:
+            return contexts
+        return jnp.concatenate([contexts * self.gain[...], contexts @ self.trend_of_context[...]], axis=-1)
 
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P C"]:
         if "item" not in batch:
-            return super().logits(batch, rngs=rngs)
+            logits = super().logits(batch, rngs=rngs)
+            if self.trends is None:
+                return logits
+            seen = jnp.where(batch["history"] == PAD, logits.shape[-1], batch["history"])
+            return logits[:, -1:].at[jnp.arange(len(seen))[:, None], 0, seen].set(-1e9, mode="drop")
         vectors, _ = self.items(rngs=rngs, batch=batch)
         context, item = self.contexts(batch, vectors, rngs=rngs)[:, -1], vectors[batch["item"]]
         pair = jnp.concatenate([context, item, context * item], axis=-1)

@@ -1,0 +1,165 @@
+"""What user and item vectors keep at 8, 16, 32 and 64 numbers each: distilled, against the teacher's cut by PCA.
+
+    python benchmarks/compression.py [--workdir=runs/compression] [--dims=8,16,32,64] [--config=FILE:ARG]
+
+Every size has a workdir of its own, ``<workdir>/dim8`` and so on. The first trains the teacher; the others get copies
+of its data set and soft labels. A Markdown table is printed, ``<workdir>/compression.json`` holds its numbers. The
+same command again resumes.
+"""
+
+from __future__ import annotations
+
+if __name__ == "compression":  # JAX asks for Python 3.14's package of this name and finds this file beside a script
+    raise ImportError("benchmarks/compression.py is not the standard library's compression")
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jaxtyping import Float
+from ml_collections import ConfigDict, config_flags
+from safetensors.numpy import load_file
+
+from kd_jax import pipeline
+from kd_jax.data import dataset as datasets
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.loader import TEST
+from kd_jax.evaluate import evaluate_rank
+from kd_jax.files import write_json
+
+ROOT = Path(__file__).parents[1]
+_CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/compression", "where everything is written")
+_DIMS = flags.DEFINE_list("dims", ["8", "16", "32", "64"], "sizes of the vectors")
+
+METRIC = "ndcg@10"
+STUDENTS = ("student", "distilled")
+Vectors = np.ndarray  # f32 [users or items, d]
+
+
+def cut(contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim: int) -> tuple[Vectors, Vectors]:
+    """User vectors [U, d] and item vectors [I, d], d = min(dim, D), whose products come closest to contexts @ items.T.
+
+    Of all matrices of rank d, users @ items.T then has the smallest squared error summed over all users and items.
+    Source: Eckart and Young, "The approximation of one matrix by another of lower rank", Psychometrika 1936. The SVD
+    of the [U, I] product is found through that of a [D, D] matrix; each side gets the root of the singular values.
+    """
+    (q_users, r_users), (q_items, r_items) = (np.linalg.qr(side.astype(np.float64)) for side in (contexts, items))
+    left, values, right = np.linalg.svd(r_users @ r_items.T)
+    scale = np.sqrt(values[:dim])[None]
+    users, vectors = q_users @ (left[:, :dim] * scale), q_items @ (right[:dim].T * scale)
+    return users.astype(np.float32), vectors.astype(np.float32)
+
+
+def teacher_vectors(path: Path) -> tuple[Vectors, Vectors, Float[np.ndarray, " I"]]:
+    """Contexts [U, D], items [I, D] and biases [I] of a label file; the mean context has moved into the biases.
+
+    (c - mean) · v + (b + mean · v) = c · v + b: the scores are the same and the cut has less to carry.
+    """
+    labels = load_file(path)
+    contexts, items = labels["contexts"][:, -1], labels["items"]
+    mean = contexts.mean(0)
+    return contexts - mean[None], items, labels["bias"] + items @ mean
+
+
+def judge(data: Dataset, users: Vectors, items: Vectors, bias: Float[np.ndarray, " I"]) -> dict[str, float]:
+    """NDCG@10 on test, over all items and over warm ones, of the scores users @ items.T + bias."""
+    left, right, offset = jnp.asarray(users), jnp.asarray(items).T, jnp.asarray(bias)[None]
+    found = evaluate_rank(lambda rows: left[rows] @ right + offset, data, TEST, metrics=("ndcg",), ks=(10,))
+    return {"all": found.metrics[METRIC], "warm": found.slices["warm"][METRIC]}
+
+
+def train(config: ConfigDict, workdir: Path, dim: int, first: Path) -> None:
+    """Both students of width ``dim``, from the soft labels of the run in ``first``."""
+    c = ConfigDict(config.to_dict())
+    c.stages = ("data", "labels", *STUDENTS, "evaluate")
+    if workdir == first:
+        c.stages = ("data", "teacher", "labels", *STUDENTS, "evaluate")
+    else:
+        for name in ("dataset", "labels"):
+            shutil.copytree(first / name, workdir / name, dirs_exist_ok=True)
+    for model in STUDENTS:
+        c.tuned[model] = (*c.tuned[model], ("student.dim", dim))  # the last word, whatever was tuned
+    if pipeline.main(c, workdir):
+        sys.exit(2)
+
+
+def average(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def trained(workdir: Path, model: str) -> dict[str, float]:
+    """What the run in ``workdir`` measured for ``model``, mean over seeds."""
+    rows = [row for row in json.loads((workdir / "report/metrics.json").read_text())["models"] if row["name"] == model]
+    return average([{"all": row["test"][METRIC], "warm": row["slices"]["warm"][METRIC]} for row in rows])
+
+
+def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
+    """Trains what is missing and returns all numbers of the table."""
+    first = root / f"dim{dims[0]}"
+    for dim in dims:
+        train(config, root / f"dim{dim}", dim, first)
+    data = datasets.load(first / "dataset")
+    teachers = [teacher_vectors(first / f"labels/teacher.seed{seed}.safetensors") for seed in config.seeds]
+    width = teachers[0][1].shape[1]
+
+    def size(dim: int) -> int:
+        return 4 * (dim * (data.num_users + data.num_items) + data.num_items)
+
+    rows = [{
+        "dim": dim, "bytes": size(dim), "rank_of_pca": min(dim, width),
+        **{model: trained(root / f"dim{dim}", model) for model in STUDENTS},
+        "pca": average([judge(data, *cut(contexts, items, dim), bias) for contexts, items, bias in teachers]),
+    } for dim in dims]
+    return {
+        "metric": METRIC, "split": "test", "dataset": data.name, "users": data.num_users, "items": data.num_items,
+        "seeds": list(config.seeds), "sizes": rows, "popularity": trained(first, "popularity"),
+        "teacher_biases": average([judge(data, 0 * contexts, items, bias) for contexts, items, bias in teachers]),
+        "teacher": average([judge(data, *vectors) for vectors in teachers]) | {"dim": width, "bytes": size(width)},
+        "teacher_reading_validation_too": trained(first, "teacher"),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown. A cell is NDCG@10 over all items / over warm ones, and in brackets the share of the uncut teacher's."""
+    full = found["teacher"]
+
+    def cell(value: dict[str, float]) -> str:
+        share = f" ({value['all'] / full['all']:.0%})" if full["all"] else ""
+        return f"{value['all']:.4f} / {value['warm']:.4f}{share}"
+
+    lines = [
+        "| numbers per vector | MB | plain student | distilled student | teacher cut by PCA |",
+        "|---:|---:|---|---|---|",
+        f"| 0, biases alone | {4 * found['items'] / 1e6:.2f} | | | {cell(found['teacher_biases'])} |",
+    ]
+    for row in found["sizes"]:
+        cells = " | ".join(cell(row[name]) for name in (*STUDENTS, "pca"))
+        lines.append(f"| {row['dim']} | {row['bytes'] / 1e6:.2f} | {cells} |")
+    lines += [
+        f"| {full['dim']}, uncut | {full['bytes'] / 1e6:.2f} | | | {cell(full)} |", "",
+        f"Popularity: {cell(found['popularity'])}. The teacher itself, which reads validation as history too: "
+        f"{cell(found['teacher_reading_validation_too'])}. Seeds: {', '.join(map(str, found['seeds']))}.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}; give --dims=8,16")
+    logging.set_verbosity(logging.ERROR)
+    root = Path(_WORKDIR.value).expanduser()
+    found = measure(_CONFIG.value, root, [int(dim) for dim in _DIMS.value])
+    write_json(root / "compression.json", found)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,119 @@
+"""What the distilled vectors are worth to models that never saw a language model.
+
+    python examples/use_vectors.py --workdir=runs/quickstart
+
+Reads the tables that a finished run exported and gives them to an item-kNN recommender and to a logistic regression.
+Both learn from the train split and are judged on the test split.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+from scipy.optimize import minimize
+from scipy.sparse import csr_array, diags_array, issparse
+
+from kd_jax.data import dataset as datasets
+from kd_jax.errors import InputError
+from kd_jax.evaluate import evaluate_rank, popularity
+from kd_jax.metrics import binary_auc
+
+TRAIN, TEST = 0, 2
+
+
+def item_knn(history, vectors):
+    """score(user, item) = sum of the cosines between the item's vector and those of the user's history.
+
+    history: sparse [U, I]; vectors: [I, D], dense or sparse. The items x items table of cosines is never built.
+    """
+    length = np.sqrt((vectors * vectors).sum(axis=1))
+    directions = diags_array(1 / np.maximum(length, 1e-12)) @ vectors
+
+    def scores(users):
+        found = history[users] @ directions @ directions.T
+        return jnp.asarray(found.toarray() if issparse(found) else found)
+
+    return scores
+
+
+def draw_pairs(data, split, rng):
+    """Users, items and 1 or 0: the interactions of ``split`` by users with a train interaction, and for each of
+    them a random item that the user had not chosen by the end of ``split``."""
+    rows = (data.split == split) & (np.diff(data.targets(TRAIN)[0]) > 0)[data.user]
+    key = data.user.astype(np.int64) * data.num_items
+    first, item = key[rows], data.item[rows]
+    taken = (key + data.item)[data.split <= split]
+    other = rng.integers(data.num_items, size=len(item))
+    while (again := np.isin(first + other, taken)).any():
+        other[again] = rng.integers(data.num_items, size=again.sum())
+    return np.tile(data.user[rows], 2), np.concatenate([item, other]), np.repeat([1.0, 0.0], len(item))
+
+
+def logistic_regression(features, real, penalty=1e-4):
+    """Fits features [N, F], standardised, to real [N] in {0, 1}; returns the function from features to log-odds [N]."""
+    mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
+
+    def standard(features):
+        return (features - mean[None]) / std[None]
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(w, x, real):
+        logits = x @ w[1:] + w[0]
+        return jnp.mean(jnp.logaddexp(0.0, logits) - real * logits) + penalty * jnp.sum(w[1:] ** 2)
+
+    x, real = jnp.asarray(standard(features)), jnp.asarray(real, jnp.float32)
+    w = minimize(lambda w: [np.float64(part) for part in loss(jnp.float32(w), x, real)], np.zeros(1 + x.shape[1]),
+                 jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    return lambda features: standard(features) @ w[1:] + w[0]
+
+
+def main(workdir):
+    data = datasets.load(workdir / "dataset")
+    tables = {kind: workdir / "export" / f"{kind}_vectors.parquet" for kind in ("user", "item")}
+    for path in tables.values():
+        if not path.exists():
+            raise InputError(f"{path} is missing: finish a run with task='rank' and student.name='mf' or 'sasrec'")
+    users, items = (pl.read_parquet(path)["vector"].to_numpy() for path in tables.values())  # in the order of data
+    bias = pl.read_parquet(tables["item"])["bias"].to_numpy()
+
+    def matrix(rows):
+        ones = np.ones(rows.sum(), np.float32)
+        return csr_array((ones, (data.user[rows], data.item[rows])), shape=(data.num_users, data.num_items))
+
+    history, train = matrix(data.split != TEST), matrix(data.split == TRAIN)
+    print("ranking the catalogue, NDCG@10        all items   warm items")
+    for name, scores in {
+        "popularity": popularity(data),
+        "item-kNN on co-occurrence": item_knn(history, csr_array(train.T)),
+        "item-kNN on distilled vectors": item_knn(history, items),
+        "the student's item biases": lambda rows: jnp.tile(bias, (len(rows), 1)),
+        "the student": lambda rows: jnp.asarray(users[rows] @ items.T + bias[None]),
+    }.items():
+        result = evaluate_rank(scores, data, TEST, metrics=("ndcg",), ks=(10,))
+        print(f"  {name:<34}{result.metrics['ndcg@10']:>11.4f}{result.slices['warm']['ndcg@10']:>13.4f}")
+
+    rng, count = np.random.default_rng(0), np.log1p(data.item_counts).astype(np.float32)[:, None]
+    known, asked = draw_pairs(data, TRAIN, rng), draw_pairs(data, TEST, rng)
+    print(f"{len(asked[2]) // 2:,} test pairs among as many others      AUC")
+    for name, use in {"popularity": (0, 1), "vectors": (1, 0), "vectors and popularity": (1, 1)}.items():
+        def features(u, i, use=use):
+            return np.hstack([users[u], items[i], users[u] * items[i]] * use[0] + [count[i]] * use[1])
+
+        log_odds = logistic_regression(features(*known[:2]), known[2])(features(*asked[:2]))
+        print(f"  logistic regression on {name:<23} {binary_auc(log_odds, asked[2] > 0):.4f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
+    try:
+        main(parser.parse_args().workdir)
+    except InputError as error:
+        sys.exit(f"error: {error}")
