@@ -30,12 +30,14 @@ def generate(folder: Path, rows: int) -> None:
     pairs = np.unique(users * RATED + films)
     pairs = np.sort(rng.choice(pairs, min(rows, len(pairs)), replace=False))
     folder.mkdir(parents=True, exist_ok=True)
-    pl.DataFrame({
-        "userId": pairs // RATED + 1,
-        "movieId": pairs % RATED + 1,
-        "rating": rng.integers(1, 11, len(pairs)) / 2,
-        "timestamp": rng.integers(789_652_009, 1_574_327_703, len(pairs)),
-    }).write_csv(folder / "ratings.csv")
+    pl.DataFrame(
+        {
+            "userId": pairs // RATED + 1,
+            "movieId": pairs % RATED + 1,
+            "rating": rng.integers(1, 11, len(pairs)) / 2,
+            "timestamp": rng.integers(789_652_009, 1_574_327_703, len(pairs)),
+        }
+    ).write_csv(folder / "ratings.csv")
     numbers = np.arange(1, FILMS + 1)
     pl.DataFrame({"movieId": numbers}).with_columns(
         title=pl.format("Film, number {} (1995)", "movieId"), genres=pl.lit("Action|Drama")
@@ -51,9 +53,11 @@ def measure(folder: Path) -> None:
     data = dataset.build(raw, split="temporal", min_user_interactions=5, min_item_interactions=5)
     built = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{raw.interactions.height:,} ratings -> {data.num_users:,} users, {data.num_items:,} items, "
-          f"{len(data.user):,} interactions: read {read - start:.1f} s, filter, index and split {built - read:.1f} s, "
-          f"total {built - start:.1f} s, peak RSS {peak:.2f} GiB, {len(os.sched_getaffinity(0))} cores")
+    print(
+        f"{raw.interactions.height:,} ratings -> {data.num_users:,} users, {data.num_items:,} items, "
+        f"{len(data.user):,} interactions: read {read - start:.1f} s, filter, index and split {built - read:.1f} s, "
+        f"total {built - start:.1f} s, peak RSS {peak:.2f} GiB, {len(os.sched_getaffinity(0))} cores"
+    )
 
 
 def main() -> None:
@@ -68,8 +72,11 @@ def main() -> None:
     if not (folder / "movies.csv").exists():
         generate(folder, args.rows)
     root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, __file__, f"--rows={args.rows}", f"--folder={folder}", "--measure"], check=True,
-                   env=os.environ | {"PYTHONPATH": str(root)})
+    subprocess.run(
+        [sys.executable, __file__, f"--rows={args.rows}", f"--folder={folder}", "--measure"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
 
 
 if __name__ == "__main__":

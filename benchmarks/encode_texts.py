@@ -1,6 +1,6 @@
 """Texts and tokens per second of a text encoder on a catalogue of film titles.
 
-    python benchmarks/encode_texts.py --movies=movies.dat            # MovieLens layout: id::title (year)::genre|genre
+python benchmarks/encode_texts.py --movies=movies.dat            # MovieLens layout: id::title (year)::genre|genre
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ def main() -> None:
     encoder, tokenizer = load_encoder(flags.weights, backend=flags.backend, dtype=jnp.dtype(flags.dtype))
     loaded = time.perf_counter()
     table = text.tokenize(tokenizer, texts, encoder.max_length)
-    print(f"{len(table):,} texts, {len(table.ids):,} tokens; loading {loaded - start:.2f} s, "
-          f"tokenizing {time.perf_counter() - loaded:.2f} s")
+    print(
+        f"{len(table):,} texts, {len(table.ids):,} tokens; loading {loaded - start:.2f} s, "
+        f"tokenizing {time.perf_counter() - loaded:.2f} s"
+    )
     for batch_tokens in flags.batch_tokens:
         for run in ("with compilation", "again"):
             start, start_cpu = time.perf_counter(), time.process_time()
             text.encode(encoder, table, batch_tokens=batch_tokens)
             seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-            print(f"batch_tokens={batch_tokens} {run}: {seconds:.2f} s ({cpu:.1f} s of CPU), "
-                  f"{len(table) / seconds:,.0f} texts/s, {len(table.ids) / seconds:,.0f} tokens/s", flush=True)
+            print(
+                f"batch_tokens={batch_tokens} {run}: {seconds:.2f} s ({cpu:.1f} s of CPU), "
+                f"{len(table) / seconds:,.0f} texts/s, {len(table.ids) / seconds:,.0f} tokens/s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

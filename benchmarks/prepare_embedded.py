@@ -20,9 +20,11 @@ def by_first_appearance(interactions: pl.DataFrame) -> pl.DataFrame:
     """
     interactions = interactions.sort("timestamp", maintain_order=True)
     users = interactions.select(pl.col("user").unique(maintain_order=True)).with_row_index("number", offset=1)
-    return interactions.join(users, on="user", how="left", maintain_order="left").with_columns(
-        user=pl.col("number").cast(pl.Int32)
-    ).drop("number")
+    return (
+        interactions.join(users, on="user", how="left", maintain_order="left")
+        .with_columns(user=pl.col("number").cast(pl.Int32))
+        .drop("number")
+    )
 
 
 def double_colon(path: Path, names: list[str]) -> pl.DataFrame:
@@ -48,17 +50,21 @@ def online_retail(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     A product code is five digits and perhaps a letter or two; POST, D, M, C2, DOT, BANK CHARGES and PADS are not.
     A product's text is its most frequent description (of two equally frequent ones the first in the alphabet).
     """
-    sales = pl.read_parquet(folder / "transactions.parquet").filter(
-        ~pl.col("InvoiceNo").str.starts_with("C"),
-        pl.col("Quantity") > 0,
-        pl.col("UnitPrice") > 0,
-        pl.col("CustomerID").is_not_null(),
-        pl.col("StockCode").str.contains(r"^\d{5}"),
-    ).select(
-        user=pl.col("CustomerID").cast(pl.Int32),
-        item=pl.col("StockCode").str.to_uppercase(),
-        timestamp=pl.col("InvoiceDate").dt.epoch("s"),
-        description=pl.col("Description").str.replace_all(r"\s+", " ").str.strip_chars(),
+    sales = (
+        pl.read_parquet(folder / "transactions.parquet")
+        .filter(
+            ~pl.col("InvoiceNo").str.starts_with("C"),
+            pl.col("Quantity") > 0,
+            pl.col("UnitPrice") > 0,
+            pl.col("CustomerID").is_not_null(),
+            pl.col("StockCode").str.contains(r"^\d{5}"),
+        )
+        .select(
+            user=pl.col("CustomerID").cast(pl.Int32),
+            item=pl.col("StockCode").str.to_uppercase(),
+            timestamp=pl.col("InvoiceDate").dt.epoch("s"),
+            description=pl.col("Description").str.replace_all(r"\s+", " ").str.strip_chars(),
+        )
     )
     texts = sales.group_by("item", "description").len().sort("item", -pl.col("len").cast(pl.Int64), "description")
     products = texts.unique("item", keep="first", maintain_order=True).select("item", "description")

@@ -7,20 +7,45 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "rank"  # 'rank': softmax over the catalogue; 'rate': classes of a user-item pair
     c.seeds = (0, 1, 2)  # every model is trained once per seed; the report shows mean and spread
-    c.stages = ("data", "teacher", "control_teacher", "labels", "student", "control", "distilled",
-                "evaluate", "export", "report")
+    c.stages = (
+        "data",
+        "teacher",
+        "control_teacher",
+        "labels",
+        "student",
+        "control",
+        "distilled",
+        "evaluate",
+        "export",
+        "report",
+    )
 
     c.data = ConfigDict()
     c.data.source = "movietweetings"  # 'movietweetings', 'online_retail', 'movielens', 'tfds', 'files'
     c.data.path = ""  # a directory (movielens) or the interactions file (files)
     c.data.items_path = ""  # files: the table of items with their text
-    c.data.columns = ConfigDict({"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp",
-                                 "split": "split", "item_id": "item"})  # files: what the columns are called
+    c.data.columns = ConfigDict(
+        {
+            "user": "user",
+            "item": "item",
+            "rating": "rating",
+            "timestamp": "timestamp",
+            "split": "split",
+            "item_id": "item",
+        }
+    )  # files: what the columns are called
     c.data.text_columns = ()  # item columns that make up the text, in order; () = all of them
     c.data.missing_text = "error"  # item without text: 'error', or 'id' to write its id instead
     c.data.tfds_name = "movielens/1m-ratings"  # tfds: name and fields
-    c.data.tfds_fields = ConfigDict({"user": "user_id", "item": "movie_id", "rating": "user_rating",
-                                     "timestamp": "timestamp", "title": "movie_title"})
+    c.data.tfds_fields = ConfigDict(
+        {
+            "user": "user_id",
+            "item": "movie_id",
+            "rating": "user_rating",
+            "timestamp": "timestamp",
+            "title": "movie_title",
+        }
+    )
     c.data.split = "temporal"  # 'leave_one_out', 'temporal', 'ratio', 'strong', 'column'
     c.data.ratios = (0.8, 0.1, 0.1)  # train, valid, test of 'temporal', 'ratio' and 'strong'
     c.data.min_interactions = 5  # users with fewer are left out
@@ -52,7 +77,9 @@ def get_config() -> ConfigDict:
     c.teacher.dropout = 0.2
     c.teacher.init_scale = 0.1
     c.teacher.train_bias = True  # whether item biases are learned; they start at the log count either way
-    c.teacher.trend = False  # items carry how popular they were of late, and training replays the past (needs timestamps)
+    c.teacher.trend = (
+        False  # items carry how popular they were of late, and training replays the past (needs timestamps)
+    )
     c.teacher.snapshots = 128  # trend: moments of the past that are replayed
     c.teacher.snapshot_days = 1.0  # trend: days between two moments
     c.teacher.horizon_days = 14.0  # trend: what a user does within so many days is to be predicted
@@ -73,9 +100,13 @@ def get_config() -> ConfigDict:
     c.student.dropout = 0.5
     c.student.init_scale = 0.1
     c.student.decay = 3.0  # mf, mlp: a target of this age counts 1/e
-    c.student.decay_unit = "interactions"  # 'interactions' (of the user, since then) or 'days' (before the end of training)
+    c.student.decay_unit = (
+        "interactions"  # 'interactions' (of the user, since then) or 'days' (before the end of training)
+    )
     c.student.user_power = 0.5  # mf, mlp: a user weighs (sum of the target weights) ** user_power
-    c.student.bias = "count"  # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the teacher's
+    c.student.bias = (
+        "count"  # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the teacher's
+    )
     c.student.trend_days = 3.0  # bias='trend': an interaction this old counts 1/e
     c.student.hidden = 32  # mlp
     c.student.history = 50  # sasrec

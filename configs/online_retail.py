@@ -1,6 +1,6 @@
 """Online Retail (Chen 2015), embedded: first purchases in a UK gift shop, product descriptions as text.
 
-    python launch.py --config=configs/online_retail.py
+python launch.py --config=configs/online_retail.py
 """
 
 from ml_collections import ConfigDict

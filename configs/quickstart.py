@@ -1,6 +1,6 @@
 """MovieTweetings 100K (Dooms et al. 2013), embedded: the default run.
 
-    python launch.py
+python launch.py
 """
 
 from ml_collections import ConfigDict

@@ -37,9 +37,18 @@ TEMPLATES = Path(__file__).parent / "templates"
 VALID = "valid "
 # Warm hues have a language model behind them, cool ones item IDs (after Okabe & Ito's colour-blind-safe palette).
 # Charts are drawn in these colours; each then becomes a CSS variable that the template sets again for dark.
-COLOURS = {"ink": "#1b2027", "muted": "#5a6470", "line": "#dde1e6", "popularity": "#7b848f", "student": "#00916a",
-           "teacher": "#c98500", "distilled": "#d35400", "control_teacher": "#3d9bd1", "control": "#0068a6",
-           "other": "#a8558a"}
+COLOURS = {
+    "ink": "#1b2027",
+    "muted": "#5a6470",
+    "line": "#dde1e6",
+    "popularity": "#7b848f",
+    "student": "#00916a",
+    "teacher": "#c98500",
+    "distilled": "#d35400",
+    "control_teacher": "#3d9bd1",
+    "control": "#0068a6",
+    "other": "#a8558a",
+}
 MARKERS = {"popularity": "X", "control_teacher": "d", "teacher": "D", "student": "s", "control": "^", "distilled": "o"}
 MAX_POINTS = 240  # of one learning curve
 
@@ -72,9 +81,11 @@ def _chart(caption: str, description: str, height: float, draw: Callable[[Figure
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{key}-", body)  # ids are unique on the page
     for name, value in COLOURS.items():
         body = body.replace(value, f"var(--{name})")
-    return (f'<figure><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 324 {72 * height:g}" role="img" '
-            f'aria-labelledby="{key}-t {key}-d"><title id="{key}-t">{escape(caption)}</title>'
-            f'<desc id="{key}-d">{escape(description)}</desc>{body}</svg></figure>')
+    return (
+        f'<figure><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 324 {72 * height:g}" role="img" '
+        f'aria-labelledby="{key}-t {key}-d"><title id="{key}-t">{escape(caption)}</title>'
+        f'<desc id="{key}-d">{escape(description)}</desc>{body}</svg></figure>'
+    )
 
 
 def bar_chart(models: Models, metric: str, part: str) -> str:
@@ -142,11 +153,19 @@ def tradeoff_chart(models: Models, metric: str, key: str, title: str) -> str:
             start, end = sorted((x, x + side * (0.05 + 0.023 * len(label))))
             y = max([y, *(other + 0.09 for left, right, other in placed if left < end and start < right)])
             placed.append((start, end, y))
-            axes.annotate(label, (cost, y), (9 * side, 0), axes.get_xaxis_transform(), "offset points",
-                          ha="right" if side < 0 else "left", va="center")
+            axes.annotate(
+                label,
+                (cost, y),
+                (9 * side, 0),
+                axes.get_xaxis_transform(),
+                "offset points",
+                ha="right" if side < 0 else "left",
+                va="center",
+            )
 
-    said = "; ".join(f"{spoken(name)} {decimals(mean)} at {thousands(cost)}"
-                     for name, (cost, mean, _) in points.items())
+    said = "; ".join(
+        f"{spoken(name)} {decimals(mean)} at {thousands(cost)}" for name, (cost, mean, _) in points.items()
+    )
     return _chart(f"{metric_label(metric)} against {title.lower()}", said, 3.0, draw)
 
 
@@ -158,8 +177,16 @@ def slice_chart(models: Models, metric: str, parts: list[str]) -> str:
         for i, name in enumerate(models):
             means, stds = zip(*(values[part].get(name, (math.nan, 0.0)) for part in parts), strict=True)
             ys = [y + 0.1 * (i - (len(models) - 1) / 2) for y in range(len(parts))]
-            axes.errorbar(means, ys, xerr=stds if any(stds) else None, fmt=MARKERS.get(name, "P"), markersize=5.5,
-                          color=COLOURS[hue(name)], elinewidth=1, label=_tag(name))
+            axes.errorbar(
+                means,
+                ys,
+                xerr=stds if any(stds) else None,
+                fmt=MARKERS.get(name, "P"),
+                markersize=5.5,
+                color=COLOURS[hue(name)],
+                elinewidth=1,
+                label=_tag(name),
+            )
         for y in range(0, len(parts), 2):
             axes.axhspan(y - 0.5, y + 0.5, color=COLOURS["line"], alpha=0.35, linewidth=0, zorder=0)
         axes.set(ylim=(len(parts) - 0.5, -0.5), xlabel=metric_label(metric))
@@ -168,8 +195,9 @@ def slice_chart(models: Models, metric: str, parts: list[str]) -> str:
         _ticks(axes.xaxis)
         figure.legend(loc="outside upper left", ncols=3)
 
-    said = ". ".join(f"{SLICES[part]}: {_said({name: mean for name, (mean, _) in found.items()})}"
-                     for part, found in values.items())
+    said = ". ".join(
+        f"{SLICES[part]}: {_said({name: mean for name, (mean, _) in found.items()})}" for part, found in values.items()
+    )
     return _chart(f"{metric_label(metric)} by slice", said, 4.4, draw)
 
 
@@ -184,8 +212,14 @@ def curve_chart(model: str, terms: dict[str, dict[Any, dict[float, float]]], hig
             for term, dash in zip(names, itertools.cycle(("-", "--", ":", "-.")), strict=False):
                 for i, points in enumerate(terms[term].values()):
                     steps = sorted(points)[:: len(points) // MAX_POINTS + 1]
-                    panel.plot(steps, [points[step] for step in steps], dash, color=COLOURS[hue(model)], linewidth=1.1,
-                               label="_" if i else term)
+                    panel.plot(
+                        steps,
+                        [points[step] for step in steps],
+                        dash,
+                        color=COLOURS[hue(model)],
+                        linewidth=1.1,
+                        label="_" if i else term,
+                    )
             _ticks(panel.yaxis)
         upper.set(ylim=(0, 1.06 * highest or 1), ylabel=metric_label(scores[0].removeprefix(VALID)) if scores else "")
         lower.set(xlabel="step", ylabel="loss")

@@ -49,8 +49,10 @@ class Checkpoints:
             if note.exists():
                 changed = difference(read_json(note, f"delete {folder} to train it anew"), identity)
                 if changed:
-                    raise InputError(f"{folder} holds checkpoints of another config ({changed}); use another --workdir, "
-                                     "restore those values, or delete that folder")
+                    raise InputError(
+                        f"{folder} holds checkpoints of another config ({changed}); use another --workdir, "
+                        "restore those values, or delete that folder"
+                    )
             else:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(note, identity)
@@ -138,8 +140,10 @@ class Checkpoints:
         have, want = _shapes(params), _shapes(serialization.to_state_dict(like))
         if have != want:
             name = next(n for n in sorted(have.keys() | want.keys()) if have.get(n) != want.get(n))
-            raise InputError(f"{self.folder}: parameter {name} has shape {have.get(name)}, the config asks for "
-                             f"{want.get(name)}; the checkpoint belongs to another config")
+            raise InputError(
+                f"{self.folder}: parameter {name} has shape {have.get(name)}, the config asks for "
+                f"{want.get(name)}; the checkpoint belongs to another config"
+            )
         return serialization.from_state_dict(like, params)
 
     def wait(self) -> None:

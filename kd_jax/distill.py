@@ -51,9 +51,13 @@ class Term:
             if value not in known:
                 raise InputError(f"distill.terms: {field} {value!r} is unknown{nearest(value, known)}")
         if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
-            raise InputError(f"distill.terms: weight of {self.name!r} is {self.weight!r}; it must be a number from 0 up")
+            raise InputError(
+                f"distill.terms: weight of {self.name!r} is {self.weight!r}; it must be a number from 0 up"
+            )
         if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
-            raise InputError(f"distill.terms: temperature of {self.name!r} is {self.temperature!r}; it must be positive")
+            raise InputError(
+                f"distill.terms: temperature of {self.name!r} is {self.temperature!r}; it must be positive"
+            )
 
     @property
     def needs_teacher(self) -> bool:
@@ -72,6 +76,7 @@ class Term:
         where = warm if self.items == "warm" else None
         if self.name == "ce":
             return losses.cross_entropy(logits, batch["targets"], batch["target_weights"], where)
+        assert teacher_logits is not None
         loss = {"kl": losses.kl, "soft_ce": losses.soft_cross_entropy}[self.name]
         return loss(teacher_logits, logits, self.temperature, where)
 

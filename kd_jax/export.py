@@ -24,7 +24,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import TEST, last_items
 from kd_jax.errors import InputError
 from kd_jax.files import atomic, write_json
-from kd_jax.models.layers import Scorer
+from kd_jax.models.layers import Scorer, split
 from kd_jax.models.student import StudentSpec, student_class
 from kd_jax.types import Params, PyTree
 
@@ -37,8 +37,16 @@ def _flat(params: Params) -> dict[str, np.ndarray]:
 
 
 def write(
-    folder: Path, dataset: Dataset, name: str, spec: StudentSpec, graphdef: nnx.GraphDef, params: Params,
-    constants: PyTree, *, history: int, task: str,
+    folder: Path,
+    dataset: Dataset,
+    name: str,
+    spec: StudentSpec,
+    graphdef: nnx.GraphDef,
+    params: Params,
+    constants: PyTree,
+    *,
+    history: int,
+    task: str,
 ) -> None:
     """Write weights, their description, and (for factorised scorers) the vectors, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,10 +64,12 @@ def write(
         ).write_parquet(temporary)
     users = np.arange(dataset.num_users, dtype=np.int32)
     windows = last_items(*dataset.history(TEST), history)
-    contexts = np.concatenate([
-        np.asarray(model.contexts({"user": users[part], "history": windows[part]}, vectors)[:, -1])
-        for part in np.array_split(users, max(1, len(users) // 1024))
-    ])
+    contexts = np.concatenate(
+        [
+            np.asarray(model.contexts({"user": users[part], "history": windows[part]}, vectors)[:, -1])
+            for part in np.array_split(users, max(1, len(users) // 1024))
+        ]
+    )
     with atomic(folder / "user_vectors.parquet") as temporary:
         _table("user", dataset.user_ids, contexts).write_parquet(temporary)
 
@@ -74,26 +84,30 @@ def _table(name: str, ids: pl.Series, vectors: np.ndarray) -> pl.DataFrame:
 
 
 def read(folder: Path, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
-    """The exported student and its description. Raises InputError if a file is missing, damaged or of another data set."""
+    """The exported student and its description.
+
+    Raises InputError if a file is missing, damaged or of another data set.
+    """
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing: {folder.parent} was not exported; finish the run that made it "
-                         "(python launch.py --workdir=…, stage 'export')") from None
+        raise InputError(
+            f"{error.filename} is missing: {folder.parent} was not exported; finish the run that made it "
+            "(python launch.py --workdir=…, stage 'export')"
+        ) from None
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{folder} is damaged ({error}); delete it and run the stage 'export' again") from None
-    spec = StudentSpec(
-        **description["spec"], bias=jnp.zeros(dataset.num_items), warm=jnp.asarray(dataset.warm)
-    )
+    spec = StudentSpec(**description["spec"], bias=jnp.zeros(dataset.num_items), warm=jnp.asarray(dataset.warm))
     model = student_class(description["student"])(spec, rngs=nnx.Rngs(0))
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
-    like = nnx.to_pure_dict(params)
+    graphdef, like, constants = split(model)
     want = {key: value.shape for key, value in _flat(like).items()}
     have = {key: value.shape for key, value in tensors.items()}
     if want != have:
         name = next(n for n in sorted(want.keys() | have.keys()) if want.get(n) != have.get(n))
-        raise InputError(f"{folder / WEIGHTS}: tensor {name} has shape {have.get(name)}, the data set in {folder.parent} "
-                         f"needs {want.get(name)}; export again from the run that made this workdir")
+        raise InputError(
+            f"{folder / WEIGHTS}: tensor {name} has shape {have.get(name)}, the data set in {folder.parent} "
+            f"needs {want.get(name)}; export again from the run that made this workdir"
+        )
     restored = serialization.from_state_dict(like, unflatten_dict(tensors, sep="."))
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, restored), constants), description

@@ -66,7 +66,7 @@ def fingerprint(value: Any) -> str:
 
 
 def stamp(*paths: str) -> list[str] | None:
-    """Size and a hash of both ends of every file at ``paths`` (files, or folders, not recursed); None if one is gone."""
+    """Size and hash of both ends of every file at ``paths`` (files, or folders, not recursed); None if one is gone."""
     stamps = []
     for path in (Path(name).expanduser() for name in paths if name):
         if not path.exists():
@@ -111,8 +111,10 @@ def locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             handle.seek(0)
-            raise InputError(f"--workdir={workdir} is in use by another run (process {handle.read().strip() or '?'}); "
-                             "wait for it, stop it, or choose another --workdir") from None
+            raise InputError(
+                f"--workdir={workdir} is in use by another run (process {handle.read().strip() or '?'}); "
+                "wait for it, stop it, or choose another --workdir"
+            ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

@@ -33,7 +33,7 @@ class Teacher:
 
     arrays: PyTree
     logits: TeacherLogits
-    bias: Callable[[], Array]  # of the teacher's items, [I]
+    bias: Callable[[], Array | np.ndarray]  # of the teacher's items, [I]
 
 
 def _last(contexts: Array, positions: str) -> Array:
@@ -61,8 +61,15 @@ def _cached_logits(teacher: PyTree, batch: Batch) -> Array:
 
 
 def write(
-    path: Path, graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, examples: Examples, *, rows: int,
-    positions: str, batch_size: int = 512,
+    path: Path,
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    constants: PyTree,
+    examples: Examples,
+    *,
+    rows: int,
+    positions: str,
+    batch_size: int = 512,
 ) -> None:
     """Run the teacher over ``examples`` and write its labels to a safetensors file, indexed by ``batch['row']``.
 
@@ -86,9 +93,11 @@ def write(
         values = np.zeros((rows, *part.shape[1:]), np.float32) if values is None else values
         values[batch["row"]] = part
     assert values is not None
-    tensors = {"logits": values} if pair else {
-        "contexts": values, "items": np.asarray(vectors), "bias": np.asarray(bias, np.float32)
-    }
+    tensors = (
+        {"logits": values}
+        if pair
+        else {"contexts": values, "items": np.asarray(vectors), "bias": np.asarray(bias, np.float32)}
+    )
     with atomic(path) as temporary:
         save_file(tensors, temporary)
 
@@ -98,6 +107,7 @@ def cached(path: Path) -> Teacher:
     try:
         arrays = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"soft labels {path} cannot be read ({error}); delete the file and run the 'labels' stage again"
-                         ) from None
+        raise InputError(
+            f"soft labels {path} cannot be read ({error}); delete the file and run the 'labels' stage again"
+        ) from None
     return Teacher(arrays, _cached_logits, lambda: arrays["bias"])

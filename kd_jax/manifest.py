@@ -30,14 +30,17 @@ def _git(*arguments: str) -> str | None:
 def write(workdir: Path, data_checksum: str, seeds: Sequence[int]) -> None:
     """Write ``manifest.json``."""
     changed = _git("status", "--porcelain", "--untracked-files=no")
-    write_json(workdir / "manifest.json", {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": {"revision": _git("rev-parse", "HEAD"), "modified": bool(changed) if changed is not None else None},
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(terse=True),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "data_checksum": data_checksum,
-        "seeds": list(seeds),
-    })
+    write_json(
+        workdir / "manifest.json",
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": ["python", Path(sys.argv[0]).name, *sys.argv[1:]],
+            "git": {"revision": _git("rev-parse", "HEAD"), "modified": bool(changed) if changed is not None else None},
+            "python": platform.python_version(),
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "platform": platform.platform(terse=True),
+            "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+            "data_checksum": data_checksum,
+            "seeds": list(seeds),
+        },
+    )

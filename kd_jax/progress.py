@@ -28,7 +28,7 @@ class Bar:
         """done: of ``total``; terms: loss terms to show; rate: examples per second."""
         shown = " ".join(f"{key} {value:.4f}" for key, value in (terms or {}).items() if key != "grad_norm")
         shown += f" {rate:,.0f} examples/s" if rate else ""
-        if self._log.progress is not None:
+        if self._log.progress is not None and self._task is not None:
             self._log.progress.update(self._task, completed=done, terms=shown)
             return
         now = time.perf_counter()
@@ -50,14 +50,20 @@ class Log:
 
     def __init__(self, path: Path, metric: str, console: Console | None = None):
         self.console = console or Console(highlight=False)
-        self.metric, self.progress = metric, None
+        self.metric = metric
+        self.progress: Progress | None = None
         self._file = path.open("a")
 
     def __enter__(self) -> Log:
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[terms]}"), console=self.console,
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[terms]}"),
+                console=self.console,
             )
             self.progress.start()
         return self

@@ -1,7 +1,7 @@
 """Top-k for known users and for new ones, from a workdir whose run has been exported.
 
-    python -m kd_jax.recommend --workdir=runs/quickstart --user=42 -k 10
-    python -m kd_jax.recommend --workdir=runs/quickstart --history="Gravity (2013)|Argo (2012)"
+python -m kd_jax.recommend --workdir=runs/quickstart --user=42 -k 10
+python -m kd_jax.recommend --workdir=runs/quickstart --history="Gravity (2013)|Argo (2012)"
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class Recommender:
     model: Scorer
     description: dict[str, Any]
 
-    def recommend(
-        self, user: object = None, history: Sequence[object] | None = None, k: int = 10
-    ) -> pl.DataFrame:
+    def recommend(self, user: object = None, history: Sequence[object] | None = None, k: int = 10) -> pl.DataFrame:
         """The ``k`` best items that were not seen: columns rank, item, title, score.
 
         user: an id of the data set. history: item ids or titles, oldest first, of somebody who need not be in it.
@@ -53,7 +51,9 @@ class Recommender:
         if (user is None) == (history is None):
             raise InputError("recommend: give either a user or a history")
         if self.description["task"] != "rank":
-            raise InputError("recommend: this workdir was trained with task='rate', which scores pairs; train task='rank'")
+            raise InputError(
+                "recommend: this workdir was trained with task='rate', which scores pairs; train task='rank'"
+            )
         if user is not None:
             index = self._user(user)
             indptr, items = self.dataset.history(TEST + 1)
@@ -68,12 +68,14 @@ class Recommender:
         pointers = np.array([0, len(seen)])
         items, values = top_k(lambda _: scores, np.zeros(1, np.int32), k, (pointers, seen), batch_size=1)
         found = items[0] >= 0
-        return pl.DataFrame({
-            "rank": np.arange(1, found.sum() + 1),
-            "item": self.dataset.item_ids[items[0][found]],
-            "title": [self.dataset.titles[item] for item in items[0][found]],
-            "score": values[0][found],
-        })
+        return pl.DataFrame(
+            {
+                "rank": np.arange(1, found.sum() + 1),
+                "item": self.dataset.item_ids[items[0][found]],
+                "title": [self.dataset.titles[item] for item in items[0][found]],
+                "score": values[0][found],
+            }
+        )
 
     def _scores(self, model: Any, batch: Batch) -> jax.Array:
         return model.scores(batch, model.catalogue())
@@ -124,7 +126,9 @@ def _position(ids: pl.Series, value: object, kind: str, names: Sequence[str] = (
 def _closest(value: str, titles: Sequence[str]) -> str:
     lowered = value.lower()
     close = [title for title in titles if lowered in title.lower()][:3]
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else "; give an item id or a title as in the data"
+    return (
+        f"; did you mean {' or '.join(map(repr, close))}?" if close else "; give an item id or a title as in the data"
+    )
 
 
 def fold_in(model: Scorer, batch: Batch) -> Scorer:
@@ -133,7 +137,8 @@ def fold_in(model: Scorer, batch: Batch) -> Scorer:
     The row minimises the training loss of that user with a small L2 penalty: what training would have given a user
     of this history with the items held still.
     """
-    graphdef, user, rest = nnx.split(model, nnx.PathContains("user"), ...)
+    graphdef, user, *others = nnx.split(model, nnx.PathContains("user"), ...)
+    rest: Any = others[0]
     start = jax.tree.map(lambda table: jnp.zeros((1, table.shape[1]), table.dtype), user)
     tx = optax.adam(FOLD_IN_RATE)
 

@@ -78,12 +78,20 @@ def render(workdir: Path) -> str:
     metrics = _read_json(workdir / "report" / "metrics.json")
     models, shown, (first, second) = by_model(metrics), shown_metrics(metrics), claim(metrics)
     name = escape(str((metrics.get("dataset") or {}).get("name", "unnamed data")))
-    parts = {"results": _results(models, shown), "gains": _gains(metrics, models, shown),
-             "cost": _cost(metrics, models, shown), "slices": _slices(models, shown),
-             "learning": _learning(workdir / "metrics.jsonl"), "setup": _setup(metrics, models, workdir)}
+    parts = {
+        "results": _results(models, shown),
+        "gains": _gains(metrics, models, shown),
+        "cost": _cost(metrics, models, shown),
+        "slices": _slices(models, shown),
+        "learning": _learning(workdir / "metrics.jsonl"),
+        "setup": _setup(metrics, models, workdir),
+    }
     return Template((TEMPLATES / "report.html").read_text(encoding="utf-8")).substitute(
         {key: part or '<p class="missing">Not measured in this run.</p>' for key, part in parts.items()},
-        dataset=name, headline=_unbroken(first), lead=_unbroken(second), tiles=_tiles(metrics, models),
+        dataset=name,
+        headline=_unbroken(first),
+        lead=_unbroken(second),
+        tiles=_tiles(metrics, models),
         colours=" ".join(f"--{key}: {value};" for key, value in COLOURS.items()),
     )
 
@@ -98,8 +106,11 @@ def console_table(metrics: dict[str, Any]) -> Table:
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
     for name, entries in models.items():
         cells = [decimals(mean_std(entries, *metric_path(metric, part))[0]) for metric, part in columns]
-        cells += [scaled(mean_std(entries, "params")[0], POWERS), human_bytes(mean_std(entries, "bytes")[0]),
-                  scaled(mean_std(entries, "users_per_second")[0], POWERS)]
+        cells += [
+            scaled(mean_std(entries, "params")[0], POWERS),
+            human_bytes(mean_std(entries, "bytes")[0]),
+            scaled(mean_std(entries, "users_per_second")[0], POWERS),
+        ]
         table.add_row(spoken(name), *cells, style="bold" if name == "distilled" else None)
     return table
 
@@ -123,10 +134,14 @@ def _unbroken(sentence: str) -> str:
 
 def _tiles(metrics: dict[str, Any], models: Models) -> str:
     metric, gain, share = main_gain(metrics)
-    tiles = [(percent(as_number(gain.get("relative"))), f"{metric_label(metric)}, distilled over student"),
-             (percent(as_number(share.get("relative"))), "distilled over control: the language model’s own share")]
-    for key, form, text in (("params", "{:.2%}", "of the teacher’s parameters are in the distilled student"),
-                            ("users_per_second", "{:.3g} ×", "the teacher’s users per second")):
+    tiles = [
+        (percent(as_number(gain.get("relative"))), f"{metric_label(metric)}, distilled over student"),
+        (percent(as_number(share.get("relative"))), "distilled over control: the language model’s own share"),
+    ]
+    for key, form, text in (
+        ("params", "{:.2%}", "of the teacher’s parameters are in the distilled student"),
+        ("users_per_second", "{:.3g} ×", "the teacher’s users per second"),
+    ):
         small, large = (mean_std(models.get(name, ()), key)[0] for name in ("distilled", "teacher"))
         if small and large:
             tiles.append((form.format(small / large).replace("%", " %"), text))
@@ -137,8 +152,9 @@ def _table(caption: str, head: str | Sequence[str], rows: Sequence[Sequence[str]
     """head: titles of the columns, or its rows as HTML; rows: cells as HTML, the first of each names the row."""
     if not isinstance(head, str):
         head = "<tr>" + "".join(f'<th scope="col">{title}</th>' for title in head) + "</tr>"
-    body = "".join(f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
-                   for row in rows)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
+    )
     return _scroll(caption, f"<table><caption>{caption}</caption><thead>{head}</thead><tbody>{body}</tbody></table>")
 
 
@@ -172,8 +188,12 @@ def _results(models: Models, shown: list[str]) -> str:
         span = f'colspan="{len(parts)}" scope="colgroup"' if parts != [""] else 'rowspan="2" scope="col"'
         top += f"<th {span}>{escape(metric_label(metric))}</th>"
         under += "".join(f'<th scope="col">{spoken(part or "all")}</th>' for part in parts if parts != [""])
-    costs = {"params": ("Parameters", thousands), "bytes": ("Size", human_bytes),
-             "users_per_second": ("Users/s", thousands), "train_seconds": ("Training", human_time)}
+    costs = {
+        "params": ("Parameters", thousands),
+        "bytes": ("Size", human_bytes),
+        "users_per_second": ("Users/s", thousands),
+        "train_seconds": ("Training", human_time),
+    }
     top += "".join(f'<th rowspan="2" scope="col">{title}</th>' for title, _ in costs.values())
     rows = []
     for name, entries in models.items():
@@ -202,8 +222,15 @@ def _gains(metrics: dict[str, Any], models: Models, shown: list[str]) -> str:
         tiny = p_value is not None and p_value < 1e-4
         rows.append([escape(label), *values, *cells, "&lt; .0001" if tiny else decimals(p_value)])
     charts = [bar_chart(models, metric, part) for metric, part in metric_columns(models, shown[:1], ("warm",))]
-    head = ("Metric", "Student", "Control", "Distilled", "Distilled over student", "Distilled over control",
-            "p (over student)")
+    head = (
+        "Metric",
+        "Student",
+        "Control",
+        "Distilled",
+        "Distilled over student",
+        "Distilled over control",
+        "p (over student)",
+    )
     table = _table("Gains and 95 % confidence intervals", head, rows) if rows else ""
     return _grid(charts + ([effect_chart(effects)] if effects else [])) + table
 
@@ -214,21 +241,33 @@ def _cost(metrics: dict[str, Any], models: Models, shown: list[str]) -> str:
     rows = []
     for entry in metrics.get("serving") or ():
         note = f'<span class="text">{escape(str(entry.get("note") or ""))}</span>'
-        rows.append([escape(str(entry.get("name", EMPTY))), thousands(as_number(entry.get("users_per_second"))),
-                     human_time(as_number(entry.get("new_item_seconds"))), note])
+        rows.append(
+            [
+                escape(str(entry.get("name", EMPTY))),
+                thousands(as_number(entry.get("users_per_second"))),
+                human_time(as_number(entry.get("new_item_seconds"))),
+                note,
+            ]
+        )
     head = ("Serving", "Users/s", "A new item costs", '<span class="text">Note</span>')
     return _grid([chart for chart in charts if chart]) + (_table("What serving costs", head, rows) if rows else "")
 
 
 def _slices(models: Models, shown: list[str]) -> str:
     columns = [column for column in metric_columns(models, shown[:2], tuple(SLICES)) if column[1]]
-    rows = [[escape(metric_label(f"{metric}/{part}")),
-             *(_spread(*mean_std(entries, *metric_path(metric, part))) for entries in models.values())]
-            for metric, part in columns]
+    rows = [
+        [
+            escape(metric_label(f"{metric}/{part}")),
+            *(_spread(*mean_std(entries, *metric_path(metric, part))) for entries in models.values()),
+        ]
+        for metric, part in columns
+    ]
     table = _table("Slices of the test split", ("Slice", *(escape(spoken(name)) for name in models)), rows)
     # Cold targets among cold items alone are another, easier question: they would stretch the axis.
-    charts = [slice_chart(models, metric, [part for other, part in columns if other == metric and part != "cold_only"])
-              for metric in dict.fromkeys(metric for metric, _ in columns)]
+    charts = [
+        slice_chart(models, metric, [part for other, part in columns if other == metric and part != "cold_only"])
+        for metric in dict.fromkeys(metric for metric, _ in columns)
+    ]
     return _grid(charts) + _details("The slices as a table", table) if columns else ""
 
 
@@ -246,8 +285,17 @@ def _learning(path: Path) -> str:
         for term, value in (valid or {key: value for key, value in event.items() if key not in ignored}).items():
             if as_number(value) is not None:
                 curves.setdefault(model, {}).setdefault(term, {}).setdefault(seed, {})[step] = value
-    highest = max((value for terms in curves.values() for term, seeds in terms.items() if term.startswith(VALID)
-                   for points in seeds.values() for value in points.values()), default=1.0)
+    highest = max(
+        (
+            value
+            for terms in curves.values()
+            for term, seeds in terms.items()
+            if term.startswith(VALID)
+            for points in seeds.values()
+            for value in points.values()
+        ),
+        default=1.0,
+    )
     return _grid([curve_chart(model, curves[model], highest) for model in sorted(curves, key=model_order)])
 
 
@@ -258,8 +306,10 @@ def _setup(metrics: dict[str, Any], models: Models, workdir: Path) -> str:
             text = thousands(as_number(value)) if as_number(value) is not None else str(value)
             facts += f"<div><dt>{escape(spoken(key).capitalize())}</dt><dd>{escape(text)}</dd></div>"
     keys = sorted({key for entries in models.values() for entry in entries for key in entry.get("test") or {}})
-    rows = [[escape(metric_label(key)), *(_spread(*mean_std(entries, "test", key)) for entries in models.values())]
-            for key in keys]
+    rows = [
+        [escape(metric_label(key)), *(_spread(*mean_std(entries, "test", key)) for entries in models.values())]
+        for key in keys
+    ]
     table = _table("Means over seeds", ("Metric", *(escape(spoken(name)) for name in models)), rows)
     blocks = _details("All test metrics", table) if rows else ""
     for name in ("config.json", "manifest.json"):

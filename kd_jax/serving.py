@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 from flax import nnx
 
 from kd_jax.data.dataset import Dataset

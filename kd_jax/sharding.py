@@ -24,8 +24,10 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     devices = jax.devices()
     data = len(devices) // model if data == -1 and model > 0 else data
     if data < 1 or model < 1 or data * model > len(devices):
-        raise InputError(f"mesh.data={data} x mesh.model={model} does not fit the {len(devices)} devices at hand; "
-                         "set mesh.data=-1 and mesh.model to at most that number")
+        raise InputError(
+            f"mesh.data={data} x mesh.model={model} does not fit the {len(devices)} devices at hand; "
+            "set mesh.data=-1 and mesh.model to at most that number"
+        )
     # Auto: with Explicit axes optax's losses, embedding look-ups and top_k refuse sharded operands.
     return jax.make_mesh(
         (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * model]
@@ -64,5 +66,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
     """Raises InputError unless every ``data`` slice gets the same number of rows."""
     if batch_size % mesh.shape["data"]:
-        raise InputError(f"{field}={batch_size} is not divisible by the {mesh.shape['data']} devices of mesh.data; "
-                         f"use a multiple of {mesh.shape['data']}")
+        raise InputError(
+            f"{field}={batch_size} is not divisible by the {mesh.shape['data']} devices of mesh.data; "
+            f"use a multiple of {mesh.shape['data']}"
+        )

@@ -13,8 +13,15 @@ Models = dict[str, list[dict[str, Any]]]  # name -> one entry of metrics.json pe
 ORDER = ("popularity", "control_teacher", "teacher", "student", "control", "distilled")
 RATE_METRICS = ("auc", "log_loss", "accuracy", "f1", "precision", "recall", "rmse", "mae")
 LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
-SLICES = {"warm": "warm items", "cold": "cold items", "head": "head items", "tail": "tail items",
-          "short": "short histories", "long": "long histories", "cold_only": "cold among cold only"}
+SLICES = {
+    "warm": "warm items",
+    "cold": "cold items",
+    "head": "head items",
+    "tail": "tail items",
+    "short": "short histories",
+    "long": "long histories",
+    "cold_only": "cold among cold only",
+}
 LABELS = {"ndcg": "NDCG", "f1": "F1", "mrr": "MRR", "map": "MAP", "auc": "AUC", "rmse": "RMSE", "mae": "MAE"}
 EMPTY = "–"
 POWERS = ("", "k", "M", "G", "T")
@@ -38,25 +45,31 @@ def claim(metrics: dict[str, Any]) -> tuple[str, str]:
         size, interval = percent(as_number(difference.get("relative"))), interval_text(difference.get("ci95"))
         return wording[which].format(what=metric_label(metric), size=size, interval=interval)
 
-    first = verdict(gain, (
-        "Distillation improves {what} by {size} over the same student trained on its own ({interval}).",
-        "Distillation makes {what} worse: {size} against the same student trained on its own ({interval}).",
-        "Distillation makes no reliable difference to {what}: {size} against the same student trained on its own, and "
-        "the interval includes zero ({interval}).",
-        "Distillation changes {what} by {size} against the same student trained on its own; {interval} was computed, "
-        "so this may be chance.",
-    ))
+    first = verdict(
+        gain,
+        (
+            "Distillation improves {what} by {size} over the same student trained on its own ({interval}).",
+            "Distillation makes {what} worse: {size} against the same student trained on its own ({interval}).",
+            "Distillation makes no reliable difference to {what}: {size} against the same student trained on its own, "
+            "and the interval includes zero ({interval}).",
+            "Distillation changes {what} by {size} against the same student trained on its own; {interval} was "
+            "computed, so this may be chance.",
+        ),
+    )
     if as_number(share.get("relative")) is None:
         return first, "Without a control, the language model's own share of this is not known."
-    return first, verdict(share, (
-        "The language model's own share, over a control distilled from an ID-only teacher, is {size} ({interval}).",
-        "The language model has no share in it: against a control distilled from an ID-only teacher, {what} is worse, "
-        "{size} ({interval}).",
-        "The language model's own share, over a control distilled from an ID-only teacher, cannot be told from zero: "
-        "{size} ({interval}).",
-        "The language model's own share, over a control distilled from an ID-only teacher, is {size}; {interval} was "
-        "computed, so this may be chance.",
-    ))
+    return first, verdict(
+        share,
+        (
+            "The language model's own share, over a control distilled from an ID-only teacher, is {size} ({interval}).",
+            "The language model has no share in it: against a control distilled from an ID-only teacher, {what} is "
+            "worse, {size} ({interval}).",
+            "The language model's own share, over a control distilled from an ID-only teacher, cannot be told from "
+            "zero: {size} ({interval}).",
+            "The language model's own share, over a control distilled from an ID-only teacher, is {size}; {interval} "
+            "was computed, so this may be chance.",
+        ),
+    )
 
 
 def main_gain(metrics: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -83,8 +96,10 @@ def shown_metrics(metrics: dict[str, Any]) -> list[str]:
     main = [key for key in metrics.get("gain") or {} if "/" not in key][:1]
     if metrics.get("task") == "rate":
         return list(dict.fromkeys([*main, *(name for name in RATE_METRICS if name in have)]))
-    ndcg, recall = (sorted((key for key in have if key.startswith(kind)), key=lambda key: key != best)[:1]
-                    for kind, best in (("ndcg@", "ndcg@10"), ("recall@", "recall@20")))
+    ndcg, recall = (
+        sorted((key for key in have if key.startswith(kind)), key=lambda key: key != best)[:1]
+        for kind, best in (("ndcg@", "ndcg@10"), ("recall@", "recall@20"))
+    )
     return list(dict.fromkeys((main or ndcg) + recall)) or have[:2]
 
 
@@ -94,8 +109,12 @@ def metric_path(metric: str, part: str) -> tuple[str, ...]:
 
 def metric_columns(models: Models, shown: list[str], parts: Sequence[str]) -> list[tuple[str, str]]:
     """(metric, slice) pairs that any model has a value for; '' stands for all targets."""
-    return [(metric, part) for metric in shown for part in ("", *parts)
-            if any(mean_std(entries, *metric_path(metric, part))[0] is not None for entries in models.values())]
+    return [
+        (metric, part)
+        for metric in shown
+        for part in ("", *parts)
+        if any(mean_std(entries, *metric_path(metric, part))[0] is not None for entries in models.values())
+    ]
 
 
 def as_number(value: Any) -> float | None:

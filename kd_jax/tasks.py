@@ -18,7 +18,14 @@ from flax import nnx
 from kd_jax import evaluate, metrics
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import (
-    TEST, TRAIN, VALID, Examples, last_items, rate_examples, sequence_examples, user_examples,
+    TEST,
+    TRAIN,
+    VALID,
+    Examples,
+    last_items,
+    rate_examples,
+    sequence_examples,
+    user_examples,
 )
 from kd_jax.data.trends import SCALES, decayed_counts
 from kd_jax.errors import InputError, nearest
@@ -81,10 +88,8 @@ def _pair_logits(graphdef: nnx.GraphDef) -> Callable[[Params, PyTree, Batch], Ar
 class Task(Protocol):
     """What the pipeline asks of a task."""
 
-    name: str
-    select: str
-    num_classes: int
-
+    @property
+    def num_classes(self) -> int: ...
     def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples: ...
     def label_rows(self, examples: Examples) -> int: ...
     def scorer(
@@ -103,7 +108,6 @@ class Rank:
     metric_names: Sequence[str]
     ks: Sequence[int]
     batch_size: int
-    name: str = "rank"
     num_classes: int = 0
 
     def __post_init__(self) -> None:
@@ -161,7 +165,6 @@ class Rate:
     boundaries: Sequence[float]
     select: str
     batch_size: int = 4096
-    name: str = "rate"
 
     def __post_init__(self) -> None:
         if np.isnan(self.dataset.rating).any():
@@ -171,8 +174,10 @@ class Rate:
             raise InputError(f"eval.select={self.select!r} is not a metric of task='rate'{nearest(self.select, known)}")
         empty = np.setdiff1d(np.arange(self.num_classes), self.classes[self.dataset.split == TRAIN])
         if len(empty):
-            raise InputError(f"rate.boundaries={tuple(self.boundaries)}: no training rating falls into class {empty[0]}; "
-                             f"ratings lie in {self.dataset.rating.min():g} to {self.dataset.rating.max():g}")
+            raise InputError(
+                f"rate.boundaries={tuple(self.boundaries)}: no training rating falls into class {empty[0]}; "
+                f"ratings lie in {self.dataset.rating.min():g} to {self.dataset.rating.max():g}"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -209,7 +214,10 @@ class Rate:
         probabilities = np.asarray(jax.nn.softmax(jnp.concatenate(kept)[: len(labels)].astype(jnp.float32)))
         loss = metrics.log_loss(probabilities, labels)
         right = (probabilities.argmax(1) == labels).astype(np.float64)
-        per_user = {"log_loss": self._user_means(pairs["user"], loss), "accuracy": self._user_means(pairs["user"], right)}
+        per_user = {
+            "log_loss": self._user_means(pairs["user"], loss),
+            "accuracy": self._user_means(pairs["user"], right),
+        }
         return Judged(values, {}, per_user)
 
     def _user_means(self, users: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -220,7 +228,9 @@ class Rate:
     def _pairs(self, split: str, history: int) -> tuple[Examples, Batch]:
         examples = rate_examples(self.dataset, self.classes, SPLITS[split], history=history)
         if not examples.size:
-            raise InputError(f"{self.dataset.name}: no rated pair of a known user in the {split} split; change data.split")
+            raise InputError(
+                f"{self.dataset.name}: no rated pair of a known user in the {split} split; change data.split"
+            )
         return examples, examples.gather(np.arange(examples.size))
 
     def scorer(

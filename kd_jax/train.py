@@ -56,8 +56,12 @@ class Recipe:
             )
         elif self.schedule == "constant":
             rate = optax.join_schedules(
-                [optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps)),
-                 optax.constant_schedule(self.learning_rate)], [self.warmup_steps])
+                [
+                    optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps)),
+                    optax.constant_schedule(self.learning_rate),
+                ],
+                [self.warmup_steps],
+            )
         else:
             raise InputError(f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine")
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
@@ -128,7 +132,13 @@ def train(
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
     tx = recipe.tx()
     step_fn, state = compiled_step(
-        graphdef, params, objective=objective, tx=tx, total_steps=recipe.steps, mesh=mesh, seed=seed,
+        graphdef,
+        params,
+        objective=objective,
+        tx=tx,
+        total_steps=recipe.steps,
+        mesh=mesh,
+        seed=seed,
         teacher_logits=teacher_logits,
     )
     constants, teacher = sharding.put((constants, teacher), mesh)
@@ -183,12 +193,21 @@ def train(
 
 
 def compiled_step(
-    graphdef: nnx.GraphDef, params: Params, *, objective: Objective, tx: optax.GradientTransformation,
-    total_steps: int, mesh: Mesh, seed: int, teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
+    graphdef: nnx.GraphDef,
+    params: Params,
+    *,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    total_steps: int,
+    mesh: Mesh,
+    seed: int,
+    teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
 ) -> tuple[Any, TrainState]:
-    """``train_step`` jitted and sharded as (state, batch, constants, teacher) -> (state, metrics), and its first state."""
+    """``train_step``, jitted and sharded: (state, batch, constants, teacher) -> (state, metrics); and the first state."""
 
     def initial(params: Params) -> TrainState:
+        # A weakly typed scalar turns strong in the first update, and the step would be compiled again for it.
+        params = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), params)
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
         return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, tx.init(params), key)
 
@@ -196,11 +215,17 @@ def compiled_step(
     shardings = sharding.tree_shardings(jax.eval_shape(initial, params), mesh)
     state = jax.jit(initial, out_shardings=shardings)(params)
     step = functools.partial(
-        train_step, graphdef=graphdef, objective=objective, tx=tx, total_steps=total_steps,
+        train_step,
+        graphdef=graphdef,
+        objective=objective,
+        tx=tx,
+        total_steps=total_steps,
         teacher_logits=teacher_logits,
     )
     jitted = jax.jit(
-        step, donate_argnums=0, in_shardings=(shardings, sharding.batch_sharding(mesh), None, None),
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, sharding.batch_sharding(mesh), None, None),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
     return jitted, state

@@ -19,8 +19,13 @@ from kd_jax.models.hf import load_bert
 from kd_jax.models.layers import Frozen
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
-    "max_position_embeddings": 20, "type_vocab_size": 2,
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 20,
+    "type_vocab_size": 2,
 }
 LENGTH = 9
 

@@ -25,8 +25,17 @@ def random_data(seed: int, rows: int = 600, users: int = 40, items: int = 30, mo
     rng = np.random.default_rng(seed)
     user = np.minimum(rng.geometric(0.08, rows), users)
     item = np.minimum(rng.geometric(0.1, rows), items)
-    return raw_data(list(zip(user.tolist(), item.tolist(), rng.integers(1, 6, rows).astype(float).tolist(),
-                             rng.integers(0, moments, rows).tolist(), strict=True)))
+    return raw_data(
+        list(
+            zip(
+                user.tolist(),
+                item.tolist(),
+                rng.integers(1, 6, rows).astype(float).tolist(),
+                rng.integers(0, moments, rows).tolist(),
+                strict=True,
+            )
+        )
+    )
 
 
 def with_column(raw: RawData, seed: int) -> RawData:
@@ -34,8 +43,10 @@ def with_column(raw: RawData, seed: int) -> RawData:
     rng = np.random.default_rng(seed)
     cuts = {user: np.sort(rng.integers(10, 50, 2)) for user in raw.interactions["user"].unique()}
     names = np.array(["train", "valid", "test"])
-    split = [str(names[np.searchsorted(cuts[u], t, side="right")]) for u, t in
-             raw.interactions.select("user", "timestamp").iter_rows()]
+    split = [
+        str(names[np.searchsorted(cuts[u], t, side="right")])
+        for u, t in raw.interactions.select("user", "timestamp").iter_rows()
+    ]
     return RawData(raw.name, raw.interactions.with_columns(split=pl.Series(split)), raw.items)
 
 
@@ -132,7 +143,10 @@ def test_strong_generalisation():
     data = dataset.build(raw, split="strong", ratios=(0.7, 0.1, 0.2), seed=1)
     codes = [set(data.split[a:b]) for a, b in zip(data.indptr[:-1], data.indptr[1:], strict=True)]
     assert Counter(map(frozenset, codes)) == {
-        frozenset({TRAIN}): 70, frozenset({FOLD_IN, VALID}): 10, frozenset({FOLD_IN, TEST}): 20}
+        frozenset({TRAIN}): 70,
+        frozenset({FOLD_IN, VALID}): 10,
+        frozenset({FOLD_IN, TEST}): 20,
+    }
     trained_on = per_user(data.targets(TRAIN))
     for code in (VALID, TEST):
         histories, targets = per_user(data.history(code)), per_user(data.targets(code))
@@ -152,11 +166,16 @@ def test_column_split_names_and_order():
     mixed = raw_data([(1, 0, "test"), (1, 1, "valid"), (1, 2, "train"), (1, 3, "train")], ("user", "item", "split"))
     data = dataset.build(mixed, split="column")
     assert data.split.tolist() == [0, 0, 1, 2] and data.item.tolist() == [2, 3, 1, 0]
-    timed = raw_data([(1, 0, "train", 5), (1, 1, "valid", 6), (1, 2, "test", 7), (1, 3, "train", 9)],
-                     ("user", "item", "split", "timestamp"))
+    timed = raw_data(
+        [(1, 0, "train", 5), (1, 1, "valid", 6), (1, 2, "test", 7), (1, 3, "train", 9)],
+        ("user", "item", "split", "timestamp"),
+    )
     refused(lambda: dataset.build(timed, split="column"), "timestamp 9", "test at 7", "data.columns.timestamp=''")
-    refused(lambda: dataset.build(raw_data([(1, 1, "tset")], ("user", "item", "split")), split="column"),
-            "'tset'", "did you mean 'test'?")
+    refused(
+        lambda: dataset.build(raw_data([(1, 1, "tset")], ("user", "item", "split")), split="column"),
+        "'tset'",
+        "did you mean 'test'?",
+    )
     refused(lambda: dataset.build(random_data(0), split="column"), "needs a split column")
 
 
@@ -181,8 +200,9 @@ def test_core_is_the_fixed_point(seed, min_user, min_item):
 
 
 def test_core_of_real_data():
-    data = dataset.build(sources.read("movietweetings"), split="leave_one_out", min_user_interactions=5,
-                         min_item_interactions=5)
+    data = dataset.build(
+        sources.read("movietweetings"), split="leave_one_out", min_user_interactions=5, min_item_interactions=5
+    )
     assert (len(data.user), data.num_users, data.num_items) == (68_055, 4_333, 2_414)
 
 
@@ -195,15 +215,26 @@ def test_default_scenario_has_cold_films():
 
 
 def test_filters_in_order():
-    rows = [(1, 1, 5.0, 3), (1, 1, 4.0, 1), (1, 1, 2.0, 0), (1, 2, 5.0, 5), (1, 3, 3.0, 6), (2, 1, 5.0, 7),
-            (1, 4, 5.0, 8)]
+    rows = [
+        (1, 1, 5.0, 3),
+        (1, 1, 4.0, 1),
+        (1, 1, 2.0, 0),
+        (1, 2, 5.0, 5),
+        (1, 3, 3.0, 6),
+        (2, 1, 5.0, 7),
+        (1, 4, 5.0, 8),
+    ]
     raw = raw_data(rows, items=range(1, 6))
     data = dataset.build(raw, split="leave_one_out", min_rating=4.0, min_user_interactions=2)
     assert data.timestamp.tolist() == [1, 5, 8]  # the first of 1-1 that is rated high enough; user 2 has one left
     assert data.rating.tolist() == [4.0, 5.0, 5.0]
     assert data.item_ids.to_list() == [1, 2, 3, 4, 5]  # the whole items table
     assert {key: data.counts[key] for key in ("rows", "below_min_rating", "repeated", "below_min_interactions")} == {
-        "rows": 7, "below_min_rating": 2, "repeated": 1, "below_min_interactions": 1}
+        "rows": 7,
+        "below_min_rating": 2,
+        "repeated": 1,
+        "below_min_interactions": 1,
+    }
     assert data.counts["interactions"] == 3
     core = dataset.build(raw, split="leave_one_out", min_item_interactions=1)
     assert core.item_ids.to_list() == [1, 2, 3, 4]  # only what somebody chose
@@ -245,8 +276,11 @@ def test_texts():
     assert data.items.rows() == [("", "2000"), ("One", ""), ("Two", "1999")]
     assert data.titles == ["0", "One", "Two"]
     refused(lambda: dataset.build(raw, split="leave_one_out", text_columns=["titel"]), "'titel'", "mean 'title'?")
-    refused(lambda: dataset.build(raw, split="leave_one_out", text_columns=["title"]),
-            "1 of 3 items have no text (0)", "data.missing_text='id'")
+    refused(
+        lambda: dataset.build(raw, split="leave_one_out", text_columns=["title"]),
+        "1 of 3 items have no text (0)",
+        "data.missing_text='id'",
+    )
     named = dataset.build(raw, split="leave_one_out", text_columns=["title"], missing_text="id")
     assert named.items.rows() == [("0",), ("One",), ("Two",)]
     absent = RawData("films", raw.interactions, items.filter(pl.col("item") == 1))  # 0 and 2 aren't in the table
@@ -289,8 +323,12 @@ def test_save_and_load(tmp_path, ids):
 def test_nothing_left_says_which_option():
     raw = random_data(0)
     refused(lambda: dataset.build(raw, min_rating=6), "none of 600 interactions is left after data.min_rating=6; lower")
-    refused(lambda: dataset.build(raw, min_user_interactions=99, min_item_interactions=5),
-            "none of 600", "data.min_interactions=99 and data.min_item_interactions=5", "lower")
+    refused(
+        lambda: dataset.build(raw, min_user_interactions=99, min_item_interactions=5),
+        "none of 600",
+        "data.min_interactions=99 and data.min_item_interactions=5",
+        "lower",
+    )
     bare = raw_data([(1, 1), (1, 2)], ("user", "item"))
     refused(lambda: dataset.build(bare, min_rating=3), "data.min_rating=3 needs a rating column")
 
@@ -298,8 +336,13 @@ def test_nothing_left_says_which_option():
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal", "ratio", "strong"])
 def test_everyone_has_one_interaction(split):
     raw = raw_data([(u, u % 7, 1.0, u) for u in range(50)])
-    refused(lambda: dataset.build(raw, split=split), f"split '{split}'", "50 interactions of 50 users",
-            "at most 1 of one user", "change data.split")
+    refused(
+        lambda: dataset.build(raw, split=split),
+        f"split '{split}'",
+        "50 interactions of 50 users",
+        "at most 1 of one user",
+        "change data.split",
+    )
 
 
 def test_empty_split():

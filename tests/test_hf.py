@@ -98,8 +98,12 @@ def test_pytorch_names(saved):
 
 
 def test_prefix_heads_and_buffers(folder, saved):
-    edit(folder, lambda name: f"bert.{name}", cls__predictions__bias=np.zeros(50, np.float32),
-         bert__embeddings__position_ids=np.arange(20)[None])
+    edit(
+        folder,
+        lambda name: f"bert.{name}",
+        cls__predictions__bias=np.zeros(50, np.float32),
+        bert__embeddings__position_ids=np.arange(20)[None],
+    )
     same_as(folder, saved[1])
 
 
@@ -114,8 +118,13 @@ def test_old_layer_norm_names_and_no_pooler(folder, saved):
 
 
 def test_half_precision_weights_become_f32(folder, saved):
-    edit(folder, **{name.replace(".", "__"): value.astype(np.float16) for name, value in
-                    load_file(folder / "model.safetensors").items()})
+    edit(
+        folder,
+        **{
+            name.replace(".", "__"): value.astype(np.float16)
+            for name, value in load_file(folder / "model.safetensors").items()
+        },
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(load_bert(folder).words)} == {np.dtype("float32")}
 
 
@@ -213,8 +222,13 @@ def test_a_file_is_not_a_folder(saved):
 
 def test_all_tensors_that_do_not_fit_are_named_at_once(folder):
     bad = np.zeros((7, 24), np.float32)
-    edit(folder, lambda name: None if "layer.1.output.dense" in name else name, embeddings__word_embeddings__weight=bad,
-         encoder__layer__0__intermediate__dense__weight=bad, encoder__layer__3__output__dense__bias=bad)
+    edit(
+        folder,
+        lambda name: None if "layer.1.output.dense" in name else name,
+        embeddings__word_embeddings__weight=bad,
+        encoder__layer__0__intermediate__dense__weight=bad,
+        encoder__layer__3__output__dense__bias=bad,
+    )
     message = error(load_bert, folder)
     assert "missing: encoder.layer.1.output.dense" in message and message.count("layer.1.output.dense") == 2
     assert "embeddings.word_embeddings.weight is [7, 24], config.json says [50, 24]" in message

@@ -25,7 +25,11 @@ if not hasattr(transformers, "FlaxBertModel"):
     pytest.skip("this transformers has no Flax classes", allow_module_level=True)
 
 COMMON: dict[str, Any] = {
-    "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
     "max_position_embeddings": 30,
 }
 GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 30}
@@ -46,8 +50,11 @@ def build(kind: str, folder: Path, **changes: Any) -> Any:
         model = randomized(getattr(transformers, f"Flax{name}Model")(model_config))
     model_config.save_pretrained(folder)
     save_file(torch_named(model.params, f"{model.base_model_prefix}."), folder / "model.safetensors", {"format": "pt"})
-    special = {"unk_token": "<unk>", "eos_token": "</s>"} if kind in ("gpt2", "llama") else \
-        {"unk_token": "<unk>", "pad_token": "<pad>"}
+    special = (
+        {"unk_token": "<unk>", "eos_token": "</s>"}
+        if kind in ("gpt2", "llama")
+        else {"unk_token": "<unk>", "pad_token": "<pad>"}
+    )
     save_tokenizer(folder, WORDS, **special)
     return model
 
@@ -198,8 +205,12 @@ def test_transformers_5_is_named(tmp_path, monkeypatch):
 
 
 def test_both_backends_give_the_same_minilm_vectors():
-    titles = [f"{word} ({year}). {genre}" for word in ("Heat", "Toy Story", "Amélie") for year in (1995, 2001)
-              for genre in ("Crime, Drama", "Animation, Children, Comedy")]
+    titles = [
+        f"{word} ({year}). {genre}"
+        for word in ("Heat", "Toy Story", "Amélie")
+        for year in (1995, 2001)
+        for genre in ("Crime, Drama", "Animation, Children, Comedy")
+    ]
     vectors = []
     for backend in ("native", "hf_flax"):
         encoder, tokenizer = load_encoder(minilm(), backend=backend)

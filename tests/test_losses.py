@@ -39,7 +39,7 @@ def test_soft_losses_equal_scipy(temperature):
     teacher, student = RNG.normal(size=(2, 5, 7)).astype(np.float32)
     p, q = softmax(teacher / temperature, -1), softmax(student / temperature, -1)
     np.testing.assert_allclose(kl(teacher, student, temperature), temperature**2 * rel_entr(p, q).sum(-1), rtol=2e-4)
-    expected = -temperature**2 * (p * log_softmax(student / temperature, -1)).sum(-1)
+    expected = -(temperature**2) * (p * log_softmax(student / temperature, -1)).sum(-1)
     np.testing.assert_allclose(soft_cross_entropy(teacher, student, temperature), expected, rtol=1e-4)
 
 
@@ -58,7 +58,8 @@ def test_masked_classes_are_as_if_they_did_not_exist():
     few = np.flatnonzero(where)
     np.testing.assert_allclose(kl(teacher, student, 2.0, where), kl(teacher[:, few], student[:, few], 2.0), rtol=1e-5)
     np.testing.assert_allclose(
-        soft_cross_entropy(teacher, student, 2.0, where), soft_cross_entropy(teacher[:, few], student[:, few], 2.0),
+        soft_cross_entropy(teacher, student, 2.0, where),
+        soft_cross_entropy(teacher[:, few], student[:, few], 2.0),
         rtol=1e-5,
     )
     hard = cross_entropy(student, jnp.array([[2], [0], [3], [1]]), jnp.ones((4, 1)), jnp.asarray(where))
@@ -92,7 +93,11 @@ def test_gradients_of_every_term_reach_the_student_only_and_match_finite_differe
     teacher, student = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 2, 3, 5)))
     warm = jnp.array([True, True, False, True, True])
     batch = one_hot_batch(RNG.integers(0, 5, (2, 3, 2)), RNG.uniform(size=(2, 3)).astype(np.float32))
-    for term in (Term("ce", 1.0, items=items), Term("kl", 2.0, 2.0, items=items), Term("soft_ce", 1.0, 0.7, items=items)):
+    for term in (
+        Term("ce", 1.0, items=items),
+        Term("kl", 2.0, 2.0, items=items),
+        Term("soft_ce", 1.0, 0.7, items=items),
+    ):
 
         def loss(student, teacher, term=term):
             return mean_loss((term,), student, batch, teacher, warm, jnp.zeros(()))[0]

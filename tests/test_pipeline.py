@@ -1,4 +1,4 @@
-"""The whole way on a small world: every stage, twice; both tasks; every kind of teacher and student; errors a user meets."""
+"""The whole way on a small world: every stage, twice; both tasks; every kind of teacher and student; user errors."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+import toy
 from safetensors.numpy import load_file
 
 import kd_jax
-import toy
 from configs import csv
 from kd_jax import checkpoint, pipeline, recommend
 from kd_jax.checkpoint import Checkpoints
@@ -44,13 +44,32 @@ def world(tmp_path_factory):
 
 def config(world, **fields):
     c = csv.get_config()
-    c.update_from_flattened_dict({
-        "seeds": (0,), "data.path": str(world / "interactions.csv"), "data.items_path": str(world / "items.csv"),
-        "teacher.weights": str(world / "bert"), "teacher.components": 8, "teacher.dim": 16, "teacher.blocks": 1,
-        "teacher.history": 6, "teacher.hidden": 16, "teacher.steps": 12, "teacher.batch_size": 8, "teacher.eval_every": 6,
-        "student.dim": 8, "student.history": 6, "student.blocks": 1, "train.steps": 20, "train.batch_size": 8,
-        "train.eval_every": 10, "eval.ks": (5, 10), "eval.bootstrap": 100, "mesh.data": 1,
-    } | fields)
+    c.update_from_flattened_dict(
+        {
+            "seeds": (0,),
+            "data.path": str(world / "interactions.csv"),
+            "data.items_path": str(world / "items.csv"),
+            "teacher.weights": str(world / "bert"),
+            "teacher.components": 8,
+            "teacher.dim": 16,
+            "teacher.blocks": 1,
+            "teacher.history": 6,
+            "teacher.hidden": 16,
+            "teacher.steps": 12,
+            "teacher.batch_size": 8,
+            "teacher.eval_every": 6,
+            "student.dim": 8,
+            "student.history": 6,
+            "student.blocks": 1,
+            "train.steps": 20,
+            "train.batch_size": 8,
+            "train.eval_every": 10,
+            "eval.ks": (5, 10),
+            "eval.bootstrap": 100,
+            "mesh.data": 1,
+        }
+        | fields
+    )
     return c
 
 
@@ -70,8 +89,19 @@ def finished(world, tmp_path_factory):
 
 
 def test_the_workdir_keeps_its_contract(finished):
-    for name in ("config.json", "manifest.json", "dataset", "metrics.jsonl", "report/metrics.json", "report/index.html",
-                 "labels", "export", "teacher/checkpoints", "distilled/checkpoints", "distilled.seed3/checkpoints"):
+    for name in (
+        "config.json",
+        "manifest.json",
+        "dataset",
+        "metrics.jsonl",
+        "report/metrics.json",
+        "report/index.html",
+        "labels",
+        "export",
+        "teacher/checkpoints",
+        "distilled/checkpoints",
+        "distilled.seed3/checkpoints",
+    ):
         assert (finished / name).exists(), name
     report = metrics_of(finished)
     assert report["schema"] == 1
@@ -82,8 +112,12 @@ def test_the_workdir_keeps_its_contract(finished):
         if name != "popularity":
             assert row["users_per_second"] > 0 and row["train_seconds"] > 0
     assert rows["student", 0]["params"] == rows["distilled", 0]["params"] == 40 * 8 + 24 * 8 + 24
-    bert = sum(tensor.size for tensor in load_file(Path(json.loads((finished / "config.json").read_text())
-                                                        ["teacher"]["weights"]) / "model.safetensors").values())
+    bert = sum(
+        tensor.size
+        for tensor in load_file(
+            Path(json.loads((finished / "config.json").read_text())["teacher"]["weights"]) / "model.safetensors"
+        ).values()
+    )
     assert rows["teacher", 0]["params"] > bert
     gain = report["gain"]["ndcg@10"]
     mean = {n: np.mean([rows[n, s]["test"]["ndcg@10"] for s in (0, 3)]) for n in ("student", "control", "distilled")}
@@ -196,9 +230,18 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
 
 
 def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp_path):
-    c = config(world, task="rate", **{"eval.select": "auc", "train.steps": 150, "train.learning_rate": 0.03,
-                                      "student.dropout": 0.0, "data.split": "ratio", "distill.terms": (
-                                          ("ce", 1.0, 1.0, "constant", "all"), ("kl", 1.0, 2.0, "linear", "all"))})
+    c = config(
+        world,
+        task="rate",
+        **{
+            "eval.select": "auc",
+            "train.steps": 150,
+            "train.learning_rate": 0.03,
+            "student.dropout": 0.0,
+            "data.split": "ratio",
+            "distill.terms": (("ce", 1.0, 1.0, "constant", "all"), ("kl", 1.0, 2.0, "linear", "all")),
+        },
+    )
     run(c, tmp_path / "run")
     report = metrics_of(tmp_path / "run")
     rows = {row["name"]: row["test"] for row in report["models"]}
@@ -209,8 +252,11 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
 
 
 def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_not(world, tmp_path):
-    c = config(world, stages=("data", "teacher"), **{"teacher.train": "top_n", "teacher.top_n": 1,
-                                                     "teacher.lm_learning_rate": 1e-3})
+    c = config(
+        world,
+        stages=("data", "teacher"),
+        **{"teacher.train": "top_n", "teacher.top_n": 1, "teacher.lm_learning_rate": 1e-3},
+    )
     run(c, tmp_path / "run")
     step = json.loads((tmp_path / "run/teacher/result.json").read_text())["best_step"]
     params = Checkpoints(tmp_path / "run/teacher").plain(step)["params"]
@@ -223,16 +269,23 @@ def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_
 
 def launch(*arguments, timeout=300, **options):
     return subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *arguments], capture_output=True, text=True, timeout=timeout,
-        cwd=ROOT, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"}, **options,
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        **options,
     )
 
 
 def flags(world, workdir, **fields):
     c = config(world, **fields)
-    wanted = {"seeds", "stages", *fields} | {"data.path", "data.items_path", "teacher.weights"} | {
-        f"{s}.{n}" for s in ("teacher", "student", "train") for n in c[s]
-    }
+    wanted = (
+        {"seeds", "stages", *fields}
+        | {"data.path", "data.items_path", "teacher.weights"}
+        | {f"{s}.{n}" for s in ("teacher", "student", "train") for n in c[s]}
+    )
     plain = csv.get_config()
     found = [f"--config={ROOT / 'configs/csv.py'}", f"--workdir={workdir}"]
     for name in sorted(wanted):
@@ -250,8 +303,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     kills = 0
     for attempt in range(12):
         child = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch.py"), *flags(world, tmp_path / "cut", **fields)], cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            [sys.executable, str(ROOT / "launch.py"), *flags(world, tmp_path / "cut", **fields)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
         )
         steps = tmp_path / "cut/student/checkpoints"
         seen = set(os.listdir(steps)) if steps.exists() else set()

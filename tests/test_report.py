@@ -20,11 +20,24 @@ from kd_jax import report
 from kd_jax.errors import InputError
 
 HOSTILE = "<script>alert(1)</script>\"'&$\\alpha$ ${x}"
-NDCG = {"popularity": [0.0561], "control_teacher": [0.0622, 0.0628], "teacher": [0.0731, 0.0741],
-        "student": [0.0591, 0.0603], "control": [0.0650, 0.0652], "distilled": [0.0734, 0.0738]}
+NDCG = {
+    "popularity": [0.0561],
+    "control_teacher": [0.0622, 0.0628],
+    "teacher": [0.0731, 0.0741],
+    "student": [0.0591, 0.0603],
+    "control": [0.0650, 0.0652],
+    "distilled": [0.0734, 0.0738],
+}
 FACTORS = {"warm": 1.25, "cold": 0.11, "head": 1.7, "tail": 0.4, "short": 0.9, "cold_only": 1.6}
-GAIN = {"student": 0.0597, "control": 0.0651, "distilled": 0.0736, "relative": 0.2328, "ci95": [0.181, 0.276],
-        "p_value": 0.0021, "lm_share": {"relative": 0.1306, "ci95": [0.0881, 0.1714]}}
+GAIN = {
+    "student": 0.0597,
+    "control": 0.0651,
+    "distilled": 0.0736,
+    "relative": 0.2328,
+    "ci95": [0.181, 0.276],
+    "p_value": 0.0021,
+    "lm_share": {"relative": 0.1306, "ci95": [0.0881, 0.1714]},
+}
 
 
 def rank_metrics() -> dict[str, Any]:
@@ -32,21 +45,42 @@ def rank_metrics() -> dict[str, Any]:
     for i, (name, values) in enumerate(NDCG.items()):
         for seed, value in enumerate(values):
             slices = {part: {"ndcg@10": value * f, "recall@20": value * f * 2} for part, f in FACTORS.items()}
-            models.append({"name": name, "seed": seed, "params": 1234567 * i, "bytes": 4938268 * i,
-                           "users_per_second": 51234.0 / (i + 1), "train_seconds": 83.0 * i,
-                           "test": {"ndcg@10": value, "recall@20": value * 2, "novelty@10": 9.125},
-                           "valid": {"ndcg@10": value}, "slices": slices})
-    return {"schema": 1, "task": "rank", "models": models, "gain": {"ndcg@10": GAIN, "ndcg@10/warm": GAIN},
-            "dataset": {"name": "Films", "users": 8204, "items": 10506, "interactions": 89112, "split": "temporal"},
-            "serving": [{"name": "reading text", "users_per_second": 3.21, "new_item_seconds": 0.0125, "note": "slow"}]}
+            models.append(
+                {
+                    "name": name,
+                    "seed": seed,
+                    "params": 1234567 * i,
+                    "bytes": 4938268 * i,
+                    "users_per_second": 51234.0 / (i + 1),
+                    "train_seconds": 83.0 * i,
+                    "test": {"ndcg@10": value, "recall@20": value * 2, "novelty@10": 9.125},
+                    "valid": {"ndcg@10": value},
+                    "slices": slices,
+                }
+            )
+    return {
+        "schema": 1,
+        "task": "rank",
+        "models": models,
+        "gain": {"ndcg@10": GAIN, "ndcg@10/warm": GAIN},
+        "dataset": {"name": "Films", "users": 8204, "items": 10506, "interactions": 89112, "split": "temporal"},
+        "serving": [{"name": "reading text", "users_per_second": 3.21, "new_item_seconds": 0.0125, "note": "slow"}],
+    }
 
 
 def rate_metrics() -> dict[str, Any]:
     test = {"auc": 0.8123, "log_loss": 0.4321, "rmse": 1.0456, "accuracy": 0.7654}
-    models = [{"name": name, "seed": 0, "test": {key: value + shift for key, value in test.items()}}
-              for name, shift in (("student", 0.0), ("distilled", 0.0111))]
-    return {"schema": 1, "task": "rate", "models": models, "dataset": {"name": "Stars"},
-            "gain": {"auc": {"student": 0.8123, "distilled": 0.8234, "relative": 0.0137, "ci95": [0.001, 0.02]}}}
+    models = [
+        {"name": name, "seed": 0, "test": {key: value + shift for key, value in test.items()}}
+        for name, shift in (("student", 0.0), ("distilled", 0.0111))
+    ]
+    return {
+        "schema": 1,
+        "task": "rate",
+        "models": models,
+        "dataset": {"name": "Stars"},
+        "gain": {"auc": {"student": 0.8123, "distilled": 0.8234, "relative": 0.0137, "ci95": [0.001, 0.02]}},
+    }
 
 
 def make(workdir: Path, metrics: Any, events: str = "", **files: Any) -> Path:
@@ -205,12 +239,22 @@ def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
     assert page.bold[-4:] == [".4321", "1.0456", ".8234", ".7765"]  # lower is better for log loss and RMSE
 
 
-@pytest.mark.parametrize("metrics", [
-    {}, {"models": []}, {"models": [{"name": "student"}]}, {"models": None, "gain": None, "dataset": None},
-    {"models": [{"name": "popularity", "seed": 0, "params": 0, "users_per_second": None, "test": {"ndcg@10": 0.0}}]},
-    {"models": [{"name": "mine", "seed": 0, "params": 10, "test": {"ndcg@10": float("nan"), "recall@20": 0.5}}]},
-    {"models": [{"name": "student", "test": {"hit_rate@5": 0.5}, "slices": None}], "gain": {"ndcg@10": {}}},
-])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {"models": []},
+        {"models": [{"name": "student"}]},
+        {"models": None, "gain": None, "dataset": None},
+        {
+            "models": [
+                {"name": "popularity", "seed": 0, "params": 0, "users_per_second": None, "test": {"ndcg@10": 0.0}}
+            ]
+        },
+        {"models": [{"name": "mine", "seed": 0, "params": 10, "test": {"ndcg@10": float("nan"), "recall@20": 0.5}}]},
+        {"models": [{"name": "student", "test": {"hit_rate@5": 0.5}, "slices": None}], "gain": {"ndcg@10": {}}},
+    ],
+)
 def test_missing_values_are_left_out(tmp_path: Path, metrics: dict[str, Any]) -> None:
     page = Page(report.render(make(tmp_path / "run", metrics)))
     assert "Nothing to compare yet" in page.text
@@ -219,9 +263,11 @@ def test_missing_values_are_left_out(tmp_path: Path, metrics: dict[str, Any]) ->
 
 
 def test_unknown_numbers_are_a_dash(tmp_path: Path) -> None:
-    models = [{"name": "student", "params": None, "test": {"ndcg@10": 0.5, "recall@20": float("nan")}},
-              {"name": "distilled", "params": 7, "test": {"ndcg@10": float("inf"), "recall@20": "0.3"}},
-              {"name": "teacher", "params": 9, "test": {"ndcg@10": None, "recall@20": 0.25}}]
+    models = [
+        {"name": "student", "params": None, "test": {"ndcg@10": 0.5, "recall@20": float("nan")}},
+        {"name": "distilled", "params": 7, "test": {"ndcg@10": float("inf"), "recall@20": "0.3"}},
+        {"name": "teacher", "params": 9, "test": {"ndcg@10": None, "recall@20": 0.25}},
+    ]
     page = Page(report.render(make(tmp_path / "run", {"models": models})))
     assert page.row("student")[1:4] == [".5000", "–", "–"]
     assert page.row("distilled")[1:4] == ["–", "–", "7"]
@@ -232,8 +278,9 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     metrics["dataset"] |= {"name": HOSTILE, "split": HOSTILE}
     metrics["serving"] = [{"name": HOSTILE, "note": HOSTILE}]
     metrics["models"].append({"name": "long_name_" * 20, "params": 5, "test": {"ndcg@10": 0.06}})
-    metrics["models"].append({"name": HOSTILE, "params": 5, "test": {"ndcg@10": 0.07, HOSTILE: 0.5},
-                              "slices": {"warm": {"ndcg@10": 0.07}}})
+    metrics["models"].append(
+        {"name": HOSTILE, "params": 5, "test": {"ndcg@10": 0.07, HOSTILE: 0.5}, "slices": {"warm": {"ndcg@10": 0.07}}}
+    )
     events = json.dumps({"model": HOSTILE, "step": 1, "loss": 1.0, HOSTILE: 2.0}) + "\n"
     page = Page(report.render(make(tmp_path / "run", metrics, events, config={HOSTILE: HOSTILE})))
     assert page.count("script") == 0
@@ -241,9 +288,14 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     assert page.row(HOSTILE)[1] == ".0700"
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "metrics.json is missing"), ("{", "not valid JSON"), ("[1]", "holds a list"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "metrics.json is missing"),
+        ("{", "not valid JSON"),
+        ("[1]", "holds a list"),
+    ],
+)
 def test_broken_input_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     (tmp_path / "report").mkdir()
     if content is not None:
@@ -258,22 +310,37 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
     return {"gain": {"ndcg@10": {"relative": relative, "ci95": ci95, "lm_share": share}}}
 
 
-@pytest.mark.parametrize(("metrics", "says"), [
-    (change(0.2, [0.1, 0.3], relative=0.1, ci95=[0.05, 0.15]), [
-        "improves NDCG@10 by +20.0 %", "(95 % CI +10.0 % to +30.0 %)",
-        "own share, over a control distilled from an ID-only teacher, is +10.0 % (95 % CI +5.0 % to +15.0 %)"]),
-    (change(0.02, [-0.01, 0.05], relative=0.01, ci95=[-0.02, 0.04]), [
-        "no reliable difference to NDCG@10: +2.0 %", "includes zero (95 % CI −1.0 % to +5.0 %)",
-        "cannot be told from zero: +1.0 % (95 % CI −2.0 % to +4.0 %)"]),
-    (change(-0.1, [-0.2, -0.05], relative=-0.03, ci95=[-0.05, -0.01]), [
-        "makes NDCG@10 worse: −10.0 %", "(95 % CI −20.0 % to −5.0 %)", "no share in it", "−3.0 %"]),
-    (change(0.2, None), ["changes NDCG@10 by +20.0 %", "may be chance", "Without a control"]),
-    (change(0.2, [None, float("nan")], relative=0.1), ["may be chance", "is +10.0 %; no confidence interval"]),
-    ({"gain": {"log_loss": {"relative": -0.1, "ci95": [-0.2, -0.05]}}}, ["improves Log loss by −10.0 %"]),
-    ({"gain": {"log_loss": {"relative": 0.1, "ci95": [0.05, 0.2]}}}, ["makes Log loss worse: +10.0 %"]),
-    ({"gain": {"ndcg@10/warm": GAIN, "ndcg@10": {"relative": 0.5, "ci95": [0.4, 0.6]}}}, ["NDCG@10 by +50.0 %"]),
-    ({}, ["Nothing to compare yet"]),
-])
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        (
+            change(0.2, [0.1, 0.3], relative=0.1, ci95=[0.05, 0.15]),
+            [
+                "improves NDCG@10 by +20.0 %",
+                "(95 % CI +10.0 % to +30.0 %)",
+                "own share, over a control distilled from an ID-only teacher, is +10.0 % (95 % CI +5.0 % to +15.0 %)",
+            ],
+        ),
+        (
+            change(0.02, [-0.01, 0.05], relative=0.01, ci95=[-0.02, 0.04]),
+            [
+                "no reliable difference to NDCG@10: +2.0 %",
+                "includes zero (95 % CI −1.0 % to +5.0 %)",
+                "cannot be told from zero: +1.0 % (95 % CI −2.0 % to +4.0 %)",
+            ],
+        ),
+        (
+            change(-0.1, [-0.2, -0.05], relative=-0.03, ci95=[-0.05, -0.01]),
+            ["makes NDCG@10 worse: −10.0 %", "(95 % CI −20.0 % to −5.0 %)", "no share in it", "−3.0 %"],
+        ),
+        (change(0.2, None), ["changes NDCG@10 by +20.0 %", "may be chance", "Without a control"]),
+        (change(0.2, [None, float("nan")], relative=0.1), ["may be chance", "is +10.0 %; no confidence interval"]),
+        ({"gain": {"log_loss": {"relative": -0.1, "ci95": [-0.2, -0.05]}}}, ["improves Log loss by −10.0 %"]),
+        ({"gain": {"log_loss": {"relative": 0.1, "ci95": [0.05, 0.2]}}}, ["makes Log loss worse: +10.0 %"]),
+        ({"gain": {"ndcg@10/warm": GAIN, "ndcg@10": {"relative": 0.5, "ci95": [0.4, 0.6]}}}, ["NDCG@10 by +50.0 %"]),
+        ({}, ["Nothing to compare yet"]),
+    ],
+)
 def test_headline_says_what_the_interval_allows(metrics: dict[str, Any], says: list[str]) -> None:
     for phrase in says:
         assert phrase in report.headline(metrics)
@@ -299,7 +366,8 @@ def test_console_table_of_the_rate_task() -> None:
     Console(file=out, width=80).print(report.console_table(rate_metrics()))
     assert "AUC" in out.getvalue() and "Log loss" in out.getvalue() and "…" not in out.getvalue()
     assert ["student", ".8123", ".4321", ".7654", "1.0456", "–", "–", "–"] in [
-        line.split() for line in out.getvalue().splitlines()]
+        line.split() for line in out.getvalue().splitlines()
+    ]
 
 
 def test_nothing_is_written_outside_the_workdir_when_matplotlib_starts_here(tmp_path: Path) -> None:

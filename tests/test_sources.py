@@ -88,8 +88,10 @@ def test_embedded_is_what_the_script_makes():
 def movielens_100k(folder: Path) -> None:
     write(folder / "u.data", "".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in RATINGS))
     flags = {7: [5, 14], 10: []}
-    lines = [f"{i}|{title}|01-Jan-1995||http://x|" + "|".join("1" if g in flags[i] else "0" for g in range(19))
-             for i, title, _ in FILMS]
+    lines = [
+        f"{i}|{title}|01-Jan-1995||http://x|" + "|".join("1" if g in flags[i] else "0" for g in range(19))
+        for i, title, _ in FILMS
+    ]
     write(folder / "u.item", "\n".join(lines) + "\n", "latin-1")
 
 
@@ -103,8 +105,10 @@ def movielens_10m(folder: Path) -> None:
 
 
 def movielens_csv(folder: Path) -> None:
-    write(folder / "ratings.csv", "userId,movieId,rating,timestamp\r\n" + "".join(
-        f"{u},{i},{r},{t}\r\n" for u, i, r, t in RATINGS))
+    write(
+        folder / "ratings.csv",
+        "userId,movieId,rating,timestamp\r\n" + "".join(f"{u},{i},{r},{t}\r\n" for u, i, r, t in RATINGS),
+    )
     pl.DataFrame(FILMS, ["movieId", "title", "genres"], orient="row").write_csv(folder / "movies.csv")
 
 
@@ -138,11 +142,20 @@ def test_movielens_originals(folder, read, core):
 
 @needs_originals
 def test_published_splits():
-    beauty = sources.read("files", SHARED / "amazon-beauty/interactions.parquet",
-                          items_path=SHARED / "amazon-beauty/items.parquet",
-                          columns={"timestamp": "position", "item_id": "item_id"})
-    data = dataset.build(beauty, split="leave_one_out", min_user_interactions=5, min_item_interactions=5,
-                         text_columns=["title", "categories"], missing_text="id")
+    beauty = sources.read(
+        "files",
+        SHARED / "amazon-beauty/interactions.parquet",
+        items_path=SHARED / "amazon-beauty/items.parquet",
+        columns={"timestamp": "position", "item_id": "item_id"},
+    )
+    data = dataset.build(
+        beauty,
+        split="leave_one_out",
+        min_user_interactions=5,
+        min_item_interactions=5,
+        text_columns=["title", "categories"],
+        missing_text="id",
+    )
     assert (len(data.user), data.num_users, data.num_items) == (198_502, 22_363, 12_101)
     cite = sources.read("files", SHARED / "citeulike/interactions.parquet")
     cite = dataset.build(cite, split="column", missing_text="id")
@@ -199,8 +212,12 @@ def test_columns_are_mapped(tmp_path):
     rows = "2024-01-02 00:00:00,a,x1,train\n2024-01-01 12:00:00,b,7,test\n"
     path = write(tmp_path / "r.csv", "when,who,what,part\n" + rows)
     items = write(tmp_path / "i.csv", "sku,name\n7,Seven\nx1,Ex\n")
-    raw = sources.read("files", path, items_path=items, columns={
-        "user": "who", "item": "what", "timestamp": "when", "split": "part", "item_id": "sku"})
+    raw = sources.read(
+        "files",
+        path,
+        items_path=items,
+        columns={"user": "who", "item": "what", "timestamp": "when", "split": "part", "item_id": "sku"},
+    )
     assert raw.interactions.rows(named=True) == [
         {"user": "a", "item": "x1", "timestamp": 1704153600, "split": "train"},
         {"user": "b", "item": "7", "timestamp": 1704110400, "split": "test"},
@@ -272,8 +289,12 @@ def test_malformed_rows_are_counted_and_refused(tmp_path, row, problem):
     assert raw.interactions.height == 21 and raw.interactions["user"].to_list()[:2] == [7, 1]
     assert raw.interactions["item"].dtype == pl.Int64
     assert len(raw.problems) == 1 and problem in raw.problems[0]
-    refused(lambda: dataset.build(raw, split="leave_one_out", missing_text="id", max_malformed=0.04),
-            problem, "1 of 22 rows are malformed", "data.max_malformed (now 0.04)")
+    refused(
+        lambda: dataset.build(raw, split="leave_one_out", missing_text="id", max_malformed=0.04),
+        problem,
+        "1 of 22 rows are malformed",
+        "data.max_malformed (now 0.04)",
+    )
     data = dataset.build(raw, split="leave_one_out", missing_text="id", max_malformed=0.05)
     assert data.counts["malformed"] == 1 and data.counts["interactions"] == 21
 
@@ -297,8 +318,13 @@ def test_bad_files(tmp_path):
     refused(lambda: dataset.build(sources.read("files", write(tmp_path / "h.csv", "user,item\n"))), "no interaction")
     path = write(tmp_path / "c.csv", "usr,item,rating\n1,2,3\n")
     known = "known: item, rating, usr"
-    refused(lambda: sources.read("files", path), "c.csv has no column 'user'", "did you mean 'usr'", known,
-            "data.columns.user")
+    refused(
+        lambda: sources.read("files", path),
+        "c.csv has no column 'user'",
+        "did you mean 'usr'",
+        known,
+        "data.columns.user",
+    )
     columns = {"user": "usr", "rating": "stars"}
     refused(lambda: sources.read("files", path, columns=columns), "no column 'stars' for rating", known)
     refused(lambda: sources.read("files", path, columns={"usr": "usr"}), "no role 'usr'", "did you mean 'user'?")
@@ -336,11 +362,16 @@ def prepare_array_record(root: Path, file_format: str = "array_record") -> None:
     folder = root / "movielens/1m-ratings/0.1.1"
     folder.mkdir(parents=True)
     names = ["Drama", "Comedy", "Romance"]
-    features = tfds.features.FeaturesDict({
-        "user_id": tfds.features.Text(), "movie_id": tfds.features.Text(), "movie_title": tfds.features.Text(),
-        "movie_genres": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
-        "user_rating": np.float32, "timestamp": np.int64,
-    })
+    features = tfds.features.FeaturesDict(
+        {
+            "user_id": tfds.features.Text(),
+            "movie_id": tfds.features.Text(),
+            "movie_title": tfds.features.Text(),
+            "movie_genres": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
+            "user_rating": np.float32,
+            "timestamp": np.int64,
+        }
+    )
     features.save_config(folder)
     writer, size = ArrayRecordWriter(str(folder / "movielens-train.array_record-00000-of-00001"), "group_size:1"), 0
     films = {i: (title, [names.index(g) for g in genres.split("|") if g in names]) for i, title, genres in FILMS}
@@ -356,11 +387,24 @@ def prepare_array_record(root: Path, file_format: str = "array_record") -> None:
         writer.write(record)
         size += len(record)
     writer.close()
-    (folder / "dataset_info.json").write_text(json.dumps({
-        "name": "movielens", "version": "0.1.1", "configName": "1m-ratings", "fileFormat": file_format,
-        "splits": [{"name": "train", "shardLengths": [str(len(RATINGS))], "numBytes": str(size),
-                    "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}],
-    }))
+    (folder / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "name": "movielens",
+                "version": "0.1.1",
+                "configName": "1m-ratings",
+                "fileFormat": file_format,
+                "splits": [
+                    {
+                        "name": "train",
+                        "shardLengths": [str(len(RATINGS))],
+                        "numBytes": str(size),
+                        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                    }
+                ],
+            }
+        )
+    )
 
 
 @pytest.fixture
@@ -388,8 +432,9 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
     refused(lambda: sources.read("tfds", tmp_path, tfds_fields=fields), "data.tfds_fields.user", "mean 'user_id'?")
     refused(lambda: sources.read("tfds", tmp_path, tfds_fields={"user": "user_id"}), "data.tfds_fields has no 'item'")
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name, *rest: None if name == "tensorflow" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorflow" else find(name, *rest)
+    )
     refused(lambda: sources.read("tfds", tmp_path / "elsewhere"), "movielens/1m-ratings", "pip install 'kd_jax[tfds]'")
     prepare_array_record(tmp_path / "records", "tfrecord")
     refused(lambda: sources.read("tfds", tmp_path / "records"), "prepared as TFRecord", "pip install 'kd_jax[tfds]'")

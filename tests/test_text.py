@@ -18,8 +18,12 @@ from kd_jax.errors import InputError
 from kd_jax.models.bert import BertEncoder
 
 ITEMS = pl.DataFrame(
-    {"item": ["a", "b", "c"], "title": ["Heat (1995)", " Toy\nStory ", "Solo"],
-     "genres": [["Crime", "Drama"], None, []], "year": [1995, None, 2018]}
+    {
+        "item": ["a", "b", "c"],
+        "title": ["Heat (1995)", " Toy\nStory ", "Solo"],
+        "genres": [["Crime", "Drama"], None, []],
+        "year": [1995, None, 2018],
+    }
 )
 
 
@@ -162,8 +166,12 @@ def test_vectors_are_kept_by_content_of_texts_and_weights(encoder, computed, tmp
 def test_fingerprint_follows_everything_that_changes_a_vector(encoder):
     seen = {text.fingerprint(encoder)}
     assert seen == {text.fingerprint(BertEncoder(small()))}
-    for other in (BertEncoder(small(), pooling="cls"), BertEncoder(small(), normalize=True),
-                  BertEncoder(small(hidden_act="relu")), BertEncoder(small(num_attention_heads=2))):
+    for other in (
+        BertEncoder(small(), pooling="cls"),
+        BertEncoder(small(), normalize=True),
+        BertEncoder(small(hidden_act="relu")),
+        BertEncoder(small(num_attention_heads=2)),
+    ):
         seen.add(text.fingerprint(other))
     encoder.bert.words.embedding[...] = encoder.bert.words.embedding[...] * 1.001
     assert len(seen | {text.fingerprint(encoder)}) == 6

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-import toy
 from kd_jax import labels, sharding
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import batches
 from kd_jax.distill import Term
 from kd_jax.errors import InputError
+from kd_jax.models.layers import split
 from kd_jax.models.student import STUDENTS, StudentSpec
 from kd_jax.models.teacher import BiEncoder, TeacherSpec
 from kd_jax.progress import Log
@@ -28,11 +29,6 @@ HISTORY = 8
 OBJECTIVE = (Term("ce", items="warm"), Term("kl", 2.0, 1.5), Term("soft_ce", 0.1))
 
 
-def split(module):
-    graphdef, params, constants = nnx.split(module, nnx.Param, ...)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
-
-
 def task_of(ratings):
     data = toy.dataset(ratings=ratings)
     return Rate(data, (3.0,), "auc") if ratings else Rank(data, "ndcg@10", ("ndcg",), (10,), 16)
@@ -41,8 +37,15 @@ def task_of(ratings):
 def student_of(task, name, seed=0, dropout=0.3):
     data = task.dataset
     spec = StudentSpec(
-        data.num_users, data.num_items, np.zeros(data.num_items, np.float32), None if task.num_classes else data.warm,
-        dim=16, dropout=dropout, num_classes=task.num_classes, history=HISTORY, hidden=8,
+        data.num_users,
+        data.num_items,
+        np.zeros(data.num_items, np.float32),
+        None if task.num_classes else data.warm,
+        dim=16,
+        dropout=dropout,
+        num_classes=task.num_classes,
+        history=HISTORY,
+        hidden=8,
     )
     return STUDENTS[name](spec, rngs=nnx.Rngs(seed))
 
@@ -50,8 +53,13 @@ def student_of(task, name, seed=0, dropout=0.3):
 def teacher_of(task, seed=5):
     data = task.dataset
     spec = TeacherSpec(
-        data.num_items, np.zeros(data.num_items, np.float32), None if task.num_classes else data.warm,
-        item_features="id", dim=16, history=HISTORY, num_classes=task.num_classes,
+        data.num_items,
+        np.zeros(data.num_items, np.float32),
+        None if task.num_classes else data.warm,
+        item_features="id",
+        dim=16,
+        history=HISTORY,
+        num_classes=task.num_classes,
     )
     return split(BiEncoder(spec, rngs=nnx.Rngs(seed)))
 
@@ -61,7 +69,13 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
     graphdef, params, constants = split(student)
     recipe = Recipe(steps, batch_size, 1e-2)
     step, state = compiled_step(
-        graphdef, params, objective=OBJECTIVE, tx=recipe.tx(), total_steps=steps, mesh=mesh, seed=0,
+        graphdef,
+        params,
+        objective=OBJECTIVE,
+        tx=recipe.tx(),
+        total_steps=steps,
+        mesh=mesh,
+        seed=0,
         teacher_logits=teacher.logits,
     )
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
@@ -76,7 +90,9 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
     return found, state
 
 
-@pytest.mark.parametrize(("name", "ratings"), [("mf", False), ("mlp", False), ("sasrec", False), ("mf", True), ("mlp", True)])
+@pytest.mark.parametrize(
+    ("name", "ratings"), [("mf", False), ("mlp", False), ("sasrec", False), ("mf", True), ("mlp", True)]
+)
 def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, ratings, tmp_path):
     task = task_of(ratings)
     student = student_of(task, name)
@@ -84,8 +100,14 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
     live = labels.online(graphdef, params, constants, positions=student.positions)
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
     labels.write(
-        tmp_path / "l.safetensors", graphdef, params, constants, examples, rows=task.label_rows(examples),
-        positions=student.positions, batch_size=7,
+        tmp_path / "l.safetensors",
+        graphdef,
+        params,
+        constants,
+        examples,
+        rows=task.label_rows(examples),
+        positions=student.positions,
+        batch_size=7,
     )
     mesh = sharding.make_mesh(1, 1)
     online, _ = losses(task, student, mesh, live)
@@ -122,7 +144,9 @@ class Fit:
 
     def __init__(self, folder, **recipe):
         self.folder, self.task, self.watch = folder, task_of(False), lambda step: None
-        self.recipe = Recipe(**{"steps": 30, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 5, "patience": 99} | recipe)
+        self.recipe = Recipe(
+            **{"steps": 30, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 5, "patience": 99} | recipe
+        )
         self.evaluations = 0
 
     def __call__(self, identity=None):
@@ -137,9 +161,17 @@ class Fit:
         self.folder.mkdir(parents=True, exist_ok=True)
         with Log(self.folder / "metrics.jsonl", "ndcg@10") as log:
             return train(
-                graphdef, params, constants, name="student", seed=0, objective=(Term("ce"),), recipe=self.recipe,
-                examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5), evaluate=evaluate,
-                checkpoints=Checkpoints(self.folder / "student", identity or {"seed": 0}), mesh=sharding.make_mesh(1, 1),
+                graphdef,
+                params,
+                constants,
+                name="student",
+                seed=0,
+                objective=(Term("ce"),),
+                recipe=self.recipe,
+                examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
+                evaluate=evaluate,
+                checkpoints=Checkpoints(self.folder / "student", identity or {"seed": 0}),
+                mesh=sharding.make_mesh(1, 1),
                 log=log,
             )
 
@@ -197,7 +229,9 @@ def test_checkpoints_of_another_config_are_refused_by_field(tmp_path):
     with pytest.raises(InputError, match=r"another config \(student.dim: 16 there, 32 here\)"):
         Checkpoints(tmp_path / "student", {"student": {"dim": 32, "name": "mf"}})
     with pytest.raises(InputError, match="parameter user has shape"):
-        Checkpoints(tmp_path / "student").params(5, {"user": jnp.zeros((2, 2)), "item": jnp.zeros((24, 16)), "bias": jnp.zeros(24)})
+        Checkpoints(tmp_path / "student").params(
+            5, {"user": jnp.zeros((2, 2)), "item": jnp.zeros((24, 16)), "bias": jnp.zeros(24)}
+        )
 
 
 def test_a_checkpoint_restores_as_a_plain_tree_where_kd_jax_cannot_be_imported(tmp_path):
@@ -212,7 +246,9 @@ def test_a_checkpoint_restores_as_a_plain_tree_where_kd_jax_cannot_be_imported(t
     target = tmp_path / "item.npy"
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "student/checkpoints/5/state"), str(target)],
-        check=True, cwd=tmp_path, env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
     )
     np.testing.assert_array_equal(np.load(target), trained.params["item"])
 

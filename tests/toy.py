@@ -26,11 +26,13 @@ def raw(users=40, items=24, per_user=12, seed=0, ratings=False):
     if ratings:
         liked = [(u % len(GENRES)) == ((i - 500) % len(GENRES)) for u, i, _ in rows]
         frame = frame.with_columns(pl.Series("rating", np.where(liked, 5.0, 2.0).astype(np.float32)))
-    texts = pl.DataFrame({
-        "item": np.arange(items) + 500,
-        "title": [f"film {' '.join(str(i))}" for i in range(items)],
-        "genre": [GENRES[g] for g in genre],
-    })
+    texts = pl.DataFrame(
+        {
+            "item": np.arange(items) + 500,
+            "title": [f"film {' '.join(str(i))}" for i in range(items)],
+            "genre": [GENRES[g] for g in genre],
+        }
+    )
     return RawData("toy", frame, texts)
 
 
@@ -54,13 +56,29 @@ def tiny_bert(folder, width=16, layers=2, seed=0):
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "bert", "architectures": ["BertModel"], "vocab_size": len(WORDS), "hidden_size": width,
-        "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * width,
-        "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0,
-    }))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "bert",
+                "architectures": ["BertModel"],
+                "vocab_size": len(WORDS),
+                "hidden_size": width,
+                "num_hidden_layers": layers,
+                "num_attention_heads": 2,
+                "intermediate_size": 2 * width,
+                "max_position_embeddings": 32,
+                "type_vocab_size": 2,
+                "hidden_act": "gelu",
+                "layer_norm_eps": 1e-12,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+                "pad_token_id": 0,
+            }
+        )
+    )
     tensors = {}
 
     def dense(name, out, into):

@@ -113,8 +113,9 @@ def load(folder: Path) -> Dataset:
     """What ``Dataset.save`` wrote. Raises InputError if a file is missing, or is not the one that was written."""
     try:
         note = json.loads((Path(folder) / "dataset.json").read_text())
-        rows, users, items = (pl.read_parquet(Path(folder) / f"{name}.parquet")
-                              for name in ("interactions", "users", "items"))
+        rows, users, items = (
+            pl.read_parquet(Path(folder) / f"{name}.parquet") for name in ("interactions", "users", "items")
+        )
         arrays = {name: rows[name].to_numpy() for name in ARRAYS}
         texts = items.drop("id").rename(lambda name: name.removeprefix("text_"))
         found = _assemble(note["name"], note["split_name"], users["id"], items["id"], texts, arrays, note["counts"])
@@ -122,8 +123,10 @@ def load(folder: Path) -> Dataset:
     except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{folder}: the saved data set can't be read ({error}); delete it and run again") from None
     if found.checksum != written:
-        raise InputError(f"{folder}: the saved data set has changed since it was written (checksum {found.checksum}, "
-                         f"{written} then); delete it and run again")
+        raise InputError(
+            f"{folder}: the saved data set has changed since it was written (checksum {found.checksum}, "
+            f"{written} then); delete it and run again"
+        )
     return found
 
 
@@ -142,8 +145,15 @@ def _assemble(
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).data)
     return Dataset(
-        name, split_name, user_ids.rename("user"), item_ids.rename("item"), items, **arrays,
-        indptr=_indptr(arrays["user"], len(user_ids)), counts=counts, checksum=digest.hexdigest()[:16],
+        name,
+        split_name,
+        user_ids.rename("user"),
+        item_ids.rename("item"),
+        items,
+        **arrays,
+        indptr=_indptr(arrays["user"], len(user_ids)),
+        counts=counts,
+        checksum=digest.hexdigest()[:16],
     )
 
 
@@ -226,19 +236,24 @@ def build(
 
 def _some_left(raw: RawData, left: int, option: str) -> None:
     if not left:
-        raise InputError(f"{raw.name}: none of {raw.interactions.height:,} interactions is left after {option}; "
-                         "lower it")
+        raise InputError(
+            f"{raw.name}: none of {raw.interactions.height:,} interactions is left after {option}; lower it"
+        )
 
 
 def _check_splits(dataset: Dataset, minima: str) -> None:
     """Raises InputError if a split is empty, or nobody in it has a history to be judged by."""
     sizes = np.diff(dataset.indptr)
-    left = (f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left after {minima}, at most "
-            f"{sizes.max()} of one user; change data.split, data.ratios or these minima")
+    left = (
+        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left after {minima}, at most "
+        f"{sizes.max()} of one user; change data.split, data.ratios or these minima"
+    )
     for code in range(3):
         chosen = dataset.split == code
         if not chosen.any():
             raise InputError(f"{dataset.name}: split {dataset.split_name!r} leaves {NAMES[code]} empty: {left}")
         if code and not (np.diff(dataset.history(code)[0])[dataset.user[chosen]] > 0).any():
-            raise InputError(f"{dataset.name}: split {dataset.split_name!r}: no {NAMES[code]} user has an earlier "
-                             f"interaction to be judged by: {left}")
+            raise InputError(
+                f"{dataset.name}: split {dataset.split_name!r}: no {NAMES[code]} user has an earlier "
+                f"interaction to be judged by: {left}"
+            )

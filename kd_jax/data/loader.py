@@ -140,13 +140,19 @@ def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Exam
 
 
 def snapshot_examples(
-    dataset: Dataset, times: np.ndarray, *, history: int, horizon_days: float = 14.0, window_days: float = 60.0,
-    max_targets: int = 16, user_power: float = 0.5,
+    dataset: Dataset,
+    times: np.ndarray,
+    *,
+    history: int,
+    horizon_days: float = 14.0,
+    window_days: float = 60.0,
+    max_targets: int = 16,
+    user_power: float = 0.5,
 ) -> Examples:
-    """The past as it would have looked to a model in service: what had a user done before a moment, and what came next?
+    """The past as a model in service would have seen it: what had a user done before a moment, and what came next?
 
-    One example per moment of ``times`` and user with a history before it and targets within ``horizon_days`` after it. A
-    batch belongs to one moment, drawn with probability proportional to exp(-age / ``window_days``).
+    One example per moment of ``times`` and user with a history before it and targets within ``horizon_days`` after it.
+    A batch belongs to one moment, drawn with probability proportional to exp(-age / ``window_days``).
     """
     indptr, items = dataset.targets(TRAIN)
     train = dataset.split == TRAIN
@@ -154,9 +160,7 @@ def snapshot_examples(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for snapshot, moment in enumerate(times[:-1]):  # after the last one nothing may be known
         before = np.bincount(user[time < moment], minlength=dataset.num_users)
-        soon = np.bincount(
-            user[(time >= moment) & (time < moment + horizon_days * DAY)], minlength=dataset.num_users
-        )
+        soon = np.bincount(user[(time >= moment) & (time < moment + horizon_days * DAY)], minlength=dataset.num_users)
         users = np.flatnonzero((before > 0) & (soon > 0))
         border = indptr[users] + before[users]
         parts.append((np.full(len(users), snapshot), users, border, border + np.minimum(soon[users], max_targets)))
@@ -164,7 +168,9 @@ def snapshot_examples(
     bounds = np.searchsorted(snapshots, np.arange(len(times)))
     chance = np.exp((times[:-1] - times[-1]) / (window_days * DAY)) * (np.diff(bounds) > 0)
     if not len(snapshots):
-        raise InputError("teacher.trend=True finds no moment with a history before and a target after it; set it to False")
+        raise InputError(
+            "teacher.trend=True finds no moment with a history before and a target after it; set it to False"
+        )
     chance /= chance.sum()
 
     def draw(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -275,8 +281,10 @@ def batches(examples: Examples, *, batch_size: int, num_batches: int, seed: int)
     Raises InputError if there is no example.
     """
     if examples.size == 0:
-        raise InputError("no training example is left: no user has enough train interactions; lower data.min_rating "
-                         "or change data.split")
+        raise InputError(
+            "no training example is left: no user has enough train interactions; lower data.min_rating "
+            "or change data.split"
+        )
     source = _Batches(examples, batch_size, num_batches, seed)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -13,8 +13,25 @@ from kd_jax.errors import InputError
 RATINGS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
 CSV = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
 GENRES_100K = (
-    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
 )
 
 
@@ -33,8 +50,9 @@ def read(folder: Path) -> RawData:
         films = tables.opened(folder / "movies.csv", "films", _films_csv)
         return tables.opened(folder / "ratings.csv", "ratings", lambda table: _raw(folder, table, CSV, films))
     else:
-        raise InputError(f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.path to an unpacked "
-                         "MovieLens folder")
+        raise InputError(
+            f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.path to an unpacked MovieLens folder"
+        )
     return _raw(folder, ratings, RATINGS, films)
 
 
@@ -59,13 +77,18 @@ def _films_dat(path: Path) -> pl.DataFrame:
 def _films_100k(path: Path) -> pl.DataFrame:
     """Lines of id|title|date|video date|url|19 flags."""
     fields = pl.col("text").str.split("|")
-    flags = [pl.when(fields.list.get(5 + place, null_on_oob=True) == "1").then(pl.lit(genre))
-             for place, genre in enumerate(GENRES_100K)]
-    return _checked(path, _lines(path).with_columns(
-        item=pl.when(fields.list.len() == 24).then(fields.list.first()),
-        title=fields.list.get(1, null_on_oob=True),
-        genres=pl.concat_str(flags, separator="|", ignore_nulls=True),
-    ))
+    flags = [
+        pl.when(fields.list.get(5 + place, null_on_oob=True) == "1").then(pl.lit(genre))
+        for place, genre in enumerate(GENRES_100K)
+    ]
+    return _checked(
+        path,
+        _lines(path).with_columns(
+            item=pl.when(fields.list.len() == 24).then(fields.list.first()),
+            title=fields.list.get(1, null_on_oob=True),
+            genres=pl.concat_str(flags, separator="|", ignore_nulls=True),
+        ),
+    )
 
 
 def _lines(path: Path) -> pl.DataFrame:
@@ -82,7 +105,9 @@ def _lines(path: Path) -> pl.DataFrame:
 def _checked(path: Path, films: pl.DataFrame) -> pl.DataFrame:
     broken = films.filter(pl.col("item").cast(pl.Int64, strict=False).is_null())
     if broken.height:
-        raise InputError(f"{path}:{broken[LINE][0]}: {broken['text'][0]!r} is no film ({broken.height} such lines); "
-                         "mend them, or get the file again")
+        raise InputError(
+            f"{path}:{broken[LINE][0]}: {broken['text'][0]!r} is no film ({broken.height} such lines); "
+            "mend them, or get the file again"
+        )
     table = tables.Table(str(path), films.lazy().select(LINE, "item", "title", "genres"))
     return tables.items(table, "item")

@@ -19,7 +19,7 @@ SPLITS = ("leave_one_out", "temporal", "ratio", "strong", "column")
 
 Ratios = tuple[float, float, float]
 Codes = Int8[np.ndarray, " N"]
-Indptr = Int64[np.ndarray, " U+1"]
+Indptr = Int64[np.ndarray, " rows"]
 
 
 def assign(

@@ -74,8 +74,13 @@ def delimited(path: Path, separator: str) -> Table:
 
 def mended(path: Path, separator: str) -> Table:
     """As ``delimited``, for a file that polars refuses: rows of the right form are kept, the others are ``broken``."""
-    text = pl.read_csv(path, separator=NOWHERE, quote_char=None, has_header=False, new_columns=["text"],
-                       infer_schema=False).with_row_index(LINE, offset=1).drop_nulls()
+    text = (
+        pl.read_csv(
+            path, separator=NOWHERE, quote_char=None, has_header=False, new_columns=["text"], infer_schema=False
+        )
+        .with_row_index(LINE, offset=1)
+        .drop_nulls()
+    )
     width = text["text"][0].count(separator) + 1
     other = re.escape(separator)
     field = f'(?:"(?:[^"]|"")*"|[^"{other}]*)'
@@ -91,8 +96,16 @@ def mended(path: Path, separator: str) -> Table:
 
 def lines(path: Path, separator: str, names: Sequence[str]) -> Table:
     """A file without header or quotes, whose separator may have several characters, such as '::'."""
-    whole = pl.scan_csv(path, separator=NOWHERE, quote_char=None, has_header=False, new_columns=["text"],
-                        infer_schema=False, row_index_name=LINE, row_index_offset=1)
+    whole = pl.scan_csv(
+        path,
+        separator=NOWHERE,
+        quote_char=None,
+        has_header=False,
+        new_columns=["text"],
+        infer_schema=False,
+        row_index_name=LINE,
+        row_index_offset=1,
+    )
     parts = pl.col("text").str.splitn(separator, len(names)).struct.rename_fields(list(names)).alias("parts")
     return Table(str(path), whole.filter(pl.col("text").is_not_null()).select(LINE, parts).unnest("parts"))
 
@@ -110,8 +123,10 @@ def opened(path: str | Path, what: str, use: Callable[[Table], T]) -> T:
         except pl.exceptions.ComputeError:
             return use(mended(path, separator))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path} can't be read ({str(error).splitlines()[0]}); it must be Parquet, or UTF-8 text with "
-                         "a header line and commas (.csv) or tabs (.tsv)") from None
+        raise InputError(
+            f"{path} can't be read ({str(error).splitlines()[0]}); it must be Parquet, or UTF-8 text with "
+            "a header line and commas (.csv) or tabs (.tsv)"
+        ) from None
 
 
 def existing(path: str | Path, what: str) -> Path:
@@ -129,8 +144,10 @@ def find_columns(table: Table, wanted: Mapping[str, str], optional: frozenset[st
     have = table.columns()
     for role, column in wanted.items():
         if column not in have and role not in optional:
-            raise InputError(f"{table.path} has no column {column!r} for {role}{nearest(column, have)}; name it with "
-                             f"data.columns.{role}")
+            raise InputError(
+                f"{table.path} has no column {column!r} for {role}{nearest(column, have)}; name it with "
+                f"data.columns.{role}"
+            )
     return {role: column for role, column in wanted.items() if column in have}
 
 
@@ -233,16 +250,20 @@ def check_items(frame: pl.DataFrame, place: Callable[[int], str] = "items table,
     """Raises InputError if an id is null, negative or there twice. place: row number -> where that is."""
     ids = frame["item"]
     if ids.has_nulls():
-        raise InputError(f"{place(ids.is_null().arg_true()[0])}: the item has no id, or none like the others "
-                         f"({ids.null_count()} such rows); give each item its id")
+        raise InputError(
+            f"{place(ids.is_null().arg_true()[0])}: the item has no id, or none like the others "
+            f"({ids.null_count()} such rows); give each item its id"
+        )
     negative = ids < 0 if ids.dtype.is_integer() else ids.str.contains(r"^-\d+$")
     if negative.any():
         row = negative.arg_true()[0]
         raise InputError(f"{place(row)}: item id {ids[row]} is negative; ids start at 0")
     again = (~ids.is_first_distinct()).arg_true()
     if len(again):
-        raise InputError(f"{place(again[0])}: item id {ids[again[0]]!r} is there twice ({len(again)} repeated: "
-                         f"{listed(ids.gather(again))}); keep one row per item")
+        raise InputError(
+            f"{place(again[0])}: item id {ids[again[0]]!r} is there twice ({len(again)} repeated: "
+            f"{listed(ids.gather(again))}); keep one row per item"
+        )
 
 
 def listed(values: pl.Series) -> str:
@@ -255,8 +276,10 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
     frame = raw.interactions
     counts = {"rows": frame.height, "malformed": 0} | raw.counts
     if counts["malformed"] > max_malformed * counts["rows"]:
-        raise InputError(f"{'; '.join(raw.problems)} ({counts['malformed']:,} of {counts['rows']:,} rows are "
-                         f"malformed); mend them, or tolerate such a share: data.max_malformed (now {max_malformed:g})")
+        raise InputError(
+            f"{'; '.join(raw.problems)} ({counts['malformed']:,} of {counts['rows']:,} rows are "
+            f"malformed); mend them, or tolerate such a share: data.max_malformed (now {max_malformed:g})"
+        )
     if not frame.height:
         raise InputError(f"{raw.name}: there is no interaction; give a file with rows")
     for name in ("user", "item"):
@@ -269,13 +292,17 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
         _refuse(raw, name, ~frame[name].cast(pl.Float64).is_finite().fill_null(False), "is not a finite number")
     check_items(raw.items)
     if raw.items["item"].dtype != frame["item"].dtype:
-        raise InputError(f"{raw.name}: item ids are {frame['item'].dtype} in the interactions and "
-                         f"{raw.items['item'].dtype} in the items table; make them the same")
+        raise InputError(
+            f"{raw.name}: item ids are {frame['item'].dtype} in the interactions and "
+            f"{raw.items['item'].dtype} in the items table; make them the same"
+        )
     return counts
 
 
 def _refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
     if bad.any():
         row = bad.arg_true()[0]
-        raise InputError(f"{raw.name}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
-                         f"({bad.sum():,} such rows); mend them")
+        raise InputError(
+            f"{raw.name}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
+            f"({bad.sum():,} such rows); mend them"
+        )

@@ -18,8 +18,14 @@ from kd_jax.data.tables import LINE, RawData
 from kd_jax.errors import InputError, nearest
 
 ROLES = ("user", "item", "rating", "timestamp")
-FIELDS = {"user": "user_id", "item": "movie_id", "rating": "user_rating", "timestamp": "timestamp",
-          "title": "movie_title", "genres": "movie_genres"}
+FIELDS = {
+    "user": "user_id",
+    "item": "movie_id",
+    "rating": "user_rating",
+    "timestamp": "timestamp",
+    "title": "movie_title",
+    "genres": "movie_genres",
+}
 BATCH = 65_536
 
 
@@ -43,8 +49,10 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
     except tfds.core.DatasetNotFoundError:
         cure = "check data.tfds_name"
         if not has_tensorflow:
-            cure += (f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and TFDS needs "
-                     "tensorflow to prepare it: pip install 'kd_jax[tfds]'")
+            cure += (
+                f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and TFDS needs "
+                "tensorflow to prepare it: pip install 'kd_jax[tfds]'"
+            )
         raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
     except (ValueError, AssertionError) as error:  # an unknown config or version
         raise InputError(f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check data.tfds_name") from None
@@ -52,8 +60,10 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
     array_record = prepared and builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     if not array_record and not has_tensorflow:
         state = "prepared as TFRecord" if prepared else "not prepared"
-        raise InputError(f"{builder.info.full_name} is {state} in {builder.data_path}, and TFDS needs tensorflow to "
-                         "use it: pip install 'kd_jax[tfds]', or prepare it elsewhere with file_format='array_record'")
+        raise InputError(
+            f"{builder.info.full_name} is {state} in {builder.data_path}, and TFDS needs tensorflow to "
+            "use it: pip install 'kd_jax[tfds]', or prepare it elsewhere with file_format='array_record'"
+        )
     features = builder.info.features
     for role, feature in fields.items():
         if feature not in features:
@@ -95,8 +105,9 @@ def _tensorflow(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[p
     dataset = builder.as_dataset(split="train").map(lambda record: {name: record[name] for name in features})
     for batch in tfds.as_numpy(dataset.ragged_batch(BATCH)):
         # Sequences come as ragged tensors, which have to_list where arrays have tolist.
-        columns = {name: values.to_list() if hasattr(values, "to_list") else values.tolist()
-                   for name, values in batch.items()}
+        columns = {
+            name: values.to_list() if hasattr(values, "to_list") else values.tolist() for name, values in batch.items()
+        }
         yield pl.DataFrame([_column(name, feature, columns[name]) for name, feature in features.items()])
 
 

@@ -1,7 +1,7 @@
 """What was popular when: recency-weighted counts of every item at a row of past moments.
 
-A temporal split asks what people will choose *next*, so what an item's popularity was a week before the end says more
-than its total. A model that is trained on snapshots of the past, each seen with the counts of its own day, learns how to
+A temporal split asks what people will choose *next*, so how popular an item was of late says more than its total. A
+model that is trained on snapshots of the past, each seen with the counts of its own day, learns how to
 weigh them; at the end of training it reads the last snapshot.
 """
 
@@ -29,7 +29,7 @@ def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Trends:
-    """features f32 [S, I, K]: of every item at the moments ``times`` (i64 [S], seconds); the last is the end of training.
+    """features f32 [S, I, K] of all items at the moments ``times`` (i64 [S], seconds); the last is the end of training.
 
     The K features: scaled log of 1 + count / floor for each of ``SCALES``, whether the item is new (no interaction
     yet), and a constant.

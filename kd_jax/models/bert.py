@@ -130,9 +130,7 @@ class Bert(nnx.Module):
         self.positions = embed(config.max_position_embeddings)
         self.types = embed(config.type_vocab_size)
         self.norm = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [BertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
-        )
+        self.layers = nnx.List([BertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
         width = config.hidden_size
         self.pooler = nnx.Linear(width, width, dtype=dtype, kernel_init=normal, rngs=rngs) if pooler else None
 
@@ -183,9 +181,7 @@ def freeze(module: nnx.Module) -> None:
                 setattr(part, name, Frozen(value[...]))
 
 
-def pool(
-    hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False
-) -> Float[Array, "B D"]:
+def pool(hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False) -> Float[Array, "B D"]:
     """One f32 vector per text: mean over the tokens, the first or the last token; padding may be on either side."""
     hidden = hidden.astype(jnp.float32)
     if pooling == "mean":
@@ -250,7 +246,9 @@ class BertEncoder(TextEncoder):
         self.bert = bert
         config = bert.config
         self.dim, self.num_layers, self.max_length = (
-            config.hidden_size, config.num_hidden_layers, config.max_position_embeddings
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.max_position_embeddings,
         )
         self.dtype, self.settings = bert.dtype, repr(config)
 

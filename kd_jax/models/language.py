@@ -12,6 +12,7 @@ from flax import nnx
 from kd_jax.data import text
 from kd_jax.errors import InputError, nearest
 from kd_jax.models import hf
+from kd_jax.models.layers import split
 from kd_jax.models.teacher import Texts
 from kd_jax.types import Params, PyTree
 
@@ -22,7 +23,7 @@ Progress = Callable[[int, int], None]
 class LanguageModel:
     """Texts -> vectors, each distinct text once; what was encoded stays in ``cache`` by content hash.
 
-    train: 'head' (frozen), 'top_n' (the last ``top_n`` layers learn) or 'full'. Raises InputError (see ``models/hf.py``).
+    train: 'head' (frozen), 'top_n' (the last ``top_n`` layers learn) or 'full'. Raises InputError as ``models/hf.py``.
     """
 
     def __init__(
@@ -55,4 +56,4 @@ class LanguageModel:
         for name, table in self._tables.items():
             tower = getattr(model, name)
             tower.vectors[...] = text.encode(tower.encoder, table)
-        return nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2])
+        return split(model)[2]

@@ -7,9 +7,11 @@ Every student is built by ``build(name, spec, ...)`` and reads the batch describ
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kd_jax.errors import InputError, nearest
@@ -23,8 +25,8 @@ class StudentSpec:
 
     num_users: int
     num_items: int
-    bias: Array
-    warm: Array
+    bias: Array | np.ndarray
+    warm: Array | np.ndarray | None
     dim: int = 64
     dropout: float = 0.5
     init_scale: float = 0.1
@@ -141,9 +143,7 @@ class SASRec(Scorer):
             raise InputError(f"student.dim={spec.dim} is no multiple of student.heads={spec.heads}; change one of them")
         self.item = _table(spec.num_items, spec, rngs)
         self.bias = nnx.Param(jnp.asarray(spec.bias))
-        self.transformer = CausalTransformer(
-            spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, rngs=rngs
-        )
+        self.transformer = CausalTransformer(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, rngs=rngs)
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Array:
         history = batch["history"]
@@ -156,8 +156,8 @@ class SASRec(Scorer):
 STUDENTS: dict[str, type[Scorer]] = {"mf": MatrixFactorization, "mlp": MLP, "sasrec": SASRec}
 
 
-def student_class(name: str) -> type[Scorer]:
-    """The registered class. Raises InputError for an unknown name."""
+def student_class(name: str) -> Any:
+    """The registered class, called as ``cls(spec, rngs=…)``. Raises InputError for an unknown name."""
     if name not in STUDENTS:
         raise InputError(f"student.name={name!r} is unknown{nearest(name, STUDENTS)}")
     return STUDENTS[name]

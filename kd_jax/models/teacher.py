@@ -40,14 +40,14 @@ class Texts:
 class TeacherSpec:
     """What a teacher is built from.
 
-    bias: f32 [I] item bias to start at; warm: bool [I]. components, whitening: of the PCA that a frozen language
-    model's vectors go through (components=0: none). num_classes > 0: rate pairs instead of ranking the catalogue. trends: f32 [S, I, K] features of the
-    items at S moments (``kd_jax/data/trends.py``), or None.
+    bias: f32 [I] item bias to start at; warm: bool [I], or None. components, whitening: of the PCA that a frozen
+    language model's vectors go through (components=0: none). num_classes > 0: rate pairs instead of ranking the
+    catalogue. trends: f32 [S, I, K] features of the items at S moments (``kd_jax/data/trends.py``), or None.
     """
 
     num_items: int
     bias: np.ndarray
-    warm: np.ndarray
+    warm: np.ndarray | None
     item_features: str = "text"
     context: str = "items"
     dim: int = 64
@@ -116,6 +116,7 @@ class TextTower(nnx.Module):
 
     def encode(self, rows: Array) -> Float[Array, "K F"]:
         """The language model's vectors of these rows' texts, [K] -> [K, F], computed now."""
+        assert self.ids is not None and self.mask is not None
         return self.encoder(self.ids[...][rows], self.mask[...][rows])
 
     def all(self, live: Array | None, rngs: nnx.Rngs | None) -> Float[Array, "N D"]:
@@ -138,9 +139,9 @@ class BiEncoder(Scorer):
     encoder: the language model when it is trained (``teacher.train`` 'top_n' or 'full'), else None: then the
     texts' vectors were computed once and for all. While it is trained, the items of the batch
     (``batch['live_items']``) are encoded in the step and the rest of the catalogue enters the softmax with the
-    vectors of the last ``refresh``: the softmax is over the whole catalogue at the cost of a batch.
+    vectors of the last refresh: the softmax is over the whole catalogue at the cost of a batch.
 
-    With trends an item's vector is followed by its K trend features at the moment of the batch, and a context's by the K
+    With trends an item's vector is followed by its K trend features at the moment of the batch, a context's by the K
     weights it gives them; what all contexts share, a weighting of the trends that depends on the item, is the bias. The
     scores stay a dot product and a bias, and items that a context has seen do not compete in training, as they never do
     in a ranking. A batch without a moment is at the end of training.
@@ -157,8 +158,9 @@ class BiEncoder(Scorer):
     ):
         super().__init__(spec.warm)
         if spec.item_features not in ITEM_FEATURES:
-            raise InputError(f"teacher.item_features={spec.item_features!r} is unknown"
-                             f"{nearest(spec.item_features, ITEM_FEATURES)}")
+            raise InputError(
+                f"teacher.item_features={spec.item_features!r} is unknown{nearest(spec.item_features, ITEM_FEATURES)}"
+            )
         bias = jnp.asarray(spec.bias)
         self.bias = nnx.Param(bias) if spec.train_bias else Frozen(bias)
         self.dropout = spec.dropout
@@ -169,7 +171,8 @@ class BiEncoder(Scorer):
         self.written = TextTower(contexts, spec, encoder, rngs=rngs) if contexts is not None else None
         self.transformer = (
             CausalTransformer(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, rngs=rngs)
-            if contexts is None else None
+            if contexts is None
+            else None
         )
         self.positions = "all" if contexts is None and not spec.num_classes else "last"
         self.trends = Frozen(jnp.asarray(spec.trends)) if spec.trends is not None else None
@@ -202,10 +205,12 @@ class BiEncoder(Scorer):
         if self.written is not None:
             return self._with_trends(self.written.some(batch["context_row"], rngs)[:, None])
         history = batch["history"]
+        assert self.transformer is not None
         x = READ_SCALE * vectors[jnp.maximum(history, 0)][..., : self.transformer.dim]
         if self.rating is not None:
             x = x + self.rating(jnp.maximum(batch["history_class"], 0))
-        return self._with_trends(self.transformer(x, history, rngs=rngs))
+        contexts = self.transformer(x, history, rngs=rngs)
+        return self._with_trends(contexts if self.positions == "all" else contexts[:, -1:])
 
     def _with_trends(self, contexts: Float[Array, "B P D"]) -> Float[Array, "B P DK"]:
         if self.trends is None:
@@ -218,7 +223,7 @@ class BiEncoder(Scorer):
             if self.trends is None:
                 return logits
             seen = jnp.where(batch["history"] == PAD, logits.shape[-1], batch["history"])
-            return logits[:, -1:].at[jnp.arange(len(seen))[:, None], 0, seen].set(-1e9, mode="drop")
+            return logits.at[jnp.arange(len(seen))[:, None], 0, seen].set(-1e9, mode="drop")
         vectors, _ = self.items(rngs=rngs, batch=batch)
         context, item = self.contexts(batch, vectors, rngs=rngs)[:, -1], vectors[batch["item"]]
         pair = jnp.concatenate([context, item, context * item], axis=-1)

@@ -1,0 +1,257 @@
+"""What a configuration stands for: the data, the task, the models, their objectives and recipes.
+
+With ``pipeline.py`` the only reader of the configuration; everything below takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from kd_jax.data import dataset as datasets
+from kd_jax.data import sources, text
+from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_live_items
+from kd_jax.data.trends import Trends, decayed_counts, trends
+from kd_jax.distill import Objective, Term
+from kd_jax.errors import InputError, nearest
+from kd_jax.files import difference, fingerprint, stamp, write_json
+from kd_jax.models.language import LanguageModel
+from kd_jax.models.layers import split
+from kd_jax.models.student import StudentSpec, student_class
+from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
+from kd_jax.progress import Log
+from kd_jax.tasks import Rank, Rate, Task
+from kd_jax.train import Recipe
+from kd_jax.types import Params, PyTree
+
+TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
+MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A model as the train step takes it: ``nnx.merge(graphdef, params, constants)``."""
+
+    graphdef: nnx.GraphDef
+    params: Params
+    constants: PyTree
+    positions: str
+    history: int
+    frozen_params: int = 0  # of a language model that is read through its cached vectors
+
+    @property
+    def num_params(self) -> int:
+        return self.frozen_params + sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+class Setup:
+    """One resolved configuration and the workdir it writes to; what it describes is built when it is asked for."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, log: Log):
+        self.config, self.workdir, self.log = config, workdir, log
+        self.seeds = tuple(int(seed) for seed in config.seeds)
+        if not self.seeds:
+            raise InputError("seeds is empty; give at least one, for example --config.seeds='(0,)'")
+
+    @functools.cached_property
+    def dataset(self) -> datasets.Dataset:
+        c = self.config.data
+        folder = self.workdir / "dataset"
+        note = folder / "identity.json"
+        identity = c.to_dict() | {"task": self.config.task, "files": stamp(c.path, c.items_path)}
+        if note.exists():
+            if identity["files"] is None:  # the source is gone; what was made from it is here
+                identity["files"] = json.loads(note.read_text())["files"]
+            changed = difference(json.loads(note.read_text()), identity, "data")
+            if changed:
+                raise InputError(f"{folder} was made with other settings ({changed}); use another --workdir")
+            return datasets.load(folder)
+        raw = sources.read(
+            c.source,
+            c.path or None,
+            items_path=c.items_path or None,
+            columns=c.columns.to_dict(),
+            tfds_name=c.tfds_name,
+            tfds_fields=c.tfds_fields.to_dict(),
+        )
+        built = datasets.build(
+            raw,
+            split=c.split,
+            ratios=tuple(c.ratios),
+            min_user_interactions=c.min_interactions,
+            min_item_interactions=c.min_item_interactions,
+            min_rating=c.min_rating,
+            max_malformed=c.max_malformed,
+            missing_text=c.missing_text,
+            text_columns=tuple(c.text_columns) or None,
+            max_users=c.max_users,
+        )
+        built.save(folder)
+        write_json(note, identity)
+        return built
+
+    @functools.cached_property
+    def task(self) -> Task:
+        c = self.config
+        if c.data.split == "strong" and student_class(c.student.name).positions == "user":
+            raise InputError(
+                f"data.split='strong' holds users out, and student.name={c.student.name!r} knows only the users it was "
+                "trained on; use student.name='sasrec' or another data.split"
+            )
+        if c.task == "rank":
+            return Rank(self.dataset, c.eval.select, tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size)
+        if c.task == "rate":
+            return Rate(self.dataset, tuple(c.rate.boundaries), c.eval.select)
+        raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
+
+    # models
+
+    def settings(self, model: str) -> ConfigDict:
+        """The configuration with what was tuned for ``model`` on top."""
+        c = ConfigDict(self.config.to_dict())
+        for field, value in self.config.tuned[model]:
+            section, _, name = field.partition(".")
+            if section not in c or name not in c[section]:
+                known = [f"{s}.{n}" for s in ("teacher", "student", "distill", "train") for n in c[s]]
+                raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
+            c[section][name] = value
+        if model == "control_teacher":
+            c.teacher.update(item_features="id", context="items", train="head", train_bias=True)
+        return c
+
+    def folder(self, model: str, seed: int) -> Path:
+        """``<model>`` for the first seed, ``<model>.seed<n>`` for the others."""
+        return self.workdir / (model if seed == self.seeds[0] else f"{model}.seed{seed}")
+
+    def identity(self, model: str, seed: int) -> dict[str, Any]:
+        """All that determines the parameters of ``model``; a checkpoint is bound to it."""
+        c = self.settings(model)
+        common = {"data": self.dataset.checksum, "task": c.task, "select": c.eval.select, "seed": seed}
+        if c.task == "rate":
+            common["boundaries"] = tuple(c.rate.boundaries)
+        if model.endswith("teacher"):
+            return common | {"teacher": c.teacher.to_dict()}
+        distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in self.objective(model)]}
+        if model in TEACHER_OF:
+            distill |= {"labels": c.distill.labels, "teacher": fingerprint(self.identity(TEACHER_OF[model], seed))}
+        return common | {"student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill}
+
+    def objective(self, model: str) -> Objective:
+        c = self.settings(model)
+        terms = tuple(Term(*term) for term in (c.distill.terms if model in TEACHER_OF else (c.distill.clicks,)))
+        if c.task == "rate":  # classes, not items: there is no warm class
+            terms = tuple(dataclasses.replace(term, items="all") for term in terms)
+        return terms
+
+    @functools.cached_property
+    def language_model(self) -> LanguageModel:
+        c = self.config.teacher
+        return LanguageModel(
+            c.weights,
+            backend=c.backend,
+            pooling=c.pooling,
+            max_tokens=c.max_tokens,
+            train=c.train,
+            top_n=c.top_n,
+            cache=self.workdir / "cache",
+        )
+
+    def _vectors(self, tower: str, texts: list[str]) -> Texts:
+        with self.log.stage(f"encode {tower}", total=len(texts)) as bar:
+            return self.language_model.texts(tower, texts, lambda done, _: bar.update(done))
+
+    @functools.cached_property
+    def item_texts(self) -> list[str]:
+        return text.item_texts(self.dataset.items, self.dataset.items.columns)
+
+    @functools.cached_property
+    def trends(self) -> Trends:
+        c = self.config.teacher
+        return trends(self.dataset, snapshots=c.snapshots, days=c.snapshot_days)
+
+    def start_bias(self, kind: str) -> np.ndarray:
+        """Where item biases start, f32 [I]: log(1 + count), or 'trend': the log of the count of late."""
+        if kind == "trend":
+            return np.log(decayed_counts(self.dataset, self.config.student.trend_days) + 0.03).astype(np.float32)
+        return np.log1p(self.dataset.item_counts).astype(np.float32)
+
+    def build(self, model: str, seed: int) -> Built:
+        """The model with its first parameters."""
+        return (self._build_teacher if model.endswith("teacher") else self._build_student)(model, seed)
+
+    def _build_teacher(self, model: str, seed: int) -> Built:
+        c = self.settings(model).teacher
+        ranks = self.task.num_classes == 0
+        trend = self.trends.features if c.trend and ranks else None
+        spec = TeacherSpec(
+            # Trends say how popular an item is; a bias that knew the total as well would speak against new items.
+            bias=self.start_bias("count") * (0.0 if trend is not None else 1.0),
+            trends=trend,
+            warm=self.dataset.warm if ranks else None,
+            num_items=self.dataset.num_items,
+            num_classes=self.task.num_classes,
+            **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c},
+        )
+        reads_text = "text" in (*spec.item_features.split("+"), spec.context)
+        lm = self.language_model if reads_text else None
+        items = self._vectors("text", self.item_texts) if "text" in spec.item_features else None
+        contexts = None
+        if spec.context == "text":
+            contexts = self._vectors("written", history_texts(self.dataset, self.item_texts, spec.history))
+        live = lm is not None and lm.live
+        module = BiEncoder(spec, items, contexts, lm.encoder if lm and live else None, rngs=nnx.Rngs(seed))
+        return Built(
+            *split(module),
+            module.positions,
+            spec.history,
+            frozen_params=lm.encoder.num_params if lm and not live else 0,
+        )
+
+    def _build_student(self, model: str, seed: int) -> Built:
+        c = self.settings(model).student
+        cls = student_class(c.name)
+        spec = self.student_spec(model)
+        history = c.history if cls.positions == "all" else self.config.teacher.history
+        return Built(*split(cls(spec, rngs=nnx.Rngs(seed))), cls.positions, history)
+
+    def student_spec(self, model: str) -> StudentSpec:
+        c = self.settings(model).student
+        return StudentSpec(
+            num_users=self.dataset.num_users,
+            num_items=self.dataset.num_items,
+            bias=self.start_bias(c.bias),
+            warm=self.dataset.warm if self.task.num_classes == 0 else None,
+            num_classes=self.task.num_classes,
+            **{f.name: c[f.name] for f in dataclasses.fields(StudentSpec) if f.name in c and f.name != "bias"},
+        )
+
+    def recipe(self, model: str) -> Recipe:
+        c = self.settings(model)
+        section = c.teacher if model.endswith("teacher") else c.train
+        return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
+
+    def examples(self, model: str, built: Built) -> Examples:
+        c = self.settings(model)
+        if model.endswith("teacher") and c.teacher.trend and c.task == "rank":
+            return snapshot_examples(
+                self.dataset,
+                self.trends.times,
+                history=built.history,
+                horizon_days=c.teacher.horizon_days,
+                window_days=c.teacher.window_days,
+            )
+        found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
+        if model.endswith("teacher") and c.teacher.train != "head":
+            return with_live_items(found, c.teacher.batch_size, self.dataset.num_items)
+        return found
+
+    def _weighting(self, c: ConfigDict) -> dict[str, Any]:
+        return {"decay": c.student.decay, "decay_unit": c.student.decay_unit, "user_power": c.student.user_power}
