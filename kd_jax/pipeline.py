@@ -23,7 +23,7 @@ from kd_jax.errors import InputError, nearest
 from kd_jax.files import fingerprint, locked, write_json
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup
-from kd_jax.tasks import Judged, Rank
+from kd_jax.tasks import SPLITS, Judged, Rank
 from kd_jax.train import train
 from kd_jax.types import Params, PyTree
 
@@ -157,84 +157,53 @@ class Run(Setup):
 
     def evaluate(self) -> None:
         """Judge every trained model on valid and test, compare, and write report/metrics.json."""
-        path = self.workdir / "report/metrics.json"
         c, d = self.config, self.dataset
+        models = [m for m in MODELS if (self.folder(m, self.seeds[0]) / "result.json").exists()]
         rows: list[dict[str, Any]] = []
         per_user: dict[str, list[dict[str, np.ndarray]]] = {}
-        cost: list[dict[str, Any]] = []
-        models = [m for m in MODELS if (self.folder(m, self.seeds[0]) / "result.json").exists()]
+
+        def add(
+            name: str, seed: int | None, params: int, seconds: float, judged: dict[str, Judged], **more: Any
+        ) -> None:
+            valid, test = judged["valid"], judged["test"]
+            size = {"params": params, "bytes": 4 * params, "train_seconds": seconds}
+            row = {"name": name, "seed": seed, **size, **more, "valid": valid.metrics, "test": test.metrics}
+            rows.append(row | {"slices": test.slices})
+            per_user.setdefault(name, []).append(test.per_user)
+
         with self.log.stage("evaluate", total=1 + len(models) * len(self.seeds)) as bar:
-            base = {split: self.task.baseline(split) for split in ("valid", "test")}
-            rows.append(
-                {
-                    "name": "popularity",
-                    "seed": None,
-                    "params": d.num_items,
-                    "bytes": 4 * d.num_items,
-                    "train_seconds": 0.0,
-                    **_judged(base),
-                }
-            )
+            add("popularity", None, d.num_items, 0.0, {split: self.task.baseline(split) for split in SPLITS})
             if c.teacher.trend and isinstance(self.task, Rank):
-                days, trending = self.task.trending()
-                rows.append(
-                    {
-                        "name": "trending",
-                        "seed": None,
-                        "params": d.num_items,
-                        "bytes": 4 * d.num_items,
-                        "train_seconds": 0.0,
-                        "days": days,
-                        **_judged(trending),
-                    }
-                )
-                per_user["trending"] = [trending["test"].per_user]
+                days, judged = self.task.trending()
+                add("trending", None, d.num_items, 0.0, judged, days=days)
             for model in models:
                 for seed in self.seeds:
                     bar.update(len(rows))
                     result = json.loads((self.folder(model, seed) / "result.json").read_text())
                     built = self.build(model, seed)
-                    params, constants = self.best(model, seed, built)
-                    judged = {
-                        split: self.task.scorer(built.graphdef, split, built.history)(params, constants)
-                        for split in ("valid", "test")
-                    }
-                    speed = None
-                    if c.task == "rank":
-                        speed = serving.users_per_second(d, built.graphdef, params, constants, built.history)
-                    rows.append(
-                        {
-                            "name": model,
-                            "seed": seed,
-                            "params": built.num_params,
-                            "bytes": 4 * built.num_params,
-                            "train_seconds": result["seconds"],
-                            "steps": result["steps"],
-                            "best_step": result["best_step"],
-                            "users_per_second": speed,
-                            **_judged(judged),
-                        }
-                    )
-                    per_user.setdefault(model, []).append(judged["test"].per_user)
-        write_json(
-            path,
-            {
-                "schema": 1,
-                "task": c.task,
-                "select": c.eval.select,
-                "dataset": {
-                    "name": d.name,
-                    "users": d.num_users,
-                    "items": d.num_items,
-                    "interactions": len(d.item),
-                    "cold_items": int(np.sum(~d.warm)),
-                    "split": d.split_name,
-                },
-                "models": rows,
-                "gain": gains(per_user, self._compared(), c.eval.bootstrap),
-                "serving": cost,
-            },
-        )
+                    best = self.best(model, seed, built)
+                    judged = {split: self.task.scorer(built.graphdef, split, built.history)(*best) for split in SPLITS}
+                    more = {"steps": result["steps"], "best_step": result["best_step"]}
+                    if isinstance(self.task, Rank):
+                        more["users_per_second"] = serving.users_per_second(d, built.graphdef, *best, built.history)
+                    add(model, seed, built.num_params, result["seconds"], judged, **more)
+        dataset = {
+            "name": d.name, "users": d.num_users, "items": d.num_items, "interactions": len(d.item),
+            "cold_items": int(np.sum(~d.warm)), "split": d.split_name,
+        }  # fmt: skip
+        report = {
+            "schema": 1, "task": c.task, "dataset": dataset, "models": rows,
+            "gain": gains(per_user, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
+        }  # fmt: skip
+        write_json(self.workdir / "report/metrics.json", report)
+
+    def _serving(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        c = self.settings("teacher").teacher
+        reads = "text" in (*c.item_features.split("+"), c.context)
+        if self.config.task != "rank" or not reads or "teacher" not in {row["name"] for row in rows}:
+            return []
+        seconds = serving.text_seconds(self.language_model.encode, self.dataset, self.item_texts, c.history)
+        return serving.costs(rows, *seconds)
 
     def _compared(self) -> tuple[str, ...]:
         select = self.config.eval.select
@@ -276,10 +245,6 @@ class Run(Setup):
         self.log.console.print(report.console_table(metrics))
         self.log.note(report.headline(metrics))
         self.log.note(f"report: {path}")
-
-
-def _judged(judged: dict[str, Judged]) -> dict[str, Any]:
-    return {"valid": judged["valid"].metrics, "test": judged["test"].metrics, "slices": judged["test"].slices}
 
 
 STAGES: dict[str, Callable[[Run], None]] = {

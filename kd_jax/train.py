@@ -203,7 +203,7 @@ def compiled_step(
     seed: int,
     teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
 ) -> tuple[Any, TrainState]:
-    """``train_step``, jitted and sharded: (state, batch, constants, teacher) -> (state, metrics); and the first state."""
+    """``train_step`` jitted and sharded (state, batch, constants, teacher -> state, metrics), and the first state."""
 
     def initial(params: Params) -> TrainState:
         # A weakly typed scalar turns strong in the first update, and the step would be compiled again for it.
