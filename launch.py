@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
     from kd_jax import pipeline  # after the flags are parsed: --help and typos answer at once
 
     name = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not Path(name.partition(":")[0]).is_file():
+        sys.exit(f"error: --config={name}: no such file; the configs of the project are in {ROOT / 'configs'}")
     workdir = _WORKDIR.value or f"runs/{Path(name).stem}"
     sys.exit(pipeline.main(_CONFIG.value, Path(workdir).expanduser()))
 

@@ -26,8 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.decay = 3.0
     c.student.decay_unit = "days"
     c.train.batch_size = 256
-    c.train.steps = 300
-    c.train.eval_every = 18
+    c.train.steps = 480
+    c.train.eval_every = 30
     c.train.patience = 4
     c.distill.terms = (("kl", 1.0, 1.0, "constant", "all"),)
     c.tuned.distilled = c.tuned.control = (("student.user_power", 0.0), ("student.bias", "teacher"))

@@ -35,6 +35,17 @@ def to_plain(state: TrainState) -> dict[str, Any]:
     return serialization.to_state_dict(state._asdict())
 
 
+def check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Raises InputError if ``folder`` holds checkpoints of another identity, naming the first fields that differ."""
+    note = folder / "identity.json"
+    changed = note.exists() and difference(read_json(note, f"delete {folder} to train it anew"), identity)
+    if changed:
+        raise InputError(
+            f"{folder} holds checkpoints of another config ({changed}); use another --workdir, restore those values, "
+            "or delete that folder"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one model in ``folder``/checkpoints, bound to the ``identity`` of what wrote them.
 
@@ -46,15 +57,8 @@ class Checkpoints:
         self.folder = folder
         note = folder / "identity.json"
         if identity is not None:
-            if note.exists():
-                changed = difference(read_json(note, f"delete {folder} to train it anew"), identity)
-                if changed:
-                    raise InputError(
-                        f"{folder} holds checkpoints of another config ({changed}); use another --workdir, "
-                        "restore those values, or delete that folder"
-                    )
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
+            check_identity(folder, identity)
+            if not note.exists():
                 write_json(note, identity)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(

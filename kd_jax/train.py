@@ -47,6 +47,11 @@ class Recipe:
         for name in ("steps", "batch_size", "eval_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1")
+        if self.schedule == "cosine" and self.warmup_steps >= self.steps:
+            raise InputError(
+                f"warmup_steps={self.warmup_steps} (sections train and teacher) must be less than "
+                f"steps={self.steps} with schedule='cosine'"
+            )
 
     def tx(self) -> optax.GradientTransformation:
         """The optimiser. Raises InputError for an unknown schedule."""
