@@ -54,7 +54,7 @@ MAX_POINTS = 240  # of one learning curve
 
 
 def hue(name: str) -> str:
-    return name if name in ORDER else "other"
+    return name if name in COLOURS else "other"
 
 
 def _tag(name: str) -> str:

@@ -210,27 +210,24 @@ def _results(models: Models, shown: list[str]) -> str:
 
 def _gains(metrics: dict[str, Any], models: Models, shown: list[str]) -> str:
     rows, effects = [], []
+    over = {"student": "", "control": "lm_share", "trending": "over_trending"}
+    if not any("over_trending" in gain for gain in (metrics.get("gain") or {}).values()):
+        del over["trending"]
     for metric, gain in (metrics.get("gain") or {}).items():
         p_value, label, cells = as_number(gain.get("p_value")), metric_label(metric), []
-        for over, change in (("over student", gain), ("over control", gain.get("lm_share") or {})):
+        for name, key in over.items():
+            change = (gain.get(key) or {}) if key else gain
             relative = as_number(change.get("relative"))
             cells.append(percent(relative))
             if relative is not None:
                 cells[-1] += f"<small>{interval_text(change.get('ci95'))}</small>"
-                effects.append((f"{label}\n{over}", relative, interval_ends(change.get("ci95"))))
-        values = [decimals(as_number(gain.get(name))) for name in ("student", "control", "distilled")]
+                effects.append((f"{label}\nover {name}", relative, interval_ends(change.get("ci95"))))
+        values = [decimals(as_number(gain.get(name))) for name in (*over, "distilled")]
         tiny = p_value is not None and p_value < 1e-4
         rows.append([escape(label), *values, *cells, "&lt; .0001" if tiny else decimals(p_value)])
     charts = [bar_chart(models, metric, part) for metric, part in metric_columns(models, shown[:1], ("warm",))]
-    head = (
-        "Metric",
-        "Student",
-        "Control",
-        "Distilled",
-        "Distilled over student",
-        "Distilled over control",
-        "p (over student)",
-    )
+    titles = [*over, "distilled", *(f"distilled over {name}" for name in over)]
+    head = ("Metric", *map(str.capitalize, titles), "p (over student)")
     table = _table("Gains and 95 % confidence intervals", head, rows) if rows else ""
     return _grid(charts + ([effect_chart(effects)] if effects else [])) + table
 

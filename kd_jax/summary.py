@@ -10,7 +10,7 @@ from typing import Any
 
 Models = dict[str, list[dict[str, Any]]]  # name -> one entry of metrics.json per seed
 
-ORDER = ("popularity", "control_teacher", "teacher", "student", "control", "distilled")
+ORDER = ("popularity", "trending", "control_teacher", "teacher", "student", "control", "distilled")
 RATE_METRICS = ("auc", "log_loss", "accuracy", "f1", "precision", "recall", "rmse", "mae")
 LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 SLICES = {
@@ -33,7 +33,8 @@ def headline(metrics: dict[str, Any]) -> str:
 
 
 def claim(metrics: dict[str, Any]) -> tuple[str, str]:
-    """The gain over the student, then the language model's own share, each worded by its confidence interval."""
+    """The gain over the student; then the language model's own share and, where it was measured, the gain over what is
+    popular of late. Each is worded by its confidence interval."""
     metric, gain, share = main_gain(metrics)
     if as_number(gain.get("relative")) is None:
         return "Nothing to compare yet: this run does not hold both a student and a distilled student.", ""
@@ -56,9 +57,21 @@ def claim(metrics: dict[str, Any]) -> tuple[str, str]:
             "computed, so this may be chance.",
         ),
     )
+    trending = gain.get("over_trending") or {}
+    last = ""
+    if as_number(trending.get("relative")) is not None:
+        last = " " + verdict(
+            trending,
+            (
+                "Over what is popular of late, the same list for everybody, it is {size} ({interval}).",
+                "It is worse than what is popular of late, the same list for everybody: {size} ({interval}).",
+                "It cannot be told from what is popular of late, the same list for everybody: {size} ({interval}).",
+                "Over what is popular of late, the same list for everybody, it is {size}; {interval} was computed.",
+            ),
+        )
     if as_number(share.get("relative")) is None:
-        return first, "Without a control, the language model's own share of this is not known."
-    return first, verdict(
+        return first, "Without a control, the language model's own share of this is not known." + last
+    own = verdict(
         share,
         (
             "The language model's own share, over a control distilled from an ID-only teacher, is {size} ({interval}).",
@@ -70,6 +83,7 @@ def claim(metrics: dict[str, Any]) -> tuple[str, str]:
             "was computed, so this may be chance.",
         ),
     )
+    return first, own + last
 
 
 def main_gain(metrics: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:

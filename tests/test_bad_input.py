@@ -19,6 +19,8 @@ from kd_jax.files import disk_is_full, locked
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("data", "student")
+# TensorStore's threads complain about the event loop that Orbax closed when it met a damaged file; launch.py hides it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
