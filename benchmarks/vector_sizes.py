@@ -1,6 +1,6 @@
 """What user and item vectors keep at 8, 16, 32 and 64 numbers each: distilled, against the teacher's cut by PCA.
 
-    python benchmarks/compression.py [--workdir=runs/compression] [--dims=8,16,32,64] [--config=FILE:ARG]
+    python benchmarks/vector_sizes.py [--workdir=runs/compression] [--dims=8,16,32,64] [--config=FILE:ARG]
 
 Every size has a workdir of its own, ``<workdir>/dim8`` and so on. The first trains the teacher; the others get copies
 of its data set and soft labels. A Markdown table is printed, ``<workdir>/compression.json`` holds its numbers. The
@@ -8,9 +8,6 @@ same command again resumes.
 """
 
 from __future__ import annotations
-
-if __name__ == "compression":  # JAX asks for Python 3.14's package of this name and finds this file beside a script
-    raise ImportError("benchmarks/compression.py is not the standard library's compression")
 
 import json
 import shutil
@@ -35,10 +32,6 @@ from kd_jax.evaluate import evaluate_rank
 from kd_jax.files import write_json
 
 ROOT = Path(__file__).parents[1]
-_CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/compression", "where everything is written")
-_DIMS = flags.DEFINE_list("dims", ["8", "16", "32", "64"], "sizes of the vectors")
-
 METRIC = "ndcg@10"
 STUDENTS = ("student", "distilled")
 Vectors = np.ndarray  # f32 [users or items, d]
@@ -97,7 +90,8 @@ def average(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def trained(workdir: Path, model: str) -> dict[str, float]:
     """What the run in ``workdir`` measured for ``model``, mean over seeds."""
-    rows = [row for row in json.loads((workdir / "report/metrics.json").read_text())["models"] if row["name"] == model]
+    models = json.loads((workdir / "report/metrics.json").read_text())["models"]
+    rows = [row for row in models if row["name"] == model]
     return average([{"all": row["test"][METRIC], "warm": row["slices"]["warm"][METRIC]} for row in rows])
 
 
@@ -113,14 +107,25 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
     def size(dim: int) -> int:
         return 4 * (dim * (data.num_users + data.num_items) + data.num_items)
 
-    rows = [{
-        "dim": dim, "bytes": size(dim), "rank_of_pca": min(dim, width),
-        **{model: trained(root / f"dim{dim}", model) for model in STUDENTS},
-        "pca": average([judge(data, *cut(contexts, items, dim), bias) for contexts, items, bias in teachers]),
-    } for dim in dims]
+    rows = [
+        {
+            "dim": dim,
+            "bytes": size(dim),
+            "rank_of_pca": min(dim, width),
+            **{model: trained(root / f"dim{dim}", model) for model in STUDENTS},
+            "pca": average([judge(data, *cut(contexts, items, dim), bias) for contexts, items, bias in teachers]),
+        }
+        for dim in dims
+    ]
     return {
-        "metric": METRIC, "split": "test", "dataset": data.name, "users": data.num_users, "items": data.num_items,
-        "seeds": list(config.seeds), "sizes": rows, "popularity": trained(first, "popularity"),
+        "metric": METRIC,
+        "split": "test",
+        "dataset": data.name,
+        "users": data.num_users,
+        "items": data.num_items,
+        "seeds": list(config.seeds),
+        "sizes": rows,
+        "popularity": trained(first, "popularity"),
         "teacher_biases": average([judge(data, 0 * contexts, items, bias) for contexts, items, bias in teachers]),
         "teacher": average([judge(data, *vectors) for vectors in teachers]) | {"dim": width, "bytes": size(width)},
         "teacher_reading_validation_too": trained(first, "teacher"),
@@ -144,7 +149,8 @@ def table(found: dict[str, Any]) -> str:
         cells = " | ".join(cell(row[name]) for name in (*STUDENTS, "pca"))
         lines.append(f"| {row['dim']} | {row['bytes'] / 1e6:.2f} | {cells} |")
     lines += [
-        f"| {full['dim']}, uncut | {full['bytes'] / 1e6:.2f} | | | {cell(full)} |", "",
+        f"| {full['dim']}, uncut | {full['bytes'] / 1e6:.2f} | | | {cell(full)} |",
+        "",
         f"Popularity: {cell(found['popularity'])}. The teacher itself, which reads validation as history too: "
         f"{cell(found['teacher_reading_validation_too'])}. Seeds: {', '.join(map(str, found['seeds']))}.",
     ]
@@ -155,11 +161,14 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; give --dims=8,16")
     logging.set_verbosity(logging.ERROR)
-    root = Path(_WORKDIR.value).expanduser()
-    found = measure(_CONFIG.value, root, [int(dim) for dim in _DIMS.value])
+    root = Path(flags.FLAGS.workdir).expanduser()
+    found = measure(flags.FLAGS.config, root, [int(dim) for dim in flags.FLAGS.dims])
     write_json(root / "compression.json", found)
     print(table(found))
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
+    flags.DEFINE_string("workdir", "runs/compression", "where everything is written")
+    flags.DEFINE_list("dims", ["8", "16", "32", "64"], "sizes of the vectors")
     app.run(main)

@@ -45,7 +45,8 @@ def item_knn(history, vectors):
 def draw_pairs(data, split, rng):
     """Users, items and 1 or 0: the interactions of ``split`` by users with a train interaction, and for each of
     them a random item that the user had not chosen by the end of ``split``."""
-    rows = (data.split == split) & (np.diff(data.targets(TRAIN)[0]) > 0)[data.user]
+    usable = (np.diff(data.targets(TRAIN)[0]) > 0) & (np.diff(data.indptr) < data.num_items)
+    rows = (data.split == split) & usable[data.user]
     key = data.user.astype(np.int64) * data.num_items
     first, item = key[rows], data.item[rows]
     taken = (key + data.item)[data.split <= split]
@@ -57,10 +58,7 @@ def draw_pairs(data, split, rng):
 
 def logistic_regression(features, real, penalty=1e-4):
     """Fits features [N, F], standardised, to real [N] in {0, 1}; returns the function from features to log-odds [N]."""
-    mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
-
-    def standard(features):
-        return (features - mean[None]) / std[None]
+    mean, std = features.mean(0)[None], np.maximum(features.std(0), 1e-6)[None]
 
     @jax.jit
     @jax.value_and_grad
@@ -68,18 +66,22 @@ def logistic_regression(features, real, penalty=1e-4):
         logits = x @ w[1:] + w[0]
         return jnp.mean(jnp.logaddexp(0.0, logits) - real * logits) + penalty * jnp.sum(w[1:] ** 2)
 
-    x, real = jnp.asarray(standard(features)), jnp.asarray(real, jnp.float32)
-    w = minimize(lambda w: [np.float64(part) for part in loss(jnp.float32(w), x, real)], np.zeros(1 + x.shape[1]),
-                 jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    return lambda features: standard(features) @ w[1:] + w[0]
+    x, real = jnp.asarray((features - mean) / std), jnp.asarray(real, jnp.float32)
+    w = minimize(
+        lambda w: [np.float64(part) for part in loss(jnp.float32(w), x, real)],
+        np.zeros(1 + x.shape[1]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 200},
+    ).x
+    return lambda features: (features - mean) / std @ w[1:] + w[0]
 
 
 def main(workdir):
     data = datasets.load(workdir / "dataset")
     tables = {kind: workdir / "export" / f"{kind}_vectors.parquet" for kind in ("user", "item")}
-    for path in tables.values():
-        if not path.exists():
-            raise InputError(f"{path} is missing: finish a run with task='rank' and student.name='mf' or 'sasrec'")
+    if not tables["user"].exists():
+        raise InputError(f"{tables['user']} is missing: finish a run of task='rank' and student.name='mf' or 'sasrec'")
     users, items = (pl.read_parquet(path)["vector"].to_numpy() for path in tables.values())  # in the order of data
     bias = pl.read_parquet(tables["item"])["bias"].to_numpy()
 
@@ -102,10 +104,11 @@ def main(workdir):
     rng, count = np.random.default_rng(0), np.log1p(data.item_counts).astype(np.float32)[:, None]
     known, asked = draw_pairs(data, TRAIN, rng), draw_pairs(data, TEST, rng)
     print(f"{len(asked[2]) // 2:,} test pairs among as many others      AUC")
-    for name, use in {"popularity": (0, 1), "vectors": (1, 0), "vectors and popularity": (1, 1)}.items():
-        def features(u, i, use=use):
-            return np.hstack([users[u], items[i], users[u] * items[i]] * use[0] + [count[i]] * use[1])
-
+    for name, features in {
+        "popularity": lambda u, i: count[i],
+        "vectors": lambda u, i: np.hstack([users[u], items[i], users[u] * items[i]]),
+        "vectors and popularity": lambda u, i: np.hstack([users[u], items[i], users[u] * items[i], count[i]]),
+    }.items():
         log_odds = logistic_regression(features(*known[:2]), known[2])(features(*asked[:2]))
         print(f"  logistic regression on {name:<23} {binary_auc(log_odds, asked[2] > 0):.4f}")
 

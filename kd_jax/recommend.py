@@ -82,7 +82,7 @@ class Recommender:
 
     def _scores_of_history(self, seen: np.ndarray) -> jax.Array:
         pointers = np.array([0, len(seen)])
-        if self.model.positions == "all":
+        if self.model.positions != "user":  # it reads histories
             window = last_items(pointers, seen, self.description["history"])
             return self._scores(self.model, {"user": jnp.zeros(1, jnp.int32), "history": jnp.asarray(window)})
         width = min(len(seen), MAX_TARGETS)
