@@ -3,8 +3,8 @@
     python launch.py                                        # once: the teachers and their labels
     python benchmarks/tune.py --workdir=runs/quickstart --trials=12
 
-Every trial trains the first seed and is scored on validation alone; the test split is never read. Each model gets the same
-number of trials from the same random draws. Prints every trial and, per model, the winner as a line for the config.
+Every trial trains the first seed and is scored on validation alone; the test split is never read. Each model gets the
+same number of trials from the same random draws. Prints every trial and each model's winner, as a line for the config.
 """
 
 from __future__ import annotations

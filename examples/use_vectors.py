@@ -34,12 +34,8 @@ def item_knn(history, vectors):
     """
     length = np.sqrt((vectors * vectors).sum(axis=1))
     directions = diags_array(1 / np.maximum(length, 1e-12)) @ vectors
-
-    def scores(users):
-        found = history[users] @ directions @ directions.T
-        return jnp.asarray(found.toarray() if issparse(found) else found)
-
-    return scores
+    dense = csr_array.toarray if issparse(directions) else np.asarray
+    return lambda users: jnp.asarray(dense(history[users] @ directions @ directions.T))
 
 
 def draw_pairs(data, split, rng):

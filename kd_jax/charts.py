@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from kd_jax.files import fingerprint
 from kd_jax.summary import (
-    ORDER,
     POWERS,
     SLICES,
     Models,

@@ -69,12 +69,10 @@ def popularity(dataset: Dataset) -> ScoreFn:
 
 
 def eval_users(dataset: Dataset, split: int) -> Int[np.ndarray, " U"]:
-    """Users with at least one target in the split and at least one earlier interaction, in ascending order."""
-    return _with_both(dataset.history(split), dataset.targets(split))
-
-
-def _with_both(history: CSR, targets: CSR) -> np.ndarray:
-    return np.flatnonzero((np.diff(history[0]) > 0) & (np.diff(targets[0]) > 0)).astype(np.int32)
+    """Users with a target in the split and a train (or fold-in) interaction, in ascending order: those of whom every
+    kind of model can know something."""
+    known, held_out = dataset.history(1), dataset.targets(split)
+    return np.flatnonzero((np.diff(known[0]) > 0) & (np.diff(held_out[0]) > 0)).astype(np.int32)
 
 
 def _gather(csr: CSR, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +213,7 @@ def evaluate_rank(
     """
     names = m.expand(metrics, ks)
     history, held_out = dataset.history(split), dataset.targets(split)
-    users = _with_both(history, held_out)
+    users = eval_users(dataset, split)
     if not len(users):
         raise InputError(
             f"{dataset.name}: no user has both an item to predict in split {split} and an earlier interaction; "

@@ -47,17 +47,21 @@ def write(
     *,
     history: int,
     task: str,
+    model: str,
 ) -> None:
-    """Write weights, their description, and (for factorised scorers) the vectors, each file whole or not at all."""
+    """Write weights, their description, and (for factorised scorers) the vectors, each file whole or not at all.
+
+    name: of the student's class; model: which of the run's models it is ('distilled', …).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / WEIGHTS) as temporary:
         save_file(_flat(params), temporary)
     sizes = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in ("bias", "warm")}
-    write_json(folder / DESCRIPTION, {"student": name, "task": task, "history": history, "spec": sizes})
-    model: Any = nnx.merge(graphdef, params, constants)
-    if task != "rank" or not _factorised(model):
+    write_json(folder / DESCRIPTION, {"model": model, "student": name, "task": task, "history": history, "spec": sizes})
+    scorer: Any = nnx.merge(graphdef, params, constants)
+    if task != "rank" or not _factorised(scorer):
         return
-    vectors, bias = model.items()
+    vectors, bias = scorer.items()
     with atomic(folder / "item_vectors.parquet") as temporary:
         _table("item", dataset.item_ids, np.asarray(vectors)).with_columns(
             pl.Series("bias", np.asarray(bias)), pl.Series("title", dataset.titles)
@@ -66,7 +70,7 @@ def write(
     windows = last_items(*dataset.history(TEST), history)
     contexts = np.concatenate(
         [
-            np.asarray(model.contexts({"user": users[part], "history": windows[part]}, vectors)[:, -1])
+            np.asarray(scorer.contexts({"user": users[part], "history": windows[part]}, vectors)[:, -1])
             for part in np.array_split(users, max(1, len(users) // 1024))
         ]
     )

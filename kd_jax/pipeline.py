@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import json
 import sys
@@ -17,10 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import export, labels, manifest, report, serving, sharding
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import fingerprint, locked, write_json
+from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup
 from kd_jax.tasks import SPLITS, Judged, Rank
@@ -82,14 +81,26 @@ class Run(Setup):
                 refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
             )
             checkpoints.close()
-            write_json(folder / "result.json", dataclasses.asdict(trained))
+            result = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained) if f.name != "params"}
+            write_json(folder / "result.json", result)
+
+    def check(self) -> None:
+        """Refuse another config before anything in the workdir is changed."""
+        for model in MODELS:
+            for seed in self.seeds:
+                if self.folder(model, seed).exists():
+                    check_identity(self.folder(model, seed), self.identity(model, seed))
+
+    def result(self, model: str, seed: int) -> dict[str, Any]:
+        folder = self.folder(model, seed)
+        return read_json(folder / "result.json", f"delete {folder} to train it anew")
 
     def best(self, model: str, seed: int, built: Built) -> tuple[Params, PyTree]:
         """The best parameters of a trained model, and the constants that belong to them."""
         folder = self.folder(model, seed)
         if not (folder / "result.json").exists():
             raise InputError(f"{folder} holds no trained {model}; run the stage {model!r} first (--config.stages)")
-        step = json.loads((folder / "result.json").read_text())["best_step"]
+        step = self.result(model, seed)["best_step"]
         params = Checkpoints(folder).params(step, built.params)
         if model.endswith("teacher") and self.settings(model).teacher.train != "head":
             return params, self.language_model.refresh(built.graphdef, params, built.constants)
@@ -104,7 +115,7 @@ class Run(Setup):
     def label(self) -> None:
         """Write what each teacher says about every training example, once."""
         for student, teacher in TEACHER_OF.items():
-            if student not in self.config.stages or self.config.distill.labels == "online":
+            if not {student, teacher} & set(self.config.stages) or self.config.distill.labels == "online":
                 continue
             for seed in self.seeds:
                 path = self.label_file(student, seed)
@@ -179,7 +190,7 @@ class Run(Setup):
             for model in models:
                 for seed in self.seeds:
                     bar.update(len(rows))
-                    result = json.loads((self.folder(model, seed) / "result.json").read_text())
+                    result = self.result(model, seed)
                     built = self.build(model, seed)
                     best = self.best(model, seed, built)
                     judged = {split: self.task.scorer(built.graphdef, split, built.history)(*best) for split in SPLITS}
@@ -236,6 +247,7 @@ class Run(Setup):
             constants,
             history=built.history,
             task=self.config.task,
+            model=model,
         )
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
 
@@ -269,9 +281,10 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 raise InputError(f"stages: {stage!r} is unknown{nearest(stage, STAGES)}")
         with locked(workdir):
             jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
-            write_json(workdir / "config.json", config.to_dict())
             with Log(workdir / "metrics.jsonl", metric=config.eval.select) as log:
                 run = Run(config, workdir, log)
+                run.check()
+                write_json(workdir / "config.json", config.to_dict())
                 manifest.write(workdir, run.dataset.checksum, run.seeds)
                 for name, stage in STAGES.items():
                     if name in config.stages:
@@ -279,8 +292,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:  # Polars, safetensors and TensorStore report a full disk in types of their own
+        if not disk_is_full(error):
             raise
         print(
             f"error: the disk of {workdir} is full; free some space and run the same command again: it resumes",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_
 from kd_jax.data.trends import Trends, decayed_counts, trends
 from kd_jax.distill import Objective, Term
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import difference, fingerprint, stamp, write_json
+from kd_jax.files import difference, fingerprint, read_json, stamp, write_json
 from kd_jax.models.language import LanguageModel
 from kd_jax.models.layers import split
 from kd_jax.models.student import StudentSpec, student_class
@@ -32,6 +31,7 @@ from kd_jax.tasks import Rank, Rate, Task
 from kd_jax.train import Recipe
 from kd_jax.types import Params, PyTree
 
+BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
 MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
 
@@ -58,8 +58,10 @@ class Setup:
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
         self.config, self.workdir, self.log = config, workdir, log
         self.seeds = tuple(int(seed) for seed in config.seeds)
-        if not self.seeds:
-            raise InputError("seeds is empty; give at least one, for example --config.seeds='(0,)'")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise InputError(
+                f"seeds={self.seeds}: give one or more different numbers from 0, as --config.seeds='(0, 1)'"
+            )
 
     @functools.cached_property
     def dataset(self) -> datasets.Dataset:
@@ -68,9 +70,10 @@ class Setup:
         note = folder / "identity.json"
         identity = c.to_dict() | {"task": self.config.task, "files": stamp(c.path, c.items_path)}
         if note.exists():
+            made = read_json(note, f"delete {folder} and run again")
             if identity["files"] is None:  # the source is gone; what was made from it is here
-                identity["files"] = json.loads(note.read_text())["files"]
-            changed = difference(json.loads(note.read_text()), identity, "data")
+                identity["files"] = made["files"]
+            changed = difference(made, identity, "data")
             if changed:
                 raise InputError(f"{folder} was made with other settings ({changed}); use another --workdir")
             return datasets.load(folder)
@@ -146,7 +149,11 @@ class Setup:
 
     def objective(self, model: str) -> Objective:
         c = self.settings(model)
-        terms = tuple(Term(*term) for term in (c.distill.terms if model in TEACHER_OF else (c.distill.clicks,)))
+        chosen = c.distill.terms if model in TEACHER_OF else (c.distill.clicks,)
+        for term in chosen:
+            if not 1 <= len(term) <= 5:
+                raise InputError(f"distill.terms: {term} is not (name, weight, temperature, schedule, items)")
+        terms = tuple(Term(*term) for term in chosen)
         if c.task == "rate":  # classes, not items: there is no warm class
             terms = tuple(dataclasses.replace(term, items="all") for term in terms)
         return terms
@@ -179,6 +186,8 @@ class Setup:
 
     def start_bias(self, kind: str) -> np.ndarray:
         """Where item biases start, f32 [I]: log(1 + count), or 'trend': the log of the count of late."""
+        if kind not in BIASES:
+            raise InputError(f"student.bias={kind!r} is unknown{nearest(kind, BIASES)}")
         if kind == "trend":
             return np.log(decayed_counts(self.dataset, self.config.student.trend_days) + 0.03).astype(np.float32)
         return np.log1p(self.dataset.item_counts).astype(np.float32)

@@ -114,6 +114,8 @@ class Rank:
         known = metrics.expand(self.metric_names, self.ks)
         if self.select not in known:
             raise InputError(f"eval.select={self.select!r} is not among the metrics{nearest(self.select, known)}")
+        if self.batch_size < 1:
+            raise InputError(f"eval.batch_size={self.batch_size} must be at least 1")
 
     def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
         """weighting: of a user's targets and of users, see ``user_examples``; for models that learn a user at once."""

@@ -161,6 +161,9 @@ def test_a_single_user_is_enough(world, tmp_path):
         ({"student.dropout": 1.0}, r"student\.dropout=1\.0 must be"),
         ({"student.name": "sasrec", "student.heads": 3}, r"student\.dim=8 is no multiple of student\.heads=3"),
         ({"distill.clicks": ("ce", "one")}, r"weight of 'ce' is 'one'; it must be a number"),
+        ({"stages": ("teacher",), "teacher.heads": 3}, r"width 16 is not divisible by 3 heads"),
+        ({"stages": ("teacher",), "teacher.max_tokens": 0}, r"teacher\.max_tokens=0 leaves no room"),
+        ({"eval.batch_size": 0}, r"eval\.batch_size=0 must be at least 1"),
         ({"eval.select": "ndcg@7"}, r"eval\.select='ndcg@7' is not among the metrics"),
         ({"eval.metrics": ("ndgc",)}, r"'ndgc'; did you mean 'ndcg'"),
         ({"mesh.data": 99}, r"mesh\.data=99"),
@@ -168,7 +171,7 @@ def test_a_single_user_is_enough(world, tmp_path):
     ],
 )
 def test_bad_settings(world, tmp_path, refused, fields, pattern):
-    refused(config(world, stages=SHORT, **fields), tmp_path / "run", pattern)
+    refused(config(world, **{"stages": SHORT} | fields), tmp_path / "run", pattern)
 
 
 # The teacher's weights

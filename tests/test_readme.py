@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from test_pipeline import config, metrics_of, no_global_cache, run, world  # noqa: F401 (fixtures)
 
 import kd_jax
 from kd_jax import pipeline
 from kd_jax.models import student
-from test_pipeline import config, metrics_of, no_global_cache, run, world  # noqa: F401 (fixtures)
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

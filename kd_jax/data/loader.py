@@ -46,6 +46,8 @@ def last_items(indptr: np.ndarray, values: np.ndarray, length: int, drop: int = 
 
 def recency_weights(age: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
     """Target shares [U, M] that sum to 1 and their totals [U] before that: exp(-age / decay); 0 where age is inf."""
+    if not decay > 0:
+        raise InputError(f"student.decay={decay} must be positive")
     weights = np.exp(-age / decay)
     totals = weights.sum(1)
     return (weights / np.maximum(totals, 1e-30)[:, None]).astype(np.float32), totals

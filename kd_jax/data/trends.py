@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from kd_jax.data.dataset import Dataset
+from kd_jax.errors import InputError
 
 DAY = 86_400  # timestamps are in seconds
 SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days after which an interaction counts 1/e
@@ -41,6 +42,10 @@ class Trends:
 
 def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Trends:
     """The newest ``snapshots`` moments, ``days`` apart, from train interactions strictly before each moment."""
+    if snapshots < 2 or not days > 0:
+        raise InputError(
+            f"teacher.snapshots={snapshots}, teacher.snapshot_days={days}: give at least 2 and more than 0"
+        )
     train = dataset.split == 0
     time, item = dataset.timestamp[train], dataset.item[train]
     order = np.argsort(time, kind="stable")

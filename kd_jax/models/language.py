@@ -31,6 +31,8 @@ class LanguageModel:
     ):
         if train not in TRAINED:
             raise InputError(f"teacher.train={train!r} is unknown{nearest(train, TRAINED)}")
+        if max_tokens < 3:
+            raise InputError(f"teacher.max_tokens={max_tokens} leaves no room for words; give at least 3")
         self.encoder, self.tokenizer = hf.load_encoder(weights, backend=backend, pooling=pooling, max_length=max_tokens)
         self.live, self.cache = train != "head", cache
         if train == "top_n":

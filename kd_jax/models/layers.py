@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from kd_jax.errors import InputError
 from kd_jax.types import PAD, Batch, Params, PyTree
 
 
@@ -99,7 +100,9 @@ class CausalTransformer(nnx.Module):
 
     def __init__(self, dim: int, blocks: int, heads: int, length: int, dropout: float, *, rngs: nnx.Rngs):
         if dim % heads:
-            raise ValueError(f"width {dim} is not divisible by {heads} heads")
+            raise InputError(
+                f"width {dim} is not divisible by {heads} heads; change dim or heads of the teacher or student"
+            )
         self.dim, self.dropout = dim, dropout
         self.position = nnx.Param(jax.random.normal(rngs.params(), (length, dim)) * 0.1)
         self.blocks = nnx.List([Block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])

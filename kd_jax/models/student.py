@@ -48,6 +48,11 @@ def _table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(jax.random.normal(rngs.params(), (rows, spec.dim)) * spec.init_scale)
 
 
+def _users(spec: StudentSpec) -> nnx.Param:
+    """User vectors start at zero: a user without a train interaction is served by the biases, not by noise."""
+    return nnx.Param(jnp.zeros((spec.num_users, spec.dim)))
+
+
 class MatrixFactorization(Scorer):
     """User vector · item vector + item bias. Source: Koren, Bell, Volinsky, IEEE Computer 2009, equation 5.
 
@@ -58,7 +63,7 @@ class MatrixFactorization(Scorer):
     def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)
         self.dropout = spec.dropout
-        self.user = _table(spec.num_users, spec, rngs)
+        self.user = _users(spec)
         self.item = _table(spec.num_items, spec, rngs)
         if spec.num_classes:
             self.item_class = nnx.Param(jnp.zeros((spec.num_items, spec.num_classes)))
@@ -95,7 +100,7 @@ class MLP(Scorer):
     def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)
         self.dropout = spec.dropout
-        self.user = _table(spec.num_users, spec, rngs)
+        self.user = _users(spec)
         self.item = _table(spec.num_items, spec, rngs)
         self.user_in = nnx.Linear(spec.dim, spec.hidden, rngs=rngs)
         self.item_in = nnx.Linear(spec.dim, spec.hidden, use_bias=False, rngs=rngs)

@@ -63,6 +63,17 @@ class TeacherSpec:
     num_classes: int = 0
     trends: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        for field, known in (("item_features", ITEM_FEATURES), ("context", CONTEXTS)):
+            value = getattr(self, field)
+            if value not in known:
+                raise InputError(f"teacher.{field}={value!r} is unknown{nearest(value, known)}")
+        for field in ("dim", "blocks", "heads", "hidden", "history"):
+            if getattr(self, field) < 1:
+                raise InputError(f"teacher.{field}={getattr(self, field)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"teacher.dropout={self.dropout} must be at least 0 and below 1")
+
 
 class Whitening(nnx.Module):
     """A frozen linear map fitted to text vectors: centre, PCA to ``components``, scale by std ** -power.
@@ -157,10 +168,6 @@ class BiEncoder(Scorer):
         rngs: nnx.Rngs,
     ):
         super().__init__(spec.warm)
-        if spec.item_features not in ITEM_FEATURES:
-            raise InputError(
-                f"teacher.item_features={spec.item_features!r} is unknown{nearest(spec.item_features, ITEM_FEATURES)}"
-            )
         bias = jnp.asarray(spec.bias)
         self.bias = nnx.Param(bias) if spec.train_bias else Frozen(bias)
         self.dropout = spec.dropout
