@@ -6,6 +6,7 @@
 The same command again resumes what was cut off and redoes nothing that is done.
 """
 
+import ctypes
 import sys
 from logging import CRITICAL, getLogger
 from pathlib import Path
@@ -26,10 +27,20 @@ def _quiet() -> None:
     sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else shown(event)
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed. By default it hands the big buffers of every train step back to the kernel, and
+    gets them back as new pages for the next: a quarter of a step's time on a CPU. Elsewhere this does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((-8, 1), (-4, 0), (-2, 1 << 26), (-1, (1 << 31) - 1)):  # ARENA_MAX MMAP_MAX TOP_PAD TRIM
+            mallopt(option, value)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
     _quiet()
+    keep_freed_memory()
     from kd_jax import pipeline  # after the flags are parsed: --help and typos answer at once
 
     name = config_flags.get_config_filename(flags.FLAGS["config"])
