@@ -7,6 +7,7 @@ The same command again resumes what was cut off and redoes nothing that is done.
 """
 
 import ctypes
+import re
 import sys
 from logging import CRITICAL, getLogger
 from pathlib import Path
@@ -15,8 +16,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 ROOT = Path(__file__).parent
-_CONFIG = config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
-_WORKDIR = flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<name of the config>)")
 
 
 def _quiet() -> None:
@@ -46,9 +45,24 @@ def main(argv: list[str]) -> None:
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     if not Path(name.partition(":")[0]).is_file():
         sys.exit(f"error: --config={name}: no such file; the configs of the project are in {ROOT / 'configs'}")
-    workdir = _WORKDIR.value or f"runs/{Path(name).stem}"
-    sys.exit(pipeline.main(_CONFIG.value, Path(workdir).expanduser()))
+    workdir = flags.FLAGS.workdir or f"runs/{Path(name).stem}"
+    sys.exit(pipeline.main(flags.FLAGS.config, Path(workdir).expanduser()))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags as absl reads them; a field that a config does not have is one line that names the nearest."""
+    try:
+        config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
+        flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<name of the config>)")
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        said = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
+        missing = re.search(r"\w+", said)
+        hint = re.search(r'Did you mean "(\w+)"', said)
+        wrong = next((a for a in argv[1:] if missing and f".{missing[0]}" in a), " ".join(argv[1:]))
+        near = f"did you mean {hint[1]!r}? " if hint else ""
+        sys.exit(f"error: {wrong}: no such field; {near}All fields are in configs/common.py")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -24,9 +24,10 @@ def get_config(arg: str = "1m") -> ConfigDict:
     c.student.name = "sasrec"
     c.student.dropout = 0.2
     c.student.history = c.teacher.history = 50
-    c.teacher.steps = c.train.steps = 6000
+    small = release in ("100k", "latest-small")
+    c.teacher.steps = c.train.steps = 1500 if small else 6000
     c.teacher.batch_size = c.train.batch_size = 128
     c.teacher.learning_rate = c.train.learning_rate = 1e-3
-    c.teacher.eval_every = c.train.eval_every = 250
+    c.teacher.eval_every = c.train.eval_every = 100 if small else 250
     c.teacher.patience = c.train.patience = 4
     return shrink(c) if runlocal else c

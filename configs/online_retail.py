@@ -1,16 +1,16 @@
-"""Online Retail (Chen 2015), embedded: first purchases in a UK gift shop, product descriptions as text.
+"""Online Retail (Chen 2015), embedded: what 4,334 customers of a UK gift shop buy next, product descriptions as text.
 
-python launch.py --config=configs/online_retail.py
+    python launch.py --config=configs/online_retail.py
+
+@@ONLINE@@
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import get_config as common
-from configs.common import parse, shrink
+from configs.quickstart import get_config as quickstart
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    _, runlocal = parse(arg)
-    c = common()
+    c = quickstart(arg)  # the same recipe, not tuned again
     c.data.source = "online_retail"
-    return shrink(c) if runlocal else c
+    return c

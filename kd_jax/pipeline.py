@@ -112,18 +112,29 @@ class Run(Setup):
     def label_file(self, student: str, seed: int) -> Path:
         return self.workdir / "labels" / f"{TEACHER_OF[student]}.seed{seed}.safetensors"
 
+    def _labels_of(self, student: str, seed: int) -> str:
+        """Identity of the labels that ``student`` learns from: their teacher, and the examples they are for."""
+        target = self._build_student(student, seed)
+        return fingerprint([self.identity(TEACHER_OF[student], seed), target.positions, target.history])
+
+    def _labels_are_there(self, student: str, seed: int) -> bool:
+        path = self.label_file(student, seed)
+        note = path.with_suffix(".json")
+        if not (path.exists() and note.exists()):
+            return False
+        written = read_json(note, f"delete {note} and run the 'labels' stage again")
+        return written["identity"] == self._labels_of(student, seed)
+
     def label(self) -> None:
         """Write what each teacher says about every training example, once."""
         for student, teacher in TEACHER_OF.items():
-            if not {student, teacher} & set(self.config.stages) or self.config.distill.labels == "online":
+            trained = (self.folder(teacher, self.seeds[0]) / "result.json").exists()
+            if not (trained or student in self.config.stages) or self.config.distill.labels == "online":
                 continue
             for seed in self.seeds:
-                path = self.label_file(student, seed)
-                note = path.with_suffix(".json")
-                target = self._build_student(student, seed)
-                identity = fingerprint([self.identity(teacher, seed), target.positions, target.history])
-                if note.exists() and path.exists() and json.loads(note.read_text())["identity"] == identity:
+                if self._labels_are_there(student, seed):
                     continue
+                path, target = self.label_file(student, seed), self._build_student(student, seed)
                 built = self.build(teacher, seed)
                 self._check_label_history(target, built)
                 params, constants = self.best(teacher, seed, built)
@@ -140,7 +151,7 @@ class Run(Setup):
                     rows=self.task.label_rows(examples),
                     positions=target.positions,
                 )
-                write_json(note, {"identity": identity})
+                write_json(path.with_suffix(".json"), {"identity": self._labels_of(student, seed)})
                 self.log.note(
                     f"labels: {teacher} (seed {seed}): {examples.size:,} contexts, "
                     f"{path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s"
@@ -148,6 +159,11 @@ class Run(Setup):
 
     def soft_labels(self, model: str, seed: int, built: Built) -> labels.Teacher:
         if self.config.distill.labels == "cached":
+            if not self._labels_are_there(model, seed):
+                raise InputError(
+                    f"{self.label_file(model, seed)} is missing or was written by another teacher; run the "
+                    "stage 'labels' first (--config.stages)"
+                )
             return labels.cached(self.label_file(model, seed))
         if self.config.distill.labels != "online":
             raise InputError(f"distill.labels={self.config.distill.labels!r} is unknown; known: cached, online")

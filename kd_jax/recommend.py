@@ -134,8 +134,8 @@ def _closest(value: str, titles: Sequence[str]) -> str:
 def fold_in(model: Scorer, batch: Batch) -> Scorer:
     """``model`` with its user table replaced by one row fitted to ``batch`` (one user), everything else as trained.
 
-    The row minimises the training loss of that user with a small L2 penalty: what training would have given a user
-    of this history with the items held still.
+    The row minimises the cross-entropy of that user's items, the newest weighing most, with a small L2 penalty and
+    everything else held still.
     """
     graphdef, user, *others = nnx.split(model, nnx.PathContains("user"), ...)
     rest: Any = others[0]

@@ -35,7 +35,8 @@ def text_seconds(
 ) -> tuple[float, float]:
     """Seconds that a language model takes to read one user's history, and one new item; after compilation.
 
-    The texts of the newest ``history`` items of ``users`` users are encoded one after the other's, none from a cache.
+    The texts of the newest ``history`` items of ``users`` users are encoded in one call, a text that several share once
+    and none from a cache: what a service with batches of ``users`` would pay.
     """
     chosen = eval_users(dataset, TEST)[:users]
     windows = last_items(*dataset.history(TEST), history)[chosen]

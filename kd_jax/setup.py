@@ -31,6 +31,10 @@ from kd_jax.tasks import Rank, Rate, Task
 from kd_jax.train import Recipe
 from kd_jax.types import Params, PyTree
 
+# Fields of ``teacher`` that only a teacher with a language model has a use for.
+LANGUAGE_FIELDS = (
+    "weights", "backend", "pooling", "max_tokens", "top_n", "lm_learning_rate", "components", "whitening", "hidden",
+)  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
 MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
@@ -127,7 +131,7 @@ class Setup:
                 raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
             c[section][name] = value
         if model == "control_teacher":
-            c.teacher.update(item_features="id", context="items", train="head", train_bias=True)
+            c.teacher.update(item_features="id", context="items", train="head")
         return c
 
     def folder(self, model: str, seed: int) -> Path:
@@ -141,11 +145,25 @@ class Setup:
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
-            return common | {"teacher": c.teacher.to_dict()}
+            fields = c.teacher.to_dict()
+            if model == "control_teacher":  # it reads no text
+                return common | {"teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}}
+            reads = "text" in (*c.teacher.item_features.split("+"), c.teacher.context)
+            return common | {"teacher": fields, "weights": self.language_model.checksum if reads else None}
         distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in self.objective(model)]}
         if model in TEACHER_OF:
             distill |= {"labels": c.distill.labels, "teacher": fingerprint(self.identity(TEACHER_OF[model], seed))}
-        return common | {"student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill}
+        window = self._window(model)
+        return common | {
+            "student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill, "window": window
+        }  # fmt: skip
+
+    def _window(self, student: str) -> int:
+        """Newest interactions that a student's examples hold: what it reads, or else what its labels' teacher reads."""
+        c = self.settings(student)
+        if student_class(c.student.name).positions == "all":
+            return c.student.history
+        return self.settings(TEACHER_OF.get(student, "teacher")).teacher.history
 
     def objective(self, model: str) -> Objective:
         c = self.settings(model)
@@ -160,7 +178,7 @@ class Setup:
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
-        c = self.config.teacher
+        c = self.settings("teacher").teacher
         return LanguageModel(
             c.weights,
             backend=c.backend,
@@ -181,15 +199,15 @@ class Setup:
 
     @functools.cached_property
     def trends(self) -> Trends:
-        c = self.config.teacher
+        c = self.settings("teacher").teacher
         return trends(self.dataset, snapshots=c.snapshots, days=c.snapshot_days)
 
-    def start_bias(self, kind: str) -> np.ndarray:
+    def start_bias(self, kind: str, trend_days: float = 3.0) -> np.ndarray:
         """Where item biases start, f32 [I]: log(1 + count), or 'trend': the log of the count of late."""
         if kind not in BIASES:
             raise InputError(f"student.bias={kind!r} is unknown{nearest(kind, BIASES)}")
         if kind == "trend":
-            return np.log(decayed_counts(self.dataset, self.config.student.trend_days) + 0.03).astype(np.float32)
+            return np.log(decayed_counts(self.dataset, trend_days) + 0.03).astype(np.float32)
         return np.log1p(self.dataset.item_counts).astype(np.float32)
 
     def build(self, model: str, seed: int) -> Built:
@@ -209,6 +227,10 @@ class Setup:
             num_classes=self.task.num_classes,
             **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c},
         )
+        if spec.context == "text" and (trend is not None or not ranks):
+            raise InputError(
+                "teacher.context='text' ranks, and without trends: use teacher.trend=False and task='rank', or 'items'"
+            )
         reads_text = "text" in (*spec.item_features.split("+"), spec.context)
         lm = self.language_model if reads_text else None
         items = self._vectors("text", self.item_texts) if "text" in spec.item_features else None
@@ -221,22 +243,21 @@ class Setup:
             *split(module),
             module.positions,
             spec.history,
-            frozen_params=lm.encoder.num_params if lm and not live else 0,
+            frozen_params=(lm.frozen_params if live else lm.encoder.num_params) if lm else 0,
         )
 
     def _build_student(self, model: str, seed: int) -> Built:
         c = self.settings(model).student
         cls = student_class(c.name)
         spec = self.student_spec(model)
-        history = c.history if cls.positions == "all" else self.config.teacher.history
-        return Built(*split(cls(spec, rngs=nnx.Rngs(seed))), cls.positions, history)
+        return Built(*split(cls(spec, rngs=nnx.Rngs(seed))), cls.positions, self._window(model))
 
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model).student
         return StudentSpec(
             num_users=self.dataset.num_users,
             num_items=self.dataset.num_items,
-            bias=self.start_bias(c.bias),
+            bias=self.start_bias(c.bias, c.trend_days),
             warm=self.dataset.warm if self.task.num_classes == 0 else None,
             num_classes=self.task.num_classes,
             **{f.name: c[f.name] for f in dataclasses.fields(StudentSpec) if f.name in c and f.name != "bias"},
@@ -250,14 +271,15 @@ class Setup:
     def examples(self, model: str, built: Built) -> Examples:
         c = self.settings(model)
         if model.endswith("teacher") and c.teacher.trend and c.task == "rank":
-            return snapshot_examples(
+            found = snapshot_examples(
                 self.dataset,
                 self.trends.times,
                 history=built.history,
                 horizon_days=c.teacher.horizon_days,
                 window_days=c.teacher.window_days,
             )
-        found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
+        else:
+            found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
             return with_live_items(found, c.teacher.batch_size, self.dataset.num_items)
         return found

@@ -38,6 +38,7 @@ class Recipe:
     schedule: str = "constant"
     warmup_steps: int = 0
     weight_decay: float = 0.0
+    lm_learning_rate: float | None = None  # of a language model inside the teacher; None: learning_rate
     clip_norm: float = 0.0
     eval_every: int = 50
     patience: int = 5
@@ -70,7 +71,17 @@ class Recipe:
         else:
             raise InputError(f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine")
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        return optax.chain(*clip, optax.adamw(rate, weight_decay=self.weight_decay))
+        slower = []
+        if self.lm_learning_rate is not None:
+            slower = [optax.masked(optax.scale(self.lm_learning_rate / self.learning_rate), _of_language_model)]
+        return optax.chain(*clip, optax.adamw(rate, weight_decay=self.weight_decay), *slower)
+
+
+def _of_language_model(params: Params) -> PyTree:
+    """True for every parameter of a teacher's language model."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(getattr(part, "key", None) == "encoder" for part in path), params
+    )
 
 
 class Preemption:
@@ -106,7 +117,7 @@ class Trained:
     best_step: int
     best_score: float
     steps: int
-    seconds: float
+    seconds: float | None  # None if it was not one process that trained it
 
 
 def train(
@@ -190,11 +201,18 @@ def train(
                 if not due and refresh is None:  # refreshed constants are right at an evaluation only
                     checkpoints.save(state, data, None)
                 checkpoints.wait()
-                log.note(f"SIGTERM: {name} (seed {seed}) is saved at step {step}; the same command resumes it")
+                saved = checkpoints.latest()
+                log.note(f"SIGTERM: {name} (seed {seed}) is saved at step {saved or 0}; the same command resumes it")
                 raise Preempted
     checkpoints.wait()
     assert best is not None
-    return Trained(checkpoints.params(best[0], params), best[0], best[1], step, time.perf_counter() - started)
+    return Trained(
+        checkpoints.params(best[0], params),
+        best[0],
+        best[1],
+        step,
+        time.perf_counter() - started if first == 0 else None,
+    )
 
 
 def compiled_step(

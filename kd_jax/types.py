@@ -3,7 +3,7 @@
 B batch, P predicted positions per example, L sequence, D width, H heads, I items (the catalogue), U users,
 K candidates, M targets per position, V vocabulary, C classes, N rows.
 
-A *batch* is a flat dict of arrays with leading axis B. Every model and every objective reads the same keys:
+A *batch* is a flat dict of arrays with leading axis B. Models and objectives read these keys:
 
 =================  ===============  ==========================================================================
 key                shape            meaning
@@ -13,10 +13,12 @@ history            int32  [B, L]    item indices, oldest first, newest last, pad
 targets            int32  [B, P, M] item indices (rank) or class indices (rate), padded with ``PAD``
 target_weights     f32    [B, P, M] share of each target; a row sums to 1, or to 0 where there is no target
 weights            f32    [B, P]    weight of each position in the mean
-snapshot           int32  [B]       the moment of the trends that the batch lives in, the same for all rows
+snapshot           int32  [B]       with trends: the moment of the trends that the batch lives in, the same for all rows
 context_row        int32  [B]       row of the written history, for a teacher that reads histories as text
 item               int32  [B]       rate only: the item of the pair
 history_class      int32  [B, L]    rate only: rating class given to each history item, ``PAD`` where padded
+live_items         int32  [K]       distinct items of the batch, for a language model in training
+interaction        int32  [B]       rate only: row of the data set
 row                int32  [B]       position of the example in its table; cached soft labels are looked up by it
 =================  ===============  ==========================================================================
 """

@@ -167,7 +167,7 @@ def test_a_single_user_is_enough(world, tmp_path):
         ({"eval.select": "ndcg@7"}, r"eval\.select='ndcg@7' is not among the metrics"),
         ({"eval.metrics": ("ndgc",)}, r"'ndgc'; did you mean 'ndcg'"),
         ({"mesh.data": 99}, r"mesh\.data=99"),
-        ({"seeds": ()}, r"seeds is empty"),
+        ({"seeds": ()}, r"different numbers from 0"),
     ],
 )
 def test_bad_settings(world, tmp_path, refused, fields, pattern):

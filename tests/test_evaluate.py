@@ -272,11 +272,23 @@ def test_slices_can_be_left_out_and_empty_ones_are_absent():
 
 def test_users_known_only_by_a_fold_in_history_are_evaluated():
     """Strong generalisation: no training interaction, but a history to start from."""
-    data = make_dataset()
-    folded = TinyDataset([data.pairs[0], (np.array([5]), np.array([2])), (np.array([5]), np.array([7]))])
+    data, nothing = make_dataset(), (np.zeros(0, int), np.zeros(0, int))
+
+    class Folded(TinyDataset):
+        def history(self, split):
+            return self._csr([*self.pairs[:split], (np.array([5]), np.array([2]))])
+
+    folded = Folded([data.pairs[0], nothing, (np.array([5]), np.array([7]))])
     assert 5 not in data.pairs[0][0]
     assert ev.eval_users(folded, 2).tolist() == [5]
     assert ev.evaluate_rank(make_scorer(), folded, 2, metrics=["mrr"]).metrics["mrr"] > 0
+
+
+def test_users_without_anything_to_train_on_are_left_out():
+    """Sequence models could read such a user's validation items; matrix factorisation never trained a vector for it."""
+    data = make_dataset()
+    late = TinyDataset([data.pairs[0], (np.array([5]), np.array([2])), (np.array([5]), np.array([7]))])
+    assert ev.eval_users(late, 2).tolist() == []
 
 
 def test_the_real_dataset_gives_the_same_result():

@@ -159,6 +159,10 @@ def snapshot_examples(
     indptr, items = dataset.targets(TRAIN)
     train = dataset.split == TRAIN
     time, user = dataset.timestamp[train], dataset.user[train]
+    if len(times) < 2:
+        raise InputError(
+            "teacher.trend=True needs timestamps in seconds that span more than one day of training; set it to False"
+        )
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for snapshot, moment in enumerate(times[:-1]):  # after the last one nothing may be known
         before = np.bincount(user[time < moment], minlength=dataset.num_users)
@@ -238,6 +242,7 @@ def with_live_items(examples: Examples, batch_size: int, num_items: int) -> Exam
     def gather(rows: np.ndarray) -> Batch:
         batch = examples.gather(rows)
         size = min(num_items, batch_size * (batch["history"].shape[1] + batch["targets"][0].size))
+        size = -(-size // batch_size) * batch_size  # divides over devices wherever the batch does
         keys = ("history", "item") if "item" in batch else ("history", "targets")
         found = np.unique(np.concatenate([batch[key].ravel() for key in keys]))
         found = found[found != PAD]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from kd_jax.data import text
 from kd_jax.errors import InputError, nearest
+from kd_jax.files import fingerprint
 from kd_jax.models import hf
-from kd_jax.models.layers import split
+from kd_jax.models.layers import Frozen, split
 from kd_jax.models.teacher import Texts
 from kd_jax.types import Params, PyTree
 
@@ -47,6 +50,17 @@ class LanguageModel:
             return Texts(vectors)
         self._tables[name] = table
         return Texts(vectors, *table.padded())
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Of the weights as they were loaded and of the tokenizer's rules."""
+        rules = getattr(self.tokenizer, "backend_tokenizer", None)
+        return fingerprint([text.fingerprint(self.encoder), rules.to_str() if rules else repr(self.tokenizer)])
+
+    @property
+    def frozen_params(self) -> int:
+        """Weights of the layers that are not trained."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.encoder, Frozen)))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors f32 [N, F] computed now, nothing read from or written to the cache."""

@@ -1,6 +1,6 @@
 """Students: small recommenders. Adding one is one class and one line in ``STUDENTS`` (README, "Add a student").
 
-Every student is built by ``build(name, spec, ...)`` and reads the batch described in ``kd_jax/types.py``. With
+Every student is built as ``cls(spec, rngs=…)`` and reads the batch described in ``kd_jax/types.py``. With
 ``num_classes == 0`` it ranks the catalogue; with more it rates user-item pairs.
 """
 
