@@ -1,6 +1,9 @@
-"""MovieTweetings 100K (Dooms et al. 2013), embedded: the default run.
+"""MovieTweetings 100K (Dooms et al. 2013), embedded: what people rate next.
 
-python launch.py
+    python launch.py
+
+Cost: 5 min 20 s and 1.6 GB on 2 CPU cores. Result (test NDCG@10 all/warm, 3 seeds): popularity .0561/.0677, trending
+.0775/.0973, student .0719/.0891, control .0790/.0994, distilled .0868/.1095, teacher .0863/.1086.
 """
 
 from ml_collections import ConfigDict
