@@ -122,7 +122,7 @@ def effect_chart(effects: list[tuple[str, float, tuple[float, float] | None]]) -
         axes.grid(False, axis="y")
 
     said = "; ".join(f"{label}: {percent(relative)}, {interval_text(ends)}" for label, relative, ends in effects)
-    return _chart("What distillation changes", said.replace("\n", " "), 2.7, draw)
+    return _chart("What distillation changes", said.replace("\n", " "), max(2.7, 0.6 * len(effects)), draw)
 
 
 def tradeoff_chart(models: Models, metric: str, key: str, title: str) -> str:
