@@ -227,9 +227,8 @@ def test_a_workdir_in_use(world, copy, refused):
         assert files(copy) == before
 
 
-@pytest.mark.parametrize(
-    "what", ["state/_METADATA", "state/d/*", "state/ocdbt.process_0/d/*", "data/*.json", "metrics/metrics"]
-)
+# All data files at once: which of Orbax's two layers holds a small array is its own affair.
+@pytest.mark.parametrize("what", ["state/_METADATA", "state/**/d/*", "data/*.json", "metrics/metrics"])
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(world, copy, refused, what):
     (copy / "student/result.json").unlink()  # as if it was cut off before the end
     newest = copy / "student/checkpoints/20"
