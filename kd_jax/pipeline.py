@@ -20,6 +20,7 @@ from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
+from kd_jax.models.student import student_class
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup
 from kd_jax.tasks import SPLITS, Judged, Rank
@@ -86,6 +87,7 @@ class Run(Setup):
 
     def check(self) -> None:
         """Refuse another config before anything in the workdir is changed."""
+        student_class(self.config.student.name)  # not after the teachers have been trained
         for model in MODELS:
             for seed in self.seeds:
                 if self.folder(model, seed).exists():
