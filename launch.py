@@ -11,6 +11,7 @@ import re
 import sys
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -37,31 +38,38 @@ def keep_freed_memory() -> None:
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        sys.exit(f"error: unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
+        _refuse(f"unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
     _quiet()
     keep_freed_memory()
     from kd_jax import pipeline  # after the flags are parsed: --help and typos answer at once
 
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not Path(name.partition(":")[0]).is_file():
-        sys.exit(f"error: --config={name}: no such file; the configs of the project are in {ROOT / 'configs'}")
-    workdir = flags.FLAGS.workdir or f"runs/{Path(name).stem}"
+    name, _, arg = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    workdir = flags.FLAGS.workdir or f"runs/{'-'.join([Path(name).stem, *filter(None, arg.split(','))])}"
     sys.exit(pipeline.main(flags.FLAGS.config, Path(workdir).expanduser()))
 
 
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def parse(argv: list[str]) -> list[str]:
-    """Flags as absl reads them; a field that a config does not have is one line that names the nearest."""
+    """Flags as absl reads them; what cannot be read is one line, and a misspelt field names the nearest."""
     try:
         config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
-        flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<name of the config>)")
-        return app.parse_flags_with_usage(argv)
+        flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<config>-<its argument>)")
+        rest = flags.FLAGS(argv)
+        getattr(flags.FLAGS.config, "seeds", None)  # a file that could not be loaded says so when it is read
+        return rest
     except (AttributeError, KeyError) as error:
         said = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
         missing = re.search(r"\w+", said)
         hint = re.search(r'Did you mean "(\w+)"', said)
         wrong = next((a for a in argv[1:] if missing and f".{missing[0]}" in a), " ".join(argv[1:]))
         near = f"did you mean {hint[1]!r}? " if hint else ""
-        sys.exit(f"error: {wrong}: no such field; {near}All fields are in configs/common.py")
+        _refuse(f"{wrong}: no such field; {near}all fields are in configs/common.py")
+    except (flags.Error, OSError) as error:  # the last line is what went wrong, those before it where
+        _refuse(f"{str(error).strip().splitlines()[-1].strip()} (launch.py --help lists the flags)")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
     c.teacher.weights = "sentence-transformers/all-MiniLM-L6-v2"  # a folder or a hub name
     c.teacher.backend = "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
     c.teacher.pooling = "mean"  # 'mean', 'cls', 'last'
+    c.teacher.normalize = False  # scale the language model's vectors to length 1
+    c.teacher.template = ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
     c.teacher.max_tokens = 64  # longer texts are cut
     c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'full'
     c.teacher.top_n = 2  # layers trained by 'top_n'

@@ -154,8 +154,13 @@ class Checkpoints:
         """Until what was saved is on disk. Raises what went wrong while writing (a full disk, say)."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        self._manager.close()
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Waits for what is being written; nothing writes in the folder afterwards, whatever went wrong before."""
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self._manager.close()
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -24,7 +24,7 @@ from kd_jax.models.student import student_class
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup
 from kd_jax.tasks import SPLITS, Judged, Rank
-from kd_jax.train import train
+from kd_jax.train import Trained, train
 from kd_jax.types import Params, PyTree
 
 
@@ -45,7 +45,7 @@ class Run(Setup):
             f"{int(np.sum(~d.warm)):,} items have no train interaction"
         )
         for what, count in d.counts.items():
-            if count:
+            if count and what not in ("users", "items", "interactions"):
                 self.log.note(f"data: {what.replace('_', ' ')}: {count:,}")
 
     # learning
@@ -54,36 +54,38 @@ class Run(Setup):
         """Train ``model`` once per seed, from soft labels where it has a teacher."""
         for seed in self.seeds:
             folder = self.folder(model, seed)
-            checkpoints = Checkpoints(folder, self.identity(model, seed))
-            if (folder / "result.json").exists():
-                self.log.note(f"{model} (seed {seed}): up to date")
-                continue
-            built, recipe = self.build(model, seed), self.recipe(model)
-            teacher = self.soft_labels(model, seed, built) if model in TEACHER_OF else None
-            if self.settings(model).student.bias == "teacher" and teacher is not None and "bias" in built.params:
-                built.params["bias"] = np.asarray(teacher.bias())
-            judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
-            live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
-            trained = train(
-                built.graphdef,
-                built.params,
-                built.constants,
-                name=model,
-                seed=seed,
-                examples=self.examples(model, built),
-                objective=self.objective(model),
-                recipe=recipe,
-                evaluate=functools.partial(self._validate, judge),
-                checkpoints=checkpoints,
-                mesh=self.mesh,
-                log=self.log,
-                teacher=teacher.arrays if teacher else None,
-                teacher_logits=teacher.logits if teacher else None,
-                refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
-            )
-            checkpoints.close()
+            with Checkpoints(folder, self.identity(model, seed)) as checkpoints:
+                if (folder / "result.json").exists():
+                    self.log.note(f"{model} (seed {seed}): up to date")
+                    continue
+                trained = self._train(model, seed, checkpoints)
             result = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained) if f.name != "params"}
             write_json(folder / "result.json", result)
+
+    def _train(self, model: str, seed: int, checkpoints: Checkpoints) -> Trained:
+        built, recipe = self.build(model, seed), self.recipe(model)
+        teacher = self.soft_labels(model, seed, built) if model in TEACHER_OF else None
+        if self.settings(model).student.bias == "teacher" and teacher is not None and "bias" in built.params:
+            built.params["bias"] = np.asarray(teacher.bias())
+        judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
+        live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
+        return train(
+            built.graphdef,
+            built.params,
+            built.constants,
+            name=model,
+            seed=seed,
+            examples=self.examples(model, built),
+            objective=self.objective(model),
+            recipe=recipe,
+            evaluate=functools.partial(self._validate, judge),
+            checkpoints=checkpoints,
+            mesh=self.mesh,
+            log=self.log,
+            teacher=teacher.arrays if teacher else None,
+            teacher_logits=teacher.logits if teacher else None,
+            refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
+        )
 
     def check(self) -> None:
         """Refuse another config before anything in the workdir is changed."""
@@ -153,10 +155,11 @@ class Run(Setup):
                     rows=self.task.label_rows(examples),
                     positions=target.positions,
                 )
-                write_json(path.with_suffix(".json"), {"identity": self._labels_of(student, seed)})
+                seconds = time.perf_counter() - began
+                write_json(path.with_suffix(".json"), {"identity": self._labels_of(student, seed), "seconds": seconds})
                 self.log.note(
                     f"labels: {teacher} (seed {seed}): {examples.size:,} contexts, "
-                    f"{path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - began:.1f} s"
+                    f"{path.stat().st_size / 1e6:.1f} MB in {seconds:.1f} s"
                 )
 
     def soft_labels(self, model: str, seed: int, built: Built) -> labels.Teacher:
@@ -215,6 +218,9 @@ class Run(Setup):
                     more = {"steps": result["steps"], "best_step": result["best_step"]}
                     if isinstance(self.task, Rank):
                         more["users_per_second"] = serving.users_per_second(d, built.graphdef, *best, built.history)
+                    if model in TEACHER_OF and self._labels_are_there(model, seed):
+                        note = self.label_file(model, seed).with_suffix(".json")
+                        more["label_seconds"] = read_json(note, f"delete {note}")["seconds"]
                     add(model, seed, built.num_params, result["seconds"], judged, **more)
         dataset = {
             "name": d.name, "users": d.num_users, "items": d.num_items, "interactions": len(d.item),
@@ -310,6 +316,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}; change its permissions, or --workdir", file=sys.stderr)
     except Exception as error:  # Polars, safetensors and TensorStore report a full disk in types of their own
         if not disk_is_full(error):
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from kd_jax import export
 from kd_jax.data import dataset as datasets
 from kd_jax.data.loader import MAX_TARGETS, TEST, last_items, recency_weights
 from kd_jax.distill import Term, mean_loss
-from kd_jax.errors import InputError, nearest
+from kd_jax.errors import InputError
 from kd_jax.evaluate import top_k
 from kd_jax.models.layers import Scorer
 from kd_jax.types import Batch, Params
@@ -117,8 +118,12 @@ def _position(ids: pl.Series, value: object, kind: str, names: Sequence[str] = (
     except (pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError):
         found = None
     if found is None:
-        known = names or ids.head(3).cast(pl.String).to_list()
-        hint = nearest(value, known) if len(known) <= 3 else _closest(str(value), known)
+        some = ", ".join(ids.head(3).cast(pl.String).to_list())
+        hint = (
+            _closest(str(value), names)
+            if names
+            else f" (ids are like {some}; users with few interactions are left out)"
+        )
         raise InputError(f"recommend: {kind} {str(value)!r} is not in the data set{hint}")
     return found
 
@@ -126,6 +131,7 @@ def _position(ids: pl.Series, value: object, kind: str, names: Sequence[str] = (
 def _closest(value: str, titles: Sequence[str]) -> str:
     lowered = value.lower()
     close = [title for title in titles if lowered in title.lower()][:3]
+    close = close or difflib.get_close_matches(value, titles, n=3)
     return (
         f"; did you mean {' or '.join(map(repr, close))}?" if close else "; give an item id or a title as in the data"
     )
@@ -184,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for row in table.iter_rows(named=True):
         print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
+    if len(table) < options.k:
+        print(f"{len(table)} items: the catalogue has no more that were not seen", file=sys.stderr)
     return 0
 
 

@@ -59,8 +59,9 @@ def costs(rows: Sequence[dict[str, Any]], per_user: float, per_item: float) -> l
     for name in ("distilled", "student"):
         speed, training = mean(name, "users_per_second"), mean(name, "train_seconds")
         if speed:
+            training = None if training is None else training + (mean(name, "label_seconds") or 0.0)
             note = "one training run takes in any number of new items" + (
-                " from their text" if name == "distilled" else ", once they have clicks"
+                " from their text, labels included" if name == "distilled" else ", once they have clicks"
             )
             table.append({"name": name, "users_per_second": speed, "new_item_seconds": training, "note": note})
     cached = mean("teacher", "users_per_second")

@@ -33,7 +33,8 @@ from kd_jax.types import Params, PyTree
 
 # Fields of ``teacher`` that only a teacher with a language model has a use for.
 LANGUAGE_FIELDS = (
-    "weights", "backend", "pooling", "max_tokens", "top_n", "lm_learning_rate", "components", "whitening", "hidden",
+    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "top_n", "lm_learning_rate", "components",
+    "whitening", "hidden",
 )  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
@@ -61,8 +62,9 @@ class Setup:
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
         self.config, self.workdir, self.log = config, workdir, log
-        self.seeds = tuple(int(seed) for seed in config.seeds)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        self.seeds = tuple(config.seeds)
+        whole = all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
+        if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
                 f"seeds={self.seeds}: give one or more different numbers from 0, as --config.seeds='(0, 1)'"
             )
@@ -183,6 +185,7 @@ class Setup:
             c.weights,
             backend=c.backend,
             pooling=c.pooling,
+            normalize=c.normalize,
             max_tokens=c.max_tokens,
             train=c.train,
             top_n=c.top_n,
@@ -195,7 +198,9 @@ class Setup:
 
     @functools.cached_property
     def item_texts(self) -> list[str]:
-        return text.item_texts(self.dataset.items, self.dataset.items.columns)
+        return text.item_texts(
+            self.dataset.items, self.dataset.items.columns, self.settings("teacher").teacher.template
+        )
 
     @functools.cached_property
     def trends(self) -> Trends:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -23,28 +22,11 @@ SHORT = ("data", "student")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(autouse=True)
-def no_global_cache():
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    toy.write_csv(folder, ratings=True)
-    toy.tiny_bert(folder / "bert")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A workdir with a trained student. Tests change copies of it."""
-    before = jax.config.jax_compilation_cache_dir
     workdir = tmp_path_factory.mktemp("trained") / "run"
     assert pipeline.main(config(world, stages=SHORT), workdir) == 0
-    jax.config.update("jax_compilation_cache_dir", before)
     return workdir
 
 
@@ -167,6 +149,7 @@ def test_a_single_user_is_enough(world, tmp_path):
         ({"eval.select": "ndcg@7"}, r"eval\.select='ndcg@7' is not among the metrics"),
         ({"eval.metrics": ("ndgc",)}, r"'ndgc'; did you mean 'ndcg'"),
         ({"mesh.data": 99}, r"mesh\.data=99"),
+        ({"data.max_users": -1}, r"data\.max_users=-1 must be 0 .*or more"),
         ({"seeds": ()}, r"different numbers from 0"),
     ],
 )
@@ -286,6 +269,14 @@ def test_a_log_that_cannot_grow(world, copy, refused):
     refused(
         config(world, stages=SHORT), copy, r"the disk of .* is full; free some space and run the same command again"
     )
+
+
+def test_a_folder_that_may_not_be_written_is_named(world, tmp_path, refused, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied", "run/dataset")
+
+    monkeypatch.setitem(pipeline.STAGES, "data", forbidden)  # root, who runs tests in containers, may write anywhere
+    refused(config(world, stages=SHORT), tmp_path / "run", r"run/dataset: Permission denied; change its permissions")
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_an_empty_argument_is_the_default():
     ("config", "message"),
     [
         ("configs/movielens.py:2m", "config argument '2m' is unknown; known: 100k, 1m, "),
-        ("configs/nothing.py", "error: --config=configs/nothing.py: no such file"),
+        ("configs/nothing.py", "No such file or directory: 'configs/nothing.py'"),
     ],
 )
 def test_on_the_command_line(tmp_path, config, message):

@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import polars as pl
 import pytest
+from toy import refused
 
 from kd_jax.data import dataset, filters, sources
 from kd_jax.data.tables import RawData
-from kd_jax.errors import InputError
 
 TRAIN, VALID, TEST, FOLD_IN = range(4)
 
@@ -48,15 +48,6 @@ def with_column(raw: RawData, seed: int) -> RawData:
         for u, t in raw.interactions.select("user", "timestamp").iter_rows()
     ]
     return RawData(raw.name, raw.interactions.with_columns(split=pl.Series(split)), raw.items)
-
-
-def refused(call, *fragments):
-    with pytest.raises(InputError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for fragment in fragments:
-        assert fragment in message, message
 
 
 def per_user(csr):

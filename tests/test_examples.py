@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
@@ -20,21 +19,6 @@ from benchmarks import vector_sizes
 from examples import use_vectors
 from kd_jax.data import dataset as datasets
 from kd_jax.errors import InputError
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_global_cache():
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    toy.write_csv(folder, ratings=True)
-    toy.tiny_bert(folder / "bert")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-import toy
 from safetensors.numpy import load_file
 
 import kd_jax
@@ -25,21 +24,6 @@ from kd_jax.errors import InputError
 from kd_jax.files import locked
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def no_global_cache():
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    toy.write_csv(folder, ratings=True)
-    toy.tiny_bert(folder / "bert")
-    return folder
 
 
 def config(world, **fields):
@@ -189,6 +173,7 @@ def test_fold_in_of_a_known_history_ranks_like_the_trained_user(finished):
     ({"user": 9999}, "user '9999' is not in the data set"),
     ({"user": "abc"}, "user 'abc' is not in the data set"),
     ({"history": ["no such film"]}, "item 'no such film' is not in the data set"),
+    ({"history": ["fillm 1 3"]}, "did you mean .*'film 1 3'"),
     ({"history": []}, "history is empty"),
     ({}, "either a user or a history"),
     ({"user": 100, "k": 0}, "k is 0"),
@@ -220,7 +205,7 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     {"teacher.context": "text", "data.split": "ratio"},
     {"teacher.train": "full", "teacher.batch_size": 4},
     {"teacher.train": "top_n", "teacher.top_n": 1, "teacher.context": "text"},
-    {"teacher.backend": "hf_flax"},
+    {"teacher.backend": "hf_flax", "teacher.normalize": True, "teacher.template": "{genre}: {title}"},
     {"data.split": "temporal", "data.min_rating": 3.0, "data.min_interactions": 2},
 ], ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)))  # fmt: skip
 def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
@@ -335,12 +320,18 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     (["--config.data.path=nowhere.csv"], r"error: .*nowhere.csv"),
     (["--config.teacher.weights=/no/such/folder"], r"error: teacher.weights=/no/such/folder not found"),
     (["unexpected"], r"error: unexpected argument 'unexpected'"),
+    (["--config=configs/csv.py:twice"], r"error: .*config argument 'twice' is unknown; known: runlocal"),
+    (["--config=configs/nothing.py"], r"error: .*No such file or directory: 'configs/nothing.py'"),
+    (["--config.train.steps=many"], r"error: .*--config.train.steps=many: invalid literal"),
+    (["--config.seeds=('a',)"], r"error: seeds=\(0, 'a'\): give one or more different numbers"),
+    (["--config.teacher.template={titel}"], r"error: teacher.template='{titel}' cannot be filled.*'title'"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
     done = launch(*flags(world, tmp_path / "run"), *arguments)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/student").exists()
 
 
 def test_a_workdir_in_use_is_refused(world, tmp_path, capsys):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from toy import refused
 
 from kd_jax.data import dataset, sources
-from kd_jax.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_originals = pytest.mark.skipif(not SHARED.exists(), reason="the original data sets are not here")
@@ -25,16 +25,6 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode(encoding))
     return path
-
-
-def refused(call, *fragments):
-    with pytest.raises(InputError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for fragment in fragments:
-        assert fragment in message, message
-    return message
 
 
 # Embedded

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import polars as pl
+import pytest
 from safetensors.numpy import save_file
 
 from kd_jax.data import dataset as datasets
 from kd_jax.data.tables import RawData
+from kd_jax.errors import InputError
 
 GENRES = ("drama", "comedy", "horror", "western")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", *GENRES, *"0123456789"]
@@ -102,3 +104,14 @@ def tiny_bert(folder, width=16, layers=2, seed=0):
         norm(f"{base}.output.LayerNorm")
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def refused(call, *fragments):
+    """``call`` raises a one-line InputError that has the fragments. Returns the line."""
+    with pytest.raises(InputError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message, message
+    return message

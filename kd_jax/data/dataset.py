@@ -196,7 +196,11 @@ def build(
         raise InputError(f"data.split={split!r} is unknown{nearest(split, SPLITS)}")
     if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
         raise InputError(f"data.ratios={tuple(ratios)}: give three positive shares (train, valid, test) that sum to 1")
+    if max_users < 0:
+        raise InputError(f"data.max_users={max_users} must be 0 (all users) or more")
     counts = accept(raw, max_malformed)
+    if "timestamp" not in raw.interactions.columns:
+        counts["rows_without_a_timestamp,_whose_order_is_taken_as_time"] = raw.interactions.height
     rows = filters.complete(raw, split, min_rating)
     counts["below_min_rating"] = raw.interactions.height - rows.height
     _some_left(raw, rows.height, f"data.min_rating={min_rating}")

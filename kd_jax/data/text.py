@@ -20,11 +20,11 @@ from kd_jax.files import atomic
 from kd_jax.models.bert import TextEncoder
 
 
-def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str | None = None) -> list[str]:
+def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") -> list[str]:
     """One text per item. Missing and empty values are skipped, list columns are joined by ', '.
 
-    template: a format string with column names, 'A film called {title}, {genres}'; the default joins the columns
-    with '. '. Raises InputError for an unknown column and for an item that ends up without any text.
+    template: a format string with column names, 'A film called {title}, {genres}'; '' joins the columns with '. '.
+    Raises InputError for an unknown column and for an item that ends up without any text.
     """
     for column in columns:
         if column not in items.columns:
@@ -32,7 +32,7 @@ def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str | None
     values = [[_plain(value) for value in items[column].to_list()] for column in columns]
     texts = []
     for row, cells in enumerate(zip(*values, strict=True)):
-        if template is None:
+        if not template:
             text = ". ".join(cell for cell in cells if cell)
         else:
             text = _fill(template, dict(zip(columns, cells, strict=True)))
@@ -58,7 +58,7 @@ def _fill(template: str, cells: dict[str, str]) -> str:
     try:
         return " ".join(template.format(**cells).split())
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"text template {template!r} cannot be filled ({error}){nearest(error, cells)}") from None
+        raise InputError(f"teacher.template={template!r} cannot be filled ({error}){nearest(error, cells)}") from None
 
 
 def history_text(titles: Sequence[str], max_items: int) -> str:

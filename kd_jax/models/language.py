@@ -30,13 +30,24 @@ class LanguageModel:
     """
 
     def __init__(
-        self, weights: str, *, backend: str, pooling: str, max_tokens: int, train: str, top_n: int, cache: Path
+        self,
+        weights: str,
+        *,
+        backend: str,
+        pooling: str,
+        normalize: bool,
+        max_tokens: int,
+        train: str,
+        top_n: int,
+        cache: Path,
     ):
         if train not in TRAINED:
             raise InputError(f"teacher.train={train!r} is unknown{nearest(train, TRAINED)}")
         if max_tokens < 3:
             raise InputError(f"teacher.max_tokens={max_tokens} leaves no room for words; give at least 3")
-        self.encoder, self.tokenizer = hf.load_encoder(weights, backend=backend, pooling=pooling, max_length=max_tokens)
+        self.encoder, self.tokenizer = hf.load_encoder(
+            weights, backend=backend, pooling=pooling, normalize=normalize, max_length=max_tokens
+        )
         self.live, self.cache = train != "head", cache
         if train == "top_n":
             self.encoder.freeze_below(max(0, self.encoder.num_layers - top_n))
