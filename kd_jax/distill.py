@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 
 from kd_jax import losses
+from kd_jax.catalogue import Factors, Loss, Rows, Run, mean_losses
 from kd_jax.errors import InputError, nearest
 from kd_jax.types import Array, Batch, Params, PyTree
 
@@ -95,24 +96,41 @@ class TrainState(NamedTuple):
 
 def mean_loss(
     objective: Objective,
-    logits: Array,
+    scores: Factors | Array,
     batch: Batch,
-    teacher_logits: Array | None,
+    teacher_scores: Factors | Array | None,
     warm: Array | None,
     progress: Array,
+    run: Run | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Weighted mean over positions of the objective, and of each of its terms.
 
-    logits and teacher_logits: [B, P, C]. warm: bool [C] or None. progress: scalar in [0, 1].
+    scores and teacher_scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then.
+    warm: bool [C] or None. progress: scalar in [0, 1]. run: see ``catalogue.mean_losses``.
     """
-    weights = batch["weights"]
-    count = jnp.maximum(jnp.sum(weights), 1e-9)
-    means = {}
-    total = jnp.zeros(())
-    for term in objective:
-        means[term.name] = jnp.sum(term.per_position(logits, batch, teacher_logits, warm) * weights) / count
-        total = total + term.weight_at(progress) * means[term.name]
-    return total, means
+    weights = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
+    coefficients = jnp.stack([term.weight_at(progress) for term in objective])
+    if isinstance(scores, Factors):
+        assert teacher_scores is None or isinstance(teacher_scores, Factors)
+        rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), weights.reshape(-1))
+        losses_ = tuple(Loss(t.name, float(t.temperature), t.items == "warm" and warm is not None) for t in objective)
+        teacher = None if teacher_scores is None else _flat_factors(teacher_scores)
+        total, means = mean_losses(losses_, coefficients, _flat_factors(scores), rows, teacher, warm, run)
+    else:
+        soft = teacher_scores.dense() if isinstance(teacher_scores, Factors) else teacher_scores
+        means = jnp.stack([jnp.sum(t.per_position(scores, batch, soft, warm) * weights) for t in objective])
+        total = jnp.sum(coefficients * means)
+    return total, {term.name: mean for term, mean in zip(objective, means, strict=True)}
+
+
+def _flat(x: Array) -> Array:
+    """[B, P, N] -> [B * P, N]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _flat_factors(factors: Factors) -> Factors:
+    excluded = None if factors.excluded is None else _flat(factors.excluded)
+    return factors._replace(contexts=_flat(factors.contexts), excluded=excluded)
 
 
 def train_step(
@@ -125,22 +143,25 @@ def train_step(
     objective: Objective,
     tx: optax.GradientTransformation,
     total_steps: int,
-    teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
+    teacher_scores: Callable[[PyTree, Batch], Factors | Array] | None = None,
+    run: Run | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step of any model: teacher fine-tuning, plain student and distilled student.
 
     ``graphdef``, ``state.params`` and ``constants`` make up the model (``nnx.merge``); ``constants`` are not
-    trained. ``teacher_logits(teacher, batch)`` gives [B, P, C] from an online teacher's parameters or from cached
-    label vectors; it is None when no term reads a teacher. Pure: jit it with the keyword arguments bound.
+    trained. ``teacher_scores(teacher, batch)`` gives [B, P, C] or its factors from an online teacher's parameters or
+    from cached label vectors; it is None when no term reads a teacher. run: see ``catalogue.mean_losses``. Pure: jit it
+    with the keyword arguments bound.
     """
     progress = state.step / total_steps
-    soft = None if teacher_logits is None else jax.lax.stop_gradient(teacher_logits(teacher, batch))
+    soft = None if teacher_scores is None else jax.lax.stop_gradient(teacher_scores(teacher, batch))
 
     def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
         model: Any = nnx.merge(graphdef, params, constants)
         rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))
-        logits = model.logits(batch, rngs=rngs)
-        return mean_loss(objective, logits, batch, soft, model.warm, progress)
+        scores = model.training_scores(batch, rngs=rngs)
+        warm = None if model.warm is None else model.warm[...]
+        return mean_loss(objective, scores, batch, soft, warm, progress, run)
 
     (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -59,7 +59,7 @@ def write(
     sizes = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in ("bias", "warm")}
     write_json(folder / DESCRIPTION, {"model": model, "student": name, "task": task, "history": history, "spec": sizes})
     scorer: Any = nnx.merge(graphdef, params, constants)
-    if task != "rank" or not _factorised(scorer):
+    if task != "rank" or not scorer.factorised:
         return
     vectors, bias = scorer.items()
     with atomic(folder / "item_vectors.parquet") as temporary:
@@ -76,10 +76,6 @@ def write(
     )
     with atomic(folder / "user_vectors.parquet") as temporary:
         _table("user", dataset.user_ids, contexts).write_parquet(temporary)
-
-
-def _factorised(model: Scorer) -> bool:
-    return type(model).scores is Scorer.scores
 
 
 def _table(name: str, ids: pl.Series, vectors: np.ndarray) -> pl.DataFrame:

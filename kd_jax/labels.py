@@ -18,21 +18,22 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from kd_jax.catalogue import Factors
 from kd_jax.data.loader import Examples
 from kd_jax.errors import InputError
 from kd_jax.files import atomic
-from kd_jax.models.layers import factorised_logits
 from kd_jax.types import Array, Batch, PyTree
 
-TeacherLogits = Callable[[PyTree, Batch], Array]
+TeacherScores = Callable[[PyTree, Batch], Factors | Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher as the train step takes it: arrays, and the function that turns them and a batch into [B, P, C]."""
+    """A teacher as the train step takes it: arrays, and the function that turns them and a batch into [B, P, C] scores
+    (rank: their factors)."""
 
     arrays: PyTree
-    logits: TeacherLogits
+    scores: TeacherScores
     bias: Callable[[], Array | np.ndarray]  # of the teacher's items, [I]
 
 
@@ -43,21 +44,21 @@ def _last(contexts: Array, positions: str) -> Array:
 def online(graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positions: str) -> Teacher:
     """The teacher's forward pass inside the student's step. positions: those of the student, 'last' or 'all'."""
 
-    def logits(teacher: PyTree, batch: Batch) -> Array:
+    def scores(teacher: PyTree, batch: Batch) -> Factors | Array:
         model: Any = nnx.merge(graphdef, *teacher)
         if "item" in batch:
             return model.logits(batch)
         vectors, bias = model.items()
-        return factorised_logits(_last(model.contexts(batch, vectors), positions), vectors, bias)
+        return Factors(_last(model.contexts(batch, vectors), positions), vectors, bias)
 
     model: Any = nnx.merge(graphdef, params, constants)
-    return Teacher((params, constants), logits, lambda: model.items()[1])
+    return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
-def _cached_logits(teacher: PyTree, batch: Batch) -> Array:
+def _cached_scores(teacher: PyTree, batch: Batch) -> Factors | Array:
     if "item" in batch:
         return teacher["logits"][batch["row"]]
-    return factorised_logits(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
+    return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
 
 
 def write(
@@ -110,4 +111,4 @@ def cached(path: Path) -> Teacher:
         raise InputError(
             f"soft labels {path} cannot be read ({error}); delete the file and run the 'labels' stage again"
         ) from None
-    return Teacher(arrays, _cached_logits, lambda: arrays["bias"])
+    return Teacher(arrays, _cached_scores, lambda: arrays["bias"])

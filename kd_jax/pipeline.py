@@ -83,7 +83,7 @@ class Run(Setup):
             mesh=self.mesh,
             log=self.log,
             teacher=teacher.arrays if teacher else None,
-            teacher_logits=teacher.logits if teacher else None,
+            teacher_scores=teacher.scores if teacher else None,
             refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
         )
 

@@ -6,10 +6,14 @@ else is replicated. XLA inserts the collectives.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kd_jax.catalogue import NEGATIVE, Axes, Factors, Inputs, Loss, Run, local
 from kd_jax.errors import InputError
 from kd_jax.types import PyTree
 
@@ -61,6 +65,47 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over ``data``."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def catalogue_run(mesh: Mesh) -> Run | None:
+    """How ``catalogue.mean_losses`` runs on this mesh: rows stay on their ``data`` slice, items on their ``model`` one.
+
+    What crosses devices is per row (normalisers, contexts' gradients) over ``model``, and the item table's gradient
+    over ``data``; never a logit. None on one device.
+    """
+    if mesh.size == 1:
+        return None
+    rows, items, whole = PartitionSpec("data"), PartitionSpec("model"), PartitionSpec()
+    parts = mesh.shape["model"]
+
+    def padded(factors: Factors) -> Factors:
+        missing = -len(factors.bias) % parts
+        if not missing:
+            return factors
+        bias = jnp.pad(factors.bias, (0, missing), constant_values=NEGATIVE)
+        return factors._replace(vectors=jnp.pad(factors.vectors, ((0, missing), (0, 0))), bias=bias)
+
+    def spec(factors: Any) -> Any:
+        excluded = None if factors.excluded is None else rows
+        return factors._replace(contexts=rows, vectors=items, bias=items, excluded=excluded)
+
+    def run(losses: tuple[Loss, ...], gradients: bool, student: Factors, inputs: Inputs) -> Any:
+        given, coefficients, teacher, warm = inputs
+        count = len(student.bias)
+        student, teacher = padded(student), None if teacher is None else padded(teacher)
+        warm = None if warm is None else jnp.pad(warm, (0, -count % parts))
+        taken = (rows, whole, None if teacher is None else spec(teacher), None if warm is None else items)
+        axes = Axes("data", "model")
+        values, slopes = jax.shard_map(
+            lambda s, i: local(losses, gradients, s, i, axes),
+            mesh=mesh,
+            in_specs=(spec(student), taken),
+            out_specs=(whole, (rows, items, items) if gradients else None),
+            check_vma=False,
+        )(student, (given, coefficients, teacher, warm))
+        return values, slopes and (slopes[0], slopes[1][:count], slopes[2][:count])
+
+    return run
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:

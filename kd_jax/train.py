@@ -21,8 +21,9 @@ from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import Examples, batches
 from kd_jax.distill import Objective, TrainState, train_step
 from kd_jax.errors import InputError
+from kd_jax.labels import TeacherScores
 from kd_jax.progress import Log
-from kd_jax.types import Array, Batch, Params, PyTree
+from kd_jax.types import Array, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def train(
     mesh: Mesh,
     log: Log,
     teacher: PyTree = None,
-    teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
+    teacher_scores: TeacherScores | None = None,
     refresh: Callable[[Params, PyTree], PyTree] | None = None,
 ) -> Trained:
     """Train from ``params``, or from the newest checkpoint, until ``recipe`` says stop; return the best.
@@ -155,7 +156,7 @@ def train(
         total_steps=recipe.steps,
         mesh=mesh,
         seed=seed,
-        teacher_logits=teacher_logits,
+        teacher_scores=teacher_scores,
     )
     constants, teacher = sharding.put((constants, teacher), mesh)
     data = batches(examples, batch_size=recipe.batch_size, num_batches=recipe.steps, seed=seed)
@@ -224,7 +225,7 @@ def compiled_step(
     total_steps: int,
     mesh: Mesh,
     seed: int,
-    teacher_logits: Callable[[PyTree, Batch], Array] | None = None,
+    teacher_scores: TeacherScores | None = None,
 ) -> tuple[Any, TrainState]:
     """``train_step`` jitted and sharded (state, batch, constants, teacher -> state, metrics), and the first state."""
 
@@ -243,7 +244,8 @@ def compiled_step(
         objective=objective,
         tx=tx,
         total_steps=total_steps,
-        teacher_logits=teacher_logits,
+        teacher_scores=teacher_scores,
+        run=sharding.catalogue_run(mesh),
     )
     jitted = jax.jit(
         step,

@@ -76,7 +76,7 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
         total_steps=steps,
         mesh=mesh,
         seed=0,
-        teacher_logits=teacher.logits,
+        teacher_scores=teacher.scores,
     )
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
     constants, arrays = sharding.put((constants, teacher.arrays), mesh)

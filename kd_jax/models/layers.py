@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from kd_jax.catalogue import Factors
 from kd_jax.errors import InputError
 from kd_jax.types import PAD, Batch, Params, PyTree
 
@@ -24,24 +27,33 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params, PyTree]:
 
 
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
-    """Inverted dropout; the identity when ``rngs`` is None, as in evaluation."""
-    if rngs is None or rate == 0.0:
+    """Inverted dropout; the identity when ``rngs`` is None, as in evaluation.
+
+    A byte decides about an element, so the rate is rounded to a 256th (and the scale to match): a quarter of the random
+    numbers, which are what dropout costs. The mask does not depend on how the array is sharded.
+    """
+    dropped = round(256 * rate)
+    if rngs is None or dropped == 0:
         return x
-    return nnx.Dropout(rate)(x, deterministic=False, rngs=rngs)
+    words = jax.random.bits(rngs.dropout(), (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
+    draw = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return jnp.where(draw >= dropped, x * (256 / (256 - dropped)), 0)
 
 
 class Scorer(nnx.Module):
     """A model that scores items for a context. Subclasses give vectors; the score is their dot product and a bias.
 
     Factorised scores (context vector · item vector + bias) are the project's common currency: soft labels are cached as
-    vectors, catalogues are ranked by one matrix product, and what is exported is what was trained. A model
-    whose scores do not factorise overrides ``logits`` and ``scores``.
+    vectors, losses run over any catalogue a tile at a time (``kd_jax/catalogue.py``), catalogues are ranked by one
+    matrix product, and what is exported is what was trained. A model whose scores do not factorise says so
+    (``factorised``) and overrides ``logits`` and ``scores``.
 
     positions, the training examples it learns from: 'user' (one context per user, all its items are targets), 'all' (a
     context after every history item, the next one is the target) or 'last' (one context, the last item is the target).
     """
 
     positions = "user"
+    factorised = True
 
     def __init__(self, warm: Array | np.ndarray | None):
         self.warm = Frozen(jnp.asarray(warm)) if warm is not None else None
@@ -54,10 +66,24 @@ class Scorer(nnx.Module):
         """Context vectors; ``vectors`` are the item vectors that a history is read through."""
         raise NotImplementedError
 
+    def factors(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Factors:
+        """Training scores of the catalogue at every position [B, P], as their factors."""
+        vectors, bias = self.items(rngs=rngs, batch=batch)
+        return Factors(self.contexts(batch, vectors, rngs=rngs), vectors, bias)
+
+    def context(self, batch: Batch, vectors: Array) -> Float[Array, "B D"]:
+        """The context after the last history item; a model overrides this where it is cheaper than all of them."""
+        return self.contexts(batch, vectors)[:, -1]
+
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P C"]:
         """Training logits: over the catalogue at every position (rank), or over the classes of the pair (rate)."""
-        vectors, bias = self.items(rngs=rngs, batch=batch)
-        return factorised_logits(self.contexts(batch, vectors, rngs=rngs), vectors, bias)
+        return self.factors(batch, rngs=rngs).dense()
+
+    def training_scores(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Factors | Float[Array, "B P C"]:
+        """``factors`` where there are such, else ``logits``."""
+        return (
+            self.factors(batch, rngs=rngs) if self.factorised and "item" not in batch else self.logits(batch, rngs=rngs)
+        )
 
     def catalogue(self) -> PyTree:
         """What scoring needs of the items alone: computed once, then used for any number of users."""
@@ -66,57 +92,76 @@ class Scorer(nnx.Module):
     def scores(self, batch: Batch, catalogue: PyTree) -> Float[Array, "B I"]:
         """Scores of the whole catalogue after the last history item."""
         vectors, bias = catalogue
-        return factorised_logits(self.contexts(batch, vectors)[:, -1], vectors, bias)
+        return Factors(self.context(batch, vectors), vectors, bias).dense()
 
 
-def factorised_logits(contexts: Array, vectors: Array, bias: Array) -> Array:
-    """context · item + bias over the catalogue: [..., D] x [I, D] + [I] -> [..., I]."""
-    logits = contexts @ vectors.T
-    return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
+Activation = Callable[[Array], Array]
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block: attention and a GELU MLP, four times as wide."""
+    """A pre-norm Transformer block: attention and an MLP, four times as wide."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, *, rngs: nnx.Rngs):
-        self.heads, self.dropout = heads, dropout
+    def __init__(self, dim: int, heads: int, dropout: float, activation: Activation, *, rngs: nnx.Rngs):
+        self.heads, self.dropout, self.activation = heads, dropout, activation
         self.norm1, self.norm2 = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
         self.qkv, self.out = nnx.Linear(dim, 3 * dim, rngs=rngs), nnx.Linear(dim, dim, rngs=rngs)
         self.up, self.down = nnx.Linear(dim, 4 * dim, rngs=rngs), nnx.Linear(4 * dim, dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"], mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
-        batch, length, dim = x.shape
-        q, k, v = jnp.split(self.qkv(self.norm1(x)).reshape(batch, length, self.heads, -1), 3, axis=-1)
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(batch, length, dim)
+    def __call__(
+        self, x: Float[Array, "BL D"], mask: Bool[Array, "B 1 L L"], rngs: nnx.Rngs | None, last: bool = False
+    ) -> Float[Array, "BQ D"]:
+        """Positions lie flat, [B * L, D]: one matrix product each, with no transposed copy in its gradient.
+
+        last: only the last position (Q = 1) is computed, but for keys and values; else Q = L.
+        """
+        batch, length = mask.shape[0], mask.shape[-1]
+        qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3 * self.heads, -1)
+        q, k, v = jnp.split(qkv, 3, axis=2)
+        if last:
+            x, q, mask = x.reshape(batch, length, -1)[:, -1], q[:, -1:], mask[:, :, -1:]
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape)
         x = x + dropout(self.out(attended), self.dropout, rngs)
-        return x + dropout(self.down(jax.nn.gelu(self.up(self.norm2(x)))), self.dropout, rngs)
+        return x + dropout(self.down(self.activation(self.up(self.norm2(x)))), self.dropout, rngs)
 
 
 class CausalTransformer(nnx.Module):
     """Reads item vectors oldest to newest; position p sees items up to p. Histories end at the right edge.
 
-    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (pre-norm, learned positions).
+    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (learned positions), with the norm
+    before each layer and a wider MLP.
     """
 
-    def __init__(self, dim: int, blocks: int, heads: int, length: int, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        blocks: int,
+        heads: int,
+        length: int,
+        dropout: float,
+        activation: Activation = jax.nn.gelu,
+        *,
+        rngs: nnx.Rngs,
+    ):
         if dim % heads:
             raise InputError(
                 f"width {dim} is not divisible by {heads} heads; change dim or heads of the teacher or student"
             )
         self.dim, self.dropout = dim, dropout
         self.position = nnx.Param(jax.random.normal(rngs.params(), (length, dim)) * 0.1)
-        self.blocks = nnx.List([Block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])
+        self.blocks = nnx.List([Block(dim, heads, dropout, activation, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "B L D"], history: Int[Array, "B L"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "B L D"]:
-        length = x.shape[1]
+        self, x: Float[Array, "B L D"], history: Int[Array, "B L"], *, rngs: nnx.Rngs | None = None, last: bool = False
+    ) -> Float[Array, "B Q D"]:
+        """The context after every position (Q = L), or after the ``last`` alone (Q = 1)."""
+        batch, length, dim = x.shape
         valid = history != PAD
         causal = jnp.tril(jnp.ones((length, length), bool))
         # A padded query attends to itself, so that no softmax row is empty.
         mask = (causal[None] & valid[:, None, :]) | jnp.eye(length, dtype=bool)[None]
         x = dropout((x + self.position[...][None, -length:]) * valid[..., None], self.dropout, rngs)
-        for block in self.blocks:
-            x = block(x, mask[:, None], rngs)
-        return self.norm(x)
+        x = x.reshape(batch * length, dim)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask[:, None], rngs, last and i == len(self.blocks) - 1)
+        return self.norm(x).reshape(batch, -1, dim)

@@ -95,6 +95,7 @@ class MLP(Scorer):
     concatenation for every pair; items go through the hidden layer in chunks, [B, chunk, hidden] at a time.
     """
 
+    factorised = False
     chunk = 1024
 
     def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
@@ -148,11 +149,18 @@ class SASRec(Scorer):
             raise InputError(f"student.dim={spec.dim} is no multiple of student.heads={spec.heads}; change one of them")
         self.item = _table(spec.num_items, spec, rngs)
         self.bias = nnx.Param(jnp.asarray(spec.bias))
-        self.transformer = CausalTransformer(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, rngs=rngs)
+        self.transformer = CausalTransformer(
+            spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, jax.nn.relu, rngs=rngs
+        )
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        history = batch["history"]
-        return self.transformer(vectors[jnp.maximum(history, 0)], history, rngs=rngs)
+        return self._read(batch["history"], vectors, rngs=rngs)
+
+    def context(self, batch: Batch, vectors: Array) -> Array:
+        return self._read(batch["history"], vectors, last=True)[:, 0]
+
+    def _read(self, history: Array, vectors: Array, **how: Any) -> Array:
+        return self.transformer(vectors[jnp.maximum(history, 0)], history, **how)
 
     def items(self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None) -> tuple[Array, Array]:
         return self.item[...], self.bias[...]

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kd_jax.catalogue import Factors
 from kd_jax.errors import InputError, nearest
 from kd_jax.models.layers import CausalTransformer, Frozen, Scorer, dropout
 from kd_jax.types import PAD, Batch
@@ -209,6 +210,12 @@ class BiEncoder(Scorer):
         return jnp.concatenate([vectors, features], axis=1), features @ self.trend[...] + by_item + self.bias[...]
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P D"]:
+        return self._contexts(batch, vectors, rngs, self.positions == "last")
+
+    def context(self, batch: Batch, vectors: Array) -> Float[Array, "B D"]:
+        return self._contexts(batch, vectors, None, True)[:, -1]
+
+    def _contexts(self, batch: Batch, vectors: Array, rngs: nnx.Rngs | None, last: bool) -> Float[Array, "B P D"]:
         if self.written is not None:
             return self._with_trends(self.written.some(batch["context_row"], rngs)[:, None])
         history = batch["history"]
@@ -216,21 +223,20 @@ class BiEncoder(Scorer):
         x = READ_SCALE * vectors[jnp.maximum(history, 0)][..., : self.transformer.dim]
         if self.rating is not None:
             x = x + self.rating(jnp.maximum(batch["history_class"], 0))
-        contexts = self.transformer(x, history, rngs=rngs)
-        return self._with_trends(contexts if self.positions == "all" else contexts[:, -1:])
+        return self._with_trends(self.transformer(x, history, rngs=rngs, last=last))
 
     def _with_trends(self, contexts: Float[Array, "B P D"]) -> Float[Array, "B P DK"]:
         if self.trends is None:
             return contexts
         return jnp.concatenate([contexts * self.gain[...], contexts @ self.trend_of_context[...]], axis=-1)
 
+    def factors(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Factors:
+        factors = super().factors(batch, rngs=rngs)
+        return factors if self.trends is None else factors._replace(excluded=batch["history"][:, None])
+
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P C"]:
         if "item" not in batch:
-            logits = super().logits(batch, rngs=rngs)
-            if self.trends is None:
-                return logits
-            seen = jnp.where(batch["history"] == PAD, logits.shape[-1], batch["history"])
-            return logits.at[jnp.arange(len(seen))[:, None], 0, seen].set(-1e9, mode="drop")
+            return super().logits(batch, rngs=rngs)
         vectors, _ = self.items(rngs=rngs, batch=batch)
         context, item = self.contexts(batch, vectors, rngs=rngs)[:, -1], vectors[batch["item"]]
         pair = jnp.concatenate([context, item, context * item], axis=-1)
