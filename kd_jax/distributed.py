@@ -77,8 +77,8 @@ def _from_flags(coordinator: str, num_processes: int, process_id: int) -> Proces
     }
     if missing := [flag for flag, is_given in given.items() if not is_given]:
         raise InputError(
-            f"{' and '.join(missing)} missing: several processes need --coordinator, --num_processes and --process_id, "
-            "the first two the same for all"
+            f"{_are_missing(missing)}: several processes need --coordinator, --num_processes and --process_id, the "
+            "first two the same for all"
         )
     return _checked(Processes(coordinator, num_processes, process_id), "--coordinator, --num_processes, --process_id")
 
@@ -198,7 +198,11 @@ def _metadata(environment: Mapping[str, str], key: str) -> str:
 
 def _require(environment: Mapping[str, str], names: list[str] | tuple[str, ...], told: str, cure: str) -> None:
     if missing := [name for name in names if not environment.get(name)]:
-        raise InputError(f"{told} speaks of several processes, but {' and '.join(missing)} missing; {cure}")
+        raise InputError(f"{told} speaks of several processes, but {_are_missing(missing)}; {cure}")
+
+
+def _are_missing(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

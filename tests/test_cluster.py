@@ -88,20 +88,20 @@ def test_the_first_host_of_a_slurm_list(nodes, first):
 @pytest.mark.parametrize(
     ("environment", "pattern"),
     [
-        (without(SLURM, "SLURM_STEP_NODELIST"), r"^SLURM_NTASKS=4 .* but SLURM_STEP_NODELIST missing; .*srun"),
-        (without(SLURM, "SLURM_PROCID", "SLURM_STEP_NODELIST"), r"SLURM_PROCID and SLURM_STEP_NODELIST missing"),
+        (without(SLURM, "SLURM_STEP_NODELIST"), r"^SLURM_NTASKS=4 .* but SLURM_STEP_NODELIST is missing; .*srun"),
+        (without(SLURM, "SLURM_PROCID", "SLURM_STEP_NODELIST"), r"SLURM_PROCID and SLURM_STEP_NODELIST are missing"),
         (SLURM | {"SLURM_PROCID": "4"}, r"process 4 of 4 cannot be"),
         (SLURM | {"SLURM_NTASKS": "four"}, r"SLURM_NTASKS='four' is not a whole number"),
         (SLURM | {"JAX_COORDINATOR_PORT": "99999"}, r"'gpu07:99999' is not HOST:PORT"),
-        ({"JOB_COMPLETION_INDEX": "0"}, r"^JOB_COMPLETION_INDEX=0 .* but PODS_PER_JOB missing; .*manifest"),
-        (without(JOBSET, "PODS_PER_JOB"), r"^JOBSET_NAME=kd-jax .* but PODS_PER_JOB missing"),
-        (without(JOBSET, "JOB_COMPLETION_INDEX"), r"but JOB_COMPLETION_INDEX missing; set completionMode: Indexed"),
-        (without(JOBSET, "REPLICATED_JOB_NAME"), r"but REPLICATED_JOB_NAME missing"),
-        (without(JOBSET, "JOB_INDEX"), r"but JOB_INDEX missing"),
+        ({"JOB_COMPLETION_INDEX": "0"}, r"^JOB_COMPLETION_INDEX=0 .* but PODS_PER_JOB is missing; .*manifest"),
+        (without(JOBSET, "PODS_PER_JOB"), r"^JOBSET_NAME=kd-jax .* but PODS_PER_JOB is missing"),
+        (without(JOBSET, "JOB_COMPLETION_INDEX"), r"but JOB_COMPLETION_INDEX is missing; set completionMode: Indexed"),
+        (without(JOBSET, "REPLICATED_JOB_NAME"), r"but REPLICATED_JOB_NAME is missing"),
+        (without(JOBSET, "JOB_INDEX"), r"but JOB_INDEX is missing"),
         (JOBSET | {"JOB_INDEX": "3"}, r"process 13 of 12 cannot be"),
         (JOBSET | {"JOB_COMPLETION_INDEX": "4"}, r"JOB_COMPLETION_INDEX=4 is not below PODS_PER_JOB=4"),
-        (without(JOB, "JOB_SUBDOMAIN"), r"but JOB_SUBDOMAIN missing"),
-        (without(JOB, "JOB_NAME", "JOB_SUBDOMAIN"), r"but JOB_NAME and JOB_SUBDOMAIN missing"),
+        (without(JOB, "JOB_SUBDOMAIN"), r"but JOB_SUBDOMAIN is missing"),
+        (without(JOB, "JOB_NAME", "JOB_SUBDOMAIN"), r"but JOB_NAME and JOB_SUBDOMAIN are missing"),
     ],
 )
 def test_a_half_described_cluster_is_refused(environment, pattern):
@@ -125,10 +125,10 @@ def test_flags_come_before_the_cluster(flags, expected):
 @pytest.mark.parametrize(
     ("flags", "pattern"),
     [
-        (("10.0.0.1:1234", 0, -1), r"^--num_processes=N and --process_id=I missing"),
-        (("", 2, -1), r"^--coordinator=HOST:PORT and --process_id=I missing"),
-        (("", 0, 0), r"^--coordinator=HOST:PORT and --num_processes=N missing"),
-        (("10.0.0.1:1234", 2, -1), r"^--process_id=I missing"),
+        (("10.0.0.1:1234", 0, -1), r"^--num_processes=N and --process_id=I are missing"),
+        (("", 2, -1), r"^--coordinator=HOST:PORT and --process_id=I are missing"),
+        (("", 0, 0), r"^--coordinator=HOST:PORT and --num_processes=N are missing"),
+        (("10.0.0.1:1234", 2, -1), r"^--process_id=I is missing"),
         (("10.0.0.1", 2, 0), r"'10.0.0.1' is not HOST:PORT"),
         ((":1234", 2, 0), r"':1234' is not HOST:PORT"),
         (("10.0.0.1:http", 2, 0), r"not HOST:PORT"),
@@ -258,7 +258,7 @@ launch.app.run(launch.main, flags_parser=launch.parse)
     half = start("launch.py", "--num_processes=2", f"--workdir={tmp_path}/run")
     for process, status, said in (
         (alone, 75, "error: process 0 of 2 waited 1 s for the others in vain; "),
-        (half, 2, "error: --coordinator=HOST:PORT and --process_id=I missing: "),
+        (half, 2, "error: --coordinator=HOST:PORT and --process_id=I are missing: "),
     ):
         _, err = process.communicate(timeout=60)
         assert process.returncode == status and len(err.splitlines()) == 1 and err.startswith(said), err
