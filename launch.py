@@ -7,6 +7,7 @@ The same command again resumes what was cut off and redoes nothing that is done.
 """
 
 import ctypes
+import os
 import re
 import sys
 from logging import CRITICAL, getLogger
@@ -41,8 +42,15 @@ def main(argv: list[str]) -> None:
         _refuse(f"unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
     _quiet()
     keep_freed_memory()
-    from kd_jax import pipeline  # after the flags are parsed: --help and typos answer at once
+    from kd_jax import distributed, errors, pipeline  # after the flags are parsed: --help and typos answer at once
 
+    try:
+        distributed.initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    except errors.InputError as error:
+        _refuse(str(error))
+    except ConnectionError as error:  # JAX still waits in a thread, and would end with a stack trace
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(os.EX_TEMPFAIL)
     name, _, arg = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     workdir = flags.FLAGS.workdir or f"runs/{'-'.join([Path(name).stem, *filter(None, arg.split(','))])}"
     sys.exit(pipeline.main(flags.FLAGS.config, Path(workdir).expanduser()))
@@ -58,6 +66,9 @@ def parse(argv: list[str]) -> list[str]:
     try:
         config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
         flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<config>-<its argument>)")
+        flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes (docs/clusters.md)")
+        flags.DEFINE_integer("num_processes", 0, "how many processes there are (default: what the cluster says)")
+        flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0 (default: what the cluster says)")
         rest = flags.FLAGS(argv)
         getattr(flags.FLAGS.config, "seeds", None)  # a file that could not be loaded says so when it is read
         return rest
