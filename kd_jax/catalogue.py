@@ -150,7 +150,9 @@ def local(
     count = len(student.bias)
     height, width = plan(len(rows.weights), count, tile or TILE.get(jax.default_backend(), TILE_ELSEWHERE))
     offset = axes.offset(count)
-    zeros = (jnp.zeros(student.vectors.shape, jnp.float32), jnp.zeros(count, jnp.float32))
+    # Rows against all items add to the table's gradient [D, I], the faster product; chunks of items to [I, D].
+    turned = width == count
+    zeros = (jnp.zeros(student.vectors.shape[:: -1 if turned else 1], jnp.float32), jnp.zeros(count, jnp.float32))
 
     def visit(carry: Any, part: Any) -> tuple[Any, Any]:
         """One tile of rows: its losses, and its share of the gradients."""
@@ -186,7 +188,7 @@ def local(
     if not gradients:
         return (total, means), None
     vectors, bias = axes.sum_rows(tables)
-    given = (axes.sum_items(contexts), vectors, bias)
+    given = (axes.sum_items(contexts), vectors.T if turned else vectors, bias)
     like = (student.contexts, student.vectors, student.bias)
     return (total, means), tuple(g.astype(x.dtype) for g, x in zip(given, like, strict=True))
 
@@ -334,7 +336,8 @@ class _Pair:
         return jnp.stack(values)
 
     def gradients(self, coefficients: Array, statistics: dict[Any, Any], tables: Any, width: int) -> tuple[Array, Any]:
-        """d(sum)/d(contexts), f32 [R, D], and ``tables`` (vectors, biases) with the gradients of these rows added."""
+        """d(sum)/d(contexts), f32 [R, D], and ``tables`` (vectors [I, D], or [D, I] in one chunk; biases) with the
+        gradients of these rows added."""
         weights = [coefficients[i] * self.rows.weights for i in range(len(self.losses))]
         kind = self.student.contexts.dtype
 
@@ -364,7 +367,9 @@ class _Pair:
             slope = slope.astype(kind)
             table = lax.dynamic_slice_in_dim(self.student.vectors, begin, size)
             contexts = contexts + jnp.dot(slope, table, preferred_element_type=jnp.float32)
-            new = jnp.einsum("rc,rd->cd", slope, self.student.contexts, preferred_element_type=jnp.float32)
+            new = jnp.dot(self.student.contexts.T, slope, preferred_element_type=jnp.float32)
+            if size < len(self.student.bias):
+                new = new.T
             return contexts, _add(vectors, new, begin), _add(bias, slope.sum(0, dtype=jnp.float32), begin)
 
         contexts = jnp.zeros(self.student.contexts.shape, jnp.float32)

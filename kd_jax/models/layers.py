@@ -99,13 +99,13 @@ Activation = Callable[[Array], Array]
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block: attention and an MLP, four times as wide."""
+    """A pre-norm Transformer block: attention and an MLP, ``widen`` times as wide."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, activation: Activation, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, heads: int, dropout: float, widen: int, activation: Activation, *, rngs: nnx.Rngs):
         self.heads, self.dropout, self.activation = heads, dropout, activation
         self.norm1, self.norm2 = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
         self.qkv, self.out = nnx.Linear(dim, 3 * dim, rngs=rngs), nnx.Linear(dim, dim, rngs=rngs)
-        self.up, self.down = nnx.Linear(dim, 4 * dim, rngs=rngs), nnx.Linear(4 * dim, dim, rngs=rngs)
+        self.up, self.down = nnx.Linear(dim, widen * dim, rngs=rngs), nnx.Linear(widen * dim, dim, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "BL D"], mask: Bool[Array, "B 1 L L"], rngs: nnx.Rngs | None, last: bool = False
@@ -127,8 +127,8 @@ class Block(nnx.Module):
 class CausalTransformer(nnx.Module):
     """Reads item vectors oldest to newest; position p sees items up to p. Histories end at the right edge.
 
-    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (learned positions), with the norm
-    before each layer and a wider MLP.
+    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (learned positions; there
+    the MLP has the width of the model and a ReLU), with the norm before each layer.
     """
 
     def __init__(
@@ -138,8 +138,9 @@ class CausalTransformer(nnx.Module):
         heads: int,
         length: int,
         dropout: float,
-        activation: Activation = jax.nn.gelu,
         *,
+        widen: int = 4,
+        activation: Activation = jax.nn.gelu,
         rngs: nnx.Rngs,
     ):
         if dim % heads:
@@ -148,7 +149,7 @@ class CausalTransformer(nnx.Module):
             )
         self.dim, self.dropout = dim, dropout
         self.position = nnx.Param(jax.random.normal(rngs.params(), (length, dim)) * 0.1)
-        self.blocks = nnx.List([Block(dim, heads, dropout, activation, rngs=rngs) for _ in range(blocks)])
+        self.blocks = nnx.List([Block(dim, heads, dropout, widen, activation, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
 
     def __call__(

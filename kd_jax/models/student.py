@@ -150,7 +150,7 @@ class SASRec(Scorer):
         self.item = _table(spec.num_items, spec, rngs)
         self.bias = nnx.Param(jnp.asarray(spec.bias))
         self.transformer = CausalTransformer(
-            spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout, jax.nn.relu, rngs=rngs
+            *(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout), widen=1, activation=jax.nn.relu, rngs=rngs
         )
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Array:
