@@ -88,11 +88,11 @@ class Recommender:
             return self._scores(self.model, {"user": jnp.zeros(1, jnp.int32), "history": jnp.asarray(window)})
         width = min(len(seen), MAX_TARGETS)
         age = np.arange(width - 1.0, -1, -1)[None]
-        shares, _ = recency_weights(age, FOLD_IN_RECENCY)
+        shares = recency_weights(age, FOLD_IN_RECENCY)
         batch = {
             "user": jnp.zeros(1, jnp.int32),
             "targets": jnp.asarray(last_items(pointers, seen, width))[:, None],
-            "target_weights": jnp.asarray(shares)[:, None],
+            "target_weights": jnp.asarray(shares / shares.sum(), jnp.float32)[:, None],
             "weights": jnp.ones((1, 1)),
         }
         return self._scores(fold_in(self.model, batch), batch)

@@ -286,7 +286,7 @@ class Setup:
         else:
             found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
-            return with_live_items(found, c.teacher.batch_size, self.dataset.num_items)
+            return with_live_items(found, self.dataset.num_items)
         return found
 
     def _weighting(self, c: ConfigDict) -> dict[str, Any]:

@@ -6,16 +6,19 @@ else is replicated. XLA inserts the collectives.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from kd_jax.catalogue import NEGATIVE, Axes, Factors, Inputs, Loss, Run, local
 from kd_jax.errors import InputError
-from kd_jax.types import PyTree
+from kd_jax.types import Batch, PyTree
 
 SMALLEST_SHARDED = 2**12  # elements; below it a copy on every device is cheaper than the collectives
 
@@ -58,13 +61,64 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, tree_shardings(tree, mesh))
 
 
+def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A copy of every array on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over ``data``."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def batches_sharding(mesh: Mesh) -> NamedSharding:
+    """Of stacked batches [chunk, B, ...]: the second axis over ``data``."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
+def split_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Inside a program: every array [B, ...] of a batch over ``data``."""
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " R"] | None:
+    """Positions within a batch that are on this process's devices; None: all of them."""
+    if jax.process_count() == 1:
+        return None
+    where = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in where.values() if index is not None]))
+
+
+def put_batches(stacked: PyTree, mesh: Mesh, batch_size: int) -> PyTree:
+    """Stacked batches of which this process has the ``local_rows``, as arrays [chunk, B, ...] over the whole mesh."""
+    if jax.process_count() == 1:
+        return stacked
+
+    rows = local_rows(mesh, batch_size)
+    assert rows is not None
+    local = len(rows)
+
+    def put(x: np.ndarray) -> jax.Array:
+        shape = (len(x), batch_size * x.shape[1] // local, *x.shape[2:])  # of live items there are several per row
+        return jax.make_array_from_process_local_data(batches_sharding(mesh), x, shape)
+
+    return jax.tree.map(put, stacked)
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Every array of ``tree`` whole on this host, as numpy; all processes ask together."""
+
+    def one(x: Any) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(one, jax.device_get(tree) if jax.process_count() == 1 else tree)
+
+
+def device_memory() -> int:
+    """Bytes of one device (of this machine, for a CPU)."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.local_devices())
 
 
 def catalogue_run(mesh: Mesh) -> Run | None:

@@ -12,8 +12,10 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax import sharding
@@ -23,7 +25,9 @@ from kd_jax.distill import Objective, TrainState, train_step
 from kd_jax.errors import InputError
 from kd_jax.labels import TeacherScores
 from kd_jax.progress import Log
-from kd_jax.types import Array, Params, PyTree
+from kd_jax.types import Array, Batch, Params, PyTree
+
+TABLES_SHARE = 0.25  # of a device's memory that the tables of the training examples may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Recipe:
                 f"warmup_steps={self.warmup_steps} (sections train and teacher) must be less than "
                 f"steps={self.steps} with schedule='cosine'"
             )
+
+    @property
+    def chunk(self) -> int:
+        """Steps that run as one program: at most ``log_every``, and evaluations fall between two programs."""
+        whole = math.gcd(self.steps, self.eval_every)
+        return max(n for n in range(1, self.log_every + 1) if whole % n == 0)
 
     def tx(self) -> optax.GradientTransformation:
         """The optimiser. Raises InputError for an unknown schedule."""
@@ -86,21 +96,34 @@ def _of_language_model(params: Params) -> PyTree:
 
 
 class Preemption:
-    """Turns SIGTERM into a request that the loop honours after the current step: checkpoint, then exit."""
+    """Turns SIGTERM into a request that the loop honours between two programs: checkpoint, then exit.
+
+    With several processes JAX's own handler of SIGTERM stays in place, and all of them agree on where to stop.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._previous: Any = None
+        self._asked = 0
 
     def __enter__(self) -> Preemption:
-        self._previous = signal.signal(signal.SIGTERM, self._request)
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._requested = True
+
+    def requested(self) -> bool:
+        """Whether to stop here; every process asks equally often and gets the same answer."""
+        self._asked += 1
+        if jax.process_count() == 1:
+            return self._requested
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
 
 class Preempted(SystemExit):
@@ -147,19 +170,30 @@ def train(
     Raises InputError when the loss is no longer finite (the last good checkpoint stays), Preempted after SIGTERM.
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
-    tx = recipe.tx()
+    resident = examples.on_device and examples.nbytes <= TABLES_SHARE * sharding.device_memory()
+    chunk = recipe.chunk
     step_fn, state = compiled_step(
         graphdef,
         params,
         objective=objective,
-        tx=tx,
+        tx=recipe.tx(),
         total_steps=recipe.steps,
         mesh=mesh,
         seed=seed,
         teacher_scores=teacher_scores,
+        look_up=examples.look_up if resident else None,
     )
     constants, teacher = sharding.put((constants, teacher), mesh)
-    data = batches(examples, batch_size=recipe.batch_size, num_batches=recipe.steps, seed=seed)
+    tables = sharding.put_whole(examples.tables, mesh) if resident else None
+    data = batches(
+        examples,
+        batch_size=recipe.batch_size,
+        num_batches=recipe.steps,
+        seed=seed,
+        chunk=chunk,
+        gather=not resident,
+        part=sharding.local_rows(mesh, recipe.batch_size),
+    )
     newest = checkpoints.latest()
     if newest is not None:
         state = checkpoints.restore(newest, state, data)
@@ -168,7 +202,7 @@ def train(
     step = first = int(state.step)
     best = checkpoints.best()
     started = time.perf_counter()
-    pending: dict[str, Array] = {}
+    pending: tuple[int, dict[str, Array]] | None = None
     norm = jax.jit(optax.tree.norm)
 
     def stopped() -> bool:
@@ -176,17 +210,18 @@ def train(
 
     with Preemption() as preemption, log.stage(f"{name} (seed {seed})", total=recipe.steps, start=step) as bar:
         while step < recipe.steps and not stopped():
-            state, metrics = step_fn(state, next(data), constants, teacher)
-            step += 1
+            stacked = sharding.put_batches(next(data), mesh, recipe.batch_size)
+            state, metrics = step_fn(state, stacked, tables, constants, teacher)
+            step += chunk
             due = step % recipe.eval_every == 0 or step == recipe.steps
-            if pending and (due or step % recipe.log_every == 0):
-                # The previous step's numbers: they are ready, so reading them does not make the device wait.
-                values = {key: float(value) for key, value in pending.items()}
-                _check_finite(values, name, step - 1, checkpoints)
-                rate = (step - first) * recipe.batch_size / (time.perf_counter() - started)
-                log.write(model=name, seed=seed, step=step - 1, **values, examples_per_second=rate)
-                bar.update(step, values, rate)
-            pending = metrics
+            if pending is not None and (due or pending[0] % recipe.log_every < chunk):
+                # The numbers of the program before this one: they are ready, or so nearly that the device has work.
+                values = {key: float(value) for key, value in pending[1].items()}
+                _check_finite(values, name, pending[0], checkpoints)
+                rate = (step - chunk - first) * recipe.batch_size / (time.perf_counter() - started)
+                log.write(model=name, seed=seed, step=pending[0], **values, examples_per_second=rate)
+                bar.update(pending[0], values, rate)
+            pending = step, metrics
             if due:
                 # The loss is that of the parameters before this step; those after it are what will be saved.
                 after = {"loss": metrics["loss"], "param_norm": norm(state.params)}
@@ -198,7 +233,7 @@ def train(
                 checkpoints.save(state, data, score)
                 if best is None or score > best[1]:
                     best = (step, score)
-            if preemption.requested:
+            if preemption.requested():
                 if not due and refresh is None:  # refreshed constants are right at an evaluation only
                     checkpoints.save(state, data, None)
                 checkpoints.wait()
@@ -226,14 +261,19 @@ def compiled_step(
     mesh: Mesh,
     seed: int,
     teacher_scores: TeacherScores | None = None,
+    look_up: Callable[[Any, Any, Any], Batch] | None = None,
 ) -> tuple[Any, TrainState]:
-    """``train_step`` jitted and sharded (state, batch, constants, teacher -> state, metrics), and the first state."""
+    """``train_step`` scanned over the leading axis of its batches, jitted and sharded, and the first state.
+
+    (state, batches, tables, constants, teacher) -> (state, metrics of the last step). With ``look_up`` the batches are
+    row numbers [chunk, B], looked up in the tables within the program, so that Python is not asked between two steps.
+    """
 
     def initial(params: Params) -> TrainState:
         # A weakly typed scalar turns strong in the first update, and the step would be compiled again for it.
         params = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), params)
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
-        return TrainState(jax.numpy.zeros((), jax.numpy.int32), params, tx.init(params), key)
+        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key)
 
     # State is created under jit with its final shardings, so that the step is compiled exactly once.
     shardings = sharding.tree_shardings(jax.eval_shape(initial, params), mesh)
@@ -247,10 +287,20 @@ def compiled_step(
         teacher_scores=teacher_scores,
         run=sharding.catalogue_run(mesh),
     )
+
+    def steps(state: TrainState, batches: PyTree, tables: PyTree, constants: PyTree, teacher: PyTree) -> Any:
+        def one(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
+            if look_up is not None:
+                batch = sharding.split_batch(look_up(jnp, tables, batch), mesh)
+            return step(state, batch, constants, teacher)
+
+        state, metrics = jax.lax.scan(one, state, batches)
+        return state, jax.tree.map(lambda values: values[-1], metrics)
+
     jitted = jax.jit(
-        step,
+        steps,
         donate_argnums=0,
-        in_shardings=(shardings, sharding.batch_sharding(mesh), None, None),
+        in_shardings=(shardings, sharding.batches_sharding(mesh), None, None, None),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
     return jitted, state

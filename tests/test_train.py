@@ -83,7 +83,7 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         before = state
-        state, metrics = step(state, batch, constants, arrays)
+        state, metrics = step(state, batch, None, constants, arrays)
         found.append({name: float(value) for name, value in metrics.items()})
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), "the old state's memory must be given back"
     assert step._cache_size() == 1

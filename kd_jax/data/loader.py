@@ -1,17 +1,19 @@
 """From a data set to batches: training examples as flat tables, shuffled and batched by Grain.
 
-Grain iterates over *batches*, each gathered with a few vectorised look-ups, so no Python runs per row. The order
-is a pure function of (seed, position): the iterator's state is one number, which the checkpoint keeps.
+Grain iterates over *batches*, each looked up in the tables at once, so no Python runs per row. Where the tables fit on
+the device the look-up happens there, in the train step, and the host sends row numbers. The order is a pure function of
+(seed, position): the iterator's state is one number, which the checkpoint keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.splits import FOLD_IN
@@ -26,14 +28,35 @@ MAX_TARGETS = 256  # the newest targets of a user that matrix factorisation lear
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """``size`` training examples; ``gather(rows)`` builds the batch of those rows (see ``kd_jax/types.py``).
+    """``size`` training examples: tables, and how the batch of some rows is looked up in them (``kd_jax/types.py``).
 
-    draw: picks the rows of a batch, (rng, batch size) -> rows; None: every example once per epoch.
+    look_up: (numpy or jax.numpy, tables, rows) -> batch, so that the same lines run on the host and, where the tables
+    fit, inside the train step. draw: picks the rows of a batch, (rng, batch size) -> rows; None: every example once per
+    epoch. on_device: whether look_up can run there at all.
     """
 
     size: int
-    gather: Callable[[np.ndarray], Batch]
+    tables: dict[str, np.ndarray]
+    look_up: Callable[[Any, dict[str, Any], Any], Batch]
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
+    on_device: bool = True
+
+    def gather(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows, on the host."""
+        return self.look_up(np, self.tables, rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tables."""
+        return sum(table.nbytes for table in self.tables.values())
+
+
+def _window(xp: Any, values: Any, first: Any, stop: Any, length: int) -> tuple[Any, Any, Any]:
+    """The ``length`` values before ``stop`` [B], PAD before ``first``; where they are, and which are there."""
+    index = stop[:, None] + xp.arange(-length, 0)[None]
+    valid = index >= first[:, None]
+    index = xp.maximum(index, 0)
+    return xp.where(valid, values[index], PAD).astype(xp.int32), index, valid
 
 
 def last_items(indptr: np.ndarray, values: np.ndarray, length: int, drop: int = 0) -> Int[np.ndarray, "U L"]:
@@ -44,29 +67,25 @@ def last_items(indptr: np.ndarray, values: np.ndarray, length: int, drop: int = 
     return np.where(valid, values[np.maximum(index, 0)] if len(values) else PAD, PAD).astype(np.int32)
 
 
-def recency_weights(age: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
-    """Target shares [U, M] that sum to 1 and their totals [U] before that: exp(-age / decay); 0 where age is inf."""
+def recency_weights(age: np.ndarray, decay: float) -> np.ndarray:
+    """exp(-age / decay); 0 where the age is inf."""
     if not decay > 0:
         raise InputError(f"student.decay={decay} must be positive")
-    weights = np.exp(-age / decay)
-    totals = weights.sum(1)
-    return (weights / np.maximum(totals, 1e-30)[:, None]).astype(np.float32), totals
+    return np.exp(-age / decay)
 
 
-def target_ages(dataset: Dataset, indptr: np.ndarray, width: int, unit: str) -> np.ndarray:
-    """How old each of a user's newest ``width`` train items is, right-aligned, inf where there is none; [U, width].
+def target_ages(dataset: Dataset, indptr: np.ndarray, width: int, unit: str) -> Float[np.ndarray, " N"]:
+    """How old each train interaction is, by user; inf beyond the newest ``width`` of its user.
 
     unit: 'interactions' (0 for the user's newest) or 'days' (before the end of training, whoever acted last).
     """
-    if unit == "interactions":
-        age = np.broadcast_to(np.arange(width - 1.0, -1, -1)[None], (len(indptr) - 1, width))
-        return np.where(age < np.diff(indptr)[:, None], age, np.inf)
-    if unit != "days":
+    if unit not in ("interactions", "days"):
         raise InputError(f"student.decay_unit={unit!r} is unknown; known: interactions, days")
-    time = dataset.timestamp[dataset.split == TRAIN]
-    index = indptr[1:, None] + np.arange(-width, 0)[None]
-    valid = index >= indptr[:-1, None]
-    return np.where(valid, (time.max() - time[np.maximum(index, 0)]) / DAY, np.inf)
+    age = np.repeat(indptr[1:] - 1.0, np.diff(indptr)) - np.arange(indptr[-1])
+    if unit == "days":
+        time = dataset.timestamp[dataset.split == TRAIN]
+        return np.where(age < width, (time.max(initial=0) - time) / DAY, np.inf)
+    return np.where(age < width, age, np.inf)
 
 
 def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[str]:
@@ -92,25 +111,38 @@ def user_examples(
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)
     width = int(min(MAX_TARGETS, counts.max(initial=1)))
-    targets = last_items(indptr, items, width)
-    shares, totals = recency_weights(target_ages(dataset, indptr, width, decay_unit), decay)
-    windows = last_items(indptr, items, history)
+    shares = recency_weights(target_ages(dataset, indptr, width, decay_unit), decay)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    totals = np.bincount(owner, shares, len(counts))
+    shares = shares / np.maximum(totals, 1e-30)[owner]
     users = np.flatnonzero(counts).astype(np.int32)
     weights = (totals**user_power / np.mean(totals[users] ** user_power)).astype(np.float32)
+    num_users = len(counts)
 
-    def gather(rows: np.ndarray) -> Batch:
-        user = users[rows]
+    def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
+        user = tables["users"][rows]
+        first, stop = tables["indptr"][user], tables["indptr"][user + 1]
+        targets, index, valid = _window(xp, tables["items"], first, stop, width)
         return {
             "user": user,
-            "history": windows[user],
-            "targets": targets[user][:, None],
-            "target_weights": shares[user][:, None],
-            "weights": weights[user][:, None],
-            "context_row": len(counts) + user,
+            "history": _window(xp, tables["items"], first, stop, history)[0],
+            "targets": targets[:, None],
+            "target_weights": xp.where(valid, tables["shares"][index], 0)[:, None],
+            "weights": tables["weights"][user][:, None],
+            "context_row": num_users + user,
             "row": user,
         }
 
-    return Examples(len(users), gather)
+    tables = {
+        "users": users, "indptr": _compact(indptr), "items": items.astype(np.int32),
+        "shares": shares.astype(np.float32), "weights": weights,
+    }  # fmt: skip
+    return Examples(len(users), tables, look_up)
+
+
+def _compact(positions: np.ndarray) -> np.ndarray:
+    """int32 where it fits: half the memory, and what a device takes."""
+    return positions.astype(np.int32 if positions[-1] < 2**31 else np.int64)
 
 
 def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Examples:
@@ -120,25 +152,25 @@ def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Exam
     """
     indptr, items = dataset.targets(TRAIN)
     users = np.flatnonzero(np.diff(indptr) >= 2).astype(np.int32)
-    inputs = last_items(indptr, items, history, drop=1)
-    targets = np.where(inputs == PAD, PAD, last_items(indptr, items, history))
-    if positions == "last":
-        targets = targets[:, -1:]
 
-    def gather(rows: np.ndarray) -> Batch:
-        user = users[rows]
-        target = targets[user][..., None]
+    def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
+        user = tables["users"][rows]
+        first, stop = tables["indptr"][user], tables["indptr"][user + 1] - 1
+        inputs, index, valid = _window(xp, tables["items"], first, stop, history)
+        target = xp.where(valid, tables["items"][index + 1], PAD).astype(xp.int32)[..., None]
+        if positions == "last":
+            target = target[:, -1:]
         return {
             "user": user,
-            "history": inputs[user],
+            "history": inputs,
             "targets": target,
-            "target_weights": np.ones(target.shape, np.float32),
-            "weights": (target[..., 0] != PAD).astype(np.float32),
+            "target_weights": xp.ones(target.shape, xp.float32),
+            "weights": (target[..., 0] != PAD).astype(xp.float32),
             "context_row": user,
             "row": user,
         }
 
-    return Examples(len(users), gather)
+    return Examples(len(users), {"users": users, "indptr": _compact(indptr), "items": items.astype(np.int32)}, look_up)
 
 
 def snapshot_examples(
@@ -183,23 +215,26 @@ def snapshot_examples(
         snapshot = rng.choice(len(chance), p=chance)
         return rng.integers(bounds[snapshot], bounds[snapshot + 1], size)
 
-    def gather(rows: np.ndarray) -> Batch:
-        border, stop = borders[rows], stops[rows]
-        past = border[:, None] + np.arange(-history, 0)[None]
-        future = border[:, None] + np.arange(max_targets)[None]
-        known, wanted = past >= indptr[users[rows]][:, None], future < stop[:, None]
-        count = (stop - border).astype(np.float32)
+    def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
+        user, border, stop = tables["users"][rows], tables["borders"][rows], tables["stops"][rows]
+        future = border[:, None] + xp.arange(max_targets)[None]
+        wanted = future < stop[:, None]
+        items, count = tables["items"], (stop - border).astype(xp.float32)
         return {
-            "user": users[rows].astype(np.int32),
-            "history": np.where(known, items[np.maximum(past, 0)], PAD).astype(np.int32),
-            "targets": np.where(wanted, items[np.minimum(future, len(items) - 1)], PAD).astype(np.int32)[:, None],
-            "target_weights": (wanted / count[:, None]).astype(np.float32)[:, None],
+            "user": user,
+            "history": _window(xp, items, tables["indptr"][user], border, history)[0],
+            "targets": xp.where(wanted, items[xp.minimum(future, len(items) - 1)], PAD).astype(xp.int32)[:, None],
+            "target_weights": (wanted / count[:, None]).astype(xp.float32)[:, None],
             "weights": (count**user_power)[:, None],
-            "snapshot": snapshots[rows].astype(np.int32),
-            "row": rows.astype(np.int32),
+            "snapshot": tables["snapshots"][rows],
+            "row": rows.astype(xp.int32),
         }
 
-    return Examples(len(snapshots), gather, draw)
+    tables = {
+        "users": users.astype(np.int32), "borders": borders.astype(np.int32), "stops": stops.astype(np.int32),
+        "snapshots": snapshots.astype(np.int32), "indptr": _compact(indptr), "items": items.astype(np.int32),
+    }  # fmt: skip
+    return Examples(len(snapshots), tables, look_up, draw)
 
 
 def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history: int) -> Examples:
@@ -214,46 +249,49 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
     warm_user = before[dataset.indptr[1:]] > before[dataset.indptr[:-1]]
     rows = np.flatnonzero((dataset.split == split) & warm_user[dataset.user])
 
-    def gather(chosen: np.ndarray) -> Batch:
-        row = rows[chosen]
-        user = dataset.user[row]
-        index = before[row][:, None] + np.arange(-history, 0)[None]
-        valid = index >= before[dataset.indptr[user]][:, None]
-        index = np.where(valid, index, 0)
-        target = classes[row][:, None, None].astype(np.int32)
+    def look_up(xp: Any, tables: dict[str, Any], chosen: Any) -> Batch:
+        row = tables["rows"][chosen]
+        user = tables["user"][row]
+        first, stop = tables["before"][tables["indptr"][user]], tables["before"][row]
+        seen, index, valid = _window(xp, tables["items"], first, stop, history)
+        target = tables["classes"][row][:, None, None]
         return {
             "user": user,
-            "item": dataset.item[row],
-            "history": np.where(valid, items[index], PAD).astype(np.int32),
-            "history_class": np.where(valid, rated[index], PAD).astype(np.int32),
+            "item": tables["item"][row],
+            "history": seen,
+            "history_class": xp.where(valid, tables["rated"][index], PAD).astype(xp.int32),
             "targets": target,
-            "target_weights": np.ones(target.shape, np.float32),
-            "weights": np.ones((len(row), 1), np.float32),
-            "row": chosen.astype(np.int32),
+            "target_weights": xp.ones(target.shape, xp.float32),
+            "weights": xp.ones((len(row), 1), xp.float32),
+            "row": chosen.astype(xp.int32),
             "interaction": row,
         }
 
-    return Examples(len(rows), gather)
+    tables = {
+        "rows": rows, "user": dataset.user, "item": dataset.item, "indptr": dataset.indptr, "before": before,
+        "items": np.append(items, 0), "rated": np.append(rated, 0), "classes": classes,  # never empty
+    }  # fmt: skip
+    return Examples(len(rows), {name: table.astype(np.int32) for name, table in tables.items()}, look_up)
 
 
-def with_live_items(examples: Examples, batch_size: int, num_items: int) -> Examples:
+def with_live_items(examples: Examples, num_items: int) -> Examples:
     """Adds ``live_items`` int32 [K]: the distinct items of the batch, which a language model in training encodes."""
 
-    def gather(rows: np.ndarray) -> Batch:
-        batch = examples.gather(rows)
-        size = min(num_items, batch_size * (batch["history"].shape[1] + batch["targets"][0].size))
-        size = -(-size // batch_size) * batch_size  # divides over devices wherever the batch does
+    def look_up(_: Any, tables: dict[str, Any], rows: Any) -> Batch:
+        batch = examples.look_up(np, tables, rows)
+        size = min(num_items, len(rows) * (batch["history"].shape[1] + batch["targets"][0].size))
+        size = -(-size // len(rows)) * len(rows)  # divides over devices wherever the batch does
         keys = ("history", "item") if "item" in batch else ("history", "targets")
         found = np.unique(np.concatenate([batch[key].ravel() for key in keys]))
         found = found[found != PAD]
         return batch | {"live_items": np.pad(found, (0, size - len(found)), constant_values=PAD).astype(np.int32)}
 
-    return dataclasses.replace(examples, gather=gather)
+    return dataclasses.replace(examples, look_up=look_up, on_device=False)
 
 
-class _Batches(grain.sources.RandomAccessDataSource):
-    """Batch number -> batch. Epoch e visits the examples in a permutation drawn from (seed, e); a batch may straddle
-    two epochs, so every batch is full."""
+class _Rows(grain.sources.RandomAccessDataSource):
+    """Batch number -> the rows of that batch. Epoch e visits the examples in a permutation drawn from (seed, e); a
+    batch may straddle two epochs, so every batch is full."""
 
     def __init__(self, examples: Examples, batch_size: int, num_batches: int, seed: int):
         self.examples, self.batch_size, self.num_batches, self.seed = examples, batch_size, num_batches, seed
@@ -269,29 +307,44 @@ class _Batches(grain.sources.RandomAccessDataSource):
             self._epoch = cached
         return cached[1]
 
-    def __getitem__(self, index) -> Batch:
+    def __getitem__(self, index) -> np.ndarray:
         if self.examples.draw is not None:
             rng = np.random.default_rng((self.seed, int(index)))
-            return self.examples.gather(self.examples.draw(rng, self.batch_size))
+            return self.examples.draw(rng, self.batch_size).astype(np.int32)
         position = int(index) * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(position, self.examples.size)
-        rows = np.empty(self.batch_size, np.int64)
+        rows = np.empty(self.batch_size, np.int32)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             rows[here] = self._permutation(int(epoch))[within[here]]
-        return self.examples.gather(rows)
+        return rows
 
 
-def batches(examples: Examples, *, batch_size: int, num_batches: int, seed: int) -> grain.DatasetIterator:
-    """A Grain iterator of ``num_batches`` shuffled batches, prefetched by threads. Its state is checkpointable.
+def batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    num_batches: int,
+    seed: int,
+    chunk: int = 1,
+    gather: bool = True,
+    part: np.ndarray | None = None,
+) -> grain.DatasetIterator:
+    """A Grain iterator over ``num_batches`` shuffled batches, ``chunk`` of them at a time, stacked: every array has the
+    leading axes [chunk, batch size]. Prefetched by threads. Its state is checkpointable.
 
-    Raises InputError if there is no example.
+    gather: the batches; False: their rows, int32, for a look-up on the device. part: positions within a batch that this
+    process gathers; None: all. Raises InputError if there is no example.
     """
     if examples.size == 0:
         raise InputError(
             "no training example is left: no user has enough train interactions; lower data.min_rating "
             "or change data.split"
         )
-    source = _Batches(examples, batch_size, num_batches, seed)
+    found = grain.MapDataset.source(_Rows(examples, batch_size, num_batches, seed))
+    if part is not None:
+        found = found.map(lambda rows: rows[part])
+    if gather:
+        found = found.map(examples.gather)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    return iter(found.batch(chunk).to_iter_dataset(options))
