@@ -160,7 +160,7 @@ class SASRec(Scorer):
         return self._read(batch["history"], vectors, last=True)[:, 0]
 
     def _read(self, history: Array, vectors: Array, **how: Any) -> Array:
-        return self.transformer(vectors[jnp.maximum(history, 0)], history, **how)
+        return self.transformer(vectors[jnp.maximum(history, 0)] * vectors.shape[1] ** 0.5, history, **how)
 
     def items(self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None) -> tuple[Array, Array]:
         return self.item[...], self.bias[...]
