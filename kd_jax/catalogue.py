@@ -39,13 +39,15 @@ TILE_ELSEWHERE = 2**26  # 256 MB: large enough to fill an accelerator
 class Factors(NamedTuple):
     """Scores of the catalogue as their factors. contexts: [..., D]; vectors: [I, D]; bias: f32 [I].
 
-    excluded: int32 [..., L], items that the row does not choose from, padded with ``PAD``; or None.
+    excluded: int32 [..., L], items that the row does not choose from, padded with ``PAD``; or None. top: int32
+    [..., K], a teacher's items of highest score, where they are known (``kd_jax/sampled.py`` reads them); or None.
     """
 
     contexts: Array
     vectors: Array
     bias: Array
     excluded: Array | None = None
+    top: Array | None = None
 
     def dense(self) -> Float[Array, "*B I"]:
         """The scores themselves."""
