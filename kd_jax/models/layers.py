@@ -62,10 +62,10 @@ class Scorer(nnx.Module):
     factorised = True
     reads_history = True
     tables: ClassVar[dict[str, str]] = {}
+    proposal: Frozen | None = None
 
     def __init__(self, warm: Array | np.ndarray | None):
         self.warm = Frozen(jnp.asarray(warm)) if warm is not None else None
-        self.proposal: Frozen | None = None
 
     def items(self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None) -> tuple[Array, Array]:
         """Item vectors [I, D] and item biases [I]. ``batch`` lets a tower that is being trained encode its items."""
