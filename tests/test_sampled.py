@@ -1,6 +1,7 @@
 """Losses over a sample of the catalogue, against the whole catalogue."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import test_catalogue as whole
 import toy
 
 from configs import common
-from kd_jax import catalogue, labels, sampled
+from kd_jax import catalogue, labels, pipeline, sampled
 from kd_jax.catalogue import Loss
 from kd_jax.distill import Term
 from kd_jax.progress import Log
@@ -159,3 +160,27 @@ def test_bad_settings_are_one_line(tmp_path):
     toy.refused(lambda: objective(**{"student.name": "mlp"}), "items='sampled_warm' needs a student", "'mlp'")
     mixed = (Term("ce", items="sampled", negatives=2), Term("kl"))
     toy.refused(lambda: Setup._check_sampled(None, mixed, None), "give all of them items='sampled'")
+
+
+@pytest.mark.parametrize(("student", "source"), [("mf", "cached"), ("sasrec", "online")])
+def test_a_run_samples_the_catalogue_from_its_config_alone(student, source, tmp_path):
+    toy.write_csv(tmp_path / "data")
+    c = common.get_config()
+    c.data.source, c.data.path = "files", str(tmp_path / "data/interactions.csv")
+    c.data.items_path = str(tmp_path / "data/items.csv")
+    c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
+    c.distill.terms = (c.distill.clicks, ("kl", 1.0, 2.0, "constant", "sampled"))
+    small = {
+        "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control", "evaluate", "export"),
+        "distill.negatives": 10, "distill.top": 3, "distill.labels": source, "student.name": student,
+        "student.history": 6, "train.sparse": True, "train.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
+    }  # fmt: skip
+    for section in ("teacher", "train"):
+        small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}
+    c.update_from_flattened_dict(small)
+    assert pipeline.main(c, tmp_path / "run") == 0
+    identity = json.loads((tmp_path / "run/control/identity.json").read_text())
+    assert identity["distill"]["negatives_power"] == 0.5 and identity["distill"]["terms"][1][5:] == [10, 3]
+    events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event.get("model") == "control" and "loss" in event]
+    assert losses and np.all(np.isfinite(losses))

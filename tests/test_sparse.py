@@ -198,13 +198,14 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=
 
 def test_the_cost_of_a_step_does_not_grow_with_the_tables():
     small, large = compiled(500, 600, ONE()), compiled(50_000, 60_000, ONE())
-    for key in ("flops", "bytes accessed"):
-        assert large.cost_analysis()[key] < 1.05 * small.cost_analysis()[key] + 1000
+    assert large.cost_analysis()["flops"] == small.cost_analysis()["flops"]
     memory = [program.memory_analysis() for program in (small, large)]
     assert memory[1].temp_size_in_bytes < memory[0].temp_size_in_bytes + 10_000
-    for shape in ("50000,8", "60000,8"):
-        copies = re.findall(rf"= \w+\[{shape}\]\S* (?:copy|fusion|select|add|multiply)\(", large.as_text())
-        assert not copies, copies
+    # XLA counts a scatter in a fusion as a pass over its whole operand, so bytes are counted here: no operation but
+    # scatters gives an array of a table's size, and they write in place, since there is no memory for a copy.
+    made = re.findall(r"%(\S+) = \w+\[[56]0000[,\]]\S* ([\w-]+)\(", large.as_text())
+    kinds = {name.split(".")[0] if kind == "fusion" else kind for name, kind in made}
+    assert kinds == {"parameter", "get-tuple-element", "scatter", "wrapped_scatter"}
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4)])
