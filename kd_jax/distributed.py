@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from kd_jax.errors import InputError
 
 T = TypeVar("T")
+HEARTBEAT = 30  # seconds after which a process that is gone takes the others with it (JAX: 100)
 TIMEOUT = 300  # seconds for all processes to find each other
 PORT = 8476  # of the coordinator in Kubernetes, where every pod has an address of its own
 ALONE = "or --num_processes=1 for this process alone"
@@ -299,6 +300,7 @@ def _start(timeout: float, found: Processes | None = None) -> None:
                 process_id,
                 cluster_detection_method="deactivate" if found else None,
                 initialization_timeout=int(timeout) + 60,
+                heartbeat_timeout_seconds=HEARTBEAT,
             )
         except Exception as error:
             failed.append(error)
