@@ -22,9 +22,8 @@ import numpy as np
 from absl import app, flags, logging
 from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
-from safetensors.numpy import load_file
 
-from kd_jax import pipeline
+from kd_jax import labels, pipeline
 from kd_jax.data import dataset as datasets
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import TEST
@@ -52,14 +51,14 @@ def cut(contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim
 
 
 def teacher_vectors(path: Path) -> tuple[Vectors, Vectors, Float[np.ndarray, " I"]]:
-    """Contexts [U, D], items [I, D] and biases [I] of a label file; the mean context has moved into the biases.
+    """Contexts [U, D], items [I, D] and biases [I] of a folder of labels; the mean context has moved into the biases.
 
     (c - mean) · v + (b + mean · v) = c · v + b: the scores are the same and the cut has less to carry.
     """
-    labels = load_file(path)
-    contexts, items = labels["contexts"][:, -1], labels["items"]
+    found = labels.read(path)
+    contexts, items = found["contexts"][:, -1], found["items"]
     mean = contexts.mean(0)
-    return contexts - mean[None], items, labels["bias"] + items @ mean
+    return contexts - mean[None], items, found["bias"] + items @ mean
 
 
 def judge(data: Dataset, users: Vectors, items: Vectors, bias: Float[np.ndarray, " I"]) -> dict[str, float]:
@@ -101,7 +100,7 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
     for dim in dims:
         train(config, root / f"dim{dim}", dim, first)
     data = datasets.load(first / "dataset")
-    teachers = [teacher_vectors(first / f"labels/teacher.seed{seed}.safetensors") for seed in config.seeds]
+    teachers = [teacher_vectors(first / f"labels/teacher.seed{seed}") for seed in config.seeds]
     width = teachers[0][1].shape[1]
 
     def size(dim: int) -> int:

@@ -21,6 +21,7 @@ from flax import serialization
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from kd_jax.distill import TrainState
+from kd_jax.distributed import barrier, leader
 from kd_jax.errors import InputError
 from kd_jax.files import difference, read_json, write_json
 from kd_jax.types import Params, PyTree
@@ -58,7 +59,8 @@ class Checkpoints:
         note = folder / "identity.json"
         if identity is not None:
             check_identity(folder, identity)
-            if not note.exists():
+            barrier("identity")
+            if leader() and not note.exists():
                 write_json(note, identity)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(

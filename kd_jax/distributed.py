@@ -16,13 +16,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 
 from kd_jax.errors import InputError
 
+T = TypeVar("T")
+HEARTBEAT = 30  # seconds after which a process that is gone takes the others with it (JAX: 100)
 TIMEOUT = 300  # seconds for all processes to find each other
 PORT = 8476  # of the coordinator in Kubernetes, where every pod has an address of its own
 ALONE = "or --num_processes=1 for this process alone"
@@ -53,6 +56,29 @@ def initialize(
         _start(timeout, found)
     elif not num_processes and tpu_hosts(os.environ) > 1:
         _start(timeout)
+
+
+def leader() -> bool:
+    """Whether this is process 0, the one that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def leader_first(call: Callable[[], T]) -> T:
+    """``call()`` in process 0, and then, when it is done there, in the others: the first leaves files for them."""
+    if jax.process_count() == 1:
+        return call()
+    if leader():
+        found = call()
+        barrier("leader first")
+        return found
+    barrier("leader first")
+    return call()
 
 
 def detect(
@@ -274,6 +300,7 @@ def _start(timeout: float, found: Processes | None = None) -> None:
                 process_id,
                 cluster_detection_method="deactivate" if found else None,
                 initialization_timeout=int(timeout) + 60,
+                heartbeat_timeout_seconds=HEARTBEAT,
             )
         except Exception as error:
             failed.append(error)

@@ -8,6 +8,7 @@ go through the same ``BiEncoder`` methods, so they give the same loss.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from kd_jax import sampled
 from kd_jax.catalogue import Factors
 from kd_jax.data.loader import Examples
 from kd_jax.errors import InputError
-from kd_jax.files import atomic
+from kd_jax.files import atomic, read_json, write_json
 from kd_jax.types import Array, Batch, PyTree
 
 TeacherScores = Callable[[PyTree, Batch], Factors | Array]
@@ -63,20 +64,32 @@ def _cached_scores(teacher: PyTree, batch: Batch) -> Factors | Array:
     return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"], top=top)
 
 
+def prepare(folder: Path, identity: str) -> None:
+    """Empties ``folder`` unless what lies there belongs to ``identity``: then writing goes on where it was cut off."""
+    note = folder / "identity.json"
+    if note.exists() and read_json(note, f"delete {folder}") == identity:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(note, identity)
+
+
 def write(
-    path: Path,
+    folder: Path,
     graphdef: nnx.GraphDef,
     params: PyTree,
     constants: PyTree,
     examples: Examples,
     *,
-    rows: int,
     positions: str,
     batch_size: int = 512,
+    batches_per_file: int = 128,
+    part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Run the teacher over ``examples`` and write its labels to a safetensors file, indexed by ``batch['row']``.
+    """Run the teacher over ``examples`` and write its labels to safetensors files in ``folder``, with the row of each.
 
-    rows: number of values that ``batch['row']`` can take. Written whole or not at all.
+    A file is written whole or not at all; those that are there are kept. part: (this process, processes): each writes
+    its share of the files. Vectors are exact; a list of top-k logits would be smaller only with k below half their
+    width.
     """
 
     @jax.jit
@@ -86,33 +99,57 @@ def write(
 
     model: Any = nnx.merge(graphdef, params, constants)
     vectors, bias = model.items()
-    values: np.ndarray | None = None
-    pair = False
-    for start in range(0, examples.size, batch_size):
-        # The last batch is filled up with its own last row, so that one program serves all.
-        batch = examples.gather(np.minimum(np.arange(start, start + batch_size), examples.size - 1))
-        pair = "item" in batch
-        part = np.asarray(label(params, constants, vectors, batch))
-        values = np.zeros((rows, *part.shape[1:]), np.float32) if values is None else values
-        values[batch["row"]] = part
-    assert values is not None
-    tensors = (
-        {"logits": values}
-        if pair
-        else {"contexts": values, "items": np.asarray(vectors), "bias": np.asarray(bias, np.float32)}
-    )
+    per_file = batch_size * batches_per_file
+    for number in range(part[0], -(-examples.size // per_file), part[1]):
+        path = folder / f"rows-{number:05d}.safetensors"
+        if path.exists():
+            continue
+        stop = min((number + 1) * per_file, examples.size)
+        rows, values, name = [], [], "contexts"
+        for start in range(number * per_file, stop, batch_size):
+            # The last batch is filled up with its own last row, so that one program serves all.
+            batch = examples.gather(np.minimum(np.arange(start, start + batch_size), stop - 1))
+            name = "logits" if "item" in batch else "contexts"
+            rows.append(np.asarray(batch["row"])[: stop - start])
+            values.append(np.asarray(label(params, constants, vectors, batch))[: stop - start])
+        _save(path, {"row": np.concatenate(rows), name: np.concatenate(values)})
+    if part[0] == 0:
+        _save(folder / ITEMS, {"items": np.asarray(vectors), "bias": np.asarray(bias, np.float32)})
+
+
+ITEMS = "items.safetensors"
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
     with atomic(path) as temporary:
         save_file(tensors, temporary)
 
 
-def cached(path: Path) -> Teacher:
-    """The labels of ``write``. Raises InputError if the file is missing or damaged."""
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """The labels of ``write``: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D], or 'logits' [rows, 1, C].
+
+    Raises InputError if a file is missing or damaged.
+    """
     try:
-        arrays = load_file(path)
+        arrays = load_file(folder / ITEMS)
+        parts = [load_file(path) for path in sorted(folder.glob("rows-*.safetensors"))]
     except (FileNotFoundError, SafetensorError) as error:
         raise InputError(
-            f"soft labels {path} cannot be read ({error}); delete the file and run the 'labels' stage again"
+            f"soft labels {folder} cannot be read ({error}); delete the folder and run the 'labels' stage again"
         ) from None
+    if not parts:
+        raise InputError(f"soft labels {folder} are empty; delete the folder and run the 'labels' stage again")
+    name = next(key for key in parts[0] if key != "row")
+    size = max(int(part["row"].max()) for part in parts) + 1
+    values = np.zeros((size, *parts[0][name].shape[1:]), np.float32)
+    for part in parts:
+        values[part["row"]] = part[name]
+    return {name: values} if name == "logits" else {name: values} | arrays
+
+
+def cached(folder: Path) -> Teacher:
+    """The labels of ``write`` as a teacher. Raises InputError as ``read``."""
+    arrays = read(folder)
     return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
+from kd_jax.distributed import barrier, leader, leader_first
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.models.student import student_class
@@ -60,7 +62,9 @@ class Run(Setup):
                     continue
                 trained = self._train(model, seed, checkpoints)
             result = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained) if f.name != "params"}
-            write_json(folder / "result.json", result)
+            if leader():
+                write_json(folder / "result.json", result)
+            barrier("result")
 
     def _train(self, model: str, seed: int, checkpoints: Checkpoints) -> Trained:
         built, recipe = self.build(model, seed), self.recipe(model)
@@ -113,63 +117,65 @@ class Run(Setup):
     def _validate(self, judge: Callable[[Params, PyTree], Judged], params: Params, constants: PyTree) -> float:
         return self.task.score(judge(params, constants))
 
-    def label_file(self, student: str, seed: int) -> Path:
-        return self.workdir / "labels" / f"{TEACHER_OF[student]}.seed{seed}.safetensors"
+    def label_folder(self, student: str, seed: int) -> Path:
+        return self.workdir / "labels" / f"{TEACHER_OF[student]}.seed{seed}"
 
     def _labels_of(self, student: str, seed: int) -> str:
         """Identity of the labels that ``student`` learns from: their teacher, and the examples they are for."""
         target = self._build_student(student, seed)
         return fingerprint([self.identity(TEACHER_OF[student], seed), target.positions, target.history])
 
-    def _labels_are_there(self, student: str, seed: int) -> bool:
-        path = self.label_file(student, seed)
-        note = path.with_suffix(".json")
-        if not (path.exists() and note.exists()):
-            return False
-        written = read_json(note, f"delete {note} and run the 'labels' stage again")
-        return written["identity"] == self._labels_of(student, seed)
+    def _finished_labels(self, student: str, seed: int) -> dict[str, Any] | None:
+        """What ``label`` noted of the labels that ``student`` learns from; None if they are not (all) there."""
+        note = self.label_folder(student, seed) / "done.json"
+        done = read_json(note, f"delete {note} and run the 'labels' stage again") if note.exists() else {}
+        return done if done.get("identity") == self._labels_of(student, seed) else None
 
     def label(self) -> None:
-        """Write what each teacher says about every training example, once."""
+        """Write what each teacher says about every training example, once; every process its share."""
         for student, teacher in TEACHER_OF.items():
             trained = (self.folder(teacher, self.seeds[0]) / "result.json").exists()
             if not (trained or student in self.config.stages) or self.config.distill.labels == "online":
                 continue
             for seed in self.seeds:
-                if self._labels_are_there(student, seed):
+                if self._finished_labels(student, seed) is not None:
                     continue
-                path, target = self.label_file(student, seed), self._build_student(student, seed)
+                folder, target = self.label_folder(student, seed), self._build_student(student, seed)
                 built = self.build(teacher, seed)
                 self._check_label_history(target, built)
                 params, constants = self.best(teacher, seed, built)
                 examples = self.task.examples(
                     target.positions, history=target.history, **self._weighting(self.settings(student))
                 )
-                began = time.perf_counter()
+                began, identity = time.perf_counter(), self._labels_of(student, seed)
+                leader_first(functools.partial(labels.prepare, folder, identity))
                 labels.write(
-                    path,
+                    folder,
                     built.graphdef,
                     params,
                     constants,
                     examples,
-                    rows=self.task.label_rows(examples),
                     positions=target.positions,
+                    part=(jax.process_index(), jax.process_count()),
                 )
+                barrier("labels")
                 seconds = time.perf_counter() - began
-                write_json(path.with_suffix(".json"), {"identity": self._labels_of(student, seed), "seconds": seconds})
+                if leader():
+                    write_json(folder / "done.json", {"identity": identity, "seconds": seconds})
+                size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
                 self.log.note(
-                    f"labels: {teacher} (seed {seed}): {examples.size:,} contexts, "
-                    f"{path.stat().st_size / 1e6:.1f} MB in {seconds:.1f} s"
+                    f"labels: {teacher} (seed {seed}): {examples.size:,} contexts, {size:.1f} MB in {seconds:.1f} s"
                 )
+                barrier("labels are done")
 
     def soft_labels(self, model: str, seed: int, built: Built) -> labels.Teacher:
         if self.config.distill.labels == "cached":
-            if not self._labels_are_there(model, seed):
+            if self._finished_labels(model, seed) is None:
                 raise InputError(
-                    f"{self.label_file(model, seed)} is missing or was written by another teacher; run the "
+                    f"{self.label_folder(model, seed)} is missing or was written by another teacher; run the "
                     "stage 'labels' first (--config.stages)"
                 )
-            found = labels.cached(self.label_file(model, seed))
+            found = labels.cached(self.label_folder(model, seed))
             top = max(term.top for term in self.objective(model))
             return labels.with_top(found, top) if top else found
         if self.config.distill.labels != "online":
@@ -220,14 +226,16 @@ class Run(Setup):
                     more = {"steps": result["steps"], "best_step": result["best_step"]}
                     if isinstance(self.task, Rank):
                         more["users_per_second"] = serving.users_per_second(d, built.graphdef, *best, built.history)
-                    if model in TEACHER_OF and self._labels_are_there(model, seed):
-                        note = self.label_file(model, seed).with_suffix(".json")
-                        more["label_seconds"] = read_json(note, f"delete {note}")["seconds"]
+                    if model in TEACHER_OF and (done := self._finished_labels(model, seed)):
+                        more["label_seconds"] = done["seconds"]
                     add(model, seed, built.num_params, result["seconds"], judged, **more)
         dataset = {
             "name": d.name, "users": d.num_users, "items": d.num_items, "interactions": len(d.item),
             "cold_items": int(np.sum(~d.warm)), "split": d.split_name,
         }  # fmt: skip
+        barrier("evaluated")
+        if not leader():
+            return
         report = {
             "schema": 1, "task": c.task, "dataset": dataset, "models": rows,
             "gain": gains(per_user, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
@@ -261,7 +269,9 @@ class Run(Setup):
         if model is None:
             raise InputError("nothing to export: no student is trained; run the stage 'student' or 'distilled' first")
         built = self._build_student(model, self.seeds[0])
-        params, constants = self.best(model, self.seeds[0], built)
+        params, constants = self.best(model, self.seeds[0], built)  # Orbax reads in all processes together
+        if not leader():
+            return
         c = self.settings(model).student
         export.write(
             self.workdir / "export",
@@ -278,6 +288,8 @@ class Run(Setup):
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
 
     def report(self) -> None:
+        if not leader():
+            return
         path = report.write(self.workdir)
         metrics = json.loads((self.workdir / "report/metrics.json").read_text())
         self.log.console.print(report.console_table(metrics))
@@ -305,16 +317,20 @@ def main(config: ConfigDict, workdir: Path) -> int:
         for stage in config.stages:
             if stage not in STAGES:
                 raise InputError(f"stages: {stage!r} is unknown{nearest(stage, STAGES)}")
-        with locked(workdir):
+        with locked(workdir) if leader() else contextlib.nullcontext():
             jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
-            with Log(workdir / "metrics.jsonl", metric=config.eval.select) as log:
+            with Log(workdir / "metrics.jsonl", metric=config.eval.select, silent=not leader()) as log:
                 run = Run(config, workdir, log)
+                leader_first(lambda: run.dataset)  # it writes what the others load
                 run.check()
-                write_json(workdir / "config.json", config.to_dict())
-                manifest.write(workdir, run.dataset.checksum, run.seeds)
+                barrier("checked")
+                if leader():
+                    write_json(workdir / "config.json", config.to_dict())
+                    manifest.write(workdir, run.dataset.checksum, run.seeds)
                 for name, stage in STAGES.items():
                     if name in config.stages:
                         stage(run)
+                barrier("done")
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,17 +46,18 @@ class Bar:
 class Log:
     """Writes events to ``path`` (JSON lines) and progress to the console.
 
-    metric: the name of the validation metric that selects models.
+    metric: the name of the validation metric that selects models. silent: nothing is written or shown, as in all
+    processes but the first.
     """
 
-    def __init__(self, path: Path, metric: str, console: Console | None = None):
-        self.console = console or Console(highlight=False)
+    def __init__(self, path: Path, metric: str, console: Console | None = None, silent: bool = False):
+        self.console = console or Console(highlight=False, quiet=silent)
         self.metric = metric
         self.progress: Progress | None = None
-        self._file = path.open("a")
+        self._file = (Path(os.devnull) if silent else path).open("a")
 
     def __enter__(self) -> Log:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

@@ -22,6 +22,7 @@ from kd_jax.data import sources, text
 from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_live_items
 from kd_jax.data.trends import Trends, decayed_counts, trends
 from kd_jax.distill import Objective, Term
+from kd_jax.distributed import leader_first
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import difference, fingerprint, read_json, stamp, write_json
 from kd_jax.models.language import LanguageModel
@@ -223,7 +224,8 @@ class Setup:
 
     def _vectors(self, tower: str, texts: list[str]) -> Texts:
         with self.log.stage(f"encode {tower}", total=len(texts)) as bar:
-            return self.language_model.texts(tower, texts, lambda done, _: bar.update(done))
+            # The first process encodes, the others find the vectors in the cache.
+            return leader_first(lambda: self.language_model.texts(tower, texts, lambda done, _: bar.update(done)))
 
     @functools.cached_property
     def item_texts(self) -> list[str]:

@@ -91,7 +91,6 @@ class Task(Protocol):
     @property
     def num_classes(self) -> int: ...
     def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples: ...
-    def label_rows(self, examples: Examples) -> int: ...
     def scorer(
         self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
     ) -> Callable[[Params, PyTree], Judged]: ...
@@ -122,9 +121,6 @@ class Rank:
         if positions == "user":
             return user_examples(self.dataset, history=history, **weighting)
         return sequence_examples(self.dataset, history=history, positions=positions)
-
-    def label_rows(self, examples: Examples) -> int:
-        return self.dataset.num_users
 
     def _judged(self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool) -> Judged:
         result = evaluate.evaluate_rank(
@@ -198,9 +194,6 @@ class Rate:
 
     def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
         return rate_examples(self.dataset, self.classes, TRAIN, history=history)
-
-    def label_rows(self, examples: Examples) -> int:
-        return examples.size
 
     def _judged(self, logits: Callable[[np.ndarray], Array], pairs: Batch) -> Judged:
         labels, ratings = pairs["targets"][:, 0, 0], self.dataset.rating[pairs["interaction"]]

@@ -22,6 +22,7 @@ from kd_jax import sharding, sparse
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import Examples, batches
 from kd_jax.distill import Objective, TrainState, train_step
+from kd_jax.distributed import barrier
 from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
 from kd_jax.progress import Log
@@ -247,6 +248,7 @@ def train(
                     checkpoints.save(state, data, None)
                 checkpoints.wait()
                 saved = checkpoints.latest()
+                barrier("preempted")  # the first to leave would take the others' runtime with it
                 log.note(f"SIGTERM: {name} (seed {seed}) is saved at step {saved or 0}; the same command resumes it")
                 raise Preempted
     checkpoints.wait()

@@ -17,6 +17,7 @@ from test_pipeline import config, run
 
 from benchmarks import vector_sizes
 from examples import use_vectors
+from kd_jax import labels
 from kd_jax.data import dataset as datasets
 from kd_jax.errors import InputError
 
@@ -88,8 +89,8 @@ def test_logistic_regression_agrees_with_scikit_learn():
 
 
 @pytest.fixture(scope="module")
-def label_file(finished):
-    return finished / "labels/teacher.seed0.safetensors"
+def label_folder(finished):
+    return finished / "labels/teacher.seed0"
 
 
 def test_the_cut_is_the_best_of_its_rank_and_exact_at_full_rank():
@@ -109,22 +110,22 @@ def test_the_cut_is_the_best_of_its_rank_and_exact_at_full_rank():
     np.testing.assert_allclose(users @ vectors.T, full, atol=1e-4)
 
 
-def test_moving_the_mean_context_into_the_bias_changes_no_score(label_file):
-    labels = vector_sizes.load_file(label_file)
-    contexts, items, bias = vector_sizes.teacher_vectors(label_file)
-    want = labels["contexts"][:, -1] @ labels["items"].T + labels["bias"][None]
+def test_moving_the_mean_context_into_the_bias_changes_no_score(label_folder):
+    found = labels.read(label_folder)
+    contexts, items, bias = vector_sizes.teacher_vectors(label_folder)
+    want = found["contexts"][:, -1] @ found["items"].T + found["bias"][None]
     np.testing.assert_allclose(contexts @ items.T + bias[None], want, atol=1e-4)
     users, vectors = vector_sizes.cut(contexts, items, items.shape[1])
     np.testing.assert_allclose(users @ vectors.T + bias[None], want, atol=1e-4)
-    assert np.abs(contexts.mean(0)).max() < 1e-5 < np.abs(labels["contexts"].mean(0)).max()
+    assert np.abs(contexts.mean(0)).max() < 1e-5 < np.abs(found["contexts"].mean(0)).max()
 
 
 def test_the_benchmark_measures_every_size_and_shares_one_teacher(measured):
     root, _, found = measured
     assert [row["dim"] for row in found["sizes"]] == [4, 16]
     assert [row["bytes"] for row in found["sizes"]] == [4 * (dim * (40 + 24) + 24) for dim in (4, 16)]
-    labels = [(root / f"dim{dim}/labels/teacher.seed0.safetensors").read_bytes() for dim in (4, 16)]
-    assert labels[0] == labels[1] and not (root / "dim16/teacher").exists()
+    files = [(root / f"dim{dim}/labels/teacher.seed0/rows-00000.safetensors").read_bytes() for dim in (4, 16)]
+    assert files[0] == files[1] and not (root / "dim16/teacher").exists()
     for row in found["sizes"]:
         for name in ("student", "distilled", "pca"):
             assert 0 <= row[name]["warm"] <= 1 and 0 <= row[name]["all"] <= 1

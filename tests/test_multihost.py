@@ -1,0 +1,90 @@
+"""Several processes on one machine, each with its own CPU device: like one process, stopped together, resumed alike."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_pipeline import ROOT, flags
+
+from kd_jax.checkpoint import Checkpoints
+
+FIELDS = {"stages": ("data", "student"), "train.steps": 200, "train.eval_every": 10, "train.patience": 1000}
+
+
+class Job:
+    """``launch.py`` in ``count`` processes that find each other by the flags."""
+
+    def __init__(self, world, workdir, count, **fields):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.workdir = workdir
+        self.children = [
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "launch.py"), *flags(world, workdir, **FIELDS | fields),
+                 f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            )
+            for i in range(count)
+        ]  # fmt: skip
+
+    def wait(self):
+        """Exit statuses and what was printed, once all have ended."""
+        said = [child.communicate(timeout=240)[0] for child in self.children]
+        return [child.returncode for child in self.children], said
+
+    def after_step(self, step):
+        """Returns when that checkpoint is on disk (and the job still runs)."""
+        while not (self.workdir / f"student/checkpoints/{step}").exists():
+            assert all(child.poll() is None for child in self.children), self.wait()
+            time.sleep(0.02)
+
+
+def final(workdir):
+    return Checkpoints(workdir / "student").plain(200)
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    statuses, said = Job(world, workdir, 2).wait()
+    assert statuses == [0, 0], said
+    assert "student (seed 0): done" in said[0]
+    assert "student" not in said[1], "one process speaks for all"
+    return workdir
+
+
+def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, whole, tmp_path):
+    job = Job(world, tmp_path / "cut", 2)
+    job.after_step(20)
+    job.children[1].send_signal(signal.SIGTERM)  # one host is told; all stop at the same step
+    statuses, said = job.wait()
+    assert statuses == [143, 143], said
+    assert "is saved at step" in said[0]
+    saved = Checkpoints(tmp_path / "cut/student").latest()
+    assert 20 <= saved < 200
+
+    job = Job(world, tmp_path / "cut", 2)
+    job.after_step(-(-(saved + 30) // 10) * 10)
+    job.children[1].send_signal(signal.SIGKILL)
+    statuses, said = job.wait()
+    assert all(statuses), "nobody goes on alone"
+    assert Checkpoints(tmp_path / "cut/student").latest() < 200
+
+    statuses, said = Job(world, tmp_path / "cut", 2).wait()
+    assert statuses == [0, 0], said
+    jax.tree.map(np.testing.assert_array_equal, final(tmp_path / "cut"), final(whole))
+
+
+def test_four_processes_with_split_tables_learn_what_two_do(world, whole, tmp_path):
+    statuses, said = Job(world, tmp_path / "four", 4, **{"mesh.model": 2}).wait()
+    assert statuses == [0] * 4, said
+    for one, other in zip(jax.tree.leaves(final(tmp_path / "four")), jax.tree.leaves(final(whole)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
