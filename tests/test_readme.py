@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from test_pipeline import config, metrics_of, no_global_cache, run, world  # noqa: F401 (fixtures)
 
 import kd_jax
 from kd_jax import pipeline
