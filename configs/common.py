@@ -150,6 +150,7 @@ def get_config() -> ConfigDict:
     c.eval.batch_size = 256
     c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
 
+    c.trace = False  # write an XProf trace of a few steps of every model's training to trace/
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices the batch is split over; -1 = all that are left
     c.mesh.model = 1  # devices the tables are split over

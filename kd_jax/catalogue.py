@@ -246,8 +246,19 @@ class _Pair:
 
     def chunk(self, factors: Factors, start: Array | int, size: int) -> Array:
         """Logits f32 [R, size] of the items from ``start`` on."""
+        if size == len(factors.bias):  # made once for statistics and gradients
+            return self.whole_student if factors is self.student else self.whole_teacher
         vectors, bias = (lax.dynamic_slice_in_dim(x, start, size) for x in (factors.vectors, factors.bias))
         return _logits(factors.contexts, vectors, bias, factors.excluded, self.offset + start)
+
+    @functools.cached_property
+    def whole_student(self) -> Array:
+        return _logits(*self.student, self.offset)
+
+    @functools.cached_property
+    def whole_teacher(self) -> Array:
+        assert self.teacher is not None
+        return _logits(*self.teacher, self.offset)
 
     def masked(self, logits: Array, start: Array | int, temperature: float, warm: bool) -> Array:
         scaled = logits / temperature if temperature != 1.0 else logits

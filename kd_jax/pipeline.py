@@ -89,6 +89,7 @@ class Run(Setup):
             teacher=teacher.arrays if teacher else None,
             teacher_scores=teacher.scores if teacher else None,
             refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
+            traces=self.workdir / "trace" / self.folder(model, seed).name if self.config.trace else None,
         )
 
     def check(self) -> None:

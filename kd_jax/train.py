@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from kd_jax.distill import Objective, TrainState, train_step
 from kd_jax.distributed import barrier
 from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
+from kd_jax.meter import Meter, matmul_flops, trace
 from kd_jax.progress import Log
 from kd_jax.types import Array, Batch, Params, PyTree
 
@@ -170,12 +172,14 @@ def train(
     teacher: PyTree = None,
     teacher_scores: TeacherScores | None = None,
     refresh: Callable[[Params, PyTree], PyTree] | None = None,
+    traces: Path | None = None,
 ) -> Trained:
     """Train from ``params``, or from the newest checkpoint, until ``recipe`` says stop; return the best.
 
     evaluate: (params, constants) -> validation score, higher is better. refresh: (params, constants) -> constants,
     called at the start and before every evaluation, for constants that follow the parameters. A run that was cut
-    off continues bit for bit.
+    off continues bit for bit. traces: a folder for an XProf trace of the third program, when everything is warm; every
+    program is then waited for.
     Raises InputError when the loss is no longer finite (the last good checkpoint stays), Preempted after SIGTERM.
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
@@ -213,6 +217,7 @@ def train(
     best = checkpoints.best()
     started = time.perf_counter()
     pending: tuple[int, dict[str, Array]] | None = None
+    meter = Meter(mesh.size)
     norm = jax.jit(optax.tree.norm)
 
     def stopped() -> bool:
@@ -220,16 +225,25 @@ def train(
 
     with Preemption() as preemption, log.stage(f"{name} (seed {seed})", total=recipe.steps, start=step) as bar:
         while step < recipe.steps and not stopped():
-            stacked = sharding.put_batches(next(data), mesh, recipe.batch_size)
-            state, metrics = step_fn(state, stacked, tables, constants, teacher)
+            with meter.time("input"):
+                stacked = sharding.put_batches(next(data), mesh, recipe.batch_size)
+            if step == first:
+                meter.flops = matmul_flops(step_fn, state, stacked, tables, constants, teacher) // chunk
+            with meter.time("dispatch"), trace(traces if step == first + 2 * chunk else None):
+                state, metrics = step_fn(state, stacked, tables, constants, teacher)
+                if traces is not None:
+                    jax.block_until_ready(state)
             step += chunk
+            meter.step(chunk)
             due = step % recipe.eval_every == 0 or step == recipe.steps
             if pending is not None and (due or pending[0] % recipe.log_every < chunk):
                 # The numbers of the program before this one: they are ready, or so nearly that the device has work.
-                values = {key: float(value) for key, value in pending[1].items()}
+                with meter.time("wait"):
+                    values = {key: float(value) for key, value in pending[1].items()}
                 _check_finite(values, name, pending[0], checkpoints)
                 rate = (step - chunk - first) * recipe.batch_size / (time.perf_counter() - started)
-                log.write(model=name, seed=seed, step=pending[0], **values, examples_per_second=rate)
+                cost = meter.read()
+                log.write(model=name, seed=seed, step=pending[0], **values, examples_per_second=rate, **cost)
                 bar.update(pending[0], values, rate)
             pending = step, metrics
             if due:

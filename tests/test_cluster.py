@@ -205,7 +205,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from kd_jax import sharding
 mesh = sharding.make_mesh()
 mine = np.full((1, 3), 1.0 + jax.process_index(), np.float32)
-both = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), mine)
+both = jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), mine)
 total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P()))(both)
 gathered = multihost_utils.process_allgather(np.int32(jax.process_index()))
 total = total.addressable_data(0).tolist()

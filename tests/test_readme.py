@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_pipeline import config, metrics_of, no_global_cache, run, world  # noqa: F401 (fixtures)
+from test_pipeline import config, metrics_of, run
 
 import kd_jax
 from kd_jax import pipeline
@@ -24,7 +24,7 @@ def mean_student():
     student.STUDENTS.update(known)
 
 
-def test_the_student_of_the_readme_trains_distils_and_recommends(world, tmp_path, mean_student):  # noqa: F811
+def test_the_student_of_the_readme_trains_distils_and_recommends(world, tmp_path, mean_student):
     run(config(world, **{"student.name": "mean", "train.steps": 60, "train.learning_rate": 0.05}), tmp_path / "run")
     rows = {row["name"]: row for row in metrics_of(tmp_path / "run")["models"]}
     assert rows.keys() == {"popularity", *pipeline.MODELS}

@@ -1,0 +1,105 @@
+"""What the benchmarks of speed and memory share: a fresh process per measurement, peaks, the ceiling, tables."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """With ``--out``, and the hidden ``--measure`` by which a script calls itself."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", type=Path, default=Path(out), help=f"JSON of all that was measured ({out})")
+    found.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    return found
+
+
+def number(text: str) -> int:
+    """1_000_000, 1e6 or 1000000."""
+    return int(float(text.replace("_", "")))
+
+
+def numbers(text: str) -> list[int]:
+    return [number(part) for part in text.split(",")]
+
+
+def child(script: str, spec: dict[str, Any], **env: str) -> dict[str, Any]:
+    """What ``script --measure=SPEC`` prints on its last line, as JSON, from a process of its own."""
+    command = [sys.executable, script, f"--measure={json.dumps(spec)}"]
+    done = subprocess.run(command, check=False, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return spec | {"failed": f"exit status {done.returncode}"}
+    return spec | json.loads(done.stdout.splitlines()[-1])
+
+
+def memory(field: str) -> int:
+    """Bytes of this process: 'VmRSS' now, 'VmHWM' its highest since ``reset_peak``."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(field)
+
+
+def reset_peak() -> int:
+    """Gives freed memory back and starts a new VmHWM. Returns VmRSS."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def machine() -> dict[str, Any]:
+    """What ran this; call it in a measuring process only, as it starts JAX."""
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__
+    }  # fmt: skip
+
+
+def ceiling(dtype: str = "float32", size: int = 4096) -> Callable[[], float]:
+    """A function that multiplies two matrices [size, size] and returns the FLOP/s of that one product."""
+    import jax
+    import jax.numpy as jnp
+
+    one = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
+    jax.block_until_ready(product(one, one))
+
+    def rate() -> float:
+        return 2 * size**3 / seconds(lambda: product(one, one))
+
+    return rate
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    import jax
+
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Markdown; the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
+
+
+def write(path: Path, value: Any) -> None:
+    from kd_jax.files import write_json
+
+    write_json(path, value)
+    print(f"\nAll numbers: {path}")

@@ -1,0 +1,151 @@
+"""kd_jax as a contestant of ``peers.py``: matrix factorisation, and SASRec in the peers' size (d=64, 2 heads, 2 blocks,
+the last 50 items, softmax over all items), through the library's own examples, train step and top-k.
+
+    python benchmarks/peers_ours.py mf|sasrec --data=SPLIT.npz [--epochs=N | --seconds=S]
+
+An epoch is one pass over the users: MF learns from all interactions of a user at once, SASRec from a target after each
+of the last 50.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import numpy as np
+import polars as pl
+from flax import nnx
+
+from benchmarks.peer_common import K, Split, arguments, best_of, read_split, report, timed_epochs, users_of
+from kd_jax import sharding
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.loader import TEST, TRAIN, VALID, batches, sequence_examples, user_examples
+from kd_jax.distill import Term
+from kd_jax.evaluate import top_k
+from kd_jax.models.layers import split as take_apart
+from kd_jax.models.student import STUDENTS, StudentSpec
+from kd_jax.tasks import score_function
+from kd_jax.train import Recipe, compiled_step
+from launch import keep_freed_memory
+
+LENGTH = 50
+SETTINGS = {  # student, recipe, epochs
+    "mf": ({"dim": 64, "dropout": 0.5}, {"batch_size": 512, "learning_rate": 1e-2}, 30),
+    "sasrec": ({"dim": 64, "dropout": 0.2}, {"batch_size": 128, "learning_rate": 6e-3}, 3),
+}
+DECAY = 30.0  # mf: an interaction that many interactions old counts 1/e
+
+
+def dataset_of(split: Split) -> Dataset:
+    """Train (and valid, where models learn from it), and the test item of every user."""
+    indptr, items = split.seen()
+    ends = indptr[1:]
+    item = np.insert(items, ends, split.test)
+    code = np.full(len(item), TRAIN, np.int8)
+    last = ends + np.arange(split.num_users)  # where the test item of each user came to stand
+    code[last], code[last - 1] = TEST, TRAIN if split.fit_valid else VALID
+    bounds = indptr + np.arange(split.num_users + 1)
+    ids = pl.Series("item", np.arange(split.num_items))
+    return Dataset(
+        name="split",
+        split_name="leave_one_out",
+        user_ids=pl.Series("user", np.arange(split.num_users)),
+        item_ids=ids,
+        items=pl.DataFrame({"title": ids.cast(pl.String)}),
+        user=users_of(bounds).astype(np.int32),
+        item=item.astype(np.int32),
+        rating=np.ones(len(item), np.float32),
+        timestamp=np.arange(len(item)),
+        split=code,
+        indptr=bounds,
+        counts={},
+        checksum="",
+    )
+
+
+def main() -> None:
+    keep_freed_memory()  # before the first array
+    options = arguments(__doc__, tuple(SETTINGS), epochs=0)
+    split = read_split(options.data)
+    data = dataset_of(split)
+    size, recipe, epochs = SETTINGS[options.model]
+    options.epochs = options.epochs or epochs
+    spec = StudentSpec(
+        data.num_users,
+        data.num_items,
+        np.log1p(data.item_counts).astype(np.float32),
+        None,
+        history=LENGTH,
+        **size,
+    )
+    student = STUDENTS[options.model]
+    examples = (
+        user_examples(data, history=1, decay=DECAY)
+        if options.model == "mf"
+        else sequence_examples(data, history=LENGTH, positions=student.positions)
+    )
+    per_epoch = -(-examples.size // recipe["batch_size"])
+    steps = Recipe(steps=per_epoch * 10_000, **recipe)
+    mesh = sharding.make_mesh(1, 1)
+    tables = sharding.put_whole(examples.tables, mesh)
+
+    def build():
+        graphdef, params, constants = take_apart(student(spec, rngs=nnx.Rngs(0)))
+        step, state = compiled_step(
+            graphdef,
+            params,
+            objective=(Term("ce"),),
+            tx=steps.tx(),
+            total_steps=steps.steps,
+            mesh=mesh,
+            seed=0,
+            look_up=examples.look_up,
+        )
+        chunk = max(n for n in range(1, 17) if per_epoch % n == 0)
+        stream = batches(
+            examples, batch_size=steps.batch_size, num_batches=steps.steps, seed=0, chunk=chunk, gather=False
+        )
+        return graphdef, constants, step, state, stream, per_epoch // chunk
+
+    graphdef, constants, step, state, stream, programs = build()
+    jax.block_until_ready(step(state, next(stream), tables, constants, None))  # compilation
+    *_, state, stream, _ = build()
+    losses: list[float] = []
+
+    def epoch() -> None:
+        nonlocal state
+        for _ in range(programs):
+            state, metrics = step(state, next(stream), tables, constants, None)
+        losses.append(float(metrics["loss"]))
+
+    times = timed_epochs(options, epoch)
+    if not np.isfinite(losses).all() or losses[-1] > np.log(data.num_items) + 1:
+        raise ValueError(f"losses {losses}")
+    score = score_function(data, graphdef, TEST, LENGTH)
+    users = np.arange(split.num_users)
+
+    def rank() -> np.ndarray:
+        return top_k(score(state.params, constants), users, K, data.history(TEST))[0]
+
+    rank()
+    rank_s, top = best_of(3, rank)
+    learned = (
+        len(split.fit()[1]) if options.model == "mf" else int(np.minimum(np.diff(split.fit()[0]) - 1, LENGTH).sum())
+    )
+    report(
+        settings=f"{options.model}, d={size['dim']}, full softmax, batch {steps.batch_size}, {len(times)} epochs",
+        times=times,
+        interactions=learned,
+        rank_s=rank_s,
+        top=top,
+        split=split,
+        packages="jax flax numpy",
+        losses=losses,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The same training on 1, 2, 4 and 8 virtual devices: losses, and the bytes that the step sends between devices.
+
+    python benchmarks/scaling.py [--devices=1,2,4,8] [--models=mf,sasrec] [--axes=data,model] [--teacher]
+
+Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users. The losses
+of the first steps must be those of one device on the same problem, to a relative 1e-4: sums are rounded in another
+order. The devices are virtual (JAX_NUM_CPU_DEVICES) and share the cores, so the time of a step, best of those after
+the first, is that of the same work cut into parts, next to one device's; only its overhead means something.
+
+Bytes: sent by each device in one step, as a ring would: of an array of S bytes among n devices an all-reduce sends
+2 S (n - 1) / n, an all-gather (S gathered), a reduce-scatter (S before) and an all-to-all S (n - 1) / n, a permutation
+S. Read from the compiled program; what stands in a loop counts as often as it runs.
+Least, over ``data``: an all-reduce of the gradient of every parameter; 'sparse' is the same with no more than the
+batch's rows of a table that is only looked up (MF's users), which are gathered.
+Least, over ``model``, where tables are split: the vectors that the batch looks up (S = looked-up rows x width x 4)
+arrive by an all-gather, the contexts' gradients are added up (MF: reduce-scattered, as only the owner of a user needs
+them; SASRec: all-reduced), and per row and softmax the maximum and the sum, and per row the target's logit, are
+all-reduced; a teacher adds three more numbers. Everything else can be done where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import measuring
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+HEAD = (
+    "model", "axis", "devices", "batch", "items", "loss differs by", "ms, one device", "ms", "collectives", "MB sent",
+    "MB least", "ratio", "MB least, sparse",
+)  # fmt: skip
+STEPS = 4
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    import jax
+    import numpy as np
+    from flax import nnx
+    from hlo import collectives
+
+    from kd_jax import sharding
+    from kd_jax.catalogue import Factors
+    from kd_jax.distill import Term
+    from kd_jax.models.layers import split
+    from kd_jax.models.student import StudentSpec, student_class
+    from kd_jax.train import Recipe, compiled_step
+
+    count, batch, items, dim, length = (spec[k] for k in ("count", "batch", "items", "dim", "length"))
+    mesh = sharding.make_mesh(**{"data": 1, "model": 1, spec["axis"]: count})
+    rng, users = np.random.default_rng(0), items
+    warm = np.ones(items, bool)
+    model_spec = StudentSpec(users, items, np.zeros(items, np.float32), warm, dim=dim, dropout=0.2, history=length)
+    graphdef, params, constants = split(student_class(spec["model"])(model_spec, rngs=nnx.Rngs(0)))
+    positions, targets = (length, 1) if spec["model"] == "sasrec" else (1, 16)
+    made = {
+        "user": rng.integers(0, users, (STEPS, 1, batch)),
+        "history": rng.integers(0, items, (STEPS, 1, batch, length)),
+        "targets": rng.integers(0, items, (STEPS, 1, batch, positions, targets)),
+        "row": np.broadcast_to(np.arange(batch), (STEPS, 1, batch)),
+    }
+    batches = {name: value.astype(np.int32) for name, value in made.items()}
+    batches["target_weights"] = np.full(made["targets"].shape, 1 / targets, np.float32)
+    batches["weights"] = np.ones((STEPS, 1, batch, positions), np.float32)
+    teacher = None
+    if spec["teacher"]:
+        teacher = {
+            "contexts": rng.standard_normal((batch, positions, dim), np.float32),
+            "items": rng.standard_normal((items, dim), np.float32) * 0.1,
+            "bias": np.zeros(items, np.float32),
+        }
+
+    def labels(teacher: Any, batch: Any) -> Factors:
+        return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
+
+    step, state = compiled_step(
+        graphdef, params, objective=(Term("ce"), Term("kl"))[: 1 + spec["teacher"]], tx=Recipe(STEPS, batch, 0.01).tx(),
+        total_steps=STEPS, mesh=mesh, seed=0,
+        teacher_scores=labels if spec["teacher"] else None,
+    )  # fmt: skip
+    constants, teacher = sharding.put((constants, teacher), mesh)
+    sizes = {jax.tree_util.keystr(p, simple=True): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    parts = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(STEPS)]
+    compiled = step.lower(state, parts[0], None, constants, teacher).compile()
+    sent = collectives(compiled.as_text()) if count > 1 else []
+    losses, times = [], []
+    for part in parts:
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, part, None, constants, teacher))
+        times.append(time.perf_counter() - start)
+        losses.append({name: float(value) for name, value in metrics.items()})
+    return {
+        "values": losses, "time": min(times[1:]), "sent": sum(c["bytes"] for c in sent), "collectives": sent,
+    } | least(spec, sizes, positions) | measuring.machine()  # fmt: skip
+
+
+def least(spec: dict[str, Any], sizes: dict[str, int], positions: int) -> dict[str, float]:
+    """Bytes that a device must send in a step; see above."""
+    count, batch, dim, length = (spec[k] for k in ("count", "batch", "dim", "length"))
+    share = 4 * (count - 1) / count  # of one f32 that is gathered or scattered; an all-reduce is both
+    if spec["axis"] == "data":
+        looked_up = 0 if spec["model"] == "sasrec" else sizes["user"]
+        dense = 2 * share * sum(sizes.values())
+        return {"least": dense, "sparse": dense - 2 * share * looked_up + share * min(looked_up, batch * dim)}
+    rows = batch * positions
+    per_row = 3 + 3 * spec["teacher"]
+    contexts = batch * dim if spec["model"] == "mf" else 2 * rows * dim
+    arriving = batch * dim if spec["model"] == "mf" else batch * length * dim
+    found = share * (arriving + contexts + 2 * rows * per_row)
+    return {"least": found, "sparse": found}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) < 90 else text[:80] + " …"
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__, "runs/benchmarks/scaling.json")
+    parser.add_argument("--devices", type=measuring.numbers, default=[1, 2, 4, 8])
+    parser.add_argument("--models", type=lambda text: text.split(","), default=["mf", "sasrec"])
+    parser.add_argument("--axes", type=lambda text: text.split(","), default=["data", "model"])
+    parser.add_argument("--batch", type=int, default=64, help="rows; over 'data' of each device")
+    parser.add_argument("--items", type=measuring.number, default=8192, help="and users; over 'model' of each device")
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--length", type=int, default=20, help="of SASRec's histories")
+    parser.add_argument("--teacher", action="store_true", help="CE + KL against cached labels, instead of CE")
+    parser.add_argument("--largest", type=int, default=3, help="instructions shown for every program")
+    args = parser.parse_args()
+    if args.measure:
+        return print(json.dumps(measure(args.measure)))
+    rows, notes = [], []
+    print(measuring.table(HEAD, []), flush=True)
+    for model in args.models:
+        for axis in args.axes:
+            for count in args.devices:
+                scale = {"batch": args.batch, "items": args.items}
+                scale["batch" if axis == "data" else "items"] *= count
+                spec = {"model": model, "axis": axis, **scale, "dim": args.dim, "length": args.length}
+                spec["teacher"] = args.teacher
+                alone, row = (
+                    measuring.child(__file__, spec | {"count": n}, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(n))
+                    for n in (1, count)
+                )
+                if "failed" in alone or "failed" in row:
+                    raise SystemExit(f"{spec}: failed")
+                pairs = zip(alone["values"], row["values"], strict=True)
+                row["difference"] = max(abs(b["loss"] / a["loss"] - 1) for a, b in pairs)
+                rows.append(row | {"one_device": alone["time"]})
+                cells = [
+                    model, axis, count, row["batch"], f"{row['items']:,}", f"{row['difference']:.1e}",
+                    f"{1e3 * alone['time']:.1f}", f"{1e3 * row['time']:.1f}",
+                    sum(c["times"] for c in row["collectives"]), f"{row['sent'] / 1e6:.3f}",
+                    f"{row['least'] / 1e6:.3f}", f"{row['sent'] / row['least']:.2f}" if row["least"] else "",
+                    f"{row['sparse'] / 1e6:.3f}",
+                ]  # fmt: skip
+                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+                for one in sorted(row["collectives"], key=lambda c: -c["bytes"])[: args.largest]:
+                    what = f"{one['kind']} {_cut(one['shape'])}, {one['times']} x: {_cut(one['op'])}"
+                    notes.append((f"{model}, {axis} {count}", f"{one['bytes'] / 1e6:.3f}", what))
+    print(f"\nThe largest\n\n{measuring.table(('program', 'MB sent', 'instruction'), notes)}")
+    measuring.write(args.out, rows)
+    wrong = [r for r in rows if r["difference"] > 1e-4]
+    if wrong:
+        raise SystemExit(f"losses differ from one device's by more than 1e-4 in {len(wrong)} of {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
