@@ -5,8 +5,8 @@
     python benchmarks/tune.py --workdir=runs/quickstart --models student control distilled   # once labels are final
 
 Every trial trains the first seed; the best ``--finalists`` then train the others too, and the best mean wins. All
-scores are of validation; the test split is never read. Each model gets the same number of trials from the same random draws.
-Prints every trial and each model's winner, as a line for the config.
+scores are of validation; the test split is never read. Each model gets the same number of trials from the
+same random draws. Prints every trial and each model's winner, as a line for the config.
 """
 
 from __future__ import annotations
