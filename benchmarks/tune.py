@@ -1,10 +1,12 @@
-"""The search behind ``tuned`` in a config: the same draws for the plain, the control and the distilled student.
+"""The search behind ``tuned`` in a config: the same draws for both teachers, and the same for the three students.
 
-    python launch.py                                        # once: the teachers and their labels
-    python benchmarks/tune.py --workdir=runs/quickstart --trials=12
+    python launch.py                                                                          # once: data and labels
+    python benchmarks/tune.py --workdir=runs/quickstart --models teacher control_teacher
+    python benchmarks/tune.py --workdir=runs/quickstart --models student control distilled   # once labels are final
 
-Every trial trains the first seed and is scored on validation alone; the test split is never read. Each model gets the
-same number of trials from the same random draws. Prints every trial and each model's winner, as a line for the config.
+Every trial trains the first seed; the best ``--finalists`` then train the others too, and the best mean wins. All
+scores are of validation; the test split is never read. Each model gets the same number of trials from the
+same random draws. Prints every trial and each model's winner, as a line for the config.
 """
 
 from __future__ import annotations
@@ -22,66 +24,93 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kd_jax.pipeline import Run
 from kd_jax.progress import Log
 
-SPACE = {
-    "train.learning_rate": (3e-3, 1e-2, 2e-2),
-    "train.schedule": ("constant", "cosine"),
-    "train.weight_decay": (0.0, 0.01),
-    "student.dropout": (0.1, 0.3, 0.5),
-    "student.decay": (0.5, 1.0, 3.0, 10.0),
-    "student.user_power": (0.0, 0.5),
+TEACHERS, STUDENTS = ("teacher", "control_teacher"), ("student", "control", "distilled")
+SPACES = {
+    TEACHERS: {
+        "teacher.learning_rate": (1e-3, 3e-3, 6e-3),
+        "teacher.weight_decay": (0.0, 0.01, 0.1),
+        "teacher.dropout": (0.1, 0.2, 0.4),
+        "teacher.batch_size": (256, 512),
+        "teacher.horizon_days": (7.0, 14.0, 28.0),
+        "teacher.window_days": (30.0, 60.0, 120.0),
+        "teacher.init_scale": (0.03, 0.1),  # of the control's ID table
+        "teacher.hidden": (128, 256),  # of the language model's item tower
+        "teacher.whitening": (0.5, 0.75),
+    },
+    STUDENTS: {
+        "train.learning_rate": (3e-3, 1e-2, 2e-2),
+        "train.schedule": ("constant", "cosine"),
+        "train.weight_decay": (0.0, 0.01),
+        "student.dropout": (0.1, 0.3, 0.5),
+        "student.decay": (0.5, 1.0, 3.0, 10.0),
+        "student.user_power": (0.0, 0.5),
+    },
 }
-MODELS = ("student", "control", "distilled")
+
+Point = tuple[tuple[str, object], ...]
 
 
-def draws(trials: int, seed: int = 0) -> list[tuple[tuple[str, object], ...]]:
+def space(model: str) -> dict[str, tuple[object, ...]]:
+    return next(fields for models, fields in SPACES.items() if model in models)
+
+
+def draws(fields: dict[str, tuple[object, ...]], trials: int, seed: int = 0) -> list[Point]:
     """``trials`` different points of the space."""
     rng = random.Random(seed)
-    points: dict[tuple[tuple[str, object], ...], None] = {}
+    points: dict[Point, None] = {}
     while len(points) < trials:
-        points[tuple((field, rng.choice(values)) for field, values in SPACE.items())] = None
+        points[tuple((field, rng.choice(values)) for field, values in fields.items())] = None
     return list(points)
 
 
 class Trial(Run):
-    """A run whose students are trained in ``tune/<n>`` from the labels of the workdir."""
+    """A run whose models are trained in ``tune/<n>`` from the data and the labels of the workdir."""
 
-    number = 0
+    def __init__(self, config: ConfigDict, workdir: Path, log: Log, number: int):
+        super().__init__(config, workdir, log)
+        self.number = number
 
     def folder(self, model: str, seed: int) -> Path:
         folder = super().folder(model, seed)
-        return folder if model.endswith("teacher") else self.workdir / f"tune/{self.number}" / folder.name
+        searched = self.config.searched
+        return self.workdir / f"tune/{self.number}" / folder.name if model in searched else folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--finalists", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=STUDENTS, choices=TEACHERS + STUDENTS)
     options = parser.parse_args()
     config = ConfigDict(json.loads((options.workdir / "config.json").read_text()))
-    config.seeds = config.seeds[:1]
-    fixed = {model: [pair for pair in config.tuned[model] if pair[0] not in SPACE] for model in MODELS}
-    scores: dict[str, dict[int, float]] = {model: {} for model in options.models}
-    points = draws(options.trials)
-    with Log(options.workdir / "tune.jsonl", metric=config.eval.select) as log:
-        for number, point in enumerate(points):
-            for model in options.models:
-                config.tuned[model] = tuple(fixed[model]) + point
-                run = Trial(config, options.workdir, log)
-                run.number = number
-                run.fit(model)
-                result = json.loads((run.folder(model, run.seeds[0]) / "result.json").read_text())
-                scores[model][number] = result["best_score"]
-                print(
-                    f"{model:10s} trial {number:2d} valid {result['best_score']:.4f} best step {result['best_step']}"
-                    f" of {result['steps']}, {result['seconds']:.0f} s  {dict(point)}",
-                    flush=True,
-                )
-    for model, found in scores.items():
-        best = max(found, key=lambda number: found[number])
-        print(
-            f"c.tuned.{model} = {tuple(tuple(pair) for pair in fixed[model]) + points[best]}  # valid {found[best]:.4f}"
-        )
+    config.searched = tuple(options.models)
+    all_seeds = tuple(config.seeds)
+    with Log(options.workdir / f"tune-{'-'.join(options.models)}.jsonl", metric=config.eval.select) as log:
+
+        def score(model: str, number: int, point: Point, seeds: tuple[int, ...]) -> float:
+            """Mean over ``seeds`` of the best validation score."""
+            config.seeds, config.tuned[model] = seeds, point
+            run = Trial(config, options.workdir, log, number)
+            run.fit(model)
+            results = [json.loads((run.folder(model, seed) / "result.json").read_text()) for seed in seeds]
+            mean = sum(result["best_score"] for result in results) / len(seeds)
+            print(
+                f"{model:10s} trial {number:2d} valid {mean:.4f} ({len(seeds)} seeds), best step "
+                f"{results[-1]['best_step']} of {results[-1]['steps']}, {results[-1]['seconds']:.0f} s  {dict(point)}",
+                flush=True,
+            )
+            return mean
+
+        for model in options.models:
+            fixed = tuple(tuple(pair) for pair in config.tuned[model] if pair[0] not in space(model))
+            points = [fixed + point for point in draws(space(model), options.trials)]
+            first = {number: score(model, number, point, all_seeds[:1]) for number, point in enumerate(points)}
+            finalists = sorted(first, key=lambda number: -first[number])[: options.finalists]
+            final = {number: score(model, number, points[number], all_seeds) for number in finalists}
+            best = max(final, key=lambda number: final[number])
+            config.tuned[model] = points[best]
+            print(f"c.tuned.{model} = {points[best]}  # valid {final[best]:.4f}", flush=True)
 
 
 if __name__ == "__main__":

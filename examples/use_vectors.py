@@ -86,7 +86,7 @@ def main(workdir):
         return csr_array((ones, (data.user[rows], data.item[rows])), shape=(data.num_users, data.num_items))
 
     history, train = matrix(data.split != TEST), matrix(data.split == TRAIN)
-    print("ranking the catalogue, NDCG@10        all items   warm items")
+    print("distilled, first seed: ranking, NDCG@10  all items   warm items")
     for name, scores in {
         "popularity": popularity(data),
         "item-kNN on co-occurrence": item_knn(history, csr_array(train.T)),

@@ -22,7 +22,10 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # pids repeat on other hosts
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # some writers leave files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

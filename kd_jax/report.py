@@ -28,6 +28,7 @@ from kd_jax.charts import (
     slice_chart,
     tradeoff_chart,
 )
+from kd_jax.distill import TERMS
 from kd_jax.errors import InputError
 from kd_jax.files import atomic
 from kd_jax.summary import (
@@ -278,8 +279,7 @@ def _learning(path: Path) -> str:
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         valid = {VALID + key: value for key, value in (event.get("valid") or {}).items()}
-        ignored = ("time", "model", "seed", "step", "valid", "examples_per_second", "grad_norm")
-        for term, value in (valid or {key: value for key, value in event.items() if key not in ignored}).items():
+        for term, value in (valid or {key: event.get(key) for key in ("loss", *TERMS)}).items():
             if as_number(value) is not None:
                 curves.setdefault(model, {}).setdefault(term, {}).setdefault(seed, {})[step] = value
     highest = max(

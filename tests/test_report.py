@@ -97,7 +97,7 @@ def learning_log() -> str:
     lines = []
     for seed in (0, 1):
         for step in range(0, 1000, 2):
-            losses = {"loss": 9 - step / 500 + step // 2 % 2, "kl": 2.0, "grad_norm": 1.0, "examples_per_second": 5.0}
+            losses = {"loss": 9 - step / 500 + step // 2 % 2, "kl": 2.0, "grad_norm": 1.0, "peak_bytes": 1e9}
             lines.append(json.dumps({"time": 1.0, "model": "distilled", "seed": seed, "step": step, **losses}))
         lines.append(json.dumps({"model": "distilled", "seed": seed, "step": 999, "valid": {"ndcg@10": 0.0777}}))
     return "\n".join(lines) + "\n"
