@@ -118,7 +118,11 @@ def get_config() -> ConfigDict:
     c.distill = ConfigDict()
     c.distill.clicks = ("ce", 1.0, 1.0, "constant", "warm")  # what teachers and the plain student learn from
     c.distill.terms = (("ce", 1.0, 1.0, "constant", "warm"), ("kl", 3.0, 1.0, "constant", "all"))
-    # (name, weight, temperature, schedule, items); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm'
+    # (name, weight, temperature, schedule, items); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm', or an estimate
+    # of either from a sample, 'sampled', 'sampled_warm' (all terms or none; a teacher's own training reads all items)
+    c.distill.negatives = 4096  # sampled: items drawn per step, shared by the batch
+    c.distill.negatives_power = 0.5  # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
+    c.distill.top = 64  # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly
     c.distill.labels = "cached"  # 'cached' on disk, or 'online' in the step: the same loss
 
     c.train = ConfigDict()  # of student, control and distilled
@@ -131,6 +135,8 @@ def get_config() -> ConfigDict:
     c.train.clip_norm = 0.0
     c.train.eval_every = 20
     c.train.patience = 5
+    c.train.sparse = False  # update only the table rows that a step touches: lazy Adam (kd_jax/sparse.py)
+    c.train.moments = "float32"  # Adam's moments: 'float32', or 'bfloat16' at half the memory, rounded stochastically
 
     c.tuned = ConfigDict()  # what the search (benchmarks/tune.py) chose per model, over the values above
     # pairs (field, value), for example (("student.dropout", 0.3), ("train.learning_rate", 5e-3))

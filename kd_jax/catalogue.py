@@ -39,17 +39,19 @@ TILE_ELSEWHERE = 2**26  # 256 MB: large enough to fill an accelerator
 class Factors(NamedTuple):
     """Scores of the catalogue as their factors. contexts: [..., D]; vectors: [I, D]; bias: f32 [I].
 
-    excluded: int32 [..., L], items that the row does not choose from, padded with ``PAD``; or None.
+    excluded: int32 [..., L], items that the row does not choose from, padded with ``PAD``; or None. top: int32
+    [..., K], a teacher's items of highest score, where they are known (``kd_jax/sampled.py`` reads them); or None.
     """
 
     contexts: Array
     vectors: Array
     bias: Array
     excluded: Array | None = None
+    top: Array | None = None
 
     def dense(self) -> Float[Array, "*B I"]:
         """The scores themselves."""
-        return _logits(self.contexts, self.vectors, self.bias, self.excluded, 0)
+        return _logits(self, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +199,9 @@ def _pad(x: Array, size: int) -> Array:
     return jnp.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
-def _logits(contexts: Array, vectors: Array, bias: Array, excluded: Array | None, offset: Array | int) -> Array:
-    """f32 [..., C] of the items from ``offset`` on."""
+def _logits(factors: Factors, offset: Array | int) -> Array:
+    """f32 [..., C] of the factors' items, those from ``offset`` on."""
+    contexts, vectors, bias, excluded, _ = factors
     logits = jnp.einsum("...d,cd->...c", contexts, vectors, preferred_element_type=jnp.float32)
     logits = logits + bias.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + bias.shape)
     return logits if excluded is None else _set(logits, excluded, offset, EXCLUDED)
@@ -247,16 +250,16 @@ class _Pair:
         if size == len(factors.bias):  # made once for statistics and gradients
             return self.whole_student if factors is self.student else self.whole_teacher
         vectors, bias = (lax.dynamic_slice_in_dim(x, start, size) for x in (factors.vectors, factors.bias))
-        return _logits(factors.contexts, vectors, bias, factors.excluded, self.offset + start)
+        return _logits(factors._replace(vectors=vectors, bias=bias), self.offset + start)
 
     @functools.cached_property
     def whole_student(self) -> Array:
-        return _logits(*self.student, self.offset)
+        return _logits(self.student, self.offset)
 
     @functools.cached_property
     def whole_teacher(self) -> Array:
         assert self.teacher is not None
-        return _logits(*self.teacher, self.offset)
+        return _logits(self.teacher, self.offset)
 
     def masked(self, logits: Array, start: Array | int, temperature: float, warm: bool) -> Array:
         scaled = logits / temperature if temperature != 1.0 else logits

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from kd_jax import losses
+from kd_jax import losses, sampled, sparse
 from kd_jax.catalogue import Factors, Loss, Rows, Run, mean_losses
 from kd_jax.errors import InputError, nearest
 from kd_jax.types import Array, Batch, Params, PyTree
 
 SCHEDULES = ("constant", "linear", "cosine")
 TERMS = ("ce", "soft_ce", "kl")
+ITEMS = ("all", "warm", "sampled", "sampled_warm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Term:
 
     name: 'ce' (clicks), 'soft_ce' or 'kl' (teacher). temperature: of the two soft losses. schedule: of the
     weight over training, 'constant', or falling to zero by 'linear' or 'cosine'. items: softmax over 'all' items
-    of the catalogue or over the 'warm' ones, those with at least one training interaction.
+    of the catalogue or over the 'warm' ones, those with at least one training interaction; 'sampled' and
+    'sampled_warm' estimate the two from ``negatives`` drawn items, the targets and the teacher's ``top`` items.
     """
 
     name: str
@@ -42,12 +44,14 @@ class Term:
     temperature: float = 1.0
     schedule: str = "constant"
     items: str = "all"
+    negatives: int = 0  # of these two the rest of the terms have no use and keep 0
+    top: int = 0
 
     def __post_init__(self) -> None:
         for value, known, field in (
             (self.name, TERMS, "name"),
             (self.schedule, SCHEDULES, "schedule"),
-            (self.items, ("all", "warm"), "items"),
+            (self.items, ITEMS, "items"),
         ):
             if value not in known:
                 raise InputError(f"distill.terms: {field} {value!r} is unknown{nearest(value, known)}")
@@ -59,6 +63,23 @@ class Term:
             raise InputError(
                 f"distill.terms: temperature of {self.name!r} is {self.temperature!r}; it must be positive"
             )
+        if self.sampled and (self.negatives < 1 or self.top < 0):
+            raise InputError(
+                f"distill.negatives={self.negatives}, distill.top={self.top}: for items={self.items!r} draw at least 1 "
+                "negative, and take 0 or more of the teacher's top items"
+            )
+        if not self.sampled:
+            object.__setattr__(self, "negatives", 0)
+        if not self.sampled or not self.needs_teacher:
+            object.__setattr__(self, "top", 0)
+
+    @property
+    def sampled(self) -> bool:
+        return self.items.startswith("sampled")
+
+    @property
+    def warm(self) -> bool:
+        return self.items.endswith("warm")
 
     @property
     def needs_teacher(self) -> bool:
@@ -74,7 +95,7 @@ class Term:
 
     def per_position(self, logits: Array, batch: Batch, teacher_logits: Array | None, warm: Array | None) -> Array:
         """Unweighted loss of each predicted position, f32 [B, P]."""
-        where = warm if self.items == "warm" else None
+        where = warm if self.warm else None
         if self.name == "ce":
             return losses.cross_entropy(logits, batch["targets"], batch["target_weights"], where)
         assert teacher_logits is not None
@@ -102,20 +123,26 @@ def mean_loss(
     warm: Array | None,
     progress: Array,
     run: Run | None = None,
+    draws: sampled.Draws | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Weighted mean over positions of the objective, and of each of its terms.
 
     scores and teacher_scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then.
-    warm: bool [C] or None. progress: scalar in [0, 1]. run: see ``catalogue.mean_losses``.
+    warm: bool [C] or None. progress: scalar in [0, 1]. run: see ``catalogue.mean_losses``. draws: the negatives of an
+    objective over a sample of the catalogue.
     """
     weights = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
     coefficients = jnp.stack([term.weight_at(progress) for term in objective])
     if isinstance(scores, Factors):
         assert teacher_scores is None or isinstance(teacher_scores, Factors)
         rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), weights.reshape(-1))
-        losses_ = tuple(Loss(t.name, float(t.temperature), t.items == "warm" and warm is not None) for t in objective)
+        losses_ = tuple(Loss(t.name, float(t.temperature), t.warm and warm is not None) for t in objective)
         teacher = None if teacher_scores is None else _flat_factors(teacher_scores)
-        total, means = mean_losses(losses_, coefficients, _flat_factors(scores), rows, teacher, warm, run)
+        student = _flat_factors(scores)
+        if draws is None:
+            total, means = mean_losses(losses_, coefficients, student, rows, teacher, warm, run)
+        else:
+            total, means = sampled.mean_losses(losses_, coefficients, student, rows, draws, teacher, warm)
     else:
         soft = teacher_scores.dense() if isinstance(teacher_scores, Factors) else teacher_scores
         means = jnp.stack([jnp.sum(t.per_position(scores, batch, soft, warm) * weights) for t in objective])
@@ -129,8 +156,59 @@ def _flat(x: Array) -> Array:
 
 
 def _flat_factors(factors: Factors) -> Factors:
-    excluded = None if factors.excluded is None else _flat(factors.excluded)
-    return factors._replace(contexts=_flat(factors.contexts), excluded=excluded)
+    excluded, top = (None if items is None else _flat(items) for items in (factors.excluded, factors.top))
+    return factors._replace(contexts=_flat(factors.contexts), excluded=excluded, top=top)
+
+
+class Gathered(NamedTuple):
+    """A step's inputs with the rows of tables that it needs in place of the tables, and indices into those rows.
+
+    rows: parameter -> int32 [K], its rows, distinct and sorted (``sparse.distinct``).
+    """
+
+    rows: dict[str, Array]
+    batch: Batch
+    teacher: Factors | Array | None
+    warm: Array | None
+    draws: sampled.Draws | None
+
+
+def gathered(
+    model: Any, objective: Objective, batch: Batch, teacher: Factors | Array | None, key: Array, every: bool
+) -> Gathered:
+    """What a step reads of ``model``'s tables. Items' tables are gathered where the objective samples the catalogue or
+    the batch names items; users' ones (and, for the latter, items') only if ``every`` asks for it."""
+    warm = None if model.warm is None else model.warm[...]
+    rows: dict[str, Array] = {}
+    batch = dict(batch)
+
+    def index(kind: str, *values: Array) -> tuple[Array, tuple[Array, ...]]:
+        tables = [name for name, of in model.tables.items() if of == kind and hasattr(model, name)]
+        found, places = sparse.distinct(len(getattr(model, tables[0])[...]), *values)
+        rows.update(dict.fromkeys(tables, found))
+        return found, places
+
+    if every and "user" in model.tables.values():
+        _, (batch["user"],) = index("user", batch["user"])
+    if every and "item" in batch:
+        _, (batch["item"],) = index("item", batch["item"])
+    if not objective[0].sampled:
+        return Gathered(rows, batch, teacher, warm, None)
+    draws = sampled.draw(model.proposal[...], objective[0].negatives, key)
+    values = [batch["targets"], draws.items]
+    if model.reads_history:
+        values.append(batch["history"])
+    top = max(term.top for term in objective)
+    if isinstance(teacher, Factors) and top:
+        values.append(sampled.top_items(teacher, top) if teacher.top is None else teacher.top)
+    found, (batch["targets"], items, *others) = index("item", *values)
+    if model.reads_history:
+        batch["history"] = others[0]
+    if isinstance(teacher, Factors):
+        vectors, bias = sparse.take(teacher.vectors, found), sparse.take(teacher.bias, found)
+        teacher = Factors(teacher.contexts, vectors, bias, top=others[-1] if top else None)
+    warm = None if warm is None else sparse.take(warm, found)
+    return Gathered(rows, batch, teacher, warm, draws._replace(items=items))
 
 
 def train_step(
@@ -145,26 +223,33 @@ def train_step(
     total_steps: int,
     teacher_scores: Callable[[PyTree, Batch], Factors | Array] | None = None,
     run: Run | None = None,
+    gather: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step of any model: teacher fine-tuning, plain student and distilled student.
 
     ``graphdef``, ``state.params`` and ``constants`` make up the model (``nnx.merge``); ``constants`` are not
     trained. ``teacher_scores(teacher, batch)`` gives [B, P, C] or its factors from an online teacher's parameters or
-    from cached label vectors; it is None when no term reads a teacher. run: see ``catalogue.mean_losses``. Pure: jit it
-    with the keyword arguments bound.
+    from cached label vectors; it is None when no term reads a teacher. run: see ``catalogue.mean_losses``. gather: the
+    rows of tables that the batch touches are optimised alone, for a ``tx`` that knows of rows (``kd_jax/sparse.py``).
+    Pure: jit it with the keyword arguments bound.
     """
     progress = state.step / total_steps
     soft = None if teacher_scores is None else jax.lax.stop_gradient(teacher_scores(teacher, batch))
 
-    def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
-        model: Any = nnx.merge(graphdef, params, constants)
-        rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))
-        scores = model.training_scores(batch, rngs=rngs)
-        warm = None if model.warm is None else model.warm[...]
-        return mean_loss(objective, scores, batch, soft, warm, progress, run)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    whole: Any = nnx.merge(graphdef, state.params, constants)
+    given = gathered(whole, objective, batch, soft, jax.random.fold_in(key, 1), gather)
 
-    (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
+        params = params if gather else sparse.gather(params, given.rows)
+        model: Any = nnx.merge(graphdef, params, constants)
+        scores = model.training_scores(given.batch, rngs=nnx.Rngs(dropout=key))
+        return mean_loss(objective, scores, given.batch, given.teacher, given.warm, progress, run, given.draws)
+
+    rows = given.rows if gather else {}
+    params = sparse.gather(state.params, rows)
+    (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, params, rows=rows)
+    params = sparse.scatter(state.params, rows, optax.apply_updates(params, updates))
     metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state, state.key), metrics

@@ -19,6 +19,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from kd_jax import sampled
 from kd_jax.catalogue import Factors
 from kd_jax.data.loader import Examples
 from kd_jax.errors import InputError
@@ -59,7 +60,8 @@ def online(graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positio
 def _cached_scores(teacher: PyTree, batch: Batch) -> Factors | Array:
     if "item" in batch:
         return teacher["logits"][batch["row"]]
-    return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
+    top = teacher["top"][batch["row"]] if "top" in teacher else None
+    return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"], top=top)
 
 
 def prepare(folder: Path, identity: str) -> None:
@@ -149,3 +151,15 @@ def cached(folder: Path) -> Teacher:
     """The labels of ``write`` as a teacher. Raises InputError as ``read``."""
     arrays = read(folder)
     return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
+
+
+def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
+    """Cached labels with the ``k`` items of highest score of every label row, int32 [rows, P, k], found once: a loss
+    over a sample of the catalogue then reads no more of the catalogue than those and the sample."""
+    contexts, items, bias = (np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias"))
+    find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
+    top = np.empty((*contexts.shape[:-1], k), np.int32)
+    for start in range(0, len(contexts), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)  # one shape: one program
+        top[rows] = find(contexts[rows], items, bias)
+    return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})

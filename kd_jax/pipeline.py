@@ -176,7 +176,9 @@ class Run(Setup):
                     f"{self.label_folder(model, seed)} is missing or was written by another teacher; run the "
                     "stage 'labels' first (--config.stages)"
                 )
-            return labels.cached(self.label_folder(model, seed))
+            found = labels.cached(self.label_folder(model, seed))
+            top = max(term.top for term in self.objective(model))
+            return labels.with_top(found, top) if top else found
         if self.config.distill.labels != "online":
             raise InputError(f"distill.labels={self.config.distill.labels!r} is unknown; known: cached, online")
         teacher = self.build(TEACHER_OF[model], seed)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from kd_jax import sampled
 from kd_jax.data import dataset as datasets
 from kd_jax.data import sources, text
 from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_live_items
@@ -24,7 +26,7 @@ from kd_jax.distributed import leader_first
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import difference, fingerprint, read_json, stamp, write_json
 from kd_jax.models.language import LanguageModel
-from kd_jax.models.layers import split
+from kd_jax.models.layers import Frozen, split
 from kd_jax.models.student import StudentSpec, student_class
 from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
 from kd_jax.progress import Log
@@ -153,7 +155,10 @@ class Setup:
                 return common | {"teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}}
             reads = "text" in (*c.teacher.item_features.split("+"), c.teacher.context)
             return common | {"teacher": fields, "weights": self.language_model.checksum if reads else None}
-        distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in self.objective(model)]}
+        objective = self.objective(model)
+        distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in objective]}
+        if objective[0].sampled:
+            distill["negatives_power"] = c.distill.negatives_power
         if model in TEACHER_OF:
             distill |= {"labels": c.distill.labels, "teacher": fingerprint(self.identity(TEACHER_OF[model], seed))}
         window = self._window(model)
@@ -174,10 +179,34 @@ class Setup:
         for term in chosen:
             if not 1 <= len(term) <= 5:
                 raise InputError(f"distill.terms: {term} is not (name, weight, temperature, schedule, items)")
-        terms = tuple(Term(*term) for term in chosen)
+        sample = {"negatives": c.distill.negatives, "top": c.distill.top}
+        terms = tuple(Term(*term, **sample) for term in chosen)
+        if model.endswith("teacher"):  # its item tower has no table to gather rows from
+            terms = tuple(dataclasses.replace(term, items="warm" if term.warm else "all") for term in terms)
         if c.task == "rate":  # classes, not items: there is no warm class
             terms = tuple(dataclasses.replace(term, items="all") for term in terms)
+        self._check_sampled(terms, c)
         return terms
+
+    def _check_sampled(self, terms: Objective, c: ConfigDict) -> None:
+        sampled_terms = [term for term in terms if term.sampled]
+        if not sampled_terms:
+            return
+        if len(sampled_terms) < len(terms):
+            raise InputError(
+                "distill.terms: some read a sample of the catalogue and some all of it, and a step does one or the "
+                "other; give all of them items='sampled' or 'sampled_warm', or none"
+            )
+        if not student_class(c.student.name).factorised:
+            raise InputError(
+                f"distill.terms: items={terms[0].items!r} needs a student whose scores factorise; "
+                f"student.name={c.student.name!r} has none, use items='all' or 'warm'"
+            )
+        if c.distill.negatives + c.distill.top >= self.dataset.num_items:
+            raise InputError(
+                f"distill.negatives={c.distill.negatives} and distill.top={c.distill.top} are no sample of "
+                f"{self.dataset.num_items} items; lower them, or use items='all' or 'warm' in distill.terms"
+            )
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
@@ -257,7 +286,12 @@ class Setup:
         c = self.settings(model).student
         cls = student_class(c.name)
         spec = self.student_spec(model)
-        return Built(*split(cls(spec, rngs=nnx.Rngs(seed))), cls.positions, self._window(model))
+        module = cls(spec, rngs=nnx.Rngs(seed))
+        if self.objective(model)[0].sampled:
+            module.proposal = Frozen(
+                jnp.asarray(sampled.proposal(self.dataset.item_counts, self.settings(model).distill.negatives_power))
+            )
+        return Built(*split(module), cls.positions, self._window(model))
 
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model).student

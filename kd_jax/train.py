@@ -19,12 +19,12 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from kd_jax import sharding
+from kd_jax import sharding, sparse
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import Examples, batches
 from kd_jax.distill import Objective, TrainState, train_step
 from kd_jax.distributed import barrier
-from kd_jax.errors import InputError
+from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
 from kd_jax.meter import Meter, matmul_flops, trace
 from kd_jax.progress import Log
@@ -51,11 +51,15 @@ class Recipe:
     eval_every: int = 50
     patience: int = 5
     log_every: int = 10
+    sparse: bool = False  # a step reads and writes only the rows of the tables that it touches (kd_jax/sparse.py)
+    moments: str = "float32"  # of Adam: 'float32' or 'bfloat16'
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1")
+        if self.moments not in sparse.MOMENTS:
+            raise InputError(f"train.moments={self.moments!r} is unknown{nearest(self.moments, sparse.MOMENTS)}")
         if self.schedule == "cosine" and self.warmup_steps >= self.steps:
             raise InputError(
                 f"warmup_steps={self.warmup_steps} (sections train and teacher) must be less than "
@@ -88,7 +92,11 @@ class Recipe:
         slower = []
         if self.lm_learning_rate is not None:
             slower = [optax.masked(optax.scale(self.lm_learning_rate / self.learning_rate), _of_language_model)]
-        return optax.chain(*clip, optax.adamw(rate, weight_decay=self.weight_decay), *slower)
+        adamw = optax.adamw(rate, weight_decay=self.weight_decay)
+        if self.sparse or self.moments != "float32":
+            decay = optax.add_decayed_weights(self.weight_decay)
+            adamw = optax.chain(sparse.scale_by_adam(self.moments), decay, optax.scale_by_learning_rate(rate))
+        return optax.chain(*clip, adamw, *slower)
 
 
 def _of_language_model(params: Params) -> PyTree:
@@ -187,6 +195,7 @@ def train(
         seed=seed,
         teacher_scores=teacher_scores,
         look_up=examples.look_up if resident else None,
+        gather=recipe.sparse,
     )
     constants, teacher = sharding.put((constants, teacher), mesh)
     tables = sharding.put_whole(examples.tables, mesh) if resident else None
@@ -278,6 +287,7 @@ def compiled_step(
     seed: int,
     teacher_scores: TeacherScores | None = None,
     look_up: Callable[[Any, Any, Any], Batch] | None = None,
+    gather: bool = False,
 ) -> tuple[Any, TrainState]:
     """``train_step`` scanned over the leading axis of its batches, jitted and sharded, and the first state.
 
@@ -302,6 +312,7 @@ def compiled_step(
         total_steps=total_steps,
         teacher_scores=teacher_scores,
         run=sharding.catalogue_run(mesh),
+        gather=gather,
     )
 
     def steps(state: TrainState, batches: PyTree, tables: PyTree, constants: PyTree, teacher: PyTree) -> Any:

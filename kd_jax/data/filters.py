@@ -25,14 +25,17 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
     if split == "column" and "split" not in have:
         raise InputError(f"{raw.name}: data.split='column' needs a split column and there is none; choose another")
     codes = splits.column(raw.interactions["split"]) if split == "column" else np.zeros(rows, np.int8)
-    time = np.arange(rows)
-    if split == "column":
-        time[np.argsort(splits.level(codes), kind="stable")] = np.arange(rows)
+    time = pl.col("timestamp").cast(pl.Int64)
+    if "timestamp" not in have:
+        order = np.arange(rows)
+        if split == "column":
+            order[np.argsort(splits.level(codes), kind="stable")] = np.arange(rows)
+        time = pl.lit(pl.Series(order))
     frame = raw.interactions.select(
         "user",
         "item",
         rating=pl.col("rating").cast(pl.Float32) if "rating" in have else pl.lit(1.0, pl.Float32),
-        timestamp=pl.col("timestamp").cast(pl.Int64) if "timestamp" in have else pl.Series(time),
+        timestamp=time,
         split=pl.Series(codes),
     )
     return frame if min_rating is None else frame.filter(pl.col("rating") >= min_rating)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +51,18 @@ class Scorer(nnx.Module):
 
     positions, the training examples it learns from: 'user' (one context per user, all its items are targets), 'all' (a
     context after every history item, the next one is the target) or 'last' (one context, the last item is the target).
+
+    tables: the parameters that have a row per 'user' or 'item'. A train step may put the rows that its batch needs in
+    their place, and indices into those rows into the batch (``distill.gathered``): a model that looks its tables up by
+    the batch alone does not see the difference. reads_history: whether that look-up includes ``history``. proposal:
+    what negatives are drawn from where the catalogue is sampled (``kd_jax/sampled.py``).
     """
 
     positions = "user"
     factorised = True
+    reads_history = True
+    tables: ClassVar[dict[str, str]] = {}
+    proposal: Frozen | None = None
 
     def __init__(self, warm: Array | np.ndarray | None):
         self.warm = Frozen(jnp.asarray(warm)) if warm is not None else None

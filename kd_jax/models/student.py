@@ -60,6 +60,9 @@ class MatrixFactorization(Scorer):
     its own weighting of the factors, plus a bias per item and class and per user and class.
     """
 
+    reads_history = False
+    tables = {"user": "user", "user_class": "user", "item": "item", "item_class": "item", "bias": "item"}
+
     def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)
         self.dropout = spec.dropout
@@ -96,6 +99,8 @@ class MLP(Scorer):
     """
 
     factorised = False
+    reads_history = False
+    tables = {"user": "user", "item": "item", "bias": "item"}
     chunk = 1024
 
     def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
@@ -140,6 +145,7 @@ class SASRec(Scorer):
     the full softmax of Klenitskiy and Vasilev, RecSys 2023, in place of the sampled binary loss."""
 
     positions = "all"
+    tables = {"item": "item", "bias": "item"}
 
     def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)

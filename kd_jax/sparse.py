@@ -1,0 +1,141 @@
+"""Tables of which a step touches few rows: which rows those are, and Adam that reads and writes no other.
+
+A step gathers the rows it needs, differentiates with respect to them alone, and writes them back. *Lazy* Adam keeps a
+row and its moments, bit for bit, in every step that does not touch the row. Against dense Adam, which sees a gradient
+of zero there, this changes three things:
+
+- no momentum: a row rests between two touches, where dense Adam goes on moving it along its fading first moment;
+- no decay of the moments between touches: a row is optimised as by an Adam of its own that only saw the steps that
+  touched it, bias correction by the row's own count of touches included;
+- weight decay (AdamW) acts on touched rows only, so rarely touched rows decay less.
+
+Where every row is touched in every step it is dense Adam. A gradient of zero in a row that was gathered is a touch.
+What a step costs depends on the rows it touches, not on those of the table. The lazy update is that of TensorFlow
+Addons' LazyAdam, which corrects the bias by the global step instead: the first touch of a row late in training would
+then be a step (1 - b1) / sqrt(1 - b2) = 3 times as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from kd_jax.types import PAD, Params, PyTree
+
+MOMENTS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def distinct(count: int, *values: Int[Array, "..."]) -> tuple[Int[Array, " K"], tuple[Array, ...]]:
+    """The distinct rows, of ``count``, that ``values`` name, sorted; and ``values`` again as indices into them.
+
+    PAD stays PAD. K is static: as many rows as there could be; the unused ones at the end are different numbers from
+    ``count`` on, where a table has no row.
+    """
+    flat = jnp.concatenate([value.ravel() for value in values])
+    size = min(len(flat), count + 1)
+    rows, index = jnp.unique(
+        jnp.where(flat == PAD, count, flat), return_inverse=True, size=size, fill_value=count, sorted=True
+    )
+    rows = jnp.where(rows < count, rows, count + jnp.arange(size)).astype(jnp.int32)
+    index = jnp.where(flat == PAD, PAD, index.ravel()).astype(jnp.int32)
+    ends = [0]
+    for value in values:
+        ends.append(ends[-1] + value.size)
+    return rows, tuple(index[a:b].reshape(v.shape) for a, b, v in zip(ends, ends[1:], values, strict=False))
+
+
+def take(table: Array, rows: Int[Array, " K"]) -> Array:
+    """[N, …] -> [K, …]; zeros for rows that the table does not have. rows: distinct and sorted."""
+    return table.at[rows].get(mode="fill", fill_value=0, indices_are_sorted=True, unique_indices=True)
+
+
+def put(table: Array, rows: Int[Array, " K"], values: Array) -> Array:
+    """``table`` with these rows set, in place where its memory may be reused."""
+    return table.at[rows].set(values.astype(table.dtype), mode="drop", indices_are_sorted=True, unique_indices=True)
+
+
+def gather(params: Params, rows: dict[str, Array]) -> Params:
+    """``params`` with each table named in ``rows`` reduced to those rows."""
+    return params | {name: take(params[name], index) for name, index in rows.items()}
+
+
+def scatter(params: Params, rows: dict[str, Array], new: Params) -> Params:
+    """``new`` for everything but the tables named in ``rows``, of which it holds those rows only."""
+    return new | {name: put(params[name], index, new[name]) for name, index in rows.items()}
+
+
+class AdamState(NamedTuple):
+    """mu, nu: as the parameters, in the moments' type; touches: int32, one per row (first axis) of each parameter."""
+
+    steps: Array
+    mu: PyTree
+    nu: PyTree
+    touches: PyTree
+
+
+def scale_by_adam(
+    moments: str = "float32", b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    """Adam's direction, lazy for gathered tables; in a chain in place of ``optax.scale_by_adam``.
+
+    update(gradients, state, params, rows={name: int32 [K]}): the tables named in ``rows`` come as their gathered rows
+    (``gather``), and so does their direction; the state holds the whole tables' moments. moments: 'float32', or
+    'bfloat16', rounded stochastically: the second moment changes by a thousandth per step, which rounding to the
+    nearest of bfloat16's 8 bits would lose. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1; stochastic rounding
+    of weights and moments: Zamirai et al., "Revisiting BFloat16 training", 2020.
+    """
+    kind = MOMENTS[moments]
+
+    def init(params: Params) -> AdamState:
+        def zeros() -> PyTree:
+            return jax.tree.map(lambda p: jnp.zeros(p.shape, kind), params)
+
+        touches = jax.tree.map(lambda p: jnp.zeros(p.shape[:1], jnp.int32), params)
+        return AdamState(jnp.zeros((), jnp.int32), zeros(), zeros(), touches)
+
+    def update(
+        updates: Params,
+        state: AdamState,
+        params: Params | None = None,
+        *,
+        rows: dict[str, Array] | None = None,
+        **_: Any,
+    ) -> tuple[Params, AdamState]:
+        gradients = jax.tree_util.tree_leaves_with_path(updates)
+        tree: Any = jax.tree.structure(updates)
+        key = jax.random.fold_in(jax.random.key(0), state.steps)
+        found = []
+        old = (tree.flatten_up_to(part) for part in (state.mu, state.nu, state.touches))
+        for i, ((path, gradient), *tables) in enumerate(zip(gradients, *old, strict=True)):
+            index = (rows or {}).get(getattr(path[0], "key", ""))
+            mu, nu, touches = tables if index is None else (take(table, index) for table in tables)
+            touches = touches + 1
+            mu = b1 * mu.astype(jnp.float32) + (1 - b1) * gradient
+            nu = b2 * nu.astype(jnp.float32) + (1 - b2) * gradient**2
+            times = touches.astype(jnp.float32).reshape(touches.shape + (1,) * (mu.ndim - touches.ndim))
+            direction = mu / (1 - b1**times) / (jnp.sqrt(nu / (1 - b2**times)) + eps)
+            if kind == jnp.bfloat16:
+                mu, nu = _rounded(jax.random.fold_in(key, i), mu, nu)
+            new: tuple[Array, ...] = (mu, nu, touches)
+            if index is not None:
+                new = tuple(put(table, index, value) for table, value in zip(tables, new, strict=True))
+            found.append((direction.astype(gradient.dtype), *new))
+        directions, *parts = (tree.unflatten(part) for part in zip(*found, strict=True))
+        return directions, AdamState(state.steps + 1, *parts)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rounded(key: Array, *values: Float[Array, "..."]) -> tuple[Array, ...]:
+    """f32 -> bf16 of both values, up or down with the chance that keeps the mean; one random word for the two."""
+    words = jax.random.bits(key, values[0].shape, jnp.uint32)
+    return tuple(
+        jax.lax.bitcast_convert_type(
+            (jax.lax.bitcast_convert_type(value, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000), jnp.float32
+        ).astype(jnp.bfloat16)
+        for value, noise in zip(values, (words & 0xFFFF, words >> 16), strict=True)
+    )
