@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from kd_jax.pipeline import Run
 from kd_jax.progress import Log
+from kd_jax.setup import selects
 
 TEACHERS, STUDENTS = ("teacher", "control_teacher"), ("student", "control", "distilled")
 SPACES = {
@@ -86,7 +87,7 @@ def main() -> None:
     config = ConfigDict(json.loads((options.workdir / "config.json").read_text()))
     config.searched = tuple(options.models)
     all_seeds = tuple(config.seeds)
-    with Log(options.workdir / f"tune-{'-'.join(options.models)}.jsonl", metric=config.eval.select) as log:
+    with Log(options.workdir / f"tune-{'-'.join(options.models)}.jsonl", metric=selects(config)) as log:
 
         def score(model: str, number: int, point: Point, seeds: tuple[int, ...]) -> float:
             """Mean over ``seeds`` of the best validation score."""

@@ -146,7 +146,7 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.metrics = ("ndcg", "recall", "precision", "f1", "mrr", "map", "hit_rate", "auc", "coverage", "novelty")
     c.eval.ks = (10, 20)
-    c.eval.select = "ndcg@10"  # validation metric that selects; rate: 'auc', 'accuracy', 'log_loss', …
+    c.eval.select = ""  # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
     c.eval.batch_size = 256
     c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
 

@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/online_retail.py
 
-Cost: 1 min 30 s a seed on 2 busy CPU cores. Result (test NDCG@10, seed 0): popularity .0272, trending .0690,
-student .0611, control .0660, distilled .0723, teacher .0708; the gain over trending, +4.8 %, cannot be told from zero.
+Cost: 3 min and 1.6 GB on 2 CPU cores. Result (test NDCG@10, 3 seeds): popularity .0272, trending .0690, student .0582,
+control .0667, distilled .0709, teacher .0706; the gain over trending, +2.7 %, cannot be told from zero.
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from configs.quickstart import get_config as quickstart
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = quickstart(arg)  # the same recipe, not tuned again
+    c = quickstart(arg)  # the same recipe, not searched again
     c.data.source = "online_retail"
+    c.tuned.teacher = c.tuned.control_teacher = ()  # on validation better here than what suits the films
     return c

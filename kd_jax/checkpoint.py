@@ -20,11 +20,10 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from kd_jax.distill import TrainState
 from kd_jax.distributed import barrier, leader
 from kd_jax.errors import InputError
 from kd_jax.files import difference, read_json, write_json
-from kd_jax.types import Params, PyTree
+from kd_jax.types import Params, PyTree, TrainState
 
 
 def _rank(metrics: PyTree) -> tuple[float, int]:

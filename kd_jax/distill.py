@@ -22,7 +22,7 @@ from flax import nnx
 from kd_jax import losses, sampled, sparse
 from kd_jax.catalogue import Factors, Loss, Rows, Run, mean_losses
 from kd_jax.errors import InputError, nearest
-from kd_jax.types import Array, Batch, Params, PyTree
+from kd_jax.types import Array, Batch, Params, PyTree, TrainState
 
 SCHEDULES = ("constant", "linear", "cosine")
 TERMS = ("ce", "soft_ce", "kl")
@@ -104,15 +104,6 @@ class Term:
 
 
 Objective = tuple[Term, ...]
-
-
-class TrainState(NamedTuple):
-    """All that training changes. ``key`` is raw key data (uint32 [2]); every step folds its own number into it."""
-
-    step: Array
-    params: Params
-    opt_state: PyTree
-    key: Array
 
 
 def mean_loss(

@@ -114,7 +114,8 @@ def write(
             values.append(np.asarray(label(params, constants, vectors, batch))[: stop - start])
         _save(path, {"row": np.concatenate(rows), name: np.concatenate(values)})
     if part[0] == 0:
-        _save(folder / ITEMS, {"items": np.asarray(vectors), "bias": np.asarray(bias, np.float32)})
+        size = np.asarray(examples.size)
+        _save(folder / ITEMS, {"items": np.asarray(vectors), "bias": np.asarray(bias, np.float32), "size": size})
 
 
 ITEMS = "items.safetensors"
@@ -137,8 +138,11 @@ def read(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"soft labels {folder} cannot be read ({error}); delete the folder and run the 'labels' stage again"
         ) from None
-    if not parts:
-        raise InputError(f"soft labels {folder} are empty; delete the folder and run the 'labels' stage again")
+    wanted, found = int(arrays.pop("size", 0)), sum(len(part["row"]) for part in parts)
+    if not parts or found != wanted:
+        raise InputError(
+            f"soft labels {folder} hold {found} of {wanted} rows; delete the folder and run the 'labels' stage again"
+        )
     name = next(key for key in parts[0] if key != "row")
     size = max(int(part["row"].max()) for part in parts) + 1
     values = np.zeros((size, *parts[0][name].shape[1:]), np.float32)

@@ -24,7 +24,7 @@ from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.models.student import student_class
 from kd_jax.progress import Log
-from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup
+from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, selects
 from kd_jax.tasks import SPLITS, Judged, Rank
 from kd_jax.train import Trained, train
 from kd_jax.types import Params, PyTree
@@ -93,8 +93,22 @@ class Run(Setup):
         )
 
     def check(self) -> None:
-        """Refuse another config before anything in the workdir is changed."""
-        student_class(self.config.student.name)  # not after the teachers have been trained
+        """Refuse what cannot run, or another config, before anything in the workdir is changed or anything trained."""
+        source = self.config.distill.labels
+        if source not in ("cached", "online"):
+            raise InputError(f"distill.labels={source!r} is unknown; known: cached, online")
+        for model in MODELS:
+            if model not in self.config.stages:
+                continue
+            self.recipe(model)
+            if model not in TEACHER_OF and any(term.needs_teacher for term in self.objective(model)):
+                raise InputError(
+                    f"distill.clicks={self.config.distill.clicks}: {model} learns from clicks alone; use a 'ce' term"
+                )
+            if not model.endswith("teacher"):
+                self.student_spec(model)
+            if model in TEACHER_OF:
+                self._check_label_history(model)
         for model in MODELS:
             for seed in self.seeds:
                 if self.folder(model, seed).exists():
@@ -143,7 +157,6 @@ class Run(Setup):
                     continue
                 folder, target = self.label_folder(student, seed), self._build_student(student, seed)
                 built = self.build(teacher, seed)
-                self._check_label_history(target, built)
                 params, constants = self.best(teacher, seed, built)
                 examples = self.task.examples(
                     target.positions, history=target.history, **self._weighting(self.settings(student))
@@ -179,19 +192,24 @@ class Run(Setup):
             found = labels.cached(self.label_folder(model, seed))
             top = max(term.top for term in self.objective(model))
             return labels.with_top(found, top) if top else found
-        if self.config.distill.labels != "online":
-            raise InputError(f"distill.labels={self.config.distill.labels!r} is unknown; known: cached, online")
         teacher = self.build(TEACHER_OF[model], seed)
-        self._check_label_history(built, teacher)
         params, constants = self.best(TEACHER_OF[model], seed, teacher)
         return labels.online(teacher.graphdef, params, constants, positions=built.positions)
 
-    def _check_label_history(self, student: Built, teacher: Built) -> None:
-        if student.positions == "all" and (teacher.positions != "all" or student.history > teacher.history):
+    def _check_label_history(self, model: str) -> None:
+        """A student that learns after every item of a history needs a teacher that labels as many of them."""
+        name, teacher = self.settings(model).student.name, self.settings(TEACHER_OF[model]).teacher
+        if self.config.task != "rank" or student_class(name).positions != "all":
+            return
+        if teacher.trend or teacher.context != "items":
             raise InputError(
-                f"student.history={student.history} reads more than the teacher can label (teacher.history="
-                f"{teacher.history}, a label for {teacher.positions!r} positions); raise teacher.history, lower "
-                "student.history, or use teacher.context='items' and teacher.trend=False"
+                f"student.name={name!r} learns after every item of a history, and the teacher labels its end alone; "
+                "use teacher.trend=False and teacher.context='items'"
+            )
+        if self._window(model) > teacher.history:
+            raise InputError(
+                f"student.history={self._window(model)} reads more than the teacher (teacher.history="
+                f"{teacher.history}); raise teacher.history or lower student.history"
             )
 
     # judging
@@ -202,6 +220,7 @@ class Run(Setup):
         models = [m for m in MODELS if (self.folder(m, self.seeds[0]) / "result.json").exists()]
         rows: list[dict[str, Any]] = []
         per_user: dict[str, list[dict[str, np.ndarray]]] = {}
+        judged_counts: dict[str, dict[str, int]] = {}
 
         def add(
             name: str, seed: int | None, params: int, seconds: float, judged: dict[str, Judged], **more: Any
@@ -213,7 +232,9 @@ class Run(Setup):
             per_user.setdefault(name, []).append(test.per_user)
 
         with self.log.stage("evaluate", total=1 + len(models) * len(self.seeds)) as bar:
-            add("popularity", None, d.num_items, 0.0, {split: self.task.baseline(split) for split in SPLITS})
+            base = {split: self.task.baseline(split) for split in SPLITS}
+            judged_counts |= {split: judged.counts for split, judged in base.items()}
+            add("popularity", None, d.num_items, 0.0, base)
             if c.teacher.trend and isinstance(self.task, Rank):
                 days, judged = self.task.trending()
                 add("trending", None, d.num_items, 0.0, judged, days=days)
@@ -232,7 +253,7 @@ class Run(Setup):
                     add(model, seed, built.num_params, result["seconds"], judged, **more)
         dataset = {
             "name": d.name, "users": d.num_users, "items": d.num_items, "interactions": len(d.item),
-            "cold_items": int(np.sum(~d.warm)), "split": d.split_name,
+            "cold_items": int(np.sum(~d.warm)), "split": d.split_name, "judged": judged_counts,
         }  # fmt: skip
         barrier("evaluated")
         if not leader():
@@ -252,8 +273,10 @@ class Run(Setup):
         return serving.costs(rows, *seconds)
 
     def _compared(self) -> tuple[str, ...]:
-        select = self.config.eval.select
-        return (select, f"{select}/warm", f"{select}/cold") if self.config.task == "rank" else ("log_loss", "accuracy")
+        select = selects(self.config)
+        if self.config.task == "rank":
+            return select, f"{select}/warm", f"{select}/cold"
+        return ("accuracy", "log_loss") if select == "accuracy" else ("log_loss", "accuracy")
 
     # leaving
 
@@ -320,7 +343,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 raise InputError(f"stages: {stage!r} is unknown{nearest(stage, STAGES)}")
         with locked(workdir) if leader() else contextlib.nullcontext():
             jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
-            with Log(workdir / "metrics.jsonl", metric=config.eval.select, silent=not leader()) as log:
+            with Log(workdir / "metrics.jsonl", metric=selects(config), silent=not leader()) as log:
                 run = Run(config, workdir, log)
                 leader_first(lambda: run.dataset)  # it writes what the others load
                 run.check()

@@ -60,6 +60,11 @@ class Built:
         return self.frozen_params + sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
+def selects(config: ConfigDict) -> str:
+    """The validation metric that selects."""
+    return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
+
+
 class Setup:
     """One resolved configuration and the workdir it writes to; what it describes is built when it is asked for."""
 
@@ -77,7 +82,8 @@ class Setup:
         c = self.config.data
         folder = self.workdir / "dataset"
         note = folder / "identity.json"
-        identity = c.to_dict() | {"task": self.config.task, "files": stamp(c.path, c.items_path)}
+        identity = {field: value for field, value in c.to_dict().items() if field not in ("path", "items_path")}
+        identity |= {"task": self.config.task, "files": stamp(c.path, c.items_path)}  # what they hold, wherever it lies
         if note.exists():
             made = read_json(note, f"delete {folder} and run again")
             if identity["files"] is None:  # the source is gone; what was made from it is here
@@ -119,9 +125,9 @@ class Setup:
                 "trained on; use student.name='sasrec' or another data.split"
             )
         if c.task == "rank":
-            return Rank(self.dataset, c.eval.select, tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size)
+            return Rank(self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size)
         if c.task == "rate":
-            return Rate(self.dataset, tuple(c.rate.boundaries), c.eval.select)
+            return Rate(self.dataset, tuple(c.rate.boundaries), selects(c))
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
 
     # models
@@ -146,10 +152,11 @@ class Setup:
     def identity(self, model: str, seed: int) -> dict[str, Any]:
         """All that determines the parameters of ``model``; a checkpoint is bound to it."""
         c = self.settings(model)
-        common = {"data": self.dataset.checksum, "task": c.task, "select": c.eval.select, "seed": seed}
+        common = {"data": self.dataset.checksum, "task": c.task, "select": selects(c), "seed": seed}
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
+            common["terms"] = [dataclasses.astuple(term) for term in self.objective(model)]
             fields = c.teacher.to_dict()
             if model == "control_teacher":  # it reads no text
                 return common | {"teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}}

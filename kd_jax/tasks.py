@@ -38,11 +38,13 @@ LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """metrics: name -> value. slices: slice -> metrics. per_user: name -> f32 [U] in a fixed order, NaN if undefined,
-    for paired comparisons; a name may carry a slice ('ndcg@10/warm')."""
+    for paired comparisons, their mean over users being the metric; a name may carry a slice ('ndcg@10/warm'). counts:
+    of the users and targets that were judged."""
 
     metrics: dict[str, float]
     slices: dict[str, dict[str, float]]
     per_user: dict[str, np.ndarray]
+    counts: dict[str, int]
 
 
 @functools.lru_cache
@@ -129,7 +131,8 @@ class Rank:
         per_user = dict(result.per_user)
         for kind, values in result.per_user_slices.items():
             per_user |= {f"{name}/{kind}": value for name, value in values.items()}
-        return Judged(result.metrics, result.slices, per_user)
+        counts = result.counts["all"] | {"repeats": result.repeats}
+        return Judged(result.metrics, result.slices, per_user, counts)
 
     def scorer(
         self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
@@ -210,15 +213,17 @@ class Rate:
         loss = metrics.log_loss(probabilities, labels)
         right = (probabilities.argmax(1) == labels).astype(np.float64)
         per_user = {
-            "log_loss": self._user_means(pairs["user"], loss),
-            "accuracy": self._user_means(pairs["user"], right),
+            "log_loss": self._user_shares(pairs["user"], loss),
+            "accuracy": self._user_shares(pairs["user"], right),
         }
-        return Judged(values, {}, per_user)
+        counts = {"users": len(np.unique(pairs["user"])), "targets": len(labels)}
+        return Judged(values, {}, per_user, counts)
 
-    def _user_means(self, users: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def _user_shares(self, users: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Each user's sum of ``values`` of pairs, scaled so that the mean over users is the mean over pairs."""
         count = np.bincount(users, minlength=self.dataset.num_users)
-        total = np.bincount(users, values, self.dataset.num_users)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+        total = np.bincount(users, values, self.dataset.num_users) * np.sum(count > 0) / len(users)
+        return np.where(count > 0, total, np.nan).astype(np.float32)
 
     def _pairs(self, split: str, history: int) -> tuple[Examples, Batch]:
         examples = rate_examples(self.dataset, self.classes, SPLITS[split], history=history)

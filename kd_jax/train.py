@@ -22,13 +22,13 @@ from jax.sharding import Mesh
 from kd_jax import sharding, sparse
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import Examples, batches
-from kd_jax.distill import Objective, TrainState, train_step
+from kd_jax.distill import Objective, train_step
 from kd_jax.distributed import barrier
 from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
 from kd_jax.meter import Meter, matmul_flops, trace
 from kd_jax.progress import Log
-from kd_jax.types import Array, Batch, Params, PyTree
+from kd_jax.types import Array, Batch, Params, PyTree, TrainState
 
 TABLES_SHARE = 0.25  # of a device's memory that the tables of the training examples may take
 
@@ -211,8 +211,14 @@ def train(
     newest = checkpoints.latest()
     if newest is not None:
         state = checkpoints.restore(newest, state, data)
+
+    def refreshed(state: TrainState, constants: PyTree) -> PyTree:
+        """The language model's vectors are computed by every host for itself, from whole weights."""
+        assert refresh is not None
+        return sharding.put(refresh(*sharding.fetch((state.params, constants))), mesh)
+
     if refresh is not None:
-        constants = refresh(state.params, constants)
+        constants = refreshed(state, constants)
     step = first = int(state.step)
     best = checkpoints.best()
     started = time.perf_counter()
@@ -251,7 +257,7 @@ def train(
                 after = {"loss": metrics["loss"], "param_norm": norm(state.params)}
                 _check_finite({key: float(value) for key, value in after.items()}, name, step, checkpoints)
                 if refresh is not None:
-                    constants = refresh(state.params, constants)
+                    constants = refreshed(state, constants)
                 score = evaluate(state.params, constants)
                 log.write(model=name, seed=seed, step=step, valid={log.metric: score})
                 checkpoints.save(state, data, score)

@@ -25,7 +25,7 @@ row                int32  [B]       position of the example in its table; cached
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -35,3 +35,12 @@ Params = dict[str, Any]
 PyTree = Any
 
 PAD = -1
+
+
+class TrainState(NamedTuple):
+    """All that training changes. ``key`` is raw key data (uint32 [2]); every step folds its own number into it."""
+
+    step: Array
+    params: Params
+    opt_state: PyTree
+    key: Array

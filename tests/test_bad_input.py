@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import toy
+from safetensors.numpy import load_file, save_file
 from test_pipeline import config
 
 from kd_jax import pipeline
@@ -155,6 +156,29 @@ def test_a_single_user_is_enough(world, tmp_path):
 )
 def test_bad_settings(world, tmp_path, refused, fields, pattern):
     refused(config(world, **{"stages": SHORT} | fields), tmp_path / "run", pattern)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"distill.labels": "cachd"}, r"distill\.labels='cachd' is unknown"),
+        ({"distill.terms": (("kll",),)}, r"name 'kll' is unknown; did you mean 'kl'"),
+        ({"distill.clicks": ("kl", 1.0)}, r"learns from clicks alone; use a 'ce' term"),
+        ({"student.dropout": 2.0}, r"student\.dropout=2\.0 must be"),
+        ({"student.name": "sasrec", "student.history": 7}, r"student\.history=7 reads more .*teacher\.history=6"),
+        ({"student.name": "sasrec", "teacher.trend": True}, r"use teacher\.trend=False"),
+    ],
+)
+def test_settings_of_later_stages_are_refused_before_anything_is_trained(world, tmp_path, refused, fields, pattern):
+    refused(config(world, **fields), tmp_path / "run", pattern)
+    assert not (tmp_path / "run/teacher").exists()
+
+
+def test_labels_that_are_not_all_there_are_refused(world, tmp_path, refused):
+    assert pipeline.main(config(world, stages=("data", "control_teacher", "labels")), tmp_path / "run") == 0
+    file = tmp_path / "run/labels/control_teacher.seed0/rows-00000.safetensors"
+    save_file({name: value[:-3].copy() for name, value in load_file(file).items()}, file)
+    refused(config(world, stages=("data", "control")), tmp_path / "run", "hold 37 of 40 rows; delete the folder")
 
 
 # The teacher's weights

@@ -14,7 +14,13 @@ from test_pipeline import ROOT, flags
 
 from kd_jax.checkpoint import Checkpoints
 
-FIELDS = {"stages": ("data", "student"), "train.steps": 600, "train.eval_every": 10, "train.patience": 1000}
+FIELDS = {
+    "stages": ("data", "student"),
+    "train.steps": 600,
+    "train.eval_every": 10,
+    "train.patience": 1000,
+    "student.dim": 256,
+}  # wide enough for tables that are split
 
 
 class Job:

@@ -219,7 +219,6 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
         world,
         task="rate",
         **{
-            "eval.select": "auc",
             "train.steps": 150,
             "train.learning_rate": 0.03,
             "student.dropout": 0.0,
@@ -232,7 +231,10 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
     rows = {row["name"]: row["test"] for row in report["models"]}
     assert rows["student"]["auc"] > rows["popularity"]["auc"]
     assert rows["distilled"].keys() >= {"accuracy", "precision", "recall", "f1", "auc", "log_loss", "rmse", "mae"}
-    assert report["gain"]["log_loss"]["relative"] is not None
+    for metric in ("log_loss", "accuracy"):  # means over pairs, as in the table
+        for model in ("student", "distilled"):
+            assert report["gain"][metric][model] == pytest.approx(rows[model][metric], rel=1e-5)
+    assert report["dataset"]["judged"]["test"]["targets"] > 40
     assert (tmp_path / "run/report/index.html").exists()
 
 

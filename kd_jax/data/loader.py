@@ -111,10 +111,13 @@ def user_examples(
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)
     width = int(min(MAX_TARGETS, counts.max(initial=1)))
-    shares = recency_weights(target_ages(dataset, indptr, width, decay_unit), decay)
+    ages = target_ages(dataset, indptr, width, decay_unit)
     owner = np.repeat(np.arange(len(counts)), counts)
-    totals = np.bincount(owner, shares, len(counts))
-    shares = shares / np.maximum(totals, 1e-30)[owner]
+    totals = np.bincount(owner, recency_weights(ages, decay), len(counts))
+    newest = np.full(len(counts), np.inf)
+    np.minimum.at(newest, owner, ages)
+    shares = recency_weights(ages - newest[owner], decay)  # of a user who left long ago, too
+    shares /= np.bincount(owner, shares, len(counts))[owner]
     users = np.flatnonzero(counts).astype(np.int32)
     weights = (totals**user_power / np.mean(totals[users] ** user_power)).astype(np.float32)
     num_users = len(counts)

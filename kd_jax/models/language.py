@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -82,5 +83,5 @@ class LanguageModel:
         model: Any = nnx.merge(graphdef, params, constants)
         for name, table in self._tables.items():
             tower = getattr(model, name)
-            tower.vectors[...] = text.encode(tower.encoder, table)
+            tower.vectors = Frozen(jnp.asarray(text.encode(tower.encoder, table)))
         return split(model)[2]

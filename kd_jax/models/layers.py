@@ -33,7 +33,7 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
     A byte decides about an element, so the rate is rounded to a 256th (and the scale to match): a quarter of the random
     numbers, which are what dropout costs. The mask does not depend on how the array is sharded.
     """
-    dropped = round(256 * rate)
+    dropped = min(round(256 * rate), 255)
     if rngs is None or dropped == 0:
         return x
     words = jax.random.bits(rngs.dropout(), (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
