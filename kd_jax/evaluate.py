@@ -29,6 +29,7 @@ CSR = tuple[np.ndarray, np.ndarray]  # (indptr [U + 1], items)
 
 METRICS = ("ndcg", "recall", "precision", "f1", "map", "hit_rate", "mrr", "auc", "coverage", "novelty")
 _NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+LARGEST_BLOCK = 2**26  # scores in a [B, I] block: 256 MB
 _LOOK_AHEAD = 2  # batches in flight: the device never idles, and memory stays at a few [B, I] blocks
 
 
@@ -60,6 +61,11 @@ def item_slices(item_counts: Int[np.ndarray, " I"]) -> dict[str, Bool[np.ndarray
     head = np.zeros_like(warm)
     head[by_popularity[: -(-int(warm.sum()) // 5)]] = True
     return {"warm": warm, "cold": ~warm, "head": head, "tail": warm & ~head}
+
+
+def users_at_once(batch_size: int, num_items: int) -> int:
+    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow."""
+    return max(1, min(batch_size, LARGEST_BLOCK // num_items))
 
 
 def popularity(dataset: Dataset) -> ScoreFn:
@@ -209,8 +215,11 @@ def evaluate_rank(
     history is at most, or longer than, the median of the evaluated users. A target the user has seen before cannot be
     recommended: it is left out and counted in `repeats`; with exclude_seen=False nothing is masked and it counts.
 
+    batch_size: users at once, fewer where the catalogue is large (``users_at_once``).
+
     Raises InputError on an unknown metric and when nobody can be evaluated.
     """
+    batch_size = users_at_once(batch_size, dataset.num_items)
     names = m.expand(metrics, ks)
     history, held_out = dataset.history(split), dataset.targets(split)
     users = eval_users(dataset, split)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import TEST, last_items
-from kd_jax.evaluate import eval_users, top_k
+from kd_jax.evaluate import eval_users, top_k, users_at_once
 from kd_jax.tasks import score_function
 from kd_jax.types import PAD, Params, PyTree
 
@@ -28,9 +28,10 @@ def users_per_second(
     """
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
-    top_k(scores, users, k, seen)
+    at_once = users_at_once(256, dataset.num_items)
+    top_k(scores, users, k, seen, batch_size=at_once)
     began = time.perf_counter()
-    top_k(scores, users, k, seen)
+    top_k(scores, users, k, seen, batch_size=at_once)
     return len(users) / (time.perf_counter() - began)
 
 

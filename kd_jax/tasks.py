@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kd_jax import evaluate, metrics
+from kd_jax import evaluate, metrics, sharding
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import (
     TEST,
@@ -69,8 +69,8 @@ def score_function(
         return model.scores(batch, items)
 
     def bind(params: Params, constants: PyTree) -> Callable[[np.ndarray], Array]:
-        items = catalogue(params, constants)
-        return lambda users: scores(params, constants, items, windows, users)
+        items, place = catalogue(params, constants), sharding.like_batches(params)
+        return lambda users: scores(params, constants, items, windows, place(users))
 
     return bind
 

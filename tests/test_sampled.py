@@ -162,8 +162,7 @@ def test_bad_settings_are_one_line(tmp_path):
     toy.refused(lambda: Setup._check_sampled(None, mixed, None), "give all of them items='sampled'")
 
 
-@pytest.mark.parametrize(("student", "source"), [("mf", "cached"), ("sasrec", "online")])
-def test_a_run_samples_the_catalogue_from_its_config_alone(student, source, tmp_path):
+def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     toy.write_csv(tmp_path / "data")
     c = common.get_config()
     c.data.source, c.data.path = "files", str(tmp_path / "data/interactions.csv")
@@ -172,8 +171,7 @@ def test_a_run_samples_the_catalogue_from_its_config_alone(student, source, tmp_
     c.distill.terms = (c.distill.clicks, ("kl", 1.0, 2.0, "constant", "sampled"))
     small = {
         "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control", "evaluate", "export"),
-        "distill.negatives": 10, "distill.top": 3, "distill.labels": source, "student.name": student,
-        "student.history": 6, "train.sparse": True, "train.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
+        "distill.negatives": 10, "distill.top": 3, "train.sparse": True, "train.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
     }  # fmt: skip
     for section in ("teacher", "train"):
         small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}

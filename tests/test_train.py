@@ -13,7 +13,7 @@ import toy
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from kd_jax import labels, sharding
+from kd_jax import evaluate, labels, sharding
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import batches
 from kd_jax.distill import Term
@@ -22,7 +22,7 @@ from kd_jax.models.layers import split
 from kd_jax.models.student import STUDENTS, StudentSpec
 from kd_jax.models.teacher import BiEncoder, TeacherSpec
 from kd_jax.progress import Log
-from kd_jax.tasks import Rank, Rate
+from kd_jax.tasks import Rank, Rate, score_function
 from kd_jax.train import Preempted, Recipe, compiled_step, train
 
 HISTORY = 8
@@ -88,6 +88,29 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), "the old state's memory must be given back"
     assert step._cache_size() == 1
     return found, state
+
+
+@pytest.mark.parametrize("name", ["mf", "sasrec", "mlp"])
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
+def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    task, mesh = task_of(ratings=False), sharding.make_mesh(*shape)
+    graphdef, *state = split(student_of(task, name))
+    on_mesh = sharding.for_scoring(state, mesh)
+    scores = score_function(task.dataset, graphdef, 2, HISTORY)(*on_mesh)(np.arange(16, dtype=np.int32))
+    rows = {index[0].indices(16)[:2] for index in scores.sharding.devices_indices_map(scores.shape).values()}
+    assert len(rows) == shape[0]
+    alone, many = (task.scorer(graphdef, "test", HISTORY)(*where) for where in (state, on_mesh))
+    np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
+
+
+def test_a_large_catalogue_is_ranked_for_fewer_users_at_once(monkeypatch):
+    assert evaluate.users_at_once(256, 10_000) == 256 and evaluate.users_at_once(256, 10**6) == 67
+    task, sizes = task_of(ratings=False), []
+    monkeypatch.setattr(evaluate, "LARGEST_BLOCK", 5 * task.dataset.num_items)
+    flat = evaluate.popularity(task.dataset)
+    evaluate.evaluate_rank(lambda users: sizes.append(len(users)) or flat(users), task.dataset, 2)
+    assert set(sizes) == {5}
 
 
 @pytest.mark.parametrize(
