@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     )
     c.student.trend_days = 3.0  # bias='trend': an interaction this old counts 1/e
     c.student.hidden = 32  # mlp
-    c.student.history = 50  # sasrec
+    c.student.history = 20  # sasrec; at most teacher.history where it is distilled
     c.student.blocks = 2  # sasrec
     c.student.heads = 2  # sasrec
 

@@ -35,10 +35,18 @@ def to_plain(state: TrainState) -> dict[str, Any]:
     return serialization.to_state_dict(state._asdict())
 
 
+def _written(folder: Path) -> bool:
+    """Whether there is a checkpoint: a run that was refused before its first one binds nobody."""
+    steps = folder / "checkpoints"
+    return steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
+
+
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Raises InputError if ``folder`` holds checkpoints of another identity, naming the first fields that differ."""
     note = folder / "identity.json"
-    changed = note.exists() and difference(read_json(note, f"delete {folder} to train it anew"), identity)
+    if not note.exists() or not _written(folder):
+        return
+    changed = difference(read_json(note, f"delete {folder} to train it anew"), identity)
     if changed:
         raise InputError(
             f"{folder} holds checkpoints of another config ({changed}); use another --workdir, restore those values, "
@@ -59,7 +67,7 @@ class Checkpoints:
         if identity is not None:
             check_identity(folder, identity)
             barrier("identity")
-            if leader() and not note.exists():
+            if leader() and not (note.exists() and _written(folder)):
                 write_json(note, identity)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(

@@ -97,11 +97,14 @@ class Run(Setup):
         source = self.config.distill.labels
         if source not in ("cached", "online"):
             raise InputError(f"distill.labels={source!r} is unknown; known: cached, online")
+        if self.config.eval.bootstrap < 1:
+            raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
         for model in MODELS:
             if model not in self.config.stages:
                 continue
             self.recipe(model)
-            if model not in TEACHER_OF and any(term.needs_teacher for term in self.objective(model)):
+            objective = self.objective(model)
+            if model not in TEACHER_OF and any(term.needs_teacher for term in objective):
                 raise InputError(
                     f"distill.clicks={self.config.distill.clicks}: {model} learns from clicks alone; use a 'ce' term"
                 )
@@ -201,15 +204,11 @@ class Run(Setup):
         name, teacher = self.settings(model).student.name, self.settings(TEACHER_OF[model]).teacher
         if self.config.task != "rank" or student_class(name).positions != "all":
             return
-        if teacher.trend or teacher.context != "items":
+        if teacher.trend or teacher.context != "items" or self._window(model) > teacher.history:
             raise InputError(
-                f"student.name={name!r} learns after every item of a history, and the teacher labels its end alone; "
-                "use teacher.trend=False and teacher.context='items'"
-            )
-        if self._window(model) > teacher.history:
-            raise InputError(
-                f"student.history={self._window(model)} reads more than the teacher (teacher.history="
-                f"{teacher.history}); raise teacher.history or lower student.history"
+                f"student.name={name!r} learns after every item of a history, and its teacher must label as much: use "
+                f"teacher.trend=False (now {teacher.trend}), teacher.context='items' (now {teacher.context!r}) and "
+                f"teacher.history >= student.history (now {teacher.history} and {self._window(model)})"
             )
 
     # judging

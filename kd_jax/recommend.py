@@ -51,6 +51,10 @@ class Recommender:
         """
         if (user is None) == (history is None):
             raise InputError("recommend: give either a user or a history")
+        if isinstance(history, str):
+            raise InputError(f"recommend: the history must be a list of ids or titles; use history=[{history!r}]")
+        if not isinstance(k, int | np.integer):
+            raise InputError(f"recommend: k is {k!r}; it must be a whole number")
         if self.description["task"] != "rank":
             raise InputError(
                 "recommend: this workdir was trained with task='rate', which scores pairs; train task='rank'"

@@ -37,6 +37,8 @@ def claim(metrics: dict[str, Any]) -> tuple[str, str]:
     popular of late. Each is worded by its confidence interval."""
     metric, gain, share = main_gain(metrics)
     if as_number(gain.get("relative")) is None:
+        if {"student", "distilled"} <= gain.keys():
+            return f"The plain student's {metric_label(metric)} is 0: there is no relative gain to tell.", ""
         return "Nothing to compare yet: this run does not hold both a student and a distilled student.", ""
 
     def verdict(difference: dict[str, Any], wording: Sequence[str]) -> str:

@@ -60,6 +60,13 @@ class Recipe:
                 raise InputError(f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1")
         if self.moments not in sparse.MOMENTS:
             raise InputError(f"train.moments={self.moments!r} is unknown{nearest(self.moments, sparse.MOMENTS)}")
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
+            raise InputError(
+                f"learning_rate={self.learning_rate} must be more than 0, weight_decay={self.weight_decay} and "
+                f"clip_norm={self.clip_norm} (sections train and teacher) at least 0"
+            )
+        if self.schedule not in ("constant", "cosine"):
+            raise InputError(f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine")
         if self.schedule == "cosine" and self.warmup_steps >= self.steps:
             raise InputError(
                 f"warmup_steps={self.warmup_steps} (sections train and teacher) must be less than "
@@ -73,12 +80,12 @@ class Recipe:
         return max(n for n in range(1, self.log_every + 1) if whole % n == 0)
 
     def tx(self) -> optax.GradientTransformation:
-        """The optimiser. Raises InputError for an unknown schedule."""
+        """The optimiser."""
         if self.schedule == "cosine":
             rate = optax.warmup_cosine_decay_schedule(
                 0.0 if self.warmup_steps else self.learning_rate, self.learning_rate, self.warmup_steps, self.steps
             )
-        elif self.schedule == "constant":
+        else:
             rate = optax.join_schedules(
                 [
                     optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps)),
@@ -86,8 +93,6 @@ class Recipe:
                 ],
                 [self.warmup_steps],
             )
-        else:
-            raise InputError(f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine")
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
         slower = []
         if self.lm_learning_rate is not None:
@@ -211,6 +216,7 @@ def train(
     newest = checkpoints.latest()
     if newest is not None:
         state = checkpoints.restore(newest, state, data)
+        log.note(f"{name} (seed {seed}): goes on from the checkpoint of step {newest}")
 
     def refreshed(state: TrainState, constants: PyTree) -> PyTree:
         """The language model's vectors are computed by every host for itself, from whole weights."""
@@ -343,9 +349,13 @@ def _check_finite(values: dict[str, float], name: str, step: int, checkpoints: C
     if all(math.isfinite(value) for value in values.values()):
         return
     checkpoints.wait()
-    kept = checkpoints.latest()
+    kept, folder = checkpoints.latest(), checkpoints.folder
     raise InputError(
         f"{name}: the loss is not finite at step {step} ({', '.join(f'{k}={v:.4g}' for k, v in values.items())}); "
-        f"{'no checkpoint was written yet' if kept is None else f'the checkpoint of step {kept} is kept'}; lower the "
-        "learning rate or set clip_norm, and start again in another --workdir"
+        "lower the learning rate or set clip_norm, and start again; "
+        + (
+            "no checkpoint was written yet"
+            if kept is None
+            else f"the checkpoint of step {kept} is kept: use another --workdir, or delete {folder}"
+        )
     )

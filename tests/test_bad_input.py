@@ -165,7 +165,10 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
         ({"distill.terms": (("kll",),)}, r"name 'kll' is unknown; did you mean 'kl'"),
         ({"distill.clicks": ("kl", 1.0)}, r"learns from clicks alone; use a 'ce' term"),
         ({"student.dropout": 2.0}, r"student\.dropout=2\.0 must be"),
-        ({"student.name": "sasrec", "student.history": 7}, r"student\.history=7 reads more .*teacher\.history=6"),
+        ({"train.schedule": "cosin"}, r"schedule 'cosin' is unknown"),
+        ({"train.learning_rate": -1.0}, r"learning_rate=-1\.0 must be more than 0"),
+        ({"eval.bootstrap": 0}, r"eval\.bootstrap=0 must be at least 1"),
+        ({"student.name": "sasrec", "student.history": 7}, r"teacher\.history >= student\.history \(now 6 and 7\)"),
         ({"student.name": "sasrec", "teacher.trend": True}, r"use teacher\.trend=False"),
     ],
 )
@@ -200,6 +203,15 @@ def test_bad_weights(world, tmp_path, refused):
     refused(c, tmp_path / "run", r"model_type 'gpt2' is not supported .*teacher\.backend='hf_flax'")
 
 
+def test_weights_that_are_not_numbers_are_told_from_a_high_learning_rate(world, tmp_path, refused):
+    bert = toy.tiny_bert(tmp_path / "bert")
+    tensors = load_file(bert / "model.safetensors")
+    tensors["encoder.layer.0.output.dense.weight"][0, 0] = np.nan
+    save_file(tensors, bert / "model.safetensors")
+    c = config(world, stages=("data", "teacher"), **{"teacher.weights": str(bert)})
+    refused(c, tmp_path / "run", "vectors of 24 of 24 texts are not finite: its weights are damaged")
+
+
 # Training
 
 
@@ -211,6 +223,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_pat
     refused(config(world, stages=SHORT, **fields), tmp_path / "run", f"student: the loss is not finite at .*{kept}")
     saved = [path for path in (tmp_path / "run/student/checkpoints").iterdir() if path.name.isdigit()]
     assert [path.name for path in saved] == (["1"] if rate == 1e38 else [])
+    if not saved:  # a run without a checkpoint binds nobody to its settings
+        assert pipeline.main(config(world, stages=SHORT), tmp_path / "run") == 0
 
 
 # The workdir

@@ -228,7 +228,7 @@ def test_training_learns_and_the_best_step_is_kept(tmp_path):
 
 
 def test_patience_stops_training(tmp_path):
-    trained = Fit(tmp_path, steps=200, learning_rate=0.0, patience=2)()
+    trained = Fit(tmp_path, steps=200, learning_rate=1e-20, patience=2)()
     assert (trained.best_step, trained.steps) == (5, 15)
 
 

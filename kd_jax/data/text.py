@@ -147,6 +147,7 @@ def encode(
     Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is computed and few
     programs are compiled. batch_tokens: computed at once; on CPU the default keeps a batch's activations in the cache.
     cache: a folder that keeps results, by content of texts and weights. progress: called with (texts done, in all).
+    Raises InputError for a vector that is not finite.
     Source of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
     batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536)
@@ -180,6 +181,12 @@ def encode(
             pending.append((rows, _forward(graphdef, state, *table.padded(distinct[filled], length))))
             collect(keep=1)
     collect(keep=0)
+    broken = int(np.sum(~np.isfinite(vectors).all(1)))
+    if broken:
+        raise InputError(
+            f"the language model's vectors of {broken} of {len(distinct)} texts are not finite: its weights are "
+            "damaged; copy or download teacher.weights again"
+        )
     result = vectors[inverse]
     if path is not None:
         with atomic(path) as temporary, temporary.open("wb") as file:
