@@ -87,15 +87,16 @@ class Checkpoints:
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "data": grain.checkpoint.CheckpointHandler()},
         )
 
-    def save(self, state: TrainState, data: grain.DatasetIterator, score: float | None) -> None:
-        """Start writing ``state`` and the position of ``data``; score: validation, higher is better, or None."""
+    def save(self, state: TrainState, data: grain.DatasetIterator, score: float | None, seconds: float = 0.0) -> None:
+        """Start writing ``state`` and the position of ``data``; score: validation, higher is better, or None; seconds:
+        of training so far."""
         step = int(state.step)
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(to_plain(state)), data=grain.checkpoint.CheckpointSave(data)
             ),
-            metrics=None if score is None else {"score": float(score), "step": step},
+            metrics=None if score is None else {"score": float(score), "step": step, "seconds": seconds},
         )
 
     def latest(self) -> int | None:
@@ -106,6 +107,11 @@ class Checkpoints:
         scored = [m for step in self._manager.all_steps() if (m := self._manager.metrics(step))]
         best = max(scored, key=_rank, default=None)
         return None if best is None else (best["step"], best["score"])
+
+    def seconds(self) -> float:
+        """Training time up to the last checkpoint with a score; what a kill made to be done again does not count."""
+        found = [m.get("seconds", 0.0) for step in self._manager.all_steps() if (m := self._manager.metrics(step))]
+        return max(found, default=0.0)
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:

@@ -112,10 +112,18 @@ class Run(Setup):
                 self.student_spec(model)
             if model in TEACHER_OF:
                 self._check_label_history(model)
+        stale: dict[str, InputError] = {}
         for model in MODELS:
             for seed in self.seeds:
-                if self.folder(model, seed).exists():
-                    check_identity(self.folder(model, seed), self.identity(model, seed))
+                folder = self.folder(model, seed)
+                try:
+                    if folder.exists():
+                        check_identity(folder, self.identity(model, seed))
+                except InputError as error:
+                    stale[folder.name] = error
+        if stale:
+            first, *others = stale
+            raise InputError(str(stale[first]) + (f", and {', '.join(others)} too" if others else ""))
 
     def result(self, model: str, seed: int) -> dict[str, Any]:
         folder = self.folder(model, seed)

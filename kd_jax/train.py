@@ -157,7 +157,7 @@ class Trained:
     best_step: int
     best_score: float
     steps: int
-    seconds: float | None  # None if it was not one process that trained it
+    seconds: float  # of wall time, validation included, in all the processes that trained it one after another
 
 
 def train(
@@ -226,7 +226,7 @@ def train(
     if refresh is not None:
         constants = refreshed(state, constants)
     step = first = int(state.step)
-    best = checkpoints.best()
+    best, earlier = checkpoints.best(), checkpoints.seconds()
     started = time.perf_counter()
     pending: tuple[int, dict[str, Array]] | None = None
     meter = Meter(mesh.size)
@@ -266,7 +266,7 @@ def train(
                     constants = refreshed(state, constants)
                 score = evaluate(state.params, constants)
                 log.write(model=name, seed=seed, step=step, valid={log.metric: score})
-                checkpoints.save(state, data, score)
+                checkpoints.save(state, data, score, earlier + time.perf_counter() - started)
                 if best is None or score > best[1]:
                     best = (step, score)
             if preemption.requested():
@@ -284,7 +284,7 @@ def train(
         best[0],
         best[1],
         step,
-        time.perf_counter() - started if first == 0 else None,
+        earlier + time.perf_counter() - started,
     )
 
 

@@ -241,6 +241,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept["params"]))
 
 
+def test_training_time_is_that_of_all_the_processes_that_trained(tmp_path):
+    before = Fit(tmp_path, steps=5)().seconds
+    again = Fit(tmp_path, steps=5)()  # nothing is left to do
+    assert before * 0.5 < again.seconds < before + 2
+    assert Checkpoints(tmp_path / "student").seconds() > 0
+
+
 def test_checkpoints_of_another_config_are_refused_by_field(tmp_path):
     Fit(tmp_path, steps=5)(identity={"student": {"dim": 16, "name": "mf"}})
     with pytest.raises(InputError, match=r"another config \(student.dim: 16 there, 32 here\)"):
