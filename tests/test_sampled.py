@@ -170,7 +170,7 @@ def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
     c.distill.terms = (c.distill.clicks, ("kl", 1.0, 2.0, "constant", "sampled"))
     small = {
-        "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control", "evaluate", "export"),
+        "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control"),
         "distill.negatives": 10, "distill.top": 3,
         "train.sparse": True, "train.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
     }  # fmt: skip
