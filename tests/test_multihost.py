@@ -16,7 +16,7 @@ from kd_jax.checkpoint import Checkpoints
 
 FIELDS = {
     "stages": ("data", "student"),
-    "train.steps": 400,
+    "train.steps": 800,
     "train.eval_every": 10,
     "train.patience": 1000,
     "student.dim": 256,
@@ -54,7 +54,7 @@ class Job:
 
 
 def final(workdir):
-    return Checkpoints(workdir / "student").plain(400)
+    return Checkpoints(workdir / "student").plain(800)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +75,14 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
     assert statuses == [143, 143], said
     assert "is saved at step" in said[0]
     saved = Checkpoints(tmp_path / "cut/student").latest()
-    assert 20 <= saved < 400
+    assert 20 <= saved < 800
 
     job = Job(world, tmp_path / "cut", 2)
     job.after_step(-(-(saved + 30) // 10) * 10)
     job.children[1].send_signal(signal.SIGKILL)
     statuses, said = job.wait()
     assert all(statuses), "nobody goes on alone"
-    assert Checkpoints(tmp_path / "cut/student").latest() < 400
+    assert Checkpoints(tmp_path / "cut/student").latest() < 800
 
     statuses, said = Job(world, tmp_path / "cut", 2).wait()
     assert statuses == [0, 0], said
