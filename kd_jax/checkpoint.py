@@ -35,16 +35,17 @@ def to_plain(state: TrainState) -> dict[str, Any]:
     return serialization.to_state_dict(state._asdict())
 
 
-def _written(folder: Path) -> bool:
-    """Whether there is a checkpoint: a run that was refused before its first one binds nobody."""
+def _bound(folder: Path) -> bool:
+    """Whether ``folder`` belongs to an identity: one that was refused before its first checkpoint binds nobody."""
     steps = folder / "checkpoints"
-    return steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
+    written = steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
+    return written and (folder / "identity.json").exists()
 
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
     """Raises InputError if ``folder`` holds checkpoints of another identity, naming the first fields that differ."""
     note = folder / "identity.json"
-    if not note.exists() or not _written(folder):
+    if not _bound(folder):
         return
     changed = difference(read_json(note, f"delete {folder} to train it anew"), identity)
     if changed:
@@ -67,7 +68,7 @@ class Checkpoints:
         if identity is not None:
             check_identity(folder, identity)
             barrier("identity")
-            if leader() and not (note.exists() and _written(folder)):
+            if leader() and not _bound(folder):
                 write_json(note, identity)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(
@@ -104,14 +105,16 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """Step and validation score of the best checkpoint."""
-        scored = [m for step in self._manager.all_steps() if (m := self._manager.metrics(step))]
-        best = max(scored, key=_rank, default=None)
+        best = max(self._scored(), key=_rank, default=None)
         return None if best is None else (best["step"], best["score"])
 
     def seconds(self) -> float:
         """Training time up to the last checkpoint with a score; what a kill made to be done again does not count."""
-        found = [m.get("seconds", 0.0) for step in self._manager.all_steps() if (m := self._manager.metrics(step))]
-        return max(found, default=0.0)
+        return max((metrics.get("seconds", 0.0) for metrics in self._scored()), default=0.0)
+
+    def _scored(self) -> list[dict[str, Any]]:
+        """What was noted with each checkpoint that has a score."""
+        return [metrics for step in self._manager.all_steps() if (metrics := self._manager.metrics(step))]
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
