@@ -124,6 +124,7 @@ def get_config() -> ConfigDict:
     c.distill.negatives_power = 0.5  # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
     c.distill.top = 64  # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly
     c.distill.labels = "cached"  # 'cached' on disk, or 'online' in the step: the same loss
+    c.distill.teachers = "own"  # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
 
     c.train = ConfigDict()  # of student, control and distilled
     c.train.steps = 1000

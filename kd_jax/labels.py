@@ -151,9 +151,20 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     return {name: values} if name == "logits" else {name: values} | arrays
 
 
-def cached(folder: Path) -> Teacher:
-    """The labels of ``write`` as a teacher. Raises InputError as ``read``."""
-    arrays = read(folder)
+def cached(*folders: Path) -> Teacher:
+    """The labels of ``write`` as a teacher: of several, the mean of their logits. Raises InputError as ``read``.
+
+    The mean is exact: contexts and items side by side are one context and one item vector, as wide as all together.
+    """
+    parts, scale = [read(folder) for folder in folders], np.float32(1 / len(folders))
+    if "logits" in parts[0]:
+        arrays = {"logits": np.sum([part["logits"] * scale for part in parts], 0)}
+    else:
+        arrays = {
+            "contexts": np.concatenate([part["contexts"] * scale for part in parts], -1),
+            "items": np.concatenate([part["items"] for part in parts], -1),
+            "bias": np.sum([part["bias"] * scale for part in parts], 0),
+        }
     return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
 
 

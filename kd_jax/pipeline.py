@@ -94,9 +94,13 @@ class Run(Setup):
 
     def check(self) -> None:
         """Refuse what cannot run, or another config, before anything in the workdir is changed or anything trained."""
-        source = self.config.distill.labels
+        source, teachers = self.config.distill.labels, self.config.distill.teachers
         if source not in ("cached", "online"):
             raise InputError(f"distill.labels={source!r} is unknown; known: cached, online")
+        if teachers not in ("own", "all"):
+            raise InputError(f"distill.teachers={teachers!r} is unknown; known: own, all")
+        if teachers == "all" and source == "online":
+            raise InputError("distill.teachers='all' reads labels from disk; use distill.labels='cached', or 'own'")
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
         for model in MODELS:
@@ -195,12 +199,14 @@ class Run(Setup):
 
     def soft_labels(self, model: str, seed: int, built: Built) -> labels.Teacher:
         if self.config.distill.labels == "cached":
-            if self._finished_labels(model, seed) is None:
-                raise InputError(
-                    f"{self.label_folder(model, seed)} is missing or was written by another teacher; run the "
-                    "stage 'labels' first (--config.stages)"
-                )
-            found = labels.cached(self.label_folder(model, seed))
+            folders = [self.label_folder(model, one) for one in self.teacher_seeds(seed)]
+            for folder, one in zip(folders, self.teacher_seeds(seed), strict=True):
+                if self._finished_labels(model, one) is None:
+                    raise InputError(
+                        f"{folder} is missing or was written by another teacher; run the stage 'labels' first "
+                        "(--config.stages)"
+                    )
+            found = labels.cached(*folders)
             top = max(term.top for term in self.objective(model))
             return labels.with_top(found, top) if top else found
         teacher = self.build(TEACHER_OF[model], seed)
@@ -255,8 +261,9 @@ class Run(Setup):
                     more = {"steps": result["steps"], "best_step": result["best_step"]}
                     if isinstance(self.task, Rank):
                         more["users_per_second"] = serving.users_per_second(d, built.graphdef, *best, built.history)
-                    if model in TEACHER_OF and (done := self._finished_labels(model, seed)):
-                        more["label_seconds"] = done["seconds"]
+                    if model in TEACHER_OF:
+                        made = [self._finished_labels(model, one) for one in self.teacher_seeds(seed)]
+                        more["label_seconds"] = sum(done["seconds"] for done in made if done)
                     add(model, seed, built.num_params, result["seconds"], judged, **more)
         dataset = {
             "name": d.name, "users": d.num_users, "items": d.num_items, "interactions": len(d.item),

@@ -167,11 +167,16 @@ class Setup:
         if objective[0].sampled:
             distill["negatives_power"] = c.distill.negatives_power
         if model in TEACHER_OF:
-            distill |= {"labels": c.distill.labels, "teacher": fingerprint(self.identity(TEACHER_OF[model], seed))}
+            made = [self.identity(TEACHER_OF[model], one) for one in self.teacher_seeds(seed)]
+            distill |= {"labels": c.distill.labels, "teacher": fingerprint(made)}
         window = self._window(model)
         return common | {
             "student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill, "window": window
         }  # fmt: skip
+
+    def teacher_seeds(self, seed: int) -> tuple[int, ...]:
+        """Seeds of the teachers that a student of ``seed`` learns from."""
+        return self.seeds if self.config.distill.teachers == "all" else (seed,)
 
     def _window(self, student: str) -> int:
         """Newest interactions that a student's examples hold: what it reads, or else what its labels' teacher reads."""

@@ -162,6 +162,8 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
     ("fields", "pattern"),
     [
         ({"distill.labels": "cachd"}, r"distill\.labels='cachd' is unknown"),
+        ({"distill.teachers": "both"}, r"distill\.teachers='both' is unknown"),
+        ({"distill.teachers": "all", "distill.labels": "online"}, r"use distill\.labels='cached'"),
         ({"distill.terms": (("kll",),)}, r"name 'kll' is unknown; did you mean 'kl'"),
         ({"distill.clicks": ("kl", 1.0)}, r"learns from clicks alone; use a 'ce' term"),
         ({"student.dropout": 2.0}, r"student\.dropout=2\.0 must be"),

@@ -199,7 +199,8 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
 
 
 @pytest.mark.parametrize("fields", [
-    {"student.name": "mlp", "data.split": "temporal", "data.min_rating": 3.0, "data.min_interactions": 2},
+    {"student.name": "mlp", "data.split": "temporal", "data.min_rating": 3.0, "data.min_interactions": 2,
+     "distill.teachers": "all"},
     {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
     {"teacher.item_features": "text+id", "distill.labels": "online"},
     {"teacher.train": "full", "teacher.batch_size": 4},

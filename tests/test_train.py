@@ -133,6 +133,26 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
         assert one == pytest.approx(other, rel=2e-5)  # one program or two: XLA fuses them differently
 
 
+@pytest.mark.parametrize("ratings", [False, True])
+def test_labels_of_several_teachers_are_the_mean_of_their_logits(ratings, tmp_path):
+    task = task_of(ratings)
+    examples = task.examples("user", history=HISTORY, decay=3.0, user_power=0.5)
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder, seed in zip(folders, (5, 6), strict=True):
+        labels.write(folder, *teacher_of(task, seed), examples, positions="user")
+
+    def logits(*folders):
+        teacher = labels.cached(*folders)
+        scores = teacher.scores(teacher.arrays, examples.gather(np.arange(6)))
+        return np.asarray(scores if ratings else scores.dense()), teacher.bias
+
+    (one, _), (other, _), (both, bias) = logits(folders[0]), logits(folders[1]), logits(*folders)
+    assert np.abs(one - other).max() > 0.1
+    np.testing.assert_allclose(both, (one + other) / 2, atol=1e-5)
+    if not ratings:
+        assert bias().shape == (task.dataset.num_items,)
+
+
 @pytest.mark.parametrize("name", ["mf", "sasrec"])
 @pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 2), (4, 2), (8, 1), (2, 4)])
 def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
