@@ -32,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.steps = 480
     c.train.eval_every = 30
     c.train.patience = 4
+    c.distill.teachers = "all"
     c.distill.terms = (("kl", 1.0, 1.0, "constant", "all"),)
     # Chosen by benchmarks/tune.py, 12 trials each from the same draws and 3 finalists, on validation alone:
     c.tuned.teacher = (
@@ -47,8 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ("student.decay", 1.0), ("student.user_power", 0.5),
     )  # fmt: skip
     c.tuned.control = (
-        ("student.bias", "teacher"), ("train.learning_rate", 0.02), ("student.dropout", 0.5),
-        ("student.user_power", 0.0),
+        ("student.bias", "teacher"), ("train.learning_rate", 0.02), ("train.schedule", "cosine"),
+        ("train.weight_decay", 0.01), ("student.dropout", 0.1), ("student.user_power", 0.0),
     )  # fmt: skip
     c.tuned.distilled = (
         ("student.bias", "teacher"), ("train.learning_rate", 0.02), ("train.schedule", "cosine"),

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax import metrics as m
 from kd_jax.errors import InputError
+from kd_jax.sharding import fetch
 from kd_jax.types import PAD
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _stream(step: Callable[[int, np.ndarray], Any], users: np.ndarray, batch_siz
         results.append(step(b, _pad(block, batch_size, block[-1])))
         if b >= _LOOK_AHEAD:
             jax.block_until_ready(results[b - _LOOK_AHEAD])
-    return jax.device_get(results)
+    return fetch(results)
 
 
 def _masked(scores: Array, seen: tuple[Array, Array]) -> Array:

@@ -256,7 +256,7 @@ class Run(Setup):
                     bar.update(len(rows))
                     result = self.result(model, seed)
                     built = self.build(model, seed)
-                    best: tuple[Params, PyTree] = sharding.for_scoring(self.best(model, seed, built), self.mesh)
+                    best: tuple[Params, PyTree] = sharding.put(self.best(model, seed, built), self.mesh)
                     judged = {split: self.task.scorer(built.graphdef, split, built.history)(*best) for split in SPLITS}
                     more = {"steps": result["steps"], "best_step": result["best_step"]}
                     if isinstance(self.task, Rank):

@@ -81,25 +81,20 @@ def split_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
 
 
-def for_scoring(tree: PyTree, mesh: Mesh) -> PyTree:
-    """``tree`` where it is scored from: on the mesh; in several processes, each of which scores for itself, here."""
-    return put(tree, mesh) if jax.process_count() == 1 else jax.device_put(tree, jax.local_devices()[0])
-
-
 def like_batches(params: PyTree) -> Callable[[np.ndarray], Any]:
-    """Where a batch of users [B] goes to be scored by ``params``: over ``data``, so that every device ranks its share.
-
-    As it came where the parameters are on one device, in several processes (each ranks all, for itself), or if the
-    devices do not divide B.
+    """Where a batch of users [B], the same in all processes, goes to be scored by ``params``: over ``data``, so that
+    every device ranks its share. As it came where the parameters are on one device; whole where the devices do not
+    divide B.
     """
     found = next((x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array)), None)
-    if not isinstance(found, NamedSharding) or found.mesh.size == 1 or jax.process_count() > 1:
+    if not isinstance(found, NamedSharding) or found.mesh.size == 1:
         return lambda users: users
     mesh = found.mesh
 
     def place(users: np.ndarray) -> Any:
         split = len(users) % mesh.shape["data"] == 0
-        return jax.device_put(users, NamedSharding(mesh, PartitionSpec("data" if split else None)))
+        where = NamedSharding(mesh, PartitionSpec("data" if split else None))
+        return jax.make_array_from_callback(users.shape, where, lambda index: users[index])
 
     return place
 

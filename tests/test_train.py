@@ -96,7 +96,7 @@ def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task, mesh = task_of(ratings=False), sharding.make_mesh(*shape)
     graphdef, *state = split(student_of(task, name))
-    on_mesh = sharding.for_scoring(state, mesh)
+    on_mesh = sharding.put(state, mesh)
     scores = score_function(task.dataset, graphdef, 2, HISTORY)(*on_mesh)(np.arange(16, dtype=np.int32))
     rows = {index[0].indices(16)[:2] for index in scores.sharding.devices_indices_map(scores.shape).values()}
     assert len(rows) == shape[0]
