@@ -1,8 +1,8 @@
 """What every contestant of ``peers.py`` shares. Only numpy: it is imported in the peers' own environments.
 
-A contestant is a script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N | --seconds=S]``. The last
-line it prints is one JSON object with the FIELDS below. One that cannot run says why by ``SystemExit("why")`` and is
-skipped. ``python benchmarks/peer_common.py`` prints the machine's matrix-product ceiling.
+A contestant is a script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N | --seconds=S]
+[--learning-rate=R]``. The last line it prints is one JSON object with the FIELDS below. One that cannot run says why by
+``SystemExit("why")`` and is skipped. ``python benchmarks/peer_common.py`` prints the machine's matrix-product ceiling.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ class Split:
         """(indptr, items) of what is known when test is predicted: train, then valid, oldest first."""
         indptr = self.indptr + np.arange(self.num_users + 1)
         return indptr, np.insert(self.items, self.indptr[1:], self.valid)
+
+    def earlier(self) -> Split:
+        """The same a step earlier, to choose settings by: learn from train, judged on valid; test is not in it."""
+        last = self.indptr[1:] - 1
+        indptr = self.indptr - np.arange(self.num_users + 1)
+        return Split(indptr, np.delete(self.items, last), self.items[last], self.valid, self.num_items, True)
 
     def save(self, path: Path) -> None:
         np.savez(path, **vars(self))
@@ -143,6 +149,7 @@ def arguments(doc: str | None, models: tuple[str, ...], epochs: int) -> argparse
     parser.add_argument(
         "--seconds", type=float, help="train for so long instead; the epoch in which they end is finished"
     )
+    parser.add_argument("--learning-rate", type=float, help="instead of the script's own")
     return parser.parse_args()
 
 

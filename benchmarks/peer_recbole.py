@@ -49,6 +49,7 @@ def prepare(options, epochs: int):
             "metric_decimal_place": 6,
             "eval_args": {"mode": "full", "order": "TO", "group_by": "user", "split": {"LS": "valid_and_test"}},
             "show_progress": False,
+            **({"learning_rate": options.learning_rate} if options.learning_rate else {}),
         },
     )
     init_seed(config["seed"], config["reproducibility"])
@@ -92,7 +93,8 @@ def main() -> None:
     if not np.allclose(own, hit_ndcg(top, split.test), atol=2e-3):
         raise ValueError(f"RecBole says {own}, its lists say {hit_ndcg(top, split.test)}")
     report(
-        settings=f"BPR, defaults (64 factors, batch {config['train_batch_size']}), {len(times)} epochs",
+        settings=f"BPR, defaults (64 factors, batch {config['train_batch_size']}), lr {config['learning_rate']:g}, "
+        f"{len(times)} epochs",
         times=times,
         interactions=len(split.fit()[1]),
         rank_s=min(evaluate_s, topk_s),

@@ -46,7 +46,7 @@ def flat(split: Split, options) -> None:
         for values in net.parameters():
             if values.ndim > 1:
                 torch.nn.init.xavier_normal_(values)
-        return net, torch.optim.Adam(net.parameters(), lr=RATE, fused=True)
+        return net, torch.optim.Adam(net.parameters(), lr=options.learning_rate or RATE, fused=True)
 
     def epoch(net, optimizer, batches: int) -> float:
         net.train()
@@ -97,7 +97,7 @@ def flat(split: Split, options) -> None:
     rank_batch = min(ranked, key=lambda batch: ranked[batch][0])
     rank_s, top = ranked[rank_batch]
     report(
-        settings=f"FlatSASRecNet, {SETTINGS}, {len(times)} epochs",
+        settings=f"FlatSASRecNet, {SETTINGS}, lr {options.learning_rate or RATE:g}, {len(times)} epochs",
         times=times,
         interactions=int((y > 0).sum()),
         rank_s=rank_s,
@@ -163,7 +163,7 @@ def model(split: Split, options) -> None:
         dropout_rate=DROPOUT,
         session_max_len=LENGTH,
         loss="softmax",
-        lr=RATE,
+        lr=options.learning_rate or RATE,
         batch_size=BATCH,
         recommend_torch_device="cpu",
         get_trainer_func=trainer,
@@ -176,7 +176,7 @@ def model(split: Split, options) -> None:
     found = found.sort_values([Columns.User, Columns.Rank])
     lengths = np.minimum(np.diff(split.fit()[0]) - 1, LENGTH)
     report(
-        settings=f"SASRecModel, {SETTINGS}, {len(times)} epochs",
+        settings=f"SASRecModel, {SETTINGS}, lr {options.learning_rate or RATE:g}, {len(times)} epochs",
         times=times,
         interactions=int(lengths[lengths > 0].sum()),
         rank_s=rank_s,

@@ -6,8 +6,10 @@
 Leave-one-out by time over the 5-core (ML-1M: 6,040 users, 3,416 items, no rating filter); the 10 best of the whole
 catalogue, seen items masked. Without --data a set of that shape is drawn: its speeds mean something, its quality does
 not. Models learn from train and valid, as nothing is selected on valid (--train-only: from train); sequence models read
-both as history. What is not installed is skipped; kd_jax itself runs in this interpreter. Contestants run one after
-another, each in a process of its own. Every time is wall clock on --threads threads, so give it an idle machine.
+both as history. With --tune every contestant that is trained by gradients first tries three learning rates, learning
+from train and judged on valid, as long as in the end. What is not installed is skipped; kd_jax itself runs in this
+interpreter. Contestants run one after another, each in a process of its own. Every time is wall clock on --threads
+threads, so give it an idle machine.
 
 The peers cannot be installed beside kd_jax or beside each other. Their environments, with Python 3.11:
 
@@ -64,16 +66,18 @@ class Contestant:
     model: str
     peer: str = ""
     blas_threads: int = 0  # 0: as many as all other threads
+    rates: tuple[float, ...] = ()  # learning rates that --tune tries
 
 
+SASREC_RATES = (1e-3, 3e-3, 6e-3)
 CONTESTANTS = (
-    Contestant("kd_jax MF", "peers_ours.py", "mf"),
+    Contestant("kd_jax MF", "peers_ours.py", "mf", rates=(3e-3, 1e-2, 2e-2)),
     Contestant("implicit ALS", "peer_implicit.py", "als", "implicit", blas_threads=1),
     Contestant("implicit BPR", "peer_implicit.py", "bpr", "implicit", blas_threads=1),
-    Contestant("RecBole BPR", "peer_recbole.py", "bpr", "recbole"),
-    Contestant("kd_jax SASRec", "peers_ours.py", "sasrec"),
-    Contestant("RecTools SASRec, fast path", "peer_rectools.py", "flat", "rectools"),
-    Contestant("RecTools SASRec", "peer_rectools.py", "model", "rectools"),
+    Contestant("RecBole BPR", "peer_recbole.py", "bpr", "recbole", rates=(1e-3, 3e-3, 1e-2)),
+    Contestant("kd_jax SASRec", "peers_ours.py", "sasrec", rates=SASREC_RATES),
+    Contestant("RecTools SASRec, fast path", "peer_rectools.py", "flat", "rectools", rates=SASREC_RATES),
+    Contestant("RecTools SASRec", "peer_rectools.py", "model", "rectools", rates=SASREC_RATES),
 )
 
 
@@ -102,7 +106,13 @@ def environment(threads: int, blas_threads: int = 0) -> dict[str, str]:
     return os.environ | limits | {"PYTHONWARNINGS": "ignore"}
 
 
-def run(contestant: Contestant, interpreter: str | None, split: Path, options: argparse.Namespace) -> dict[str, Any]:
+def run(
+    contestant: Contestant,
+    interpreter: str | None,
+    split: Path,
+    options: argparse.Namespace,
+    rate: float | None = None,
+) -> dict[str, Any]:
     """The contestant's figures, or {'skipped': why}, or {'failed': why}."""
     if interpreter is None:
         return {"skipped": f"no --{contestant.peer}"}
@@ -114,6 +124,7 @@ def run(contestant: Contestant, interpreter: str | None, split: Path, options: a
         f"--threads={options.threads}",
     ]
     command += [f"--{name}={value}" for name in ("epochs", "seconds") if (value := getattr(options, name)) is not None]
+    command += [f"--learning-rate={rate}"] if rate else []
     try:
         done = subprocess.run(
             command,
@@ -139,6 +150,18 @@ def run(contestant: Contestant, interpreter: str | None, split: Path, options: a
     return {"failed": f"not a sane figure: {', '.join(wrong)}"} if wrong else found
 
 
+def tuned_rate(
+    contestant: Contestant, interpreter: str | None, earlier: Path, options: argparse.Namespace
+) -> tuple[float | None, dict[str, float]]:
+    """The learning rate with the best NDCG@10 on valid, and all that were tried, each trained as long as in the end."""
+    tried: dict[str, float] = {}
+    for rate in contestant.rates:
+        found = run(contestant, interpreter, earlier, options, rate)
+        if "ndcg" in found:
+            tried[f"{rate:g}"] = found["ndcg"]
+    return (float(max(tried, key=lambda rate: tried[rate])) if tried else None), tried
+
+
 def ceilings(interpreters: dict[str, str | None], threads: int) -> dict[str, float]:
     """GFLOP/s of a float32 matrix product, by library: numpy here, PyTorch in the first peer that has it."""
     found: dict[str, float] = {}
@@ -161,7 +184,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     ]
     for name, row in rows.items():
         if "settings" not in row:
-            [(state, why)] = row.items()
+            state, why = next(iter(row.items()))
             lines.append(f"| {name} | {state}: {why} | | | | | | | |")
             continue
         lines.append(
@@ -179,6 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{peer}", help=f"the interpreter of the environment that has {peer}")
     parser.add_argument(
         "--only", nargs="+", metavar="WORD", help="contestants whose name holds one of these, in any case"
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="first choose each contestant's learning rate, of three, on valid"
     )
     parser.add_argument("--train-only", action="store_true", help="learn from train alone, not from valid too")
     parser.add_argument("--threads", type=int, default=2)
@@ -206,15 +232,27 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "split.npz"
         split.save(path)
+        split.earlier().save(Path(folder) / "earlier.npz")
         for contestant in chosen:
             print(f"{contestant.name} …", file=sys.stderr, flush=True)
-            rows[contestant.name] = run(contestant, interpreters[contestant.peer], path, options)
+            interpreter, rate, tried = interpreters[contestant.peer], None, {}
+            if options.tune:
+                rate, tried = tuned_rate(contestant, interpreter, Path(folder) / "earlier.npz", options)
+            rows[contestant.name] = run(contestant, interpreter, path, options, rate)
+            if tried:
+                rows[contestant.name]["tried"] = tried
     after = ceilings(interpreters, options.threads)
     print(
         f"{options.threads} threads of {os.cpu_count()}; float32 4096 x 4096 matrix product, GFLOP/s, start and end: "
         + ", ".join(f"{name} {before[name]:.0f} and {after[name]:.0f}" for name in before)
     )
     print("\n" + table(rows))
+    for name, row in rows.items():
+        if "tried" in row:
+            print(
+                f"{name}: NDCG@10 on valid by learning rate: "
+                + ", ".join(f"{r} {v:.4f}" for r, v in row["tried"].items())
+            )
     if options.out:
         machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": options.threads}
         figures = {

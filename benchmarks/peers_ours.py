@@ -73,6 +73,7 @@ def main() -> None:
     data = dataset_of(split)
     size, recipe, epochs = SETTINGS[options.model]
     options.epochs = options.epochs or epochs
+    recipe |= {"learning_rate": options.learning_rate or recipe["learning_rate"]}
     spec = StudentSpec(
         data.num_users,
         data.num_items,
@@ -136,7 +137,8 @@ def main() -> None:
         len(split.fit()[1]) if options.model == "mf" else int(np.minimum(np.diff(split.fit()[0]) - 1, LENGTH).sum())
     )
     report(
-        settings=f"{options.model}, d={size['dim']}, full softmax, batch {steps.batch_size}, {len(times)} epochs",
+        settings=f"{options.model}, d={size['dim']}, full softmax, batch {steps.batch_size}, "
+        f"lr {steps.learning_rate:g}, {len(times)} epochs",
         times=times,
         interactions=learned,
         rank_s=rank_s,

@@ -28,6 +28,13 @@ def test_the_split_is_read_as_it_was_written(tmp_path, fit_valid):
     assert peer_common.users_of(read.seen()[0]).tolist() == [0, 0, 0, 1, 1]
 
 
+def test_settings_are_chosen_a_step_earlier_without_test():
+    earlier = split().earlier()
+    assert [part.tolist() for part in earlier.fit()] == [[0, 2, 3], [5, 6, 7]], "what was train, is learned from"
+    assert earlier.test.tolist() == [8, 9], "what was valid, is judged by"
+    assert not np.isin([10, 11], np.concatenate([*earlier.seen(), earlier.test])).any()
+
+
 def test_generated_data_keep_their_shape_and_leave_one_out():
     raw = peers.generate(users=60, items=40, rows=1500)
     found = peers.prepare(raw)
