@@ -71,6 +71,7 @@ class Setup:
     def __init__(self, config: ConfigDict, workdir: Path, log: Log):
         self.config, self.workdir, self.log = config, workdir, log
         self.seeds = tuple(config.seeds)
+        self._encoded: dict[str, Texts] = {}  # by tower
         whole = all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
         if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
@@ -235,9 +236,13 @@ class Setup:
         )
 
     def _vectors(self, tower: str, texts: list[str]) -> Texts:
-        with self.log.stage(f"encode {tower}", total=len(texts)) as bar:
-            # The first process encodes, the others find the vectors in the cache.
-            return leader_first(lambda: self.language_model.texts(tower, texts, lambda done, _: bar.update(done)))
+        if tower not in self._encoded:
+            with self.log.stage(f"encode {tower}", total=len(texts)) as bar:
+                # The first process encodes, the others find the vectors in the cache.
+                self._encoded[tower] = leader_first(
+                    lambda: self.language_model.texts(tower, texts, lambda done, _: bar.update(done))
+                )
+        return self._encoded[tower]
 
     @functools.cached_property
     def item_texts(self) -> list[str]:
