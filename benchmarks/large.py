@@ -76,6 +76,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from flax import nnx
 
     from kd_jax import evaluate, export, sharding
+    from kd_jax.catalogue import TILE, TILE_ELSEWHERE, plan
     from kd_jax.data import dataset, loader, sources
     from kd_jax.distill import Term
     from kd_jax.models.layers import split
@@ -122,15 +123,19 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             times.append((time.perf_counter() - start) / chunk)
         one = float(np.median(times[1:] or times))
         length = float(np.minimum(np.diff(data.targets(0)[0]), loader.MAX_TARGETS).sum() / examples.size)
-        row |= {"steps_per_second": 1 / one, "interactions_per_second": batch * length / one}
+        tiled = plan(batch, data.num_items, TILE.get(jax.default_backend(), TILE_ELSEWHERE))[1] < data.num_items
+        flops = (3 + tiled) * 2 * batch * data.num_items * spec["dim"] / one  # tiles of items make the logits twice
+        row |= {"steps_per_second": 1 / one, "interactions_per_second": batch * length / one, "flops_per_second": flops}
         buffers = compiled.memory_analysis().temp_size_in_bytes / 1e9
         row["note"] = (
             f"batch {batch}: {one:.3g} s a step, {batch / one:,.0f} users/s, {batch * length / one:,.0f} "
-            f"interactions/s, loss {float(metrics['loss']):.3f}, XLA's buffers {buffers:.2f} GB"
+            f"interactions/s, {flops / 1e9:.0f} GFLOP/s, loss {float(metrics['loss']):.3f}, "
+            f"XLA's buffers {buffers:.2f} GB"
         )
     params = state.params
     del state, compiled, tables, examples
-    chosen = np.random.default_rng(0).choice(evaluate.eval_users(data, 2), spec["judged"], replace=False)
+    known = evaluate.eval_users(data, 2)
+    chosen = np.random.default_rng(0).choice(known, min(spec["judged"], len(known)), replace=False)
     chosen.sort()
     score = score_function(data, graphdef, 2, spec["history"])(params, constants)
     block = spec["eval_batch"]

@@ -1,0 +1,93 @@
+"""How time and memory grow with interactions, users, items and batch: one of them at a time, from one middle point.
+
+    python benchmarks/growth.py [--interactions=1e6,4e6] [--users=1e5] [--items=1e4,1e5] [--batch=256,1024]
+
+Every point takes generated data through ``large.py`` in a process of its own: prepared, MF (d=64, CE over the whole
+catalogue) trained for a few steps, some users ranked for. prepare: reading, filtering, splitting, saving, loading and
+the training examples. ms a step: of training, compilation apart. GFLOP/s: of its matrix products, 3 x 2 x batch x items
+x d, or 4 where tiles of items make the logits twice. users/s: top-10 of the whole catalogue. peak: of resident memory
+in training: data set, tables, optimiser and all. A table is printed; ``--out`` holds its numbers, and a plot lies
+beside it (.svg). How the same work is divided among devices is ``scaling.py``'s.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import measuring
+
+LARGE = str(Path(__file__).with_name("large.py"))
+MIDDLE = {"interactions": 4_000_000, "users": 200_000, "items": 100_000, "batch": 1024}
+FIXED = {"dim": 64, "history": 50, "steps": 8, "judged": 512, "eval_batch": 64}
+PREPARE = ("read", "filter, index, split", "save", "load", "training examples")
+HEAD = ("axis", *MIDDLE, "prepare s", "ms a step", "GFLOP/s", "users/s", "peak GB")
+SHOWN = {"prepare": "prepare, s", "step": "a training step, s", "user": "top-10 of a user, s", "peak": "peak, GB"}
+
+
+def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
+    into = folder / "-".join(str(sizes[name]) for name in ("interactions", "users", "items"))
+    if not (into / "items.parquet").exists():
+        counts = sizes["interactions"], sizes["users"], sizes["items"]
+        measuring.child(LARGE, {"into": str(into), "sizes": counts})
+    found = measuring.child(LARGE, FIXED | {"batch": sizes["batch"], "folder": str(into)})
+    if "failed" in found:
+        raise SystemExit(f"{sizes}: {found['failed']}")
+    stages = {row["stage"]: row for row in found["stages"]}
+    train = next(row for row in found["stages"] if "steps_per_second" in row)
+    ranked = next(row for row in found["stages"] if "users_per_second" in row)
+    return sizes | {
+        "prepare": sum(stages[name]["seconds"] for name in PREPARE),
+        "step": 1 / train["steps_per_second"],
+        "flops": train["flops_per_second"],
+        "user": 1 / ranked["users_per_second"],
+        "peak": train["peak"] / 1e9,
+    }  # fmt: skip
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.style.use(measuring.ROOT / "kd_jax/templates/report.mplstyle")
+    figure, axes = pyplot.subplots(1, len(SHOWN), figsize=(13, 3.4))
+    for axis, (key, label) in zip(axes, SHOWN.items(), strict=True):
+        for name, colour in zip(MIDDLE, ("#0068a6", "#d35400", "#2e8540", "#7d3c98"), strict=True):
+            chosen = sorted((row for row in rows if row["axis"] == name), key=lambda row: row[name])
+            points = [row[name] / MIDDLE[name] for row in chosen], [row[key] for row in chosen]
+            axis.plot(*points, marker="o", markersize=4, color=colour, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="times the middle point", ylabel=label)
+    axes[0].legend()
+    figure.savefig(path, transparent=False, facecolor="white")
+    print(f"Plot: {path}")
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__, "runs/benchmarks/growth.json")
+    for name, middle in MIDDLE.items():
+        default = [middle // 4, middle, middle * 4]
+        parser.add_argument(f"--{name}", type=measuring.numbers, default=default, help="the middle point is added")
+    args = parser.parse_args()
+    print(measuring.table(HEAD, []), flush=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        middle = point(Path(folder), MIDDLE)
+        for name in MIDDLE:
+            for value in sorted({*getattr(args, name), MIDDLE[name]}):
+                found = middle if value == MIDDLE[name] else point(Path(folder), MIDDLE | {name: value})
+                rows.append({"axis": name} | found)
+                cells = [
+                    name, *(f"{found[key]:,}" for key in MIDDLE), f"{found['prepare']:.1f}",
+                    f"{1e3 * found['step']:.0f}", f"{found['flops'] / 1e9:.0f}", f"{1 / found['user']:,.0f}",
+                    f"{found['peak']:.2f}",
+                ]  # fmt: skip
+                print("| " + " | ".join(cells) + " |", flush=True)
+    measuring.write(args.out, rows)
+    plot(rows, args.out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
