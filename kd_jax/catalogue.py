@@ -137,9 +137,9 @@ def single(losses: tuple[Loss, ...], gradients: bool, student: Factors, inputs: 
 
 def plan(rows: int, items: int, tile: int) -> tuple[int, int]:
     """Rows and items of a tile of about ``tile`` logits: some rows against all items where ``MIN_ROWS`` of them make a
-    tile no more than four times as large, else all rows against some items."""
+    tile no more than twice as large, else all rows against some items."""
     height = max(MIN_ROWS, tile // items)
-    if min(rows, height) * items <= 4 * tile:
+    if min(rows, height) * items <= 2 * tile:
         return -(-rows // -(-rows // height)), items
     return rows, max(128, min(items, tile // rows // 128 * 128))
 
