@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -356,7 +357,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
             if stage not in STAGES:
                 raise InputError(f"stages: {stage!r} is unknown{nearest(stage, STAGES)}")
         with locked(workdir) if leader() else contextlib.nullcontext():
-            jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
+            if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+                jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
             with Log(workdir / "metrics.jsonl", metric=selects(config), silent=not leader()) as log:
                 run = Run(config, workdir, log)
                 leader_first(lambda: run.dataset)  # it writes what the others load

@@ -1,23 +1,19 @@
 import os
+from pathlib import Path
 
 # Before jax starts: eight virtual devices for the sharding tests; the other tests use the first one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Programs are compiled once for all tests and the processes they start; most of the time here is compilation.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest
 import toy
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_global_cache():
-    """A run sets the compilation cache to its workdir, which is gone after the test."""
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 import toy
 
@@ -16,23 +15,12 @@ ROOT = Path(__file__).parents[1]
 QUICK = ("data", "student", "evaluate")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_programs(tmp_path_factory):
-    """Compiled programs are kept for the next run of the same shapes; most of the time here is compilation."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[1], 0.0)
-    yield tmp_path_factory.mktemp("programs")
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     return toy.tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
-def run(c, workdir, programs, bert, **fields):
+def run(c, workdir, bert, **fields):
     """A run of what the config says but for sizes; returns the names in the report."""
     small = {"teacher.components": 8, "teacher.dim": 8, "teacher.blocks": 1, "teacher.hidden": 8, "teacher.history": 6}
     small |= {"student.dim": 8, "student.blocks": 1, "student.history": 6, "teacher.snapshots": 4, "eval.bootstrap": 50}
@@ -45,8 +33,6 @@ def run(c, workdir, programs, bert, **fields):
             f"{section}.warmup_steps": 1,
         }
     c.update_from_flattened_dict(small | {"teacher.weights": str(bert), "mesh.data": 1} | fields)
-    (workdir / "cache").mkdir(parents=True)
-    (workdir / "cache/xla").symlink_to(programs)
     assert pipeline.main(c, workdir) == 0
     report = json.loads((workdir / "report/metrics.json").read_text())
     for row in report["models"]:
@@ -62,22 +48,22 @@ def test_runlocal_shrinks_every_config():
         assert local.data.source == whole.data.source and local.student.name == whole.student.name
 
 
-def test_quickstart(tmp_path, shared_programs, bert):
-    names = run(quickstart.get_config("runlocal"), tmp_path, shared_programs, bert, **{"data.max_users": 60})
+def test_quickstart(tmp_path, bert):
+    names = run(quickstart.get_config("runlocal"), tmp_path, bert, **{"data.max_users": 60})
     assert names >= {"popularity", *pipeline.MODELS}
     assert (tmp_path / "export/item_vectors.parquet").exists() and (tmp_path / "report/index.html").exists()
 
 
-def test_online_retail(tmp_path, shared_programs, bert):
+def test_online_retail(tmp_path, bert):
     c = online_retail.get_config("runlocal")
-    names = run(c, tmp_path, shared_programs, bert, **{"data.max_users": 60, "stages": QUICK})
+    names = run(c, tmp_path, bert, **{"data.max_users": 60, "stages": QUICK})
     assert names >= {"popularity", "student"}
 
 
-def test_csv(tmp_path, shared_programs, bert):
+def test_csv(tmp_path, bert):
     toy.write_csv(tmp_path / "mine")
     paths = {"data.path": str(tmp_path / "mine/interactions.csv"), "data.items_path": str(tmp_path / "mine/items.csv")}
-    names = run(csv.get_config("runlocal"), tmp_path / "run", shared_programs, bert, stages=QUICK, **paths)
+    names = run(csv.get_config("runlocal"), tmp_path / "run", bert, stages=QUICK, **paths)
     assert names >= {"popularity", "student"}
 
 
@@ -107,11 +93,11 @@ def write_release(folder, release):
 
 
 @pytest.mark.parametrize("release", movielens.RELEASES)
-def test_movielens(tmp_path, shared_programs, bert, release):
+def test_movielens(tmp_path, bert, release):
     c = movielens.get_config(f"{release},runlocal")
     assert c.data.path == f"data/ml-{release}"
     folder = write_release(tmp_path / f"ml-{release}", release)
-    names = run(c, tmp_path / "run", shared_programs, bert, stages=QUICK, **{"data.path": str(folder)})
+    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"data.path": str(folder)})
     assert names >= {"popularity", "student"}
     report = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert report["dataset"]["name"] == f"ml-{release}" and report["dataset"]["interactions"] == 480

@@ -284,7 +284,7 @@ def flags(world, workdir, **fields):
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_path):
-    fields = {"stages": ("data", "student"), "train.steps": 400, "train.eval_every": 4, "train.patience": 1000}
+    fields = {"stages": ("data", "student"), "train.steps": 200, "train.eval_every": 4, "train.patience": 1000}
     assert launch(*flags(world, tmp_path / "whole", **fields)).returncode == 0
     kills = 0
     for attempt in range(12):
@@ -309,7 +309,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     states = []
     for name in ("whole", "cut"):
         checkpoints = Checkpoints(tmp_path / name / "student")
-        states.append((checkpoints.best(), checkpoints.plain(400)))
+        states.append((checkpoints.best(), checkpoints.plain(200)))
     assert states[0][0] == states[1][0]
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
 
