@@ -23,7 +23,7 @@ MIDDLE = {"interactions": 4_000_000, "users": 200_000, "items": 100_000, "batch"
 FIXED = {"dim": 64, "history": 50, "steps": 8, "judged": 512, "eval_batch": 64}
 PREPARE = ("read", "filter, index, split", "save", "load", "training examples")
 HEAD = ("axis", *MIDDLE, "prepare s", "ms a step", "GFLOP/s", "users/s", "peak GB")
-SHOWN = {"prepare": "prepare, s", "step": "a training step, s", "user": "top-10 of a user, s", "peak": "peak, GB"}
+SHOWN = {"prepare": "prepare, s", "step": "a training step, s", "user": "top-10 of a user, ms", "peak": "peak, GB"}
 
 
 def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
         "prepare": sum(stages[name]["seconds"] for name in PREPARE),
         "step": 1 / train["steps_per_second"],
         "flops": train["flops_per_second"],
-        "user": 1 / ranked["users_per_second"],
+        "user": 1e3 / ranked["users_per_second"],
         "peak": train["peak"] / 1e9,
     }  # fmt: skip
 
@@ -59,7 +59,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             chosen = sorted((row for row in rows if row["axis"] == name), key=lambda row: row[name])
             points = [row[name] / MIDDLE[name] for row in chosen], [row[key] for row in chosen]
             axis.plot(*points, marker="o", markersize=4, color=colour, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="times the middle point", ylabel=label)
+        axis.set(xlabel="times the middle point", ylabel=label)
+        measuring.logarithmic(axis)
     axes[0].legend()
     figure.savefig(path, transparent=False, facecolor="white")
     print(f"Plot: {path}")
@@ -81,7 +82,7 @@ def main() -> None:
                 rows.append({"axis": name} | found)
                 cells = [
                     name, *(f"{found[key]:,}" for key in MIDDLE), f"{found['prepare']:.1f}",
-                    f"{1e3 * found['step']:.0f}", f"{found['flops'] / 1e9:.0f}", f"{1 / found['user']:,.0f}",
+                    f"{1e3 * found['step']:.0f}", f"{found['flops'] / 1e9:.0f}", f"{1e3 / found['user']:,.0f}",
                     f"{found['peak']:.2f}",
                 ]  # fmt: skip
                 print("| " + " | ".join(cells) + " |", flush=True)

@@ -98,6 +98,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
 
 
+def logarithmic(axes: Any) -> None:
+    """Both axes logarithmic, ticks in plain numbers: the report's style writes text, not formulas."""
+    from matplotlib import ticker
+
+    axes.set(xscale="log", yscale="log")
+    for axis, steps in ((axes.xaxis, (1.0,)), (axes.yaxis, (1.0, 2.0, 5.0))):
+        axis.set_major_locator(ticker.LogLocator(subs=steps))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.set_minor_formatter(ticker.NullFormatter())
+
+
 def write(path: Path, value: Any) -> None:
     from kd_jax.files import write_json
 

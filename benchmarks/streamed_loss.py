@@ -126,9 +126,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         for version, style in (("plain", "--"), ("streamed", "-")):
             for kind, colour in (("ce", "#0068a6"), ("ce+kl", "#d35400")):
                 chosen = [r for r in rows if (r["version"], r["losses"]) == (version, kind) and "time" in r]
-                points = [r["items"] for r in chosen], [max(r[key], 1) / scale for r in chosen]
+                points = [r["items"] for r in chosen], [r[key] / scale for r in chosen]
                 axis.plot(*points, style, marker="o", markersize=4, color=colour, label=f"{version}, {kind}")
-        axis.set(xscale="log", yscale="log", xlabel="items", ylabel=label)
+        axis.set(xlabel="items", ylabel=label)
+        measuring.logarithmic(axis)
     axes[0].legend()
     figure.savefig(path, transparent=False, facecolor="white")
     print(f"Plot: {path}")
