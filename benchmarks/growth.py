@@ -3,11 +3,12 @@
     python benchmarks/growth.py [--interactions=1e6,4e6] [--users=1e5] [--items=1e4,1e5] [--batch=256,1024]
 
 Every point takes generated data through ``large.py`` in a process of its own: prepared, MF (d=64, CE over the whole
-catalogue) trained for a few steps, some users ranked for. prepare: reading, filtering, splitting, saving, loading and
-the training examples. ms a step: of training, compilation apart. GFLOP/s: of its matrix products, 3 x 2 x batch x items
-x d, or 4 where tiles of items make the logits twice. users/s: top-10 of the whole catalogue. peak: of resident memory
-in training: data set, tables, optimiser and all. A table is printed; ``--out`` holds its numbers, and a plot lies
-beside it (.svg). How the same work is divided among devices is ``scaling.py``'s.
+catalogue) trained for a few steps, some users ranked for. Users with fewer than five interactions are left out, and the
+sizes shown are what is left. prepare: reading, filtering, splitting, saving, loading and the training examples. ms a
+step: of training, compilation apart. GFLOP/s: of its matrix products, 3 x 2 x batch x items x d, or 4 where tiles of
+items make the logits twice. users/s: top-10 of the whole catalogue. peak: of resident memory in training: data set,
+tables, optimiser and all. A table is printed; ``--out`` holds its numbers, and a plot lies beside it (.svg). How the
+same work is divided among devices is ``scaling.py``'s.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ SHOWN = {"prepare": "prepare, s", "step": "a training step, s", "user": "top-10 
 
 def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     into = folder / "-".join(str(sizes[name]) for name in ("interactions", "users", "items"))
+    wanted = [FIXED | {"batch": sizes["batch"], "folder": str(into)}]
     if not (into / "items.parquet").exists():
-        counts = sizes["interactions"], sizes["users"], sizes["items"]
-        measuring.child(LARGE, {"into": str(into), "sizes": counts})
-    found = measuring.child(LARGE, FIXED | {"batch": sizes["batch"], "folder": str(into)})
-    if "failed" in found:
-        raise SystemExit(f"{sizes}: {found['failed']}")
+        wanted.insert(0, {"into": str(into), "sizes": [sizes[name] for name in ("interactions", "users", "items")]})
+    for spec in wanted:
+        found = measuring.child(LARGE, spec)
+        if "failed" in found:
+            raise SystemExit(f"{sizes}: {found['failed']}")
     stages = {row["stage"]: row for row in found["stages"]}
     train = next(row for row in found["stages"] if "steps_per_second" in row)
     ranked = next(row for row in found["stages"] if "users_per_second" in row)
-    return sizes | {
+    return sizes | found["kept"] | {
         "prepare": sum(stages[name]["seconds"] for name in PREPARE),
         "step": 1 / train["steps_per_second"],
         "flops": train["flops_per_second"],
@@ -57,7 +59,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, (key, label) in zip(axes, SHOWN.items(), strict=True):
         for name, colour in zip(MIDDLE, ("#0068a6", "#d35400", "#2e8540", "#7d3c98"), strict=True):
             chosen = sorted((row for row in rows if row["axis"] == name), key=lambda row: row[name])
-            points = [row[name] / MIDDLE[name] for row in chosen], [row[key] for row in chosen]
+            middle = next(row[name] for row in chosen if row["middle"])
+            points = [row[name] / middle for row in chosen], [row[key] for row in chosen]
             axis.plot(*points, marker="o", markersize=4, color=colour, label=name)
         axis.set(xlabel="times the middle point", ylabel=label)
         measuring.logarithmic(axis)
@@ -79,7 +82,7 @@ def main() -> None:
         for name in MIDDLE:
             for value in sorted({*getattr(args, name), MIDDLE[name]}):
                 found = middle if value == MIDDLE[name] else point(Path(folder), MIDDLE | {name: value})
-                rows.append({"axis": name} | found)
+                rows.append({"axis": name, "middle": found is middle} | found)
                 cells = [
                     name, *(f"{found[key]:,}" for key in MIDDLE), f"{found['prepare']:.1f}",
                     f"{1e3 * found['step']:.0f}", f"{found['flops'] / 1e9:.0f}", f"{1e3 / found['user']:,.0f}",

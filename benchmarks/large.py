@@ -159,7 +159,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             folder / "export", data, "mf", sizes, graphdef, params, constants, history=spec["history"], task="rank",
             model="student",
         )  # fmt: skip
-    return {"stages": stage.rows} | measuring.machine()
+    kept = {"users": data.num_users, "items": data.num_items, "interactions": len(data.item)}
+    return {"stages": stage.rows, "kept": kept} | measuring.machine()
 
 
 def main() -> None:

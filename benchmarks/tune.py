@@ -71,6 +71,11 @@ class Trial(Run):
         super().__init__(config, workdir, log)
         self.number = number
 
+    def teacher_seeds(self, seed: int) -> tuple[int, ...]:
+        """Of the run that is tuned for, however few seeds a trial has."""
+        every = tuple(self.config.every_seed)
+        return every if self.config.distill.teachers == "all" else (seed,)
+
     def folder(self, model: str, seed: int) -> Path:
         folder = super().folder(model, seed)
         searched = self.config.searched
@@ -86,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     config = ConfigDict(json.loads((options.workdir / "config.json").read_text()))
     config.searched = tuple(options.models)
-    all_seeds = tuple(config.seeds)
+    config.every_seed = all_seeds = tuple(config.seeds)
     with Log(options.workdir / f"tune-{'-'.join(options.models)}.jsonl", metric=selects(config)) as log:
 
         def score(model: str, number: int, point: Point, seeds: tuple[int, ...]) -> float:

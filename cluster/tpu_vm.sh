@@ -49,7 +49,7 @@ install() {
   # The images' own Python may be older than 3.11; uv brings one.
   on_all "set -e
     sudo apt-get install -qq -y nfs-common
-    mountpoint -q /shared || { sudo mkdir -p /shared; sudo mount -t nfs '${NFS:?set NFS=HOST:/SHARE}' /shared; }
+    mountpoint -q /shared || { sudo mkdir -p /shared; sudo mount -t nfs -o lookupcache=positive '${NFS:?set NFS=HOST:/SHARE}' /shared; }
     tar xzf kd_jax.tar.gz
     cd kd_jax
     python3 -m pip install -q --user uv

@@ -9,6 +9,7 @@ the variables.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from kd_jax.errors import InputError
@@ -69,16 +71,35 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def agreed(answer: bool) -> bool:
+    """What process 0 answers; all ask together."""
+    return answer if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+
+
 def leader_first(call: Callable[[], T]) -> T:
-    """``call()`` in process 0, and then, when it is done there, in the others: the first leaves files for them."""
-    if jax.process_count() == 1:
+    """``call()`` in process 0, and then, when it is done there, in the others: the first leaves files for them.
+
+    Raises InputError in the others if it fails in process 0, which says why: nobody waits for what will not come.
+    """
+    if not leader():
+        if not agreed(True):
+            raise InputError("process 0 could not go on; its output says why")
         return call()
-    if leader():
+    try:
         found = call()
-        barrier("leader first")
-        return found
-    barrier("leader first")
-    return call()
+    except BaseException:
+        agreed(False)
+        raise
+    agreed(True)
+    return found
+
+
+def preempted() -> bool:
+    """Of several processes: whether one of them was told to end (SIGTERM) and all stop here. All ask equally often."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_asked))
+
+
+_asked = itertools.count(1)  # for the whole life of the process: JAX wants a number that only grows
 
 
 def detect(

@@ -65,8 +65,10 @@ def item_slices(item_counts: Int[np.ndarray, " I"]) -> dict[str, Bool[np.ndarray
 
 
 def users_at_once(batch_size: int, num_items: int) -> int:
-    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow."""
-    return max(1, min(batch_size, LARGEST_BLOCK // num_items))
+    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow, in a power of 2: devices
+    can divide it among them."""
+    most = max(1, LARGEST_BLOCK // num_items)
+    return batch_size if batch_size <= most else 1 << (most.bit_length() - 1)
 
 
 def popularity(dataset: Dataset) -> ScoreFn:

@@ -171,7 +171,8 @@ def cached(*folders: Path) -> Teacher:
 def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     """Cached labels with the ``k`` items of highest score of every label row, int32 [rows, P, k], found once: a loss
     over a sample of the catalogue then reads no more of the catalogue than those and the sample."""
-    contexts, items, bias = (np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias"))
+    contexts, *catalogue = (np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias"))
+    items, bias = map(jax.device_put, catalogue)
     find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
     top = np.empty((*contexts.shape[:-1], k), np.int32)
     for start in range(0, len(contexts), batch_size):

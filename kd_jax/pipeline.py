@@ -20,14 +20,14 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
-from kd_jax.distributed import barrier, leader, leader_first
+from kd_jax.distributed import barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.models.student import student_class
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, selects
 from kd_jax.tasks import SPLITS, Judged, Rank
-from kd_jax.train import Trained, train
+from kd_jax.train import Preempted, Trained, train
 from kd_jax.types import Params, PyTree
 
 
@@ -153,8 +153,8 @@ class Run(Setup):
 
     def _labels_of(self, student: str, seed: int) -> str:
         """Identity of the labels that ``student`` learns from: their teacher, and the examples they are for."""
-        target = self._build_student(student, seed)
-        return fingerprint([self.identity(TEACHER_OF[student], seed), target.positions, target.history])
+        history, positions = self._window(student), self.positions(student)
+        return fingerprint([self.identity(TEACHER_OF[student], seed), positions, history])
 
     def _finished_labels(self, student: str, seed: int) -> dict[str, Any] | None:
         """What ``label`` noted of the labels that ``student`` learns from; None if they are not (all) there."""
@@ -171,31 +171,33 @@ class Run(Setup):
             for seed in self.seeds:
                 if self._finished_labels(student, seed) is not None:
                     continue
-                folder, target = self.label_folder(student, seed), self._build_student(student, seed)
+                folder, positions = self.label_folder(student, seed), self.positions(student)
                 built = self.build(teacher, seed)
                 params, constants = self.best(teacher, seed, built)
                 examples = self.task.examples(
-                    target.positions, history=target.history, **self._weighting(self.settings(student))
+                    positions, history=self._window(student), **self._weighting(self.settings(student))
                 )
                 began, identity = time.perf_counter(), self._labels_of(student, seed)
-                leader_first(functools.partial(labels.prepare, folder, identity))
+                if leader():
+                    labels.prepare(folder, identity)
+                barrier("labels are prepared")
                 labels.write(
                     folder,
                     built.graphdef,
                     params,
                     constants,
                     examples,
-                    positions=target.positions,
+                    positions=positions,
                     part=(jax.process_index(), jax.process_count()),
                 )
                 barrier("labels")
                 seconds = time.perf_counter() - began
                 if leader():
+                    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
                     write_json(folder / "done.json", {"identity": identity, "seconds": seconds})
-                size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-                self.log.note(
-                    f"labels: {teacher} (seed {seed}): {examples.size:,} contexts, {size:.1f} MB in {seconds:.1f} s"
-                )
+                    self.log.note(
+                        f"labels: {teacher} (seed {seed}): {examples.size:,} contexts, {size:.1f} MB in {seconds:.1f} s"
+                    )
                 barrier("labels are done")
 
     def soft_labels(self, model: str, seed: int, built: Built) -> labels.Teacher:
@@ -356,7 +358,9 @@ def main(config: ConfigDict, workdir: Path) -> int:
         for stage in config.stages:
             if stage not in STAGES:
                 raise InputError(f"stages: {stage!r} is unknown{nearest(stage, STAGES)}")
-        with locked(workdir) if leader() else contextlib.nullcontext():
+        barrier("started")  # the first collective waits half a minute for the others, later ones much longer
+        with contextlib.ExitStack() as held:
+            leader_first(lambda: held.enter_context(locked(workdir)) if leader() else None)
             if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
                 jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
             with Log(workdir / "metrics.jsonl", metric=selects(config), silent=not leader()) as log:
@@ -368,6 +372,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
                     write_json(workdir / "config.json", config.to_dict())
                     manifest.write(workdir, run.dataset.checksum, run.seeds)
                 for name, stage in STAGES.items():
+                    if preempted():
+                        raise Preempted
                     if name in config.stages:
                         stage(run)
                 barrier("done")

@@ -141,6 +141,8 @@ class Setup:
             if section not in c or name not in c[section]:
                 known = [f"{s}.{n}" for s in ("teacher", "student", "distill", "train") for n in c[s]]
                 raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
+            if field in ("distill.labels", "distill.teachers"):
+                raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
             c[section][name] = value
         if model == "control_teacher":
             c.teacher.update(item_features="id", context="items", train="head")
@@ -298,6 +300,10 @@ class Setup:
             spec.history,
             frozen_params=(lm.frozen_params if live else lm.encoder.num_params) if lm else 0,
         )
+
+    def positions(self, student: str) -> str:
+        """After which of its interactions a student is asked what comes next: 'user' (all at once), 'last' or 'all'."""
+        return student_class(self.settings(student).student.name).positions
 
     def _build_student(self, model: str, seed: int) -> Built:
         c = self.settings(model).student

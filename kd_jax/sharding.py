@@ -21,7 +21,7 @@ from kd_jax.catalogue import NEGATIVE, Axes, Factors, Inputs, Loss, Run, local
 from kd_jax.errors import InputError
 from kd_jax.types import Batch, PyTree
 
-SMALLEST_SHARDED = 2**12  # elements; below it a copy on every device is cheaper than the collectives
+SMALLEST_SHARDED = 2**15  # elements; below it a copy on every device is cheaper than the collectives
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
@@ -35,6 +35,11 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
         raise InputError(
             f"mesh.data={data} x mesh.model={model} does not fit the {len(devices)} devices at hand; "
             "set mesh.data=-1 and mesh.model to at most that number"
+        )
+    if jax.process_count() > 1 and data * model != len(devices):
+        raise InputError(
+            f"mesh.data={data} x mesh.model={model} leaves out some of the {len(devices)} devices of "
+            f"{jax.process_count()} processes; use mesh.data=-1 and a mesh.model that divides their number"
         )
     # Auto: with Explicit axes optax's losses, embedding look-ups and top_k refuse sharded operands.
     return jax.make_mesh(
@@ -59,12 +64,20 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def put(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places every array of ``tree`` as ``tree_shardings`` says."""
-    return jax.device_put(tree, tree_shardings(tree, mesh))
+    return jax.tree.map(_placed, tree, tree_shardings(tree, mesh))
 
 
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
     """A copy of every array on every device."""
-    return jax.device_put(tree, replicated(mesh))
+    return jax.tree.map(lambda x: _placed(x, replicated(mesh)), tree)
+
+
+def _placed(x: Any, where: NamedSharding) -> jax.Array:
+    """Several processes place what each of them has whole; ``device_put`` would send all copies around to compare."""
+    if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, where)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -55,7 +55,7 @@ def score_function(
 
     A user's context is all that happened before ``split``; what depends on the items alone is computed once.
     """
-    windows = jnp.asarray(last_items(*dataset.history(split), history))
+    windows = last_items(*dataset.history(split), history)
 
     @jax.jit
     def catalogue(params: Params, constants: PyTree) -> PyTree:
@@ -65,12 +65,12 @@ def score_function(
     @jax.jit
     def scores(params: Params, constants: PyTree, items: PyTree, windows: Array, users: Array) -> Array:
         model: Any = nnx.merge(graphdef, params, constants)
-        batch = {"user": users, "history": windows[users], "context_row": split * dataset.num_users + users}
+        batch = {"user": users, "history": windows, "context_row": split * dataset.num_users + users}
         return model.scores(batch, items)
 
     def bind(params: Params, constants: PyTree) -> Callable[[np.ndarray], Array]:
         items, place = catalogue(params, constants), sharding.like_batches(params)
-        return lambda users: scores(params, constants, items, windows, place(users))
+        return lambda users: scores(params, constants, items, place(windows[users]), place(users))
 
     return bind
 

@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax import sharding, sparse
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import Examples, batches
 from kd_jax.distill import Objective, train_step
-from kd_jax.distributed import barrier
+from kd_jax.distributed import agreed, barrier, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
 from kd_jax.meter import Meter, matmul_flops, trace
@@ -120,7 +119,6 @@ class Preemption:
     def __init__(self) -> None:
         self._requested = False
         self._previous: Any = None
-        self._asked = 0
 
     def __enter__(self) -> Preemption:
         if jax.process_count() == 1:
@@ -136,10 +134,7 @@ class Preemption:
 
     def requested(self) -> bool:
         """Whether to stop here; every process asks equally often and gets the same answer."""
-        self._asked += 1
-        if jax.process_count() == 1:
-            return self._requested
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._requested or preempted()
 
 
 class Preempted(SystemExit):
@@ -188,7 +183,7 @@ def train(
     Raises InputError when the loss is no longer finite (the last good checkpoint stays), Preempted after SIGTERM.
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
-    resident = examples.on_device and examples.nbytes <= TABLES_SHARE * sharding.device_memory()
+    resident = agreed(examples.on_device and examples.nbytes <= TABLES_SHARE * sharding.device_memory())
     chunk = recipe.chunk
     step_fn, state = compiled_step(
         graphdef,

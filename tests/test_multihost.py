@@ -21,7 +21,7 @@ FIELDS = {
     "train.eval_every": 10,
     "train.patience": 1000,
     "student.dim": 256,
-}  # wide enough for tables that are split
+}
 
 
 class Job:
@@ -49,7 +49,8 @@ class Job:
 
     def after_step(self, step):
         """Returns when that checkpoint is on disk (and the job still runs)."""
-        while not (self.workdir / f"student/checkpoints/{step}").exists():
+        until = time.monotonic() + 240
+        while not (self.workdir / f"student/checkpoints/{step}").exists() and time.monotonic() < until:
             assert all(child.poll() is None for child in self.children), self.wait()
             time.sleep(0.02)
 
@@ -94,6 +95,7 @@ def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, 
     """A language model in training, labels, students and ranking, all of them over 2 x 2 devices of four processes."""
     fields = {
         "stages": ("data", "teacher", "labels", "distilled", "evaluate"),
+        "student.dim": 1024,  # enough for tables that are split
         "teacher.train": "full",
         "teacher.item_features": "text+id",
         "teacher.steps": 12,
