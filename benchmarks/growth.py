@@ -49,24 +49,14 @@ def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.style.use(measuring.ROOT / "kd_jax/templates/report.mplstyle")
-    figure, axes = pyplot.subplots(1, len(SHOWN), figsize=(13, 3.4))
-    for axis, (key, label) in zip(axes, SHOWN.items(), strict=True):
-        for name, colour in zip(MIDDLE, ("#0068a6", "#d35400", "#2e8540", "#7d3c98"), strict=True):
-            chosen = sorted((row for row in rows if row["axis"] == name), key=lambda row: row[name])
-            middle = next(row[name] for row in chosen if row["middle"])
-            points = [row[name] / middle for row in chosen], [row[key] for row in chosen]
-            axis.plot(*points, marker="o", markersize=4, color=colour, label=name)
-        axis.set(xlabel="times the middle point", ylabel=label)
-        measuring.logarithmic(axis)
-    axes[0].legend()
-    figure.savefig(path, transparent=False, facecolor="white")
-    print(f"Plot: {path}")
+    labels = [("times the middle point", label) for label in SHOWN.values()]
+    with measuring.plot(path, labels, (13, 3.4)) as axes:
+        for axis, key in zip(axes, SHOWN, strict=True):
+            for name, colour in zip(MIDDLE, ("#0068a6", "#d35400", "#2e8540", "#7d3c98"), strict=True):
+                chosen = sorted((row for row in rows if row["axis"] == name), key=lambda row: row[name])
+                middle = next(row[name] for row in chosen if row["middle"])
+                points = [row[name] / middle for row in chosen], [row[key] for row in chosen]
+                axis.plot(*points, marker="o", markersize=4, color=colour, label=name)
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,29 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
 
 
-def logarithmic(axes: Any) -> None:
-    """Both axes logarithmic, ticks in plain numbers: the report's style writes text, not formulas."""
-    from matplotlib import ticker
+@contextlib.contextmanager
+def plot(path: Path, labels: Sequence[tuple[str, str]], size: tuple[float, float]) -> Iterator[Sequence[Any]]:
+    """Axes side by side to draw into, one for each (x label, y label), in the style of the report; saved on leaving.
 
-    axes.set(xscale="log", yscale="log")
-    for axis, steps in ((axes.xaxis, (1.0,)), (axes.yaxis, (1.0, 2.0, 5.0))):
-        axis.set_major_locator(ticker.LogLocator(subs=steps))
-        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axis.set_minor_formatter(ticker.NullFormatter())
+    All are logarithmic, with ticks in plain numbers: the style writes text, not formulas.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    pyplot.style.use(ROOT / "kd_jax/templates/report.mplstyle")
+    figure, panels = pyplot.subplots(1, len(labels), figsize=size)
+    yield panels
+    for axes, (across, up) in zip(panels, labels, strict=True):
+        axes.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+        for axis, steps in ((axes.xaxis, (1.0,)), (axes.yaxis, (1.0, 2.0, 5.0))):
+            axis.set_major_locator(ticker.LogLocator(subs=steps))
+            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            axis.set_minor_formatter(ticker.NullFormatter())
+    panels[0].legend()
+    figure.savefig(path, transparent=False, facecolor="white")
+    print(f"Plot: {path}")
 
 
 def write(path: Path, value: Any) -> None:

@@ -73,7 +73,8 @@ def main() -> None:
     data = dataset_of(split)
     size, recipe, epochs = SETTINGS[options.model]
     options.epochs = options.epochs or epochs
-    recipe |= {"learning_rate": options.learning_rate or recipe["learning_rate"]}
+    if options.learning_rate:
+        recipe = recipe | {"learning_rate": options.learning_rate}
     spec = StudentSpec(
         data.num_users,
         data.num_items,

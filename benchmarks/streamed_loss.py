@@ -115,24 +115,13 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    pyplot.style.use(measuring.ROOT / "kd_jax/templates/report.mplstyle")
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for axis, key, scale, label in ((axes[0], "extra", 1e6, "extra memory, MB"), (axes[1], "time", 1, "time, s")):
-        for version, style in (("plain", "--"), ("streamed", "-")):
-            for kind, colour in (("ce", "#0068a6"), ("ce+kl", "#d35400")):
-                chosen = [r for r in rows if (r["version"], r["losses"]) == (version, kind) and "time" in r]
-                points = [r["items"] for r in chosen], [r[key] / scale for r in chosen]
-                axis.plot(*points, style, marker="o", markersize=4, color=colour, label=f"{version}, {kind}")
-        axis.set(xlabel="items", ylabel=label)
-        measuring.logarithmic(axis)
-    axes[0].legend()
-    figure.savefig(path, transparent=False, facecolor="white")
-    print(f"Plot: {path}")
+    with measuring.plot(path, [("items", "extra memory, MB"), ("items", "time, s")], (9, 3.6)) as axes:
+        for axis, key, scale in ((axes[0], "extra", 1e6), (axes[1], "time", 1)):
+            for version, style in (("plain", "--"), ("streamed", "-")):
+                for kind, colour in (("ce", "#0068a6"), ("ce+kl", "#d35400")):
+                    chosen = [r for r in rows if (r["version"], r["losses"]) == (version, kind) and "time" in r]
+                    points = [r["items"] for r in chosen], [r[key] / scale for r in chosen]
+                    axis.plot(*points, style, marker="o", markersize=4, color=colour, label=f"{version}, {kind}")
 
 
 def main() -> None:

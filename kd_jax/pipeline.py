@@ -23,7 +23,6 @@ from kd_jax.compare import gains
 from kd_jax.distributed import barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
-from kd_jax.models.student import student_class
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, selects
 from kd_jax.tasks import SPLITS, Judged, Rank
@@ -202,14 +201,14 @@ class Run(Setup):
 
     def soft_labels(self, model: str, seed: int, built: Built) -> labels.Teacher:
         if self.config.distill.labels == "cached":
-            folders = [self.label_folder(model, one) for one in self.teacher_seeds(seed)]
-            for folder, one in zip(folders, self.teacher_seeds(seed), strict=True):
+            seeds = self.teacher_seeds(seed)
+            for one in seeds:
                 if self._finished_labels(model, one) is None:
                     raise InputError(
-                        f"{folder} is missing or was written by another teacher; run the stage 'labels' first "
-                        "(--config.stages)"
+                        f"{self.label_folder(model, one)} is missing or was written by another teacher; run the "
+                        "stage 'labels' first (--config.stages)"
                     )
-            found = labels.cached(*folders)
+            found = labels.cached(*(self.label_folder(model, one) for one in seeds))
             top = max(term.top for term in self.objective(model))
             return labels.with_top(found, top) if top else found
         teacher = self.build(TEACHER_OF[model], seed)
@@ -219,7 +218,7 @@ class Run(Setup):
     def _check_label_history(self, model: str) -> None:
         """A student that learns after every item of a history needs a teacher that labels as many of them."""
         name, teacher = self.settings(model).student.name, self.settings(TEACHER_OF[model]).teacher
-        if self.config.task != "rank" or student_class(name).positions != "all":
+        if self.config.task != "rank" or self.positions(model) != "all":
             return
         if teacher.trend or teacher.context != "items" or self._window(model) > teacher.history:
             raise InputError(

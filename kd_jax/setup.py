@@ -184,7 +184,7 @@ class Setup:
     def _window(self, student: str) -> int:
         """Newest interactions that a student's examples hold: what it reads, or else what its labels' teacher reads."""
         c = self.settings(student)
-        if student_class(c.student.name).positions == "all":
+        if self.positions(student) == "all":
             return c.student.history
         return self.settings(TEACHER_OF.get(student, "teacher")).teacher.history
 

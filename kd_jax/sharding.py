@@ -106,8 +106,7 @@ def like_batches(params: PyTree) -> Callable[[np.ndarray], Any]:
 
     def place(users: np.ndarray) -> Any:
         split = len(users) % mesh.shape["data"] == 0
-        where = NamedSharding(mesh, PartitionSpec("data" if split else None))
-        return jax.make_array_from_callback(users.shape, where, lambda index: users[index])
+        return _placed(users, NamedSharding(mesh, PartitionSpec("data" if split else None)))
 
     return place
 

@@ -50,8 +50,9 @@ class Job:
     def after_step(self, step):
         """Returns when that checkpoint is on disk (and the job still runs)."""
         until = time.monotonic() + 240
-        while not (self.workdir / f"student/checkpoints/{step}").exists() and time.monotonic() < until:
+        while not (self.workdir / f"student/checkpoints/{step}").exists():
             assert all(child.poll() is None for child in self.children), self.wait()
+            assert time.monotonic() < until, f"no checkpoint of step {step} in four minutes"
             time.sleep(0.02)
 
 
