@@ -42,9 +42,10 @@ SPACES = {
         "train.learning_rate": (3e-3, 1e-2, 2e-2),
         "train.schedule": ("constant", "cosine"),
         "train.weight_decay": (0.0, 0.01),
-        "student.dropout": (0.1, 0.3, 0.5),
+        "student.dropout": (0.0, 0.1, 0.3, 0.5),
         "student.decay": (0.5, 1.0, 3.0, 10.0),
         "student.user_power": (0.0, 0.5),
+        "distill.terms": tuple((("kl", 1.0, temperature, "constant", "all"),) for temperature in (1.0, 2.0, 4.0)),
     },
 }
 

@@ -14,8 +14,9 @@ import pytest
 from flax import nnx
 
 from kd_jax.errors import InputError
-from kd_jax.models.bert import Bert, BertConfig, BertEncoder, pool
-from kd_jax.models.hf import load_bert
+from kd_jax.models.bert import Bert, BertConfig
+from kd_jax.models.encoder import NativeEncoder, pool
+from kd_jax.models.hf import load_model
 from kd_jax.models.layers import Frozen
 
 SMALL: dict[str, Any] = {
@@ -100,7 +101,7 @@ def assert_same(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 def test_every_layer_equals_flax_bert(tmp_path, changes):
     model = flax_bert(**changes)
     model.save_pretrained(tmp_path, safe_serialization=True)
-    bert = load_bert(tmp_path)
+    bert = load_model(tmp_path)
     ids, types = inputs(SMALL["vocab_size"], bert.config.type_vocab_size)
     for mask in masks().values():
         assert_same(bert(ids, mask, types), reference(model, ids, mask, types))
@@ -109,7 +110,7 @@ def test_every_layer_equals_flax_bert(tmp_path, changes):
 def test_positions_and_defaults_equal_flax_bert(tmp_path):
     model = flax_bert()
     model.save_pretrained(tmp_path, safe_serialization=True)
-    bert = load_bert(tmp_path)
+    bert = load_model(tmp_path)
     ids, _ = inputs(SMALL["vocab_size"])
     assert_same(bert(ids), reference(model, ids))
     positions = np.broadcast_to(np.arange(LENGTH)[::-1][None], ids.shape)
@@ -120,7 +121,7 @@ def test_minilm_equals_flax_bert():
     transformers = pytest.importorskip("transformers.models.bert.modeling_flax_bert")
     folder = minilm()
     model = transformers.FlaxBertModel.from_pretrained(folder, local_files_only=True)
-    bert = load_bert(folder)
+    bert = load_model(folder)
     ids, _ = inputs(bert.config.vocab_size)
     for mask in masks().values():
         assert_same(bert(ids, mask), reference(model, ids, mask))
@@ -153,7 +154,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_f32_parameters():
     np.testing.assert_allclose(output.astype(np.float32), small()(ids, mask).last_hidden_state, rtol=0, atol=0.1)
 
 
-def gradients(encoder: BertEncoder) -> tuple[Any, float]:
+def gradients(encoder: NativeEncoder) -> tuple[Any, float]:
     """Gradient of a scalar of the vectors, and the operations that XLA counts for it."""
     graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
     ids, _ = inputs(SMALL["vocab_size"])
@@ -166,33 +167,33 @@ def gradients(encoder: BertEncoder) -> tuple[Any, float]:
 
 
 def test_full_gradient_reaches_every_parameter():
-    grads, _ = gradients(BertEncoder(small()))
+    grads, _ = gradients(NativeEncoder(small()))
     # A key's bias moves all scores of a query alike, so softmax ignores it; everything else must learn.
     flat = {path: abs(leaf[...]).max() for path, leaf in nnx.to_flat_state(grads) if path[-2:] != ("key", "bias")}
     assert len(flat) == 5 + 3 * 15 and min(flat.values()) > 1e-6
 
 
 def test_top_n_gradient_stops_below():
-    encoder = BertEncoder(small())
+    encoder = NativeEncoder(small())
     _, full = gradients(encoder)
-    encoder.bert.stop_gradient_below = 2
+    encoder.model.stop_gradient_below = 2
     grads, part = gradients(encoder)
     for path, leaf in nnx.to_flat_state(grads):
-        above = path[:3] == ("bert", "layers", 2)
+        above = path[:3] == ("model", "layers", 2)
         if path[-2:] != ("key", "bias"):
             assert (abs(leaf[...]).max() > 0) == above, path
     assert part < 0.62 * full  # forward of 3 layers + backward of 1, of 3 + twice that of 3: 5 / 9
 
 
 def test_freeze_below_takes_parameters_out_of_training():
-    encoder = BertEncoder(small())
+    encoder = NativeEncoder(small())
     ids, _ = inputs(SMALL["vocab_size"])
     before, count = encoder(ids, masks()["right"]), encoder.num_params
     encoder.freeze_below(2)
     np.testing.assert_array_equal(encoder(ids, masks()["right"]), before)
     assert encoder.num_params == count
     _, params, frozen = nnx.split(encoder, nnx.Param, ...)
-    assert {path[:3] for path, _ in nnx.to_flat_state(params)} == {("bert", "layers", 2)}
+    assert {path[:3] for path, _ in nnx.to_flat_state(params)} == {("model", "layers", 2)}
     assert all(isinstance(leaf, Frozen) for _, leaf in nnx.to_flat_state(frozen))
     encoder.freeze_below(3)
     assert not jax.tree.leaves(nnx.state(encoder, nnx.Param))
@@ -201,7 +202,7 @@ def test_freeze_below_takes_parameters_out_of_training():
 
 
 def test_encoder_through_split_merge_and_plain_jit():
-    encoder = BertEncoder(small(), normalize=True)
+    encoder = NativeEncoder(small(), normalize=True)
     ids, _ = inputs(SMALL["vocab_size"])
     graphdef, state = nnx.split(encoder)
     jitted = jax.jit(lambda state, ids, mask: nnx.merge(graphdef, state)(ids, mask))
@@ -217,7 +218,7 @@ def test_num_params_counts_the_encoder_without_pooler():
     width, inner = SMALL["hidden_size"], SMALL["intermediate_size"]
     layer = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
     rows = SMALL["vocab_size"] + SMALL["max_position_embeddings"] + SMALL["type_vocab_size"]
-    assert BertEncoder(small()).num_params == rows * width + 2 * width + 3 * layer
+    assert NativeEncoder(small()).num_params == rows * width + 2 * width + 3 * layer
 
 
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
@@ -255,4 +256,4 @@ def test_configs_that_cannot_be_computed(changes, message):
 
 def test_unknown_pooling():
     with pytest.raises(InputError, match="did you mean 'mean'"):
-        BertEncoder(small(), pooling="meen")
+        NativeEncoder(small(), pooling="meen")

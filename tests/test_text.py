@@ -15,7 +15,7 @@ from test_bert import SMALL, small
 
 from kd_jax.data import text
 from kd_jax.errors import InputError
-from kd_jax.models.bert import BertEncoder
+from kd_jax.models.encoder import NativeEncoder
 
 ITEMS = pl.DataFrame(
     {
@@ -88,7 +88,7 @@ def test_token_table_pads_on_the_right():
 
 
 def test_no_texts():
-    encoder = BertEncoder(small())
+    encoder = NativeEncoder(small())
     assert table_of().padded()[0].shape == (0, 1)
     assert text.encode(encoder, table_of()).shape == (0, encoder.dim)
 
@@ -111,8 +111,8 @@ def random_texts(count: int) -> list[str]:
 
 
 @pytest.fixture
-def encoder() -> BertEncoder:
-    return BertEncoder(small())
+def encoder() -> NativeEncoder:
+    return NativeEncoder(small())
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_vectors_are_kept_by_content_of_texts_and_weights(encoder, computed, tmp
     assert len(computed) == runs
     text.encode(encoder, table_of(*random_texts(4)), cache=tmp_path)
     assert len(computed) > runs
-    layer = encoder.bert.layers[2]
+    layer = encoder.model.layers[2]
     layer.down.bias[...] = layer.down.bias[...].at[0].add(1e-3)
     assert abs(text.encode(encoder, table, cache=tmp_path) - first).max() > 1e-5
     assert not list(tmp_path.glob(".*")) and len(list(tmp_path.iterdir())) == 3
@@ -165,15 +165,15 @@ def test_vectors_are_kept_by_content_of_texts_and_weights(encoder, computed, tmp
 
 def test_fingerprint_follows_everything_that_changes_a_vector(encoder):
     seen = {text.fingerprint(encoder)}
-    assert seen == {text.fingerprint(BertEncoder(small()))}
+    assert seen == {text.fingerprint(NativeEncoder(small()))}
     for other in (
-        BertEncoder(small(), pooling="cls"),
-        BertEncoder(small(), normalize=True),
-        BertEncoder(small(hidden_act="relu")),
-        BertEncoder(small(num_attention_heads=2)),
+        NativeEncoder(small(), pooling="cls"),
+        NativeEncoder(small(), normalize=True),
+        NativeEncoder(small(hidden_act="relu")),
+        NativeEncoder(small(num_attention_heads=2)),
     ):
         seen.add(text.fingerprint(other))
-    encoder.bert.words.embedding[...] = encoder.bert.words.embedding[...] * 1.001
+    encoder.model.words.embedding[...] = encoder.model.words.embedding[...] * 1.001
     assert len(seen | {text.fingerprint(encoder)}) == 6
 
 
@@ -227,10 +227,10 @@ def test_plan_is_the_cheapest_cut():
 def test_float32_out_of_a_bfloat16_encoder():
     from kd_jax.models.bert import Bert, BertConfig
 
-    half = BertEncoder(Bert(BertConfig(**SMALL), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    half = NativeEncoder(Bert(BertConfig(**SMALL), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     table = table_of(*random_texts(3))
     assert text.encode(half, table).dtype == np.float32
-    assert text.fingerprint(half) != text.fingerprint(BertEncoder(small()))
+    assert text.fingerprint(half) != text.fingerprint(NativeEncoder(small()))
 
 
 def test_nothing_is_unpickled(encoder, tmp_path):

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic
-from kd_jax.models.bert import TextEncoder
+from kd_jax.models.encoder import TextEncoder
 
 
 def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""BERT in Flax NNX, with the outputs of transformers' FlaxBertModel, and the text-encoder interface built on it.
+"""BERT in Flax NNX, with the outputs of transformers' FlaxBertModel.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019 (post-norm encoder).
 """
@@ -6,7 +6,7 @@ Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,24 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models.layers import Frozen, dropout
-
-
-def gelu(x: Array) -> Array:
-    """Exact GELU, through erf: the erfc of ``jax.nn.gelu`` takes ten times as long on CPU; |difference| < 1e-6."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-POOLINGS = ("mean", "cls", "last")
+from kd_jax.models.encoder import ACTIVATIONS, Architecture, freeze
+from kd_jax.models.layers import dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +108,11 @@ class Bert(nnx.Module):
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs):
         self.config, self.dtype, self.stop_gradient_below = config, dtype, 0
+        self.dim, self.num_layers, self.max_length = (
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.max_position_embeddings,
+        )
         normal = nnx.initializers.normal(config.initializer_range)
         embed = partial(nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs)
         self.words = embed(config.vocab_size)
@@ -173,87 +162,34 @@ class Bert(nnx.Module):
                 freeze(module)
 
 
-def freeze(module: nnx.Module) -> None:
-    """Turns every ``nnx.Param`` of the module into ``Frozen``, in place."""
-    for _, part in nnx.iter_modules(module):
-        for name, value in list(vars(part).items()):
-            if isinstance(value, nnx.Param):
-                setattr(part, name, Frozen(value[...]))
+# Our names -> those of the saved tensors, around and inside the layers.
+_NAMES = {
+    "words": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+}
+_LAYER_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
 
 
-def pool(hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False) -> Float[Array, "B D"]:
-    """One f32 vector per text: mean over the tokens, the first or the last token; padding may be on either side."""
-    hidden = hidden.astype(jnp.float32)
-    if pooling == "mean":
-        weights = mask.astype(jnp.float32)
-        total = jnp.einsum("bld,bl->bd", hidden, weights)
-        pooled = total / jnp.maximum(weights.sum(1), 1e-9)[:, None]
-    else:
-        real = mask > 0
-        position = real.argmax(1) if pooling == "cls" else mask.shape[1] - 1 - real[:, ::-1].argmax(1)
-        pooled = jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
-    if normalize:
-        pooled = pooled * jax.lax.rsqrt(jnp.maximum((pooled**2).sum(-1, keepdims=True), 1e-24))
-    return pooled
+def _name(path: tuple[Any, ...]) -> str:
+    if path[0] == "layers":
+        return f"encoder.layer.{path[1]}.{_LAYER_NAMES[path[2]]}.{path[3]}"
+    return f"{_NAMES[path[0]]}.{path[1]}"
 
 
-class TextEncoder(nnx.Module):
-    """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of a language model.
-
-    Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens that the model can read. settings: all
-    that decides the vectors besides weights, pooling and dtype; caches are keyed by it.
-    """
-
-    dim: int
-    num_layers: int
-    max_length: int
-    dtype: Any
-    settings: str
-
-    def __init__(self, *, pooling: str = "mean", normalize: bool = False):
-        if pooling not in POOLINGS:
-            raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
-        self.pooling, self.normalize = pooling, normalize
-
-    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
-        raise NotImplementedError
-
-    def freeze_below(self, layer: int) -> None:
-        """No training below this layer; ``num_layers`` freezes the whole model."""
-        raise NotImplementedError
-
-    def __call__(
-        self, input_ids: Int[Array, "B L"], attention_mask: Array, *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "B D"]:
-        if input_ids.shape[1] > self.max_length:
-            raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most {self.max_length}")
-        hidden = self.hidden(input_ids, attention_mask, rngs)
-        return pool(hidden, attention_mask, self.pooling, self.normalize)
-
-    @property
-    def num_params(self) -> int:
-        """Weights of the language model, frozen or not."""
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self)))
+def _build(config: BertConfig, saved: Collection[str], **how: Any) -> Bert:
+    return Bert(config, pooler=any(name.startswith("pooler.dense.") for name in saved), **how)
 
 
-class BertEncoder(TextEncoder):
-    """The native backend."""
-
-    def __init__(self, bert: Bert, *, pooling: str = "mean", normalize: bool = False):
-        super().__init__(pooling=pooling, normalize=normalize)
-        # Sentence vectors come from hidden states; HF's pooler would be dead weight in counts and optimizer state.
-        bert.pooler = None
-        self.bert = bert
-        config = bert.config
-        self.dim, self.num_layers, self.max_length = (
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.max_position_embeddings,
-        )
-        self.dtype, self.settings = bert.dtype, repr(config)
-
-    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
-        return self.bert(input_ids, attention_mask, rngs=rngs).last_hidden_state
-
-    def freeze_below(self, layer: int) -> None:
-        self.bert.freeze_below(layer)
+ARCHITECTURES = {"bert": Architecture("bert", BertConfig.from_dict, _build, _name)}

@@ -14,7 +14,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models.bert import Bert, BertConfig, BertEncoder, TextEncoder
+from kd_jax.models import bert
+from kd_jax.models.encoder import Architecture, NativeEncoder, TextEncoder
 
 # Packages that carry weights: hub name -> (import name, folder inside it, how to install).
 PACKAGES = {
@@ -145,6 +146,12 @@ class Checkpoint:
     def __getitem__(self, name: str) -> jnp.ndarray:
         return self.files[name].get_tensor(name)
 
+    def names(self, prefix: str) -> dict[str, str]:
+        """Name without ``prefix`` -> name in the files; where none starts with it, all names as they are."""
+        start = f"{prefix}."
+        found = {name.removeprefix(start): name for name in self.shapes if name.startswith(start)}
+        return found or {name: name for name in self.shapes}
+
 
 # Tensors of saved checkpoints that are constants, not weights.
 BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
@@ -153,17 +160,13 @@ BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".atte
 TORCH_NAMES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}
 
 
-def load_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, jnp.ndarray]:
+def load_tensors(checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, jnp.ndarray]:
     """f32 values for ``wanted``: Flax names ('encoder.layer.0.output.dense.kernel') -> shapes.
 
     Understands PyTorch names (weight; the older gamma and beta; kernels transposed) and Flax names, with or without
     ``prefix``. Raises one InputError that lists every missing, unexpected and mis-shaped tensor.
     """
-    checkpoint = Checkpoint(folder)
-    if any(name.startswith(f"{prefix}.") for name in checkpoint.shapes):
-        names = {name.removeprefix(f"{prefix}."): name for name in checkpoint.shapes if name.startswith(f"{prefix}.")}
-    else:
-        names = {name: name for name in checkpoint.shapes}
+    names = checkpoint.names(prefix)
     found: dict[str, jnp.ndarray] = {}
     missing, misshaped, used = [], [], set()
     for name, shape in wanted.items():
@@ -186,7 +189,8 @@ def load_tensors(folder: Path, wanted: Mapping[str, tuple[int, ...]], prefix: st
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise InputError(
-            f"{folder}: model.safetensors does not fit config.json; {listed}; take both files from the same model"
+            f"{checkpoint.folder}: model.safetensors does not fit config.json; {listed}; take both files from the same "
+            "model"
         )
     return found
 
@@ -202,56 +206,38 @@ def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
     return None, False
 
 
-# Our names -> HF's, around and inside the layers.
-_BERT_NAMES = {
-    "words": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "types": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
-    "pooler": "pooler.dense",
-}
-_LAYER_NAMES = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_out": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm": "output.LayerNorm",
-}
+# model_type -> how it is built; one module per family.
+ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES}
 
 
-def hf_name(path: tuple[Any, ...]) -> str:
-    """Path of a ``Bert`` parameter, ('layers', 0, 'up', 'kernel') -> its FlaxBertModel name, 'encoder.layer.0.…'."""
-    if path[0] == "layers":
-        return f"encoder.layer.{path[1]}.{_LAYER_NAMES[path[2]]}.{path[3]}"
-    return f"{_BERT_NAMES[path[0]]}.{path[1]}"
-
-
-def load_bert(folder: Path, dtype: Any = jnp.float32) -> Bert:
-    """A ``Bert`` with the weights of an HF folder (config.json, model.safetensors); without pooler if none was saved.
+def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
+    """The native model with the weights of an HF folder (config.json, model.safetensors or shards).
 
     Raises InputError: another architecture, a config or file that cannot be read, tensors that do not fit.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    if config.get("model_type") != "bert":
+    written = read_config(folder)
+    kind = written.get("model_type")
+    if kind not in ARCHITECTURES:
         raise InputError(
-            f"{folder}/config.json: model_type {config.get('model_type')!r} is not supported by the native backend "
-            "(supported: 'bert'); set teacher.backend='hf_flax' or choose BERT weights"
+            f"{folder}/config.json: model_type {kind!r} is not supported by the native backend "
+            f"(supported: {', '.join(ARCHITECTURES)}); set teacher.backend='hf_flax' or choose other weights"
         )
+    architecture = ARCHITECTURES[str(kind)]
     try:
-        bert_config = BertConfig.from_dict(config)
+        config = architecture.config(written)
     except InputError as error:
         raise InputError(f"{folder}/config.json: {error}") from None
-    pooler = any("pooler.dense." in name for name in Checkpoint(folder).shapes)
-    model = nnx.eval_shape(lambda: Bert(bert_config, dtype=dtype, pooler=pooler, rngs=nnx.Rngs(0)))
+    checkpoint = Checkpoint(folder)
+    saved = checkpoint.names(architecture.prefix)
+    model = nnx.eval_shape(lambda: architecture.build(config, saved, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     flat = list(nnx.to_flat_state(state))
-    values = load_tensors(folder, {hf_name(path): leaf.shape for path, leaf in flat}, prefix="bert")
-    loaded = nnx.from_flat_state([(path, leaf.replace(values[hf_name(path)])) for path, leaf in flat])
-    return nnx.merge(graphdef, loaded)
+    wanted = {architecture.name(path): leaf.shape for path, leaf in flat}
+    values = load_tensors(checkpoint, wanted, architecture.prefix)
+    return nnx.merge(
+        graphdef, nnx.from_flat_state([(path, leaf.replace(values[architecture.name(path)])) for path, leaf in flat])
+    )
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
@@ -296,14 +282,14 @@ def load_encoder(
 ) -> tuple[TextEncoder, Any]:
     """A pretrained text encoder and its tokenizer.
 
-    name: what ``resolve_weights`` takes. backend: 'native' (our BERT) or 'hf_flax' (transformers' Flax classes).
+    name: what ``resolve_weights`` takes. backend: 'native' (this package's) or 'hf_flax' (transformers' Flax classes).
     max_length: the longest text in tokens that will be encoded; shortened to what the model can read.
     """
     folder = resolve_weights(name)
     if backend == "native":
-        bert = load_bert(folder, dtype)
-        encoder: TextEncoder = BertEncoder(bert, pooling=pooling, normalize=normalize)
-        vocab_size = bert.config.vocab_size
+        model = load_model(folder, dtype)
+        encoder: TextEncoder = NativeEncoder(model, pooling=pooling, normalize=normalize)
+        vocab_size = model.config.vocab_size
         encoder.max_length = min(encoder.max_length, max_length)
     elif backend == "hf_flax":
         from kd_jax.models.hf_flax import HFFlaxEncoder
