@@ -1,0 +1,94 @@
+"""Tiny random models of transformers' PyTorch classes and what they compute, for the parity tests.
+
+    python benchmarks/parity_fixtures.py [family …]        # needs torch and transformers, nothing else
+
+writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and parity.safetensors with
+inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden states that PyTorch computes from them
+(``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the embeddings). The padding is 'none' (called without a
+mask), 'right' or 'left'. Adding a family is one line of FAMILIES.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+LENGTHS = [9, 5, 1]  # tokens of the three texts
+LIMIT = 60_000  # bytes that a family may take in the repository
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}
+# Family -> (transformers' model_type, fields of the configuration).
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mpnet": ("mpnet", SMALL),
+}
+
+
+def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
+    """A PyTorch model with every parameter random: at initialisation biases and norms would hide mistakes."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(vocab_size: int, pad_id: int | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Padding -> token ids and mask, int32 [B, L]. No token is a padding id; padding is ``pad_id``, or 0."""
+    pad, length = pad_id or 0, max(LENGTHS)
+    ids = np.random.default_rng(0).integers(pad + 1, vocab_size, (len(LENGTHS), length), np.int32)
+    columns, lengths = np.arange(length)[None], np.array(LENGTHS)[:, None]
+    masks = {"none": columns >= 0, "right": columns < lengths, "left": columns >= length - lengths}
+    rows = {name: np.broadcast_to(mask, ids.shape) for name, mask in masks.items()}
+    return {name: (np.where(mask, ids, pad).astype(np.int32), mask.astype(np.int32)) for name, mask in rows.items()}
+
+
+def outputs(model: Any) -> dict[str, np.ndarray]:
+    """The tensors of parity.safetensors: inputs and the hidden states of every layer."""
+    import torch
+
+    tensors = {}
+    for padding, (ids, mask) in inputs(model.config.vocab_size, model.config.pad_token_id).items():
+        masked = {} if padding == "none" else {"attention_mask": torch.from_numpy(mask)}
+        with torch.no_grad():
+            states = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked).hidden_states
+        tensors |= {f"ids.{padding}": ids, f"mask.{padding}": mask}
+        tensors |= {f"hidden.{padding}.{layer}": state.numpy() for layer, state in enumerate(states)}
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+
+
+def write(family: str, folder: Path) -> int:
+    """Writes the folder of a family; returns its size in bytes."""
+    from safetensors.numpy import save_file
+
+    kind, fields = FAMILIES[family]
+    model = build(kind, fields)
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    save_file(outputs(model), folder / "parity.safetensors")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def main(families: list[str]) -> None:
+    for family in families or FAMILIES:
+        size = write(family, FIXTURES / family)
+        print(f"{family:12} {size:7,} bytes")
+        assert size < LIMIT, f"{family} takes {size:,} bytes; make it smaller than {LIMIT:,}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
