@@ -98,7 +98,7 @@ class Reader:
         try:
             self.package = importlib.import_module("gguf")
         except ImportError:
-            raise InputError(f"{path}: reading GGUF needs the gguf package; pip install 'kd_jax[gguf]'") from None
+            raise InputError(f"{path}: reading GGUF needs the gguf package; pip install gguf") from None
         self.path = path
         try:
             reader = self.package.GGUFReader(path)
@@ -119,8 +119,14 @@ class Reader:
         self.family = FAMILIES[self.kind]
 
     def field(self, name: str) -> Any:
-        """A setting of the architecture, or None."""
-        return self.fields.get(f"{self.kind}.{name}")
+        """A setting of the architecture, or None. Raises InputError if it differs from layer to layer."""
+        value = self.fields.get(f"{self.kind}.{name}")
+        if isinstance(value, list):
+            if len(set(value)) > 1:
+                raise InputError(f"{self.path}: {self.kind}.{name} differs between layers, which is not supported")
+            value = value[0] if value else None
+        # Stored as f32: 1e-5 and not 9.99999974e-6 is what was meant.
+        return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def value(self, name: str) -> np.ndarray:
         """A tensor, f32, under its name in the file. Raises InputError for a quantisation that cannot be undone."""
@@ -145,6 +151,9 @@ def _read(path: Path, size: int, changed: int) -> Reader:
     return Reader(path)
 
 
+_OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta", "sliding_window")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The file's settings as transformers writes them into ``config.json``."""
     reader = read(path)
@@ -159,10 +168,10 @@ def read_config(path: Path) -> dict[str, Any]:
     if reader.family is _gpt2:
         return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | config
     model_type = "mistral" if reader.kind == "llama" and "sliding_window" in config else reader.kind
-    names_of_classes = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    config |= {"model_type": model_type, "architectures": [f"{names_of_classes[model_type]}ForCausalLM"]}
+    config |= {"model_type": model_type, "architectures": [f"{model_type.capitalize()}ForCausalLM"]}
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     config["attention_bias"] = "blk.0.attn_q.bias" in reader.tensors
+    config["mlp_bias"] = "blk.0.ffn_up.bias" in reader.tensors
     if reader.field("expert_count"):
         raise InputError(f"{path}: a mixture of experts is not supported; choose other weights")
     if reader.field("rope.dimension_count") not in (None, config["head_dim"]):
@@ -172,9 +181,6 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     scaling = _rope_scaling(reader, config)
     return config | ({"rope_scaling": scaling} if scaling else {})
-
-
-_OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta", "sliding_window")
 
 
 def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] | None:

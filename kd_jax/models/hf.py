@@ -282,7 +282,8 @@ def load_head(folder: Path) -> jnp.ndarray | None:
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
-    """The folder's or the GGUF file's tokenizer, local files only; the end-of-text token pads where there is no padding token.
+    """The tokenizer of a folder or a GGUF file, local files only; the end-of-text token pads where there is no padding
+    token.
 
     Raises InputError if there is none, or if it gives ids that the model has no embedding for (``vocab_size``).
     """

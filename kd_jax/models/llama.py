@@ -141,8 +141,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise InputError(
-            f"rope_scaling type {kind!r} is not computed by the native backend{nearest(kind, ROPE_TYPES)}; choose other "
-            "weights"
+            f"rope_scaling type {kind!r} is not computed by the native backend{nearest(kind, ROPE_TYPES)}; choose "
+            "other weights"
         )
     missing = [field for field in ROPE_TYPES[kind] if field not in scaling]
     if missing:
