@@ -50,14 +50,14 @@ TEXTS = [
 
 
 def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
-    """A PyTorch model with every parameter random: at initialisation biases and norms would hide mistakes."""
+    """A PyTorch model with everything that it learns random: at initialisation biases and norms would hide mistakes."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     torch.manual_seed(seed)
     model = AutoModel.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 
