@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.parity_fixtures import DISTILBERT, SMALL, build, outputs
 from kd_jax.errors import InputError
@@ -92,6 +93,11 @@ def verdict(family: str) -> str:
             return f"refused: {error}".replace(str(folder), "folder")
         differences = difference(encoder, tensors)
         finite = finite_gradient(encoder, tensors)
+        # Folders of models with a head have a prefix before every name.
+        weights = load_file(folder / "model.safetensors")
+        prefixed = {f"{model.base_model_prefix}.{name}": value for name, value in weights.items()}
+        save_file(prefixed, folder / "model.safetensors")
+        HFFlaxEncoder(folder, max_length=12)
     wrong = [f"{padding} padding {value:.0e}" for padding, value in differences.items() if not value < TOLERANCE]
     return (
         ("works" if not wrong else f"differs from PyTorch: {', '.join(wrong)}")

@@ -107,7 +107,7 @@ def test_every_layer_equals_the_flax_class(kind, tmp_path):
     theirs = getattr(transformers, f"Flax{name}Model")(config, _do_init=False)
     params = jax.tree.map(lambda leaf: random.normal(0.0, 0.3, leaf.shape).astype(np.float32), theirs.params_shape_tree)
     config.save_pretrained(tmp_path)
-    save_file(torch_named(params, f"{theirs.base_model_prefix}."), tmp_path / "model.safetensors")
+    save_file(torch_named(params, f"{ARCHITECTURES[kind].prefix}."), tmp_path / "model.safetensors")
     reference = jax.jit(lambda params, ids, mask: theirs(ids, mask, params=params, output_hidden_states=True))
     ours, (ids, _), everything = run(load_model(tmp_path)), inputs(SMALL["vocab_size"]), masks()
     for mask in (None, everything["right"], everything["left"], everything["holes"], everything["empty row"]):

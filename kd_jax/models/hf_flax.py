@@ -122,9 +122,12 @@ def _build(folder: Path, dtype: Any, max_length: int) -> tuple[Any, int]:
     logger.setLevel(logging.ERROR)  # it announces once that version 5 drops these classes; requirements.txt knows
     try:
         with jax.numpy_rank_promotion("allow"):
-            return model_class(config, dtype=dtype, _do_init=False, **options), max_length
+            model = model_class(config, dtype=dtype, _do_init=False, **options)
     finally:
         logger.setLevel(level)
+    if kind == "xlm-roberta":
+        model.base_model_prefix = "roberta"  # PyTorch's, whose names are what folders have
+    return model, max_length
 
 
 def _flax_classes() -> tuple[Any, Mapping[str, str]]:
