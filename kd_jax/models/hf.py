@@ -153,9 +153,11 @@ class Checkpoint:
         return found or {name: name for name in self.shapes}
 
 
-# Tensors of saved checkpoints that are constants, not weights.
-BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
-BUFFERS += ("encoder.embed_positions.weight",)  # RoFormer's sines
+# Tensors of saved checkpoints that are constants, not weights; the last are RoFormer's sines.
+BUFFERS = (
+    *(".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias"),
+    "encoder.embed_positions.weight",
+)
 
 # Last part of a Flax name -> what PyTorch calls it, now and in older checkpoints.
 TORCH_NAMES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}
