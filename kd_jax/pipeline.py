@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -73,13 +74,14 @@ class Run(Setup):
             built.params["bias"] = np.asarray(teacher.bias())
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
+        mine = sharding.local_rows(self.mesh, recipe.batch_size)
         return train(
             built.graphdef,
             built.params,
             built.constants,
             name=model,
             seed=seed,
-            examples=self.examples(model, built),
+            examples=self.examples(model, built, seed, recipe.batch_size if mine is None else len(mine)),
             objective=self.objective(model),
             recipe=recipe,
             evaluate=functools.partial(self._validate, judge),
@@ -306,6 +308,7 @@ class Run(Setup):
             ),
             None,
         )
+        self._export_language_model()
         if model is None:
             raise InputError("nothing to export: no student is trained; run the stage 'student' or 'distilled' first")
         built = self._build_student(model, self.seeds[0])
@@ -326,6 +329,19 @@ class Run(Setup):
             model=model,
         )
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
+
+    def _export_language_model(self) -> None:
+        """A fine-tuned language model of the first seed, as a Hugging Face folder."""
+        seed, c = self.seeds[0], self.settings("teacher").teacher
+        if c.train == "head" or not (self.folder("teacher", seed) / "result.json").exists():
+            return
+        built = self.build("teacher", seed)
+        best = self.best("teacher", seed, built)
+        if leader():
+            folder = self.workdir / "export/teacher"
+            shutil.rmtree(folder, ignore_errors=True)
+            self.language_model.save(folder, built.graphdef, *best)
+            self.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")
 
     def report(self) -> None:
         if not leader():
