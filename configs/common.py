@@ -159,6 +159,7 @@ def get_config() -> ConfigDict:
     c.eval.ks = (10, 20)
     c.eval.select = ""  # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
     c.eval.batch_size = 256
+    c.eval.valid_users = 0  # users that validation in training judges, drawn once; 0 = all. The report judges all
     c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
 
     c.trace = False  # write an XProf trace of a few steps of every model's training to trace/

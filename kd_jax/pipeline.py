@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
-from kd_jax.distributed import barrier, leader, leader_first, preempted
+from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.progress import Log
@@ -58,7 +58,7 @@ class Run(Setup):
         for seed in self.seeds:
             folder = self.folder(model, seed)
             with Checkpoints(folder, self.identity(model, seed)) as checkpoints:
-                if (folder / "result.json").exists():
+                if agreed((folder / "result.json").exists()):
                     self.log.note(f"{model} (seed {seed}): up to date")
                     continue
                 trained = self._train(model, seed, checkpoints)
@@ -170,7 +170,7 @@ class Run(Setup):
             if not (trained or student in self.config.stages) or self.config.distill.labels == "online":
                 continue
             for seed in self.seeds:
-                if self._finished_labels(student, seed) is not None:
+                if agreed(self._finished_labels(student, seed) is not None):
                     continue
                 folder, positions = self.label_folder(student, seed), self.positions(student)
                 built = self.build(teacher, seed)
@@ -246,7 +246,8 @@ class Run(Setup):
             size = {"params": params, "bytes": 4 * params, "train_seconds": seconds}
             row = {"name": name, "seed": seed, **size, **more, "valid": valid.metrics, "test": test.metrics}
             rows.append(row | {"slices": test.slices})
-            per_user.setdefault(name, []).append(test.per_user)
+            kept = {key: test.per_user[key] for key in self._compared() if key in test.per_user}
+            per_user.setdefault(name, []).append(kept)
 
         with self.log.stage("evaluate", total=1 + len(models) * len(self.seeds)) as bar:
             base = {split: self.task.baseline(split) for split in SPLITS}

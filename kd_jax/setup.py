@@ -127,7 +127,9 @@ class Setup:
                 "trained on; use student.name='sasrec' or another data.split"
             )
         if c.task == "rank":
-            return Rank(self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size)
+            return Rank(
+                self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size, c.eval.valid_users
+            )
         if c.task == "rate":
             return Rate(self.dataset, tuple(c.rate.boundaries), selects(c))
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
@@ -146,7 +148,7 @@ class Setup:
                 raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
             c[section][name] = value
         if model == "control_teacher":
-            c.teacher.update(item_features="id", context="items", train="head")
+            c.teacher.update(item_features="id", context="items", train="head", softmax="full", hard_negatives=0)
         return c
 
     def folder(self, model: str, seed: int) -> Path:
@@ -157,6 +159,8 @@ class Setup:
         """All that determines the parameters of ``model``; a checkpoint is bound to it."""
         c = self.settings(model)
         common = {"data": self.dataset.checksum, "task": c.task, "select": selects(c), "seed": seed}
+        if c.eval.valid_users:
+            common["valid_users"] = c.eval.valid_users
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
@@ -322,10 +326,10 @@ class Setup:
                 "step encodes; they need task='rank', teacher.train other than 'head' (where the whole catalogue costs "
                 "next to nothing), text in item_features and context='items'"
             )
-        if (spec.softmax == "sampled") != (spec.negatives > 0) or not 0 <= spec.hard_negatives < self.dataset.num_items:
+        if (spec.softmax == "sampled" and spec.negatives < 1) or not 0 <= spec.hard_negatives < self.dataset.num_items:
             raise InputError(
                 f"teacher.negatives={spec.negatives}, teacher.hard_negatives={spec.hard_negatives}: softmax='sampled' "
-                "draws at least 1 negative, the others none, and hard negatives are 0 or more and fewer than the items"
+                "draws at least 1 negative, and hard negatives are 0 or more and fewer than the items"
             )
 
     def positions(self, student: str) -> str:
@@ -376,7 +380,7 @@ class Setup:
             if "text" not in c.teacher.item_features:
                 return found
             lengths = self.language_model.lengths("text")
-            negatives = c.teacher.negatives
+            negatives = c.teacher.negatives if c.teacher.softmax == "sampled" else 0
             return with_live_items(
                 found, live_items(found, lengths, self._share, rows=rows, negatives=negatives, seed=seed)
             )

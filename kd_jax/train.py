@@ -253,10 +253,9 @@ def train(
                 with meter.time("wait"):
                     values = {key: float(value) for key, value in pending[1].items()}
                 _check_finite(values, name, pending[0], checkpoints)
-                rate = (step - chunk - first) * recipe.batch_size / (time.perf_counter() - started)
-                cost = meter.read()
-                log.write(model=name, seed=seed, step=pending[0], **values, examples_per_second=rate, **cost)
-                bar.update(pending[0], values, rate)
+                cost = meter.read(recipe.batch_size)
+                log.write(model=name, seed=seed, step=pending[0], **values, **cost)
+                bar.update(pending[0], values, cost["examples_per_second"])
             pending = step, metrics
             if due:
                 # The loss is that of the parameters before this step; those after it are what will be saved.
@@ -269,6 +268,7 @@ def train(
                 checkpoints.save(state, data, score, earlier + time.perf_counter() - started)
                 if best is None or score > best[1]:
                     best = (step, score)
+                meter.reset()
             if preemption.requested():
                 if not due and refresh is None:  # refreshed constants are right at an evaluation only
                     checkpoints.save(state, data, None)

@@ -194,7 +194,8 @@ class BiEncoder(Scorer):
         bias = jnp.asarray(spec.bias)
         self.bias = nnx.Param(bias) if spec.train_bias else Frozen(bias)
         self.dropout = spec.dropout
-        self.softmax, self.negatives, self.hard_negatives = spec.softmax, spec.negatives, spec.hard_negatives
+        self.softmax, self.hard_negatives = spec.softmax, spec.hard_negatives
+        self.negatives = spec.negatives if spec.softmax == "sampled" else 0
         self.share = Frozen(jnp.asarray(spec.share)) if spec.share is not None else None
         features = spec.item_features.split("+")
         table = jax.random.normal(rngs.params(), (spec.num_items, spec.dim)) * spec.init_scale
