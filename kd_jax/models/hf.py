@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic, write_json
-from kd_jax.models import bert
+from kd_jax.models import bert, distilbert, mpnet
 from kd_jax.models.encoder import Architecture, NativeEncoder, TextEncoder, merged
 
 # Packages that carry weights: hub name -> (import name, folder inside it, how to install).
@@ -157,7 +157,10 @@ class Checkpoint:
 
 
 # Tensors of saved checkpoints that are constants, not weights.
-BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
+BUFFERS = (
+    *(".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias"),
+    "encoder.embed_positions.weight",  # RoFormer's sines
+)
 
 # Last part of a Flax name -> what PyTorch calls it, now and in older checkpoints.
 TORCH_NAMES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}
@@ -210,7 +213,7 @@ def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
 
 
 # model_type -> how it is built; one module per family.
-ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES}
+ARCHITECTURES: dict[str, Architecture] = bert.ARCHITECTURES | distilbert.ARCHITECTURES | mpnet.ARCHITECTURES
 
 
 def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:

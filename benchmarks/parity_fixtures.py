@@ -1,0 +1,131 @@
+"""Tiny random models of transformers' PyTorch classes and what they compute, for the parity tests.
+
+    python benchmarks/parity_fixtures.py [family …]        # needs torch and transformers, nothing else
+
+writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and parity.safetensors with
+inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden states that PyTorch computes from them
+(``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the embeddings) and ``last.<padding>``, which a norm may tell
+from the last layer's. The padding is 'none' (called without a mask), 'right' or 'left'. Adding a family is one line of
+FAMILIES.
+
+    python benchmarks/parity_fixtures.py FOLDER            # a folder of real weights, with its tokenizer
+
+writes tests/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts, padded on the right, and
+``first.<layer>``: f32 [3, 64], the start of the first token's hidden state, and ``mean``: f32 [3, D] over the tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+LENGTHS = [9, 5, 1]  # tokens of the three texts
+LIMIT = 60_000  # bytes that a family may take in the repository
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 20,
+}
+DISTILBERT: dict[str, Any] = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}
+DISTILBERT |= {"max_position_embeddings": 20}
+# Family -> (transformers' model_type, fields of the configuration).
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "distilbert": ("distilbert", DISTILBERT),
+    "mpnet": ("mpnet", SMALL),
+    "roberta": ("roberta", SMALL | {"type_vocab_size": 1}),
+}
+TEXTS = [
+    "Heat (1995). Crime, Drama",
+    "Toy Story",
+    "A long line of animals followed the fox through the wood and up to a house on the hill that nobody lived in.",
+]
+
+
+def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
+    """A PyTorch model with everything that it learns random: at initialisation biases and norms would hide mistakes."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(vocab_size: int, pad_id: int | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Padding -> token ids and mask, int32 [B, L]. No token is a padding id; padding is ``pad_id``, or 0."""
+    pad, length = pad_id or 0, max(LENGTHS)
+    ids = np.random.default_rng(0).integers(pad + 1, vocab_size, (len(LENGTHS), length), np.int32)
+    columns, lengths = np.arange(length)[None], np.array(LENGTHS)[:, None]
+    masks = {"none": columns >= 0, "right": columns < lengths, "left": columns >= length - lengths}
+    rows = {name: np.broadcast_to(mask, ids.shape) for name, mask in masks.items()}
+    return {name: (np.where(mask, ids, pad).astype(np.int32), mask.astype(np.int32)) for name, mask in rows.items()}
+
+
+def outputs(model: Any) -> dict[str, np.ndarray]:
+    """The tensors of parity.safetensors: inputs and the hidden states of every layer."""
+    import torch
+
+    tensors = {}
+    for padding, (ids, mask) in inputs(model.config.vocab_size, model.config.pad_token_id).items():
+        masked = {} if padding == "none" else {"attention_mask": torch.from_numpy(mask)}
+        with torch.no_grad():
+            output = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked)
+        tensors |= {f"ids.{padding}": ids, f"mask.{padding}": mask, f"last.{padding}": output.last_hidden_state.numpy()}
+        tensors |= {f"hidden.{padding}.{layer}": state.numpy() for layer, state in enumerate(output.hidden_states)}
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+
+
+def write(family: str, folder: Path) -> int:
+    """Writes the folder of a family; returns its size in bytes."""
+    from safetensors.numpy import save_file
+
+    kind, fields = FAMILIES[family]
+    model = build(kind, fields)
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    save_file(outputs(model), folder / "parity.safetensors")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def write_real(folder: Path, path: Path) -> None:
+    """Writes what PyTorch computes with a folder of real weights, in short."""
+    import torch
+    from safetensors.numpy import save_file
+    from transformers import AutoModel, AutoTokenizer
+
+    batch = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()(
+            **batch, output_hidden_states=True
+        )
+    mask = batch["attention_mask"].numpy().astype(np.int32)
+    tensors = {"ids": batch["input_ids"].numpy().astype(np.int32), "mask": mask}
+    tensors |= {f"first.{layer}": state[:, 0, :64].numpy() for layer, state in enumerate(output.hidden_states)}
+    last = output.last_hidden_state.numpy().astype(np.float64)
+    tensors["mean"] = ((last * mask[..., None]).sum(1) / mask.sum(1)[:, None]).astype(np.float32)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+
+
+def main(families: list[str]) -> None:
+    for family in families or FAMILIES:
+        if family not in FAMILIES:
+            write_real(Path(family), FIXTURES / f"{Path(family).name}.safetensors")
+            continue
+        size = write(family, FIXTURES / family)
+        print(f"{family:12} {size:7,} bytes")
+        assert size < LIMIT, f"{family} takes {size:,} bytes; make it smaller than {LIMIT:,}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
