@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
-from kd_jax.distributed import barrier, leader, leader_first, preempted
+from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.progress import Log
@@ -57,7 +58,7 @@ class Run(Setup):
         for seed in self.seeds:
             folder = self.folder(model, seed)
             with Checkpoints(folder, self.identity(model, seed)) as checkpoints:
-                if (folder / "result.json").exists():
+                if agreed((folder / "result.json").exists()):
                     self.log.note(f"{model} (seed {seed}): up to date")
                     continue
                 trained = self._train(model, seed, checkpoints)
@@ -73,13 +74,14 @@ class Run(Setup):
             built.params["bias"] = np.asarray(teacher.bias())
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
+        mine = sharding.local_rows(self.mesh, recipe.batch_size)
         return train(
             built.graphdef,
             built.params,
             built.constants,
             name=model,
             seed=seed,
-            examples=self.examples(model, built),
+            examples=self.examples(model, built, seed, recipe.batch_size if mine is None else len(mine)),
             objective=self.objective(model),
             recipe=recipe,
             evaluate=functools.partial(self._validate, judge),
@@ -168,7 +170,7 @@ class Run(Setup):
             if not (trained or student in self.config.stages) or self.config.distill.labels == "online":
                 continue
             for seed in self.seeds:
-                if self._finished_labels(student, seed) is not None:
+                if agreed(self._finished_labels(student, seed) is not None):
                     continue
                 folder, positions = self.label_folder(student, seed), self.positions(student)
                 built = self.build(teacher, seed)
@@ -244,7 +246,8 @@ class Run(Setup):
             size = {"params": params, "bytes": 4 * params, "train_seconds": seconds}
             row = {"name": name, "seed": seed, **size, **more, "valid": valid.metrics, "test": test.metrics}
             rows.append(row | {"slices": test.slices})
-            per_user.setdefault(name, []).append(test.per_user)
+            kept = {key: test.per_user[key] for key in self._compared() if key in test.per_user}
+            per_user.setdefault(name, []).append(kept)
 
         with self.log.stage("evaluate", total=1 + len(models) * len(self.seeds)) as bar:
             base = {split: self.task.baseline(split) for split in SPLITS}
@@ -306,6 +309,7 @@ class Run(Setup):
             ),
             None,
         )
+        self._export_language_model()
         if model is None:
             raise InputError("nothing to export: no student is trained; run the stage 'student' or 'distilled' first")
         built = self._build_student(model, self.seeds[0])
@@ -326,6 +330,19 @@ class Run(Setup):
             model=model,
         )
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
+
+    def _export_language_model(self) -> None:
+        """A fine-tuned language model of the first seed, as a Hugging Face folder."""
+        seed, c = self.seeds[0], self.settings("teacher").teacher
+        if c.train == "head" or not (self.folder("teacher", seed) / "result.json").exists():
+            return
+        built = self.build("teacher", seed)
+        best = self.best("teacher", seed, built)
+        if leader():
+            folder = self.workdir / "export/teacher"
+            shutil.rmtree(folder, ignore_errors=True)
+            self.language_model.save(folder, built.graphdef, *best)
+            self.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")
 
     def report(self) -> None:
         if not leader():

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from kd_jax import sampled
 from kd_jax.data import dataset as datasets
 from kd_jax.data import sources, text
-from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_live_items
+from kd_jax.data.loader import Examples, history_texts, live_items, snapshot_examples, with_live_items
 from kd_jax.data.trends import Trends, decayed_counts, trends
 from kd_jax.distill import Objective, Term
 from kd_jax.distributed import leader_first
@@ -36,8 +36,9 @@ from kd_jax.types import Params, PyTree
 
 # Fields of ``teacher`` that only a teacher with a language model has a use for.
 LANGUAGE_FIELDS = (
-    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "top_n", "lm_learning_rate", "components",
-    "whitening", "hidden",
+    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "dtype", "top_n", "lora_rank",
+    "lora_targets", "lm_learning_rate", "remat", "softmax", "negatives", "hard_negatives",
+    "components", "whitening", "hidden",
 )  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
@@ -126,7 +127,9 @@ class Setup:
                 "trained on; use student.name='sasrec' or another data.split"
             )
         if c.task == "rank":
-            return Rank(self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size)
+            return Rank(
+                self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size, c.eval.valid_users
+            )
         if c.task == "rate":
             return Rate(self.dataset, tuple(c.rate.boundaries), selects(c))
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
@@ -145,7 +148,7 @@ class Setup:
                 raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
             c[section][name] = value
         if model == "control_teacher":
-            c.teacher.update(item_features="id", context="items", train="head")
+            c.teacher.update(item_features="id", context="items", train="head", softmax="full", hard_negatives=0)
         return c
 
     def folder(self, model: str, seed: int) -> Path:
@@ -156,6 +159,8 @@ class Setup:
         """All that determines the parameters of ``model``; a checkpoint is bound to it."""
         c = self.settings(model)
         common = {"data": self.dataset.checksum, "task": c.task, "select": selects(c), "seed": seed}
+        if c.eval.valid_users:
+            common["valid_users"] = c.eval.valid_users
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
@@ -234,6 +239,10 @@ class Setup:
             max_tokens=c.max_tokens,
             train=c.train,
             top_n=c.top_n,
+            lora_rank=c.lora_rank,
+            lora_targets=tuple(c.lora_targets),
+            dtype=c.dtype,
+            remat=c.remat,
             cache=self.workdir / "cache",
         )
 
@@ -280,8 +289,10 @@ class Setup:
             warm=self.dataset.warm if ranks else None,
             num_items=self.dataset.num_items,
             num_classes=self.task.num_classes,
+            share=self._share.astype(np.float32) if c.softmax != "full" else None,
             **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c},
         )
+        self._check_softmax(spec, c.train)
         if spec.context == "text" and (trend is not None or not ranks):
             raise InputError(
                 "teacher.context='text' ranks, and without trends: use teacher.trend=False and task='rank', or 'items'"
@@ -300,6 +311,26 @@ class Setup:
             spec.history,
             frozen_params=(lm.frozen_params if live else lm.encoder.num_params) if lm else 0,
         )
+
+    @functools.cached_property
+    def _share(self) -> np.ndarray:
+        """Of the training interactions, f64 [I]."""
+        return self.dataset.item_counts / max(1, self.dataset.item_counts.sum())
+
+    def _check_softmax(self, spec: TeacherSpec, train: str) -> None:
+        if spec.softmax == "full" and not spec.hard_negatives:
+            return
+        if spec.num_classes or train == "head" or "text" not in spec.item_features or spec.context != "items":
+            raise InputError(
+                f"teacher.softmax={spec.softmax!r}, teacher.hard_negatives={spec.hard_negatives} say which texts a "
+                "step encodes; they need task='rank', teacher.train other than 'head' (where the whole catalogue costs "
+                "next to nothing), text in item_features and context='items'"
+            )
+        if (spec.softmax == "sampled" and spec.negatives < 1) or not 0 <= spec.hard_negatives < self.dataset.num_items:
+            raise InputError(
+                f"teacher.negatives={spec.negatives}, teacher.hard_negatives={spec.hard_negatives}: softmax='sampled' "
+                "draws at least 1 negative, and hard negatives are 0 or more and fewer than the items"
+            )
 
     def positions(self, student: str) -> str:
         """After which of its interactions a student is asked what comes next: 'user' (all at once), 'last' or 'all'."""
@@ -332,7 +363,8 @@ class Setup:
         section = c.teacher if model.endswith("teacher") else c.train
         return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
 
-    def examples(self, model: str, built: Built) -> Examples:
+    def examples(self, model: str, built: Built, seed: int, rows: int) -> Examples:
+        """What ``model`` learns from, in batches of which this process looks up ``rows`` examples."""
         c = self.settings(model)
         if model.endswith("teacher") and c.teacher.trend and c.task == "rank":
             found = snapshot_examples(
@@ -345,7 +377,13 @@ class Setup:
         else:
             found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
-            return with_live_items(found, self.dataset.num_items)
+            if "text" not in c.teacher.item_features:
+                return found
+            lengths = self.language_model.lengths("text")
+            negatives = c.teacher.negatives if c.teacher.softmax == "sampled" else 0
+            return with_live_items(
+                found, live_items(found, lengths, self._share, rows=rows, negatives=negatives, seed=seed)
+            )
         return found
 
     def _weighting(self, c: ConfigDict) -> dict[str, Any]:

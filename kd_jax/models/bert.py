@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models.encoder import ACTIVATIONS, Architecture, freeze
+from kd_jax.models.encoder import ACTIVATIONS, Architecture, call_layer, freeze
 from kd_jax.models.layers import dropout
 
 
@@ -115,11 +115,12 @@ class Bert(nnx.Module):
     """The encoder. Parameters are f32; ``dtype`` is what activations are computed in.
 
     stop_gradient_below: no gradient enters the embeddings and layers 0 … n-1, so no backward work is done there;
-    0 (the default) trains everything. ``freeze_below`` also takes their arrays out of ``nnx.Param``.
+    0 (the default) trains everything. ``freeze_below`` also takes their arrays out of ``nnx.Param``. remat: see
+    ``call_layer``.
     """
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs):
-        self.config, self.dtype, self.stop_gradient_below = config, dtype, 0
+        self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
         self.dim, self.num_layers, self.max_length = config.hidden_size, config.num_hidden_layers, config.max_length
         normal = nnx.initializers.normal(config.initializer_range)
         embed = partial(nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs)
@@ -139,18 +140,23 @@ class Bert(nnx.Module):
         position_ids: Int[Array, "B L"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
+        states: Float[Array, "B L D"] | None = None,
     ) -> BertOutput:
-        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none."""
+        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none. states: the hidden states
+        where no gradient goes further down (``stop_gradient_below``), to go on from instead of computing them."""
         if position_ids is None:
             position_ids = self.position_ids(input_ids)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         bias = self.bias(attention_mask, input_ids.shape[1])
-        x = self.embeddings(input_ids, token_type_ids, position_ids)
-        x = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs)
+        if states is None:
+            x = self.embeddings(input_ids, token_type_ids, position_ids)
+            x, first = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs), 0
+        else:
+            x, first = states.astype(self.dtype), self.stop_gradient_below
         hidden_states = [x]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, bias, rngs)
+        for index, layer in enumerate(self.layers[first:], first):
+            x = call_layer(layer, self.remat, x, bias, rngs)
             if index + 1 == self.stop_gradient_below:
                 x = jax.lax.stop_gradient(x)
             hidden_states.append(x)

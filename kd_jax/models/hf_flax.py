@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float
 
@@ -51,13 +52,22 @@ class HFFlaxEncoder(TextEncoder):
         shapes = traverse_util.flatten_dict(model.params_shape_tree)
         wanted = {".".join(path): leaf.shape for path, leaf in shapes.items()}
         values = load_tensors(Checkpoint(Path(folder)), wanted, model.base_model_prefix)
+        self.prefix = model.base_model_prefix
         self.params = _wrap(traverse_util.unflatten_dict({path: values[".".join(path)] for path in shapes}))
 
-    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+    def hidden(
+        self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None, states: Array | None = None
+    ) -> Float[Array, "B L D"]:
+        assert states is None  # cut is 0
         params = _unwrap(self.params)
         if self.frozen:
             params = jax.lax.stop_gradient(params)
         return self.apply(params, input_ids, attention_mask, None if rngs is None else rngs.dropout())
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights under transformers' Flax names."""
+        flat = traverse_util.flatten_dict(_unwrap(self.params))
+        return {".".join(path): np.asarray(value) for path, value in flat.items()}
 
     def freeze_below(self, layer: int) -> None:
         """All or nothing: transformers' classes cannot be cut between layers. Raises InputError for a part."""
