@@ -29,7 +29,7 @@ from test_hf import WORDS, edit, error, save_tokenizer, set_config, torch_named
 from benchmarks import parity_fixtures
 from benchmarks.parity_fixtures import FIXTURES
 from kd_jax.models.encoder import NativeEncoder, pool
-from kd_jax.models.hf import ARCHITECTURES, load_encoder, load_model
+from kd_jax.models.hf import ARCHITECTURES, load_encoder, load_model, save_encoder
 from kd_jax.models.layers import Frozen
 from kd_jax.models.mpnet import buckets
 
@@ -235,6 +235,14 @@ def test_gradient_reaches_the_distances_unless_it_stops_above_them():
     assert learning() - silent == everything - silent
     model.stop_gradient_below = 1
     assert learning() - silent == {path for path in everything - silent if path[:2] == ("layers", 1)}
+
+
+def test_what_was_loaded_is_what_is_saved(family, folder, tmp_path_factory):
+    saved = tmp_path_factory.mktemp(family) / "saved"
+    save_encoder(*load_encoder(folder), folder, saved)
+    before, after = (load_file(where / "model.safetensors") for where in (folder, saved))
+    assert before.keys() == after.keys()
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 # What is refused

@@ -177,7 +177,9 @@ def _cut_positions(config: Any, folder: Path, max_length: int) -> int:
             f"{folder}/config.json: rope_theta {theta} and rope_scaling {scaling} are ignored by transformers' Flax "
             "classes (they compute 10000 and none), so that the vectors would be wrong; choose other weights"
         )
-    config.max_position_embeddings = max_length
+    # Their table of sines and cosines is cut to this number not only in its positions, but in its width too.
+    width = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    config.max_position_embeddings = max(max_length, width)
     if config.model_type == "mistral" and config.sliding_window is None:
         config.sliding_window = max_length  # None, 'no window', is read as a window of one token
     return max_length
