@@ -62,8 +62,9 @@ def get_config() -> ConfigDict:
     c.teacher.backend = "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
     c.teacher.pooling = "mean"  # 'mean', 'cls', 'last'
     c.teacher.normalize = False  # scale the language model's vectors to length 1
+    c.teacher.form = "bi"  # 'bi': context vector times item vector; 'cross': history and item are read as one text
     c.teacher.template = ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
-    c.teacher.max_tokens = 64  # longer texts are cut
+    c.teacher.max_tokens = 64  # longer texts are cut; 'cross': pairs of texts, from the old end of the history
     c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'full'
     c.teacher.top_n = 2  # layers trained by 'top_n'
     c.teacher.lm_learning_rate = 2e-5  # of the language model's layers in 'top_n' and 'full'

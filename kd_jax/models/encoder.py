@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 POOLINGS = ("mean", "cls", "last", "max")
+SECOND = 2  # in a mask: a token of the second text of a pair
 
 
 def freeze(module: nnx.Module) -> None:
@@ -70,8 +71,10 @@ def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
 class TextEncoder(nnx.Module):
     """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of a language model.
 
-    Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens that the model can read. settings: all
-    that decides the vectors besides weights, pooling and dtype; caches are keyed by it.
+    The mask is 0 at padding, 1 at a token and ``SECOND`` at a token of the second text of a pair; a model that was not
+    trained with token types takes all tokens alike. Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens
+    that the model can read. settings: all that decides the vectors besides weights, pooling and dtype; caches are keyed
+    by it.
     """
 
     dim: int
@@ -106,7 +109,7 @@ class TextEncoder(nnx.Module):
         if input_ids.shape[1] > self.max_length:
             raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most {self.max_length}")
         hidden = self.hidden(input_ids, attention_mask, rngs)
-        return pool(hidden, attention_mask, self.pooling, self.normalize)
+        return pool(hidden, attention_mask > 0, self.pooling, self.normalize)
 
     @property
     def num_params(self) -> int:
@@ -129,7 +132,10 @@ class NativeEncoder(TextEncoder):
         self.dtype, self.settings = model.dtype, repr(model.config)
 
     def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
-        return self.model(input_ids, attention_mask, rngs=rngs).last_hidden_state
+        # By config, not by trying: RoBERTa's models have one type, which says nothing.
+        typed = getattr(self.model.config, "type_vocab_size", 1) > 1
+        types = {"token_type_ids": (attention_mask == SECOND).astype(jnp.int32)} if typed else {}
+        return self.model(input_ids, (attention_mask > 0).astype(jnp.int32), **types, rngs=rngs).last_hidden_state
 
     def freeze_below(self, layer: int) -> None:
         self.model.freeze_below(layer)
