@@ -348,12 +348,8 @@ class Setup:
         found = [rate_examples(self.dataset, task.classes, split, history=history) for split in splits]
         batches = [examples.gather(np.arange(examples.size)) for examples in found]
         batch = {key: np.concatenate([part[key] for part in batches]) for key in ("history", "history_class", "item")}
-        cut = int(np.sum(self.pairs.cut(batch) > 0))
-        if cut:
-            self.log.note(
-                f"pairs: {cut:,} of {len(batch['item']):,} are longer than {self.pairs.max_length} tokens "
-                "(teacher.max_tokens); cut from the old end of the history"
-            )
+        names = [name for code, name in enumerate(("train", "valid", "test")) if code in splits]
+        self.log.note(f"pairs of {', '.join(names)}: {self.pairs.told(batch)}")
         return np.concatenate([part["interaction"] for part in batches]), self.pairs.table(batch)
 
     def _build_cross(self, seed: int) -> Built:
@@ -434,6 +430,7 @@ class Setup:
             found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
             if c.teacher.form == "cross":
+                self.log.note(f"pairs of train: {self.pairs.told(found.gather(np.arange(found.size)))}")
                 return with_pairs(found, self.pairs)
             return with_live_items(found, self.dataset.num_items)
         return found

@@ -58,9 +58,13 @@ class Pairs:
         ids = self.ids[np.repeat(starts.ravel(), flat) + within]
         return TokenTable(ids, indptr, self.pad_id, first=lengths[:, :-2].sum(1))
 
-    def cut(self, batch: Batch) -> np.ndarray:
-        """How many tokens of each pair's history are left out, [N]."""
-        return self._parts(batch)[2]
+    def told(self, batch: Batch) -> str:
+        """How many pairs are too long, for the log."""
+        over = self._parts(batch)[2]
+        return (
+            f"{int(np.sum(over > 0)):,} of {len(over):,} are longer than {self.max_length} tokens (teacher.max_tokens) "
+            f"and lose {int(over.sum()):,} tokens at the old end of the history"
+        )
 
     def sizes(self, batch: Batch) -> np.ndarray:
         """Tokens of each pair, [N]."""
@@ -121,11 +125,13 @@ def _frame(tokenizer: Any, sample: str) -> tuple[list[int], list[int], list[int]
     return opening, between, close
 
 
-def with_pairs(examples: Examples, pairs: Pairs) -> Examples:
+def with_pairs(examples: Examples, pairs: Pairs, negatives: int = 0, share: np.ndarray | None = None) -> Examples:
     """Adds ``pair_ids`` and ``pair_mask`` int32 [B, L] to batches, for a language model in training.
 
-    The rows of a batch are drawn among pairs of about the same length, every example as often as any other.
+    The rows of a batch are drawn among pairs of about the same length, every example as often as any other. With
+    ``negatives`` they are [B, 1 + negatives, L]: the example's item, and items drawn in proportion to ``share`` [I].
     """
+    ends = None if share is None else share.cumsum()
     sizes = pairs.sizes(examples.gather(np.arange(examples.size)))
     widths = _rounded(sizes, pairs.max_length)
     alike = [np.flatnonzero(widths == width) for width in np.unique(widths)]
@@ -137,9 +143,19 @@ def with_pairs(examples: Examples, pairs: Pairs) -> Examples:
 
     def look_up(_: Any, tables: dict[str, Any], rows: Any) -> Batch:
         batch = examples.look_up(np, tables, rows)
-        table = pairs.table(batch)
+        shape: tuple[int, ...] = (len(rows),)
+        read = batch
+        if ends is not None:
+            shape = (len(rows), 1 + negatives)
+            # Of the rows alone, so that a run that goes on draws the same.
+            point = np.random.default_rng(rows).random((len(rows), negatives))
+            drawn = np.minimum(np.searchsorted(ends, point * ends[-1], side="right"), len(ends) - 1)
+            drawn = np.where(drawn == batch["item"][:, None], (drawn + 1) % len(ends), drawn)
+            items = np.concatenate([batch["item"][:, None], drawn], axis=1).ravel()
+            read = {"history": np.repeat(batch["history"], shape[1], axis=0), "item": items}
+        table = pairs.table(read)
         ids, mask = table.padded(length=int(_rounded(table.lengths, pairs.max_length).max()))
-        return batch | {"pair_ids": ids, "pair_mask": mask}
+        return batch | {"pair_ids": ids.reshape(*shape, -1), "pair_mask": mask.reshape(*shape, -1)}
 
     return dataclasses.replace(examples, look_up=look_up, draw=draw, on_device=False, one_shape=False)
 

@@ -105,6 +105,29 @@ class CrossEncoder(Scorer):
         return jnp.zeros((len(self.counts[...]), 1)), jnp.zeros(len(self.counts[...]))
 
 
+class PairRanker(Scorer):
+    """A cross-encoder that ranks: one number per pair, a softmax over the target and drawn candidates.
+
+    Candidates are drawn by popularity, so that the number says how much better an item fits this user than its
+    popularity lets one expect: the log of that popularity is what a sampled softmax would take off again (log-Q
+    correction), and it is added where items are ranked (``kd_jax/rerank.py``).
+    """
+
+    positions = "last"
+    factorised = False
+
+    def __init__(self, encoder: Any, hidden: int, rate: float, *, rngs: nnx.Rngs):
+        super().__init__(None)
+        self.encoder = encoder
+        self.head = PairHead(encoder.dim, hidden, 1, rate, rngs=rngs)
+
+    def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B 1 K"]:
+        """Of the K pairs of each row, ``pair_ids`` int32 [B, K, L]; the target is the first."""
+        ids, mask = batch["pair_ids"], batch["pair_mask"]
+        vectors = self.encoder(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]))
+        return self.head(vectors, rngs).reshape(len(ids), 1, -1)
+
+
 def with_vectors(
     graphdef: nnx.GraphDef, params: Params, constants: PyTree, *, rows: np.ndarray, table: TokenTable, **how: Any
 ) -> PyTree:
