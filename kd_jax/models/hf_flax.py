@@ -101,7 +101,7 @@ def _apply(model: Any) -> Callable[..., Array]:
         # Position ids are left to each class: RoBERTa counts from the padding id, OPT from the mask.
         # The classes broadcast across ranks, which a strict caller may have forbidden in its own code.
         with jax.numpy_rank_promotion("allow"):
-            mask = attention_mask.astype(jnp.int32)
+            mask = (attention_mask > 0).astype(jnp.int32)
             output = model(input_ids, mask, params=params, dropout_rng=key, **options)
         return output.last_hidden_state
 
