@@ -36,11 +36,29 @@ SMALL: dict[str, Any] = {
 }
 DISTILBERT: dict[str, Any] = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}
 DISTILBERT |= {"max_position_embeddings": 20}
+DECODER = SMALL | {"bos_token_id": 1, "eos_token_id": 2}
+GROUPED = DECODER | {"num_key_value_heads": 2}
+# A context so short that, with rope_theta 100, all three kinds of waves occur: left, stretched, and in between.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 0.5,
+    "high_freq_factor": 2.0,
+    "original_max_position_embeddings": 16,
+}
 # Family -> (transformers' model_type, fields of the configuration).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("distilbert", DISTILBERT),
     "mpnet": ("mpnet", SMALL),
     "roberta": ("roberta", SMALL | {"type_vocab_size": 1}),
+    # Decoders: two query heads share a key, heads are wider than hidden_size / heads where the family allows it.
+    "gpt2": ("gpt2", {**DECODER, "n_inner": 24}),
+    "llama": ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True, "rope_theta": 500.0}),
+    "llama_llama3": ("llama", {**GROUPED, "head_dim": 8, "rope_theta": 100.0, "rope_scaling": LLAMA3}),
+    "llama_linear": ("llama", {**GROUPED, "rope_scaling": {"type": "linear", "factor": 3.0}}),
+    "mistral": ("mistral", {**GROUPED, "head_dim": 8, "sliding_window": 4}),
+    "qwen2": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 8, "attention_bias": True, "rope_theta": 1e6}),
 }
 TEXTS = [
     "Heat (1995). Crime, Drama",
@@ -79,6 +97,8 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
     tensors = {}
     for padding, (ids, mask) in inputs(model.config.vocab_size, model.config.pad_token_id).items():
         masked = {} if padding == "none" else {"attention_mask": torch.from_numpy(mask)}
+        if model.config.model_type == "gpt2":  # it counts padding on the left as text unless it is told
+            masked["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))
         with torch.no_grad():
             output = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked)
         tensors |= {f"ids.{padding}": ids, f"mask.{padding}": mask, f"last.{padding}": output.last_hidden_state.numpy()}

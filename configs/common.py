@@ -62,8 +62,9 @@ def get_config() -> ConfigDict:
     c.teacher.backend = "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
     c.teacher.pooling = "mean"  # 'mean', 'cls', 'last', 'max'
     c.teacher.normalize = False  # scale the language model's vectors to length 1
+    c.teacher.form = "bi"  # 'bi': context vector times item vector; 'cross': history and item are read as one text
     c.teacher.template = ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
-    c.teacher.max_tokens = 64  # longer texts are cut
+    c.teacher.max_tokens = 64  # longer texts are cut; 'cross': pairs of texts, from the old end of the history
     c.teacher.dtype = "float32"  # of the language model's activations; 'bfloat16' on GPU and TPU. Weights are float32
     c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'lora', 'full'
     c.teacher.top_n = 2  # layers trained by 'top_n'

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
+from kd_jax.data.loader import TEST, TRAIN, VALID
 from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
@@ -90,7 +91,7 @@ class Run(Setup):
             log=self.log,
             teacher=teacher.arrays if teacher else None,
             teacher_scores=teacher.scores if teacher else None,
-            refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
+            refresh=self.refresh(built, (VALID,)) if live else None,
             traces=self.workdir / "trace" / self.folder(model, seed).name if self.config.trace else None,
         )
 
@@ -105,6 +106,7 @@ class Run(Setup):
             raise InputError("distill.teachers='all' reads labels from disk; use distill.labels='cached', or 'own'")
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
+        self.check_form()
         for model in MODELS:
             if model not in self.config.stages:
                 continue
@@ -135,15 +137,15 @@ class Run(Setup):
         folder = self.folder(model, seed)
         return read_json(folder / "result.json", f"delete {folder} to train it anew")
 
-    def best(self, model: str, seed: int, built: Built) -> tuple[Params, PyTree]:
-        """The best parameters of a trained model, and the constants that belong to them."""
+    def best(self, model: str, seed: int, built: Built, splits: Sequence[int] = (VALID, TEST)) -> tuple[Params, PyTree]:
+        """The best parameters of a trained model, and the constants that belong to them. splits: to be judged."""
         folder = self.folder(model, seed)
         if not (folder / "result.json").exists():
             raise InputError(f"{folder} holds no trained {model}; run the stage {model!r} first (--config.stages)")
         step = self.result(model, seed)["best_step"]
         params = Checkpoints(folder).params(step, built.params)
         if model.endswith("teacher") and self.settings(model).teacher.train != "head":
-            return params, self.language_model.refresh(built.graphdef, params, built.constants)
+            return params, self.refresh(built, splits)(params, built.constants)
         return params, built.constants
 
     def _validate(self, judge: Callable[[Params, PyTree], Judged], params: Params, constants: PyTree) -> float:
@@ -174,7 +176,7 @@ class Run(Setup):
                     continue
                 folder, positions = self.label_folder(student, seed), self.positions(student)
                 built = self.build(teacher, seed)
-                params, constants = self.best(teacher, seed, built)
+                params, constants = self.best(teacher, seed, built, (TRAIN,))
                 examples = self.task.examples(
                     positions, history=self._window(student), **self._weighting(self.settings(student))
                 )
@@ -214,7 +216,7 @@ class Run(Setup):
             top = max(term.top for term in self.objective(model))
             return labels.with_top(found, top) if top else found
         teacher = self.build(TEACHER_OF[model], seed)
-        params, constants = self.best(TEACHER_OF[model], seed, teacher)
+        params, constants = self.best(TEACHER_OF[model], seed, teacher, (TRAIN,))
         return labels.online(teacher.graphdef, params, constants, positions=built.positions)
 
     def _check_label_history(self, model: str) -> None:

@@ -189,7 +189,7 @@ def train(
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
     resident = agreed(examples.on_device and examples.nbytes <= TABLES_SHARE * sharding.device_memory())
-    chunk = recipe.chunk
+    chunk = recipe.chunk if examples.one_shape else 1  # batches of one program are stacked
     step_fn, state = compiled_step(
         graphdef,
         params,

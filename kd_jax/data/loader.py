@@ -33,7 +33,7 @@ class Examples:
 
     look_up: (numpy or jax.numpy, tables, rows) -> batch, so that the same lines run on the host and, where the tables
     fit, inside the train step. draw: picks the rows of a batch, (rng, batch size) -> rows; None: every example once per
-    epoch. on_device: whether look_up can run there at all.
+    epoch. on_device: whether look_up can run there at all. one_shape: whether batches of a size have the same shapes.
     """
 
     size: int
@@ -41,6 +41,7 @@ class Examples:
     look_up: Callable[[Any, dict[str, Any], Any], Batch]
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
     on_device: bool = True
+    one_shape: bool = True
 
     def gather(self, rows: np.ndarray) -> Batch:
         """The batch of these rows, on the host."""

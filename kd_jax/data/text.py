@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic
-from kd_jax.models.encoder import TextEncoder
+from kd_jax.models.encoder import SECOND, TextEncoder
 
 
 def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") -> list[str]:
@@ -68,11 +68,14 @@ def history_text(titles: Sequence[str], max_items: int) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Token ids of N texts, without padding: text n is ``ids[indptr[n] : indptr[n + 1]]``."""
+    """Token ids of N texts, without padding: text n is ``ids[indptr[n] : indptr[n + 1]]``.
+
+    first: of pairs, how many of the tokens belong to the first text."""
 
     ids: Int[np.ndarray, " T"]
     indptr: Int[np.ndarray, " N_1"]
     pad_id: int
+    first: Int[np.ndarray, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -88,13 +91,16 @@ class TokenTable:
     def padded(
         self, rows: Int[np.ndarray, " R"] | None = None, length: int | None = None
     ) -> tuple[Int[np.ndarray, "R L"], Int[np.ndarray, "R L"]]:
-        """Token ids, padded on the right, and mask (1 = a token), both int32; of ``rows`` only, if given."""
+        """Token ids, padded on the right, and mask (1 a token, ``SECOND`` one of a pair's second text), both int32; of
+        ``rows`` only, if given."""
         rows = np.arange(len(self)) if rows is None else rows
         lengths = self.lengths[rows]
         width = int(lengths.max(initial=1)) if length is None else length
         mask = np.arange(width)[None] < lengths[:, None]
         found = self.ids[self.positions(rows, width)] if len(self.ids) else self.pad_id
         ids = np.where(mask, found, self.pad_id)
+        if self.first is not None:
+            mask = np.where(mask & (np.arange(width)[None] >= self.first[rows][:, None]), SECOND, mask)
         return ids.astype(np.int32), mask.astype(np.int32)
 
 

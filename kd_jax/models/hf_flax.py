@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.models.encoder import TextEncoder, freeze
-from kd_jax.models.hf import Checkpoint, load_tensors, read_config
+from kd_jax.models.hf import load_tensors, open_checkpoint, read_config
 
 # Families that give PyTorch's vectors (benchmarks/hf_flax_families.py). The other Flax classes read pictures or sound,
 # or are encoder-decoders.
@@ -51,7 +51,7 @@ class HFFlaxEncoder(TextEncoder):
         self.apply, self.frozen = _apply(model), False
         shapes = traverse_util.flatten_dict(model.params_shape_tree)
         wanted = {".".join(path): leaf.shape for path, leaf in shapes.items()}
-        values = load_tensors(Checkpoint(Path(folder)), wanted, model.base_model_prefix)
+        values = load_tensors(open_checkpoint(Path(folder)), wanted, model.base_model_prefix)
         self.prefix = model.base_model_prefix
         self.params = _wrap(traverse_util.unflatten_dict({path: values[".".join(path)] for path in shapes}))
 
@@ -101,7 +101,7 @@ def _apply(model: Any) -> Callable[..., Array]:
         # Position ids are left to each class: RoBERTa counts from the padding id, OPT from the mask.
         # The classes broadcast across ranks, which a strict caller may have forbidden in its own code.
         with jax.numpy_rank_promotion("allow"):
-            mask = attention_mask.astype(jnp.int32)
+            mask = (attention_mask > 0).astype(jnp.int32)
             output = model(input_ids, mask, params=params, dropout_rng=key, **options)
         return output.last_hidden_state
 

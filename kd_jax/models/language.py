@@ -16,6 +16,7 @@ from kd_jax.data import text
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import fingerprint
 from kd_jax.models import hf
+from kd_jax.models.encoder import TextEncoder
 from kd_jax.models.layers import Frozen, split
 from kd_jax.models.teacher import Texts
 from kd_jax.types import Params, PyTree
@@ -120,5 +121,5 @@ class LanguageModel:
     def save(self, folder: Path, graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> None:
         """The language model of a trained teacher as a folder; see ``hf.save_encoder``."""
         model: Any = nnx.merge(graphdef, params, constants)
-        tower = next(getattr(model, name) for name in ("text", "written") if getattr(model, name) is not None)
-        hf.save_encoder(tower.encoder, self.tokenizer, self.folder, folder)
+        encoder = next(part for _, part in nnx.iter_modules(model) if isinstance(part, TextEncoder))
+        hf.save_encoder(encoder, self.tokenizer, self.folder, folder)
