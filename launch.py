@@ -53,7 +53,12 @@ def main(argv: list[str]) -> None:
         os._exit(os.EX_TEMPFAIL)
     name, _, arg = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     workdir = flags.FLAGS.workdir or f"runs/{'-'.join([Path(name).stem, *filter(None, arg.split(','))])}"
-    sys.exit(pipeline.main(flags.FLAGS.config, Path(workdir).expanduser()))
+    status = pipeline.main(flags.FLAGS.config, Path(workdir).expanduser())
+    if status and distributed.several():  # JAX would wait for the others, who wait for this one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -4,8 +4,14 @@
 
 writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and parity.safetensors with
 inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden states that PyTorch computes from them
-(``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the embeddings). The padding is 'none' (called without a
-mask), 'right' or 'left'. Adding a family is one line of FAMILIES.
+(``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the embeddings) and ``last.<padding>``, which a norm may tell
+from the last layer's. The padding is 'none' (called without a mask), 'right' or 'left'. Adding a family is one line of
+FAMILIES.
+
+    python benchmarks/parity_fixtures.py FOLDER            # a folder of real weights, with its tokenizer
+
+writes tests/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts, padded on the right, and
+``first.<layer>``: f32 [3, 64], the start of the first token's hidden state, and ``mean``: f32 [3, D] over the tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 24,
     "max_position_embeddings": 20,
 }
+DISTILBERT: dict[str, Any] = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}
+DISTILBERT |= {"max_position_embeddings": 20}
 DECODER = SMALL | {"bos_token_id": 1, "eos_token_id": 2}
 GROUPED = DECODER | {"num_key_value_heads": 2}
 # A context so short that, with rope_theta 100, all three kinds of waves occur: left, stretched, and in between.
@@ -40,7 +48,9 @@ LLAMA3 = {
 }
 # Family -> (transformers' model_type, fields of the configuration).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "distilbert": ("distilbert", DISTILBERT),
     "mpnet": ("mpnet", SMALL),
+    "roberta": ("roberta", SMALL | {"type_vocab_size": 1}),
     # Decoders: two query heads share a key, heads are wider than hidden_size / heads where the family allows it.
     "gpt2": ("gpt2", {**DECODER, "n_inner": 24}),
     "llama": ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True, "rope_theta": 500.0}),
@@ -50,17 +60,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
     "qwen3": ("qwen3", {**GROUPED, "head_dim": 8, "attention_bias": True, "rope_theta": 1e6}),
 }
+TEXTS = [
+    "Heat (1995). Crime, Drama",
+    "Toy Story",
+    "A long line of animals followed the fox through the wood and up to a house on the hill that nobody lived in.",
+]
 
 
 def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
-    """A PyTorch model with every parameter random: at initialisation biases and norms would hide mistakes."""
+    """A PyTorch model with everything that it learns random: at initialisation biases and norms would hide mistakes."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     torch.manual_seed(seed)
     model = AutoModel.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 
@@ -85,9 +100,9 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
         if model.config.model_type == "gpt2":  # it counts padding on the left as text unless it is told
             masked["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))
         with torch.no_grad():
-            states = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked).hidden_states
-        tensors |= {f"ids.{padding}": ids, f"mask.{padding}": mask}
-        tensors |= {f"hidden.{padding}.{layer}": state.numpy() for layer, state in enumerate(states)}
+            output = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked)
+        tensors |= {f"ids.{padding}": ids, f"mask.{padding}": mask, f"last.{padding}": output.last_hidden_state.numpy()}
+        tensors |= {f"hidden.{padding}.{layer}": state.numpy() for layer, state in enumerate(output.hidden_states)}
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
@@ -103,8 +118,30 @@ def write(family: str, folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+def write_real(folder: Path, path: Path) -> None:
+    """Writes what PyTorch computes with a folder of real weights, in short."""
+    import torch
+    from safetensors.numpy import save_file
+    from transformers import AutoModel, AutoTokenizer
+
+    batch = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()(
+            **batch, output_hidden_states=True
+        )
+    mask = batch["attention_mask"].numpy().astype(np.int32)
+    tensors = {"ids": batch["input_ids"].numpy().astype(np.int32), "mask": mask}
+    tensors |= {f"first.{layer}": state[:, 0, :64].numpy() for layer, state in enumerate(output.hidden_states)}
+    last = output.last_hidden_state.numpy().astype(np.float64)
+    tensors["mean"] = ((last * mask[..., None]).sum(1) / mask.sum(1)[:, None]).astype(np.float32)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+
+
 def main(families: list[str]) -> None:
     for family in families or FAMILIES:
+        if family not in FAMILIES:
+            write_real(Path(family), FIXTURES / f"{Path(family).name}.safetensors")
+            continue
         size = write(family, FIXTURES / family)
         print(f"{family:12} {size:7,} bytes")
         assert size < LIMIT, f"{family} takes {size:,} bytes; make it smaller than {LIMIT:,}"

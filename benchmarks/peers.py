@@ -179,18 +179,20 @@ def ceilings(interpreters: dict[str, str | None], threads: int) -> dict[str, flo
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| contestant | settings | fit s | s/epoch | interactions/s | users/s | peak RSS MB | HR@10 | NDCG@10 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| contestant | settings | fit s | s/epoch | interactions/s | users/s | peak RSS MB | HR@10 | NDCG@10 "
+        "| useful GFLOP/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         if "settings" not in row:
             state, why = next(iter(row.items()))
-            lines.append(f"| {name} | {state}: {why} | | | | | | | |")
+            lines.append(f"| {name} | {state}: {why} | | | | | | | | |")
             continue
+        useful = f"{row['useful_gflops']:.0f}" if "useful_gflops" in row else ""
         lines.append(
             f"| {name} | {row['settings']} | {row['fit_s']:.2f} | {row['epoch_s']:.3g}"
             f" | {row['interactions_per_s']:,.0f} | {row['users_per_s']:,.0f} | {row['rss_mb']:,.0f}"
-            f" | {row['hr']:.4f} | {row['ndcg']:.4f} |"
+            f" | {row['hr']:.4f} | {row['ndcg']:.4f} | {useful} |"
         )
     return "\n".join(lines)
 

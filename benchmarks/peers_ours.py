@@ -22,9 +22,10 @@ from flax import nnx
 from benchmarks.peer_common import K, Split, arguments, best_of, read_split, report, timed_epochs, users_of
 from kd_jax import sharding
 from kd_jax.data.dataset import Dataset
-from kd_jax.data.loader import TEST, TRAIN, VALID, batches, sequence_examples, user_examples
+from kd_jax.data.loader import MAX_TARGETS, TEST, TRAIN, VALID, batches, sequence_examples, user_examples
 from kd_jax.distill import Term
 from kd_jax.evaluate import top_k
+from kd_jax.meter import matmul_flops
 from kd_jax.models.layers import split as take_apart
 from kd_jax.models.student import STUDENTS, StudentSpec
 from kd_jax.tasks import score_function
@@ -134,9 +135,12 @@ def main() -> None:
 
     rank()
     rank_s, top = best_of(3, rank)
-    learned = (
-        len(split.fit()[1]) if options.model == "mf" else int(np.minimum(np.diff(split.fit()[0]) - 1, LENGTH).sum())
-    )
+    lengths = np.diff(split.fit()[0])
+    learned = int(np.minimum(*((lengths, MAX_TARGETS) if options.model == "mf" else (lengths - 1, LENGTH))).sum())
+    batch = next(stream)
+    flops = matmul_flops(step, state, batch, tables, constants, None) / len(batch) * per_epoch  # of an epoch
+    if student.positions == "all":  # no work on padding counts
+        flops *= learned / (per_epoch * steps.batch_size * LENGTH)
     report(
         settings=f"{options.model}, d={size['dim']}, full softmax, batch {steps.batch_size}, "
         f"lr {steps.learning_rate:g}, {len(times)} epochs",
@@ -147,6 +151,7 @@ def main() -> None:
         split=split,
         packages="jax flax numpy",
         losses=losses,
+        useful_gflops=flops / float(np.median(times)) / 1e9,
     )
 
 

@@ -42,12 +42,13 @@ SPACES = {
         "train.learning_rate": (3e-3, 1e-2, 2e-2),
         "train.schedule": ("constant", "cosine"),
         "train.weight_decay": (0.0, 0.01),
-        "student.dropout": (0.0, 0.1, 0.3, 0.5),
+        "student.dropout": (0.1, 0.3, 0.5),
         "student.decay": (0.5, 1.0, 3.0, 10.0),
         "student.user_power": (0.0, 0.5),
-        "distill.terms": tuple((("kl", 1.0, temperature, "constant", "all"),) for temperature in (1.0, 2.0, 4.0)),
     },
 }
+
+TEMPERATURES = (1.0, 2.0, 4.0)  # of a student's KL term; a plain student has none, and as many trials
 
 Point = tuple[tuple[str, object], ...]
 
@@ -62,7 +63,10 @@ def draws(fields: dict[str, tuple[object, ...]], trials: int, seed: int = 0) -> 
     points: dict[Point, None] = {}
     while len(points) < trials:
         points[tuple((field, rng.choice(values)) for field, values in fields.items())] = None
-    return list(points)
+    if "student.decay" not in fields:
+        return list(points)
+    terms = [(("kl", 1.0, rng.choice(TEMPERATURES), "constant", "all"),) for _ in points]
+    return [(*point, ("distill.terms", term)) for point, term in zip(points, terms, strict=True)]
 
 
 class Trial(Run):
@@ -86,7 +90,7 @@ class Trial(Run):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--finalists", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=STUDENTS, choices=TEACHERS + STUDENTS)
     options = parser.parse_args()
@@ -110,8 +114,10 @@ def main() -> None:
             return mean
 
         for model in options.models:
-            fixed = tuple(tuple(pair) for pair in config.tuned[model] if pair[0] not in space(model))
-            points = [fixed + point for point in draws(space(model), options.trials)]
+            points = draws(space(model), options.trials)
+            searched = dict(points[0])
+            fixed = tuple(tuple(pair) for pair in config.tuned[model] if pair[0] not in searched)
+            points = [fixed + point for point in points]
             first = {number: score(model, number, point, all_seeds[:1]) for number, point in enumerate(points)}
             finalists = sorted(first, key=lambda number: -first[number])[: options.finalists]
             final = {number: score(model, number, points[number], all_seeds) for number in finalists}

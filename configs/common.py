@@ -60,13 +60,22 @@ def get_config() -> ConfigDict:
     c.teacher = ConfigDict()
     c.teacher.weights = "sentence-transformers/all-MiniLM-L6-v2"  # a folder or a hub name
     c.teacher.backend = "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
-    c.teacher.pooling = "mean"  # 'mean', 'cls', 'last'
+    c.teacher.pooling = "mean"  # 'mean', 'cls', 'last', 'max'
     c.teacher.normalize = False  # scale the language model's vectors to length 1
+    c.teacher.form = "bi"  # 'bi': context vector times item vector; 'cross': history and item are read as one text
     c.teacher.template = ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
-    c.teacher.max_tokens = 64  # longer texts are cut
-    c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'full'
+    c.teacher.max_tokens = 64  # longer texts are cut; 'cross': pairs of texts, from the old end of the history
+    c.teacher.dtype = "float32"  # of the language model's activations; 'bfloat16' on GPU and TPU. Weights are float32
+    c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'lora', 'full'
     c.teacher.top_n = 2  # layers trained by 'top_n'
-    c.teacher.lm_learning_rate = 2e-5  # of the language model's layers in 'top_n' and 'full'
+    c.teacher.lora_rank = 8  # 'lora': rank of the adapters, and the linear maps that have one
+    c.teacher.lora_targets = ("query", "value")
+    c.teacher.lm_learning_rate = 2e-5  # of what is trained of the language model
+    c.teacher.softmax = "full"  # while it is trained, over 'full': the catalogue (items outside the batch keep their
+    # vectors of the last validation), 'in_batch': the batch's items, or 'sampled': these and drawn ones, with log-Q
+    c.teacher.negatives = 0  # 'sampled': items drawn per step, as often as they occur in training
+    c.teacher.hard_negatives = 0  # per row: items that the teacher itself scores highest, encoded in the step too
+    c.teacher.remat = False  # keep no activations of its layers: a third more time, far less memory
     c.teacher.item_features = "text"  # 'text', 'id', 'text+id'
     c.teacher.context = "items"  # 'items': Transformer over item vectors; 'text': the history as text
     c.teacher.components = 128  # PCA of the language model's vectors; 0 = none
@@ -91,6 +100,7 @@ def get_config() -> ConfigDict:
     c.teacher.learning_rate = 1e-3
     c.teacher.schedule = "constant"
     c.teacher.warmup_steps = 0
+    c.teacher.accumulate = 1  # batches whose mean gradient makes one update; steps count batches
     c.teacher.weight_decay = 0.0
     c.teacher.clip_norm = 0.0
     c.teacher.eval_every = 50
@@ -132,6 +142,7 @@ def get_config() -> ConfigDict:
     c.train.learning_rate = 1e-2
     c.train.schedule = "constant"
     c.train.warmup_steps = 0
+    c.train.accumulate = 1
     c.train.weight_decay = 0.0
     c.train.clip_norm = 0.0
     c.train.eval_every = 20
@@ -149,6 +160,7 @@ def get_config() -> ConfigDict:
     c.eval.ks = (10, 20)
     c.eval.select = ""  # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
     c.eval.batch_size = 256
+    c.eval.valid_users = 0  # users that validation in training judges, drawn once; 0 = all. The report judges all
     c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
 
     c.trace = False  # write an XProf trace of a few steps of every model's training to trace/

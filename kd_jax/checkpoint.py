@@ -85,7 +85,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             (folder / "checkpoints").absolute(),
             options=options,
-            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "data": grain.checkpoint.CheckpointHandler()},
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, state: TrainState, data: grain.DatasetIterator, score: float | None, seconds: float = 0.0) -> None:
@@ -95,7 +95,9 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(to_plain(state)), data=grain.checkpoint.CheckpointSave(data)
+                # One number, the same in all processes: another number of them may go on from it.
+                state=ocp.args.PyTreeSave(to_plain(state)),
+                data=ocp.args.JsonSave(data.get_state()),
             ),
             metrics=None if score is None else {"score": float(score), "step": step, "seconds": seconds},
         )
@@ -138,9 +140,8 @@ class Checkpoints:
         plain = to_plain(like)
         args = ocp.args.PyTreeRestore(plain, restore_args=ocp.checkpoint_utils.construct_restore_args(plain))
         with self._reading(step):
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=args, data=grain.checkpoint.CheckpointRestore(data))
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=args, data=ocp.args.JsonRestore()))
+            data.set_state(restored["data"])
         return TrainState(**serialization.from_state_dict(like._asdict(), restored["state"]))
 
     def plain(self, step: int) -> dict[str, Any]:

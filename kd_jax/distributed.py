@@ -71,6 +71,10 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def several() -> bool:
+    return jax.process_count() > 1
+
+
 def agreed(answer: bool) -> bool:
     """What process 0 answers; all ask together."""
     return answer if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))

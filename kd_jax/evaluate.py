@@ -210,6 +210,7 @@ def evaluate_rank(
     batch_size: int = 256,
     slices: bool = True,
     exclude_seen: bool = True,
+    max_users: int = 0,
 ) -> RankResult:
     """Ranks every target of the split (1 valid, 2 test) among all items the user has not seen, and scores the ranks.
 
@@ -218,7 +219,8 @@ def evaluate_rank(
     history is at most, or longer than, the median of the evaluated users. A target the user has seen before cannot be
     recommended: it is left out and counted in `repeats`; with exclude_seen=False nothing is masked and it counts.
 
-    batch_size: users at once, fewer where the catalogue is large (``users_at_once``).
+    batch_size: users at once, fewer where the catalogue is large (``users_at_once``). max_users: judge no more than so
+    many, drawn once and for all; 0 is all of them.
 
     Raises InputError on an unknown metric and when nobody can be evaluated.
     """
@@ -231,6 +233,8 @@ def evaluate_rank(
             f"{dataset.name}: no user has both an item to predict in split {split} and an earlier interaction; "
             "choose another data.split or lower data.min_interactions"
         )
+    if 0 < max_users < len(users):
+        users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
     rows, items = _distinct(*_gather(held_out, users), dataset.num_items)
     seen = _Pairs(_gather(history, users) if exclude_seen else _NO_PAIRS, len(users), batch_size)
     targets = _Pairs((rows, items), len(users), batch_size)

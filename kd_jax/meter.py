@@ -87,9 +87,10 @@ class Meter:
 
     def __init__(self, devices: int):
         self.flops, self._ceiling = 0, ceiling() * devices
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Start to measure here: what was before is not training."""
         self._seconds = dict.fromkeys(("input", "dispatch", "wait"), 0.0)
         self._began, self._steps = time.perf_counter(), 0
 
@@ -102,14 +103,17 @@ class Meter:
     def step(self, count: int) -> None:
         self._steps += count
 
-    def read(self) -> dict[str, Any]:
-        """Since the last reading: milliseconds a step, split; TFLOP/s and their share of the ceiling; peak bytes."""
+    def read(self, batch_size: int) -> dict[str, Any]:
+        """Since the last reading: examples/s; milliseconds a step, split; TFLOP/s of the products done and their share
+        of the ceiling; peak bytes so far."""
         elapsed, steps = time.perf_counter() - self._began, max(1, self._steps)
         split = {kind: 1e3 * seconds / steps for kind, seconds in self._seconds.items()}
         split["other"] = 1e3 * elapsed / steps - sum(split.values())
         rate = self.flops * self._steps / elapsed
-        self._reset()
+        examples = self._steps * batch_size / elapsed
+        self.reset()
         return {
+            "examples_per_second": round(examples, 1),
             "step_ms": {kind: round(value, 3) for kind, value in split.items()},
             "tflops": float(np.round(rate / 1e12, 4)),
             "flops_utilisation": float(np.round(rate / self._ceiling, 4)),

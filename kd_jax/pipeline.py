@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
-from kd_jax.distributed import barrier, leader, leader_first, preempted
+from kd_jax.data.loader import TEST, TRAIN, VALID
+from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
 from kd_jax.progress import Log
@@ -57,7 +59,7 @@ class Run(Setup):
         for seed in self.seeds:
             folder = self.folder(model, seed)
             with Checkpoints(folder, self.identity(model, seed)) as checkpoints:
-                if (folder / "result.json").exists():
+                if agreed((folder / "result.json").exists()):
                     self.log.note(f"{model} (seed {seed}): up to date")
                     continue
                 trained = self._train(model, seed, checkpoints)
@@ -73,13 +75,14 @@ class Run(Setup):
             built.params["bias"] = np.asarray(teacher.bias())
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
+        mine = sharding.local_rows(self.mesh, recipe.batch_size)
         return train(
             built.graphdef,
             built.params,
             built.constants,
             name=model,
             seed=seed,
-            examples=self.examples(model, built),
+            examples=self.examples(model, built, seed, recipe.batch_size if mine is None else len(mine)),
             objective=self.objective(model),
             recipe=recipe,
             evaluate=functools.partial(self._validate, judge),
@@ -88,7 +91,7 @@ class Run(Setup):
             log=self.log,
             teacher=teacher.arrays if teacher else None,
             teacher_scores=teacher.scores if teacher else None,
-            refresh=functools.partial(self.language_model.refresh, built.graphdef) if live else None,
+            refresh=self.refresh(built, (VALID,)) if live else None,
             traces=self.workdir / "trace" / self.folder(model, seed).name if self.config.trace else None,
         )
 
@@ -103,6 +106,7 @@ class Run(Setup):
             raise InputError("distill.teachers='all' reads labels from disk; use distill.labels='cached', or 'own'")
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
+        self.check_form()
         for model in MODELS:
             if model not in self.config.stages:
                 continue
@@ -133,15 +137,15 @@ class Run(Setup):
         folder = self.folder(model, seed)
         return read_json(folder / "result.json", f"delete {folder} to train it anew")
 
-    def best(self, model: str, seed: int, built: Built) -> tuple[Params, PyTree]:
-        """The best parameters of a trained model, and the constants that belong to them."""
+    def best(self, model: str, seed: int, built: Built, splits: Sequence[int] = (VALID, TEST)) -> tuple[Params, PyTree]:
+        """The best parameters of a trained model, and the constants that belong to them. splits: to be judged."""
         folder = self.folder(model, seed)
         if not (folder / "result.json").exists():
             raise InputError(f"{folder} holds no trained {model}; run the stage {model!r} first (--config.stages)")
         step = self.result(model, seed)["best_step"]
         params = Checkpoints(folder).params(step, built.params)
         if model.endswith("teacher") and self.settings(model).teacher.train != "head":
-            return params, self.language_model.refresh(built.graphdef, params, built.constants)
+            return params, self.refresh(built, splits)(params, built.constants)
         return params, built.constants
 
     def _validate(self, judge: Callable[[Params, PyTree], Judged], params: Params, constants: PyTree) -> float:
@@ -168,11 +172,11 @@ class Run(Setup):
             if not (trained or student in self.config.stages) or self.config.distill.labels == "online":
                 continue
             for seed in self.seeds:
-                if self._finished_labels(student, seed) is not None:
+                if agreed(self._finished_labels(student, seed) is not None):
                     continue
                 folder, positions = self.label_folder(student, seed), self.positions(student)
                 built = self.build(teacher, seed)
-                params, constants = self.best(teacher, seed, built)
+                params, constants = self.best(teacher, seed, built, (TRAIN,))
                 examples = self.task.examples(
                     positions, history=self._window(student), **self._weighting(self.settings(student))
                 )
@@ -212,7 +216,7 @@ class Run(Setup):
             top = max(term.top for term in self.objective(model))
             return labels.with_top(found, top) if top else found
         teacher = self.build(TEACHER_OF[model], seed)
-        params, constants = self.best(TEACHER_OF[model], seed, teacher)
+        params, constants = self.best(TEACHER_OF[model], seed, teacher, (TRAIN,))
         return labels.online(teacher.graphdef, params, constants, positions=built.positions)
 
     def _check_label_history(self, model: str) -> None:
@@ -244,7 +248,8 @@ class Run(Setup):
             size = {"params": params, "bytes": 4 * params, "train_seconds": seconds}
             row = {"name": name, "seed": seed, **size, **more, "valid": valid.metrics, "test": test.metrics}
             rows.append(row | {"slices": test.slices})
-            per_user.setdefault(name, []).append(test.per_user)
+            kept = {key: test.per_user[key] for key in self._compared() if key in test.per_user}
+            per_user.setdefault(name, []).append(kept)
 
         with self.log.stage("evaluate", total=1 + len(models) * len(self.seeds)) as bar:
             base = {split: self.task.baseline(split) for split in SPLITS}
@@ -306,6 +311,7 @@ class Run(Setup):
             ),
             None,
         )
+        self._export_language_model()
         if model is None:
             raise InputError("nothing to export: no student is trained; run the stage 'student' or 'distilled' first")
         built = self._build_student(model, self.seeds[0])
@@ -326,6 +332,19 @@ class Run(Setup):
             model=model,
         )
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
+
+    def _export_language_model(self) -> None:
+        """A fine-tuned language model of the first seed, as a Hugging Face folder."""
+        seed, c = self.seeds[0], self.settings("teacher").teacher
+        if c.train == "head" or not (self.folder("teacher", seed) / "result.json").exists():
+            return
+        built = self.build("teacher", seed)
+        best = self.best("teacher", seed, built)
+        if leader():
+            folder = self.workdir / "export/teacher"
+            shutil.rmtree(folder, ignore_errors=True)
+            self.language_model.save(folder, built.graphdef, *best)
+            self.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")
 
     def report(self) -> None:
         if not leader():

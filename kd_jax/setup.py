@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,25 @@ from ml_collections import ConfigDict
 from kd_jax import sampled
 from kd_jax.data import dataset as datasets
 from kd_jax.data import sources, text
-from kd_jax.data.loader import Examples, history_texts, snapshot_examples, with_live_items
+from kd_jax.data.loader import (
+    TEST,
+    TRAIN,
+    VALID,
+    Examples,
+    history_texts,
+    live_items,
+    rate_examples,
+    snapshot_examples,
+    with_live_items,
+)
+from kd_jax.data.pairs import Pairs, with_pairs
+from kd_jax.data.text import TokenTable
 from kd_jax.data.trends import Trends, decayed_counts, trends
 from kd_jax.distill import Objective, Term
 from kd_jax.distributed import leader_first
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import difference, fingerprint, read_json, stamp, write_json
+from kd_jax.models.cross import CrossEncoder, CrossSpec, with_vectors
 from kd_jax.models.language import LanguageModel
 from kd_jax.models.layers import Frozen, split
 from kd_jax.models.student import StudentSpec, student_class
@@ -32,15 +46,17 @@ from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
 from kd_jax.progress import Log
 from kd_jax.tasks import Rank, Rate, Task
 from kd_jax.train import Recipe
-from kd_jax.types import Params, PyTree
+from kd_jax.types import PAD, Params, PyTree
 
 # Fields of ``teacher`` that only a teacher with a language model has a use for.
 LANGUAGE_FIELDS = (
-    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "top_n", "lm_learning_rate", "components",
-    "whitening", "hidden",
+    "form", "weights", "backend", "pooling", "normalize", "template", "max_tokens", "dtype", "top_n", "lora_rank",
+    "lora_targets", "lm_learning_rate", "remat", "softmax", "negatives", "hard_negatives",
+    "components", "whitening", "hidden",
 )  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
+FORMS = ("bi", "cross")
 MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
 
 
@@ -126,7 +142,9 @@ class Setup:
                 "trained on; use student.name='sasrec' or another data.split"
             )
         if c.task == "rank":
-            return Rank(self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size)
+            return Rank(
+                self.dataset, selects(c), tuple(c.eval.metrics), tuple(c.eval.ks), c.eval.batch_size, c.eval.valid_users
+            )
         if c.task == "rate":
             return Rate(self.dataset, tuple(c.rate.boundaries), selects(c))
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
@@ -145,7 +163,9 @@ class Setup:
                 raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
             c[section][name] = value
         if model == "control_teacher":
-            c.teacher.update(item_features="id", context="items", train="head")
+            c.teacher.update(
+                form="bi", item_features="id", context="items", train="head", softmax="full", hard_negatives=0
+            )
         return c
 
     def folder(self, model: str, seed: int) -> Path:
@@ -156,6 +176,8 @@ class Setup:
         """All that determines the parameters of ``model``; a checkpoint is bound to it."""
         c = self.settings(model)
         common = {"data": self.dataset.checksum, "task": c.task, "select": selects(c), "seed": seed}
+        if c.eval.valid_users:
+            common["valid_users"] = c.eval.valid_users
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
@@ -163,7 +185,7 @@ class Setup:
             fields = c.teacher.to_dict()
             if model == "control_teacher":  # it reads no text
                 return common | {"teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}}
-            reads = "text" in (*c.teacher.item_features.split("+"), c.teacher.context)
+            reads = c.teacher.form == "cross" or "text" in (*c.teacher.item_features.split("+"), c.teacher.context)
             return common | {"teacher": fields, "weights": self.language_model.checksum if reads else None}
         objective = self.objective(model)
         distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in objective]}
@@ -234,6 +256,10 @@ class Setup:
             max_tokens=c.max_tokens,
             train=c.train,
             top_n=c.top_n,
+            lora_rank=c.lora_rank,
+            lora_targets=tuple(c.lora_targets),
+            dtype=c.dtype,
+            remat=c.remat,
             cache=self.workdir / "cache",
         )
 
@@ -271,6 +297,8 @@ class Setup:
 
     def _build_teacher(self, model: str, seed: int) -> Built:
         c = self.settings(model).teacher
+        if c.form == "cross":
+            return self._build_cross(seed)
         ranks = self.task.num_classes == 0
         trend = self.trends.features if c.trend and ranks else None
         spec = TeacherSpec(
@@ -280,8 +308,10 @@ class Setup:
             warm=self.dataset.warm if ranks else None,
             num_items=self.dataset.num_items,
             num_classes=self.task.num_classes,
+            share=self._share.astype(np.float32) if c.softmax != "full" else None,
             **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c},
         )
+        self._check_softmax(spec, c.train)
         if spec.context == "text" and (trend is not None or not ranks):
             raise InputError(
                 "teacher.context='text' ranks, and without trends: use teacher.trend=False and task='rank', or 'items'"
@@ -300,6 +330,94 @@ class Setup:
             spec.history,
             frozen_params=(lm.frozen_params if live else lm.encoder.num_params) if lm else 0,
         )
+
+    @functools.cached_property
+    def _share(self) -> np.ndarray:
+        """Of the training interactions, f64 [I]."""
+        return self.dataset.item_counts / max(1, self.dataset.item_counts.sum())
+
+    def _check_softmax(self, spec: TeacherSpec, train: str) -> None:
+        if spec.softmax == "full" and not spec.hard_negatives:
+            return
+        if spec.num_classes or train == "head" or "text" not in spec.item_features or spec.context != "items":
+            raise InputError(
+                f"teacher.softmax={spec.softmax!r}, teacher.hard_negatives={spec.hard_negatives} say which texts a "
+                "step encodes; they need task='rank', teacher.train other than 'head' (where the whole catalogue costs "
+                "next to nothing), text in item_features and context='items'"
+            )
+        if (spec.softmax == "sampled" and spec.negatives < 1) or not 0 <= spec.hard_negatives < self.dataset.num_items:
+            raise InputError(
+                f"teacher.negatives={spec.negatives}, teacher.hard_negatives={spec.hard_negatives}: softmax='sampled' "
+                "draws at least 1 negative, and hard negatives are 0 or more and fewer than the items"
+            )
+
+    def check_form(self) -> None:
+        """Refuse a form of teacher that is unknown, or that does not do what is asked of it."""
+        c = self.settings("teacher").teacher
+        if c.form not in FORMS:
+            raise InputError(f"teacher.form={c.form!r} is unknown{nearest(c.form, FORMS)}")
+        if c.form == "bi":
+            return
+        if c.context != "items" or c.item_features != "text":
+            raise InputError(
+                "teacher.form='cross' reads history and item as one text and has no towers and no item IDs: set "
+                f"teacher.context='items' (now {c.context!r}) and item_features='text' (now {c.item_features!r})"
+            )
+        if not isinstance(self.task, Rate):
+            raise InputError(
+                "teacher.form='cross' judges pairs, one at a time, and no catalogue: use task='rate', or let it order "
+                "the best items of a trained student: python -m kd_jax.rerank --workdir=<of a run with task='rank'>"
+            )
+
+    @functools.cached_property
+    def pairs(self) -> Pairs:
+        """What a cross-encoder reads."""
+        lm = self.language_model
+        return Pairs(lm.tokenizer, self.item_texts, self.task.num_classes, lm.encoder.max_length)
+
+    def _judged_pairs(self, splits: Sequence[int]) -> tuple[np.ndarray, TokenTable]:
+        """The rated interactions of these splits, and each as a pair of what its user did before and its item."""
+        task, history = self.task, self.settings("teacher").teacher.history
+        assert isinstance(task, Rate)
+        found = [rate_examples(self.dataset, task.classes, split, history=history) for split in splits]
+        batches = [examples.gather(np.arange(examples.size)) for examples in found]
+        batch = {key: np.concatenate([part[key] for part in batches]) for key in ("history", "history_class", "item")}
+        names = [name for code, name in enumerate(("train", "valid", "test")) if code in splits]
+        self.log.note(f"pairs of {', '.join(names)}: {self.pairs.told(batch)}")
+        return np.concatenate([part["interaction"] for part in batches]), self.pairs.table(batch)
+
+    def _build_cross(self, seed: int) -> Built:
+        c, lm, task, d = self.settings("teacher").teacher, self.language_model, self.task, self.dataset
+        assert isinstance(task, Rate)
+        train = d.split == TRAIN
+        counts = np.zeros((d.num_items, task.num_classes), np.float32)
+        np.add.at(counts, (d.item[train], task.classes[train]), 1.0)
+        own = np.where(train, task.classes, PAD).astype(np.int8)
+        spec = CrossSpec(lm.encoder.dim, counts, own, c.hidden, c.dropout)
+        vectors = None if lm.live else self._pair_vectors
+        module = CrossEncoder(spec, vectors, lm.encoder if lm.live else None, rngs=nnx.Rngs(seed))
+        frozen = lm.frozen_params if lm.live else lm.encoder.num_params
+        return Built(*split(module), module.positions, c.history, frozen)
+
+    @functools.cached_property
+    def _pair_vectors(self) -> np.ndarray:
+        """A frozen language model's vectors of all judged pairs, f32 [N, F] by interaction."""
+        lm = self.language_model
+        rows, table = self._judged_pairs((TRAIN, VALID, TEST))
+        vectors = np.full((len(self.dataset.item), lm.encoder.dim), np.nan, np.float32)
+        with self.log.stage("encode pairs", total=len(rows)) as bar:
+            vectors[rows] = leader_first(
+                lambda: text.encode(lm.encoder, table, cache=lm.cache, progress=lambda done, _: bar.update(done))
+            )
+        return vectors
+
+    def refresh(self, built: Built, splits: Sequence[int]) -> Callable[[Params, PyTree], PyTree]:
+        """(params, constants) -> constants with the vectors of a teacher whose language model is trained computed anew;
+        a cross-encoder's of the pairs of these splits."""
+        if self.settings("teacher").teacher.form == "bi":
+            return functools.partial(self.language_model.refresh, built.graphdef)
+        rows, table = self._judged_pairs(splits)
+        return functools.partial(with_vectors, built.graphdef, rows=rows, table=table)
 
     def positions(self, student: str) -> str:
         """After which of its interactions a student is asked what comes next: 'user' (all at once), 'last' or 'all'."""
@@ -332,7 +450,8 @@ class Setup:
         section = c.teacher if model.endswith("teacher") else c.train
         return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
 
-    def examples(self, model: str, built: Built) -> Examples:
+    def examples(self, model: str, built: Built, seed: int, rows: int) -> Examples:
+        """What ``model`` learns from, in batches of which this process looks up ``rows`` examples."""
         c = self.settings(model)
         if model.endswith("teacher") and c.teacher.trend and c.task == "rank":
             found = snapshot_examples(
@@ -345,7 +464,16 @@ class Setup:
         else:
             found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
-            return with_live_items(found, self.dataset.num_items)
+            if c.teacher.form == "cross":
+                self.log.note(f"pairs of train: {self.pairs.told(found.gather(np.arange(found.size)))}")
+                return with_pairs(found, self.pairs)
+            if "text" not in c.teacher.item_features:
+                return found
+            lengths = self.language_model.lengths("text")
+            negatives = c.teacher.negatives if c.teacher.softmax == "sampled" else 0
+            return with_live_items(
+                found, live_items(found, lengths, self._share, rows=rows, negatives=negatives, seed=seed)
+            )
         return found
 
     def _weighting(self, c: ConfigDict) -> dict[str, Any]:

@@ -109,12 +109,15 @@ class Rank:
     metric_names: Sequence[str]
     ks: Sequence[int]
     batch_size: int
+    valid_users: int = 0  # that validation in training judges; 0: all
     num_classes: int = 0
 
     def __post_init__(self) -> None:
         known = metrics.expand(self.metric_names, self.ks)
         if self.select not in known:
             raise InputError(f"eval.select={self.select!r} is not among the metrics{nearest(self.select, known)}")
+        if self.valid_users < 0:
+            raise InputError(f"eval.valid_users={self.valid_users} must be 0 (all users) or more")
         if self.batch_size < 1:
             raise InputError(f"eval.batch_size={self.batch_size} must be at least 1")
 
@@ -124,9 +127,18 @@ class Rank:
             return user_examples(self.dataset, history=history, **weighting)
         return sequence_examples(self.dataset, history=history, positions=positions)
 
-    def _judged(self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool) -> Judged:
+    def _judged(
+        self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool, max_users: int = 0
+    ) -> Judged:
         result = evaluate.evaluate_rank(
-            score_fn, self.dataset, SPLITS[split], metrics=names, ks=self.ks, batch_size=self.batch_size, slices=slices
+            score_fn,
+            self.dataset,
+            SPLITS[split],
+            metrics=names,
+            ks=self.ks,
+            batch_size=self.batch_size,
+            slices=slices,
+            max_users=max_users,
         )
         per_user = dict(result.per_user)
         for kind, values in result.per_user_slices.items():
@@ -138,8 +150,8 @@ class Rank:
         self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
     ) -> Callable[[Params, PyTree], Judged]:
         bind = score_function(self.dataset, graphdef, SPLITS[split], history)
-        names = self.metric_names if full else (self.select,)
-        return lambda params, constants: self._judged(bind(params, constants), split, names, slices=full)
+        names, users = (self.metric_names, 0) if full else ((self.select,), self.valid_users)
+        return lambda params, constants: self._judged(bind(params, constants), split, names, full, users)
 
     def score(self, judged: Judged) -> float:
         return judged.metrics[self.select]

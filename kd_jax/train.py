@@ -47,6 +47,7 @@ class Recipe:
     weight_decay: float = 0.0
     lm_learning_rate: float | None = None  # of a language model inside the teacher; None: learning_rate
     clip_norm: float = 0.0
+    accumulate: int = 1  # batches whose mean gradient makes one update
     eval_every: int = 50
     patience: int = 5
     log_every: int = 10
@@ -54,7 +55,7 @@ class Recipe:
     moments: str = "float32"  # of Adam: 'float32' or 'bfloat16'
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "patience"):
+        for name in ("steps", "batch_size", "eval_every", "patience", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1")
         if self.moments not in sparse.MOMENTS:
@@ -64,6 +65,8 @@ class Recipe:
                 f"learning_rate={self.learning_rate} must be more than 0, weight_decay={self.weight_decay} and "
                 f"clip_norm={self.clip_norm} (sections train and teacher) at least 0"
             )
+        if self.accumulate > 1 and self.sparse:
+            raise InputError("train.sparse=True updates the rows of one batch at a time; use train.accumulate=1")
         if self.schedule not in ("constant", "cosine"):
             raise InputError(f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine")
         if self.schedule == "cosine" and self.warmup_steps >= self.steps:
@@ -79,18 +82,19 @@ class Recipe:
         return max(n for n in range(1, self.log_every + 1) if whole % n == 0)
 
     def tx(self) -> optax.GradientTransformation:
-        """The optimiser."""
+        """The optimiser. Its schedule counts updates, ``steps`` and ``warmup_steps`` count batches."""
+        updates, warmup = max(1, self.steps // self.accumulate), self.warmup_steps // self.accumulate
         if self.schedule == "cosine":
             rate = optax.warmup_cosine_decay_schedule(
-                0.0 if self.warmup_steps else self.learning_rate, self.learning_rate, self.warmup_steps, self.steps
+                0.0 if warmup else self.learning_rate, self.learning_rate, warmup, updates
             )
         else:
             rate = optax.join_schedules(
                 [
-                    optax.linear_schedule(0.0, self.learning_rate, max(1, self.warmup_steps)),
+                    optax.linear_schedule(0.0, self.learning_rate, max(1, warmup)),
                     optax.constant_schedule(self.learning_rate),
                 ],
-                [self.warmup_steps],
+                [warmup],
             )
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
         slower = []
@@ -100,7 +104,8 @@ class Recipe:
         if self.sparse or self.moments != "float32":
             decay = optax.add_decayed_weights(self.weight_decay)
             adamw = optax.chain(sparse.scale_by_adam(self.moments), decay, optax.scale_by_learning_rate(rate))
-        return optax.chain(*clip, adamw, *slower)
+        tx = optax.chain(*clip, adamw, *slower)
+        return optax.MultiSteps(tx, self.accumulate).gradient_transformation() if self.accumulate > 1 else tx
 
 
 def _of_language_model(params: Params) -> PyTree:
@@ -184,7 +189,7 @@ def train(
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
     resident = agreed(examples.on_device and examples.nbytes <= TABLES_SHARE * sharding.device_memory())
-    chunk = recipe.chunk
+    chunk = recipe.chunk if examples.one_shape else 1  # batches of one program are stacked
     step_fn, state = compiled_step(
         graphdef,
         params,
@@ -248,10 +253,9 @@ def train(
                 with meter.time("wait"):
                     values = {key: float(value) for key, value in pending[1].items()}
                 _check_finite(values, name, pending[0], checkpoints)
-                rate = (step - chunk - first) * recipe.batch_size / (time.perf_counter() - started)
-                cost = meter.read()
-                log.write(model=name, seed=seed, step=pending[0], **values, examples_per_second=rate, **cost)
-                bar.update(pending[0], values, rate)
+                cost = meter.read(recipe.batch_size)
+                log.write(model=name, seed=seed, step=pending[0], **values, **cost)
+                bar.update(pending[0], values, cost["examples_per_second"])
             pending = step, metrics
             if due:
                 # The loss is that of the parameters before this step; those after it are what will be saved.
@@ -264,6 +268,7 @@ def train(
                 checkpoints.save(state, data, score, earlier + time.perf_counter() - started)
                 if best is None or score > best[1]:
                     best = (step, score)
+                meter.reset()
             if preemption.requested():
                 if not due and refresh is None:  # refreshed constants are right at an evaluation only
                     checkpoints.save(state, data, None)

@@ -17,7 +17,10 @@ snapshot           int32  [B]       with trends: the moment of the trends that t
 context_row        int32  [B]       row of the written history, for a teacher that reads histories as text
 item               int32  [B]       rate only: the item of the pair
 history_class      int32  [B, L]    rate only: rating class given to each history item, ``PAD`` where padded
-live_items         int32  [K]       distinct items of the batch, for a language model in training
+live_items         dict             width -> int32 [K]: distinct items whose texts have at most so many tokens, for a
+                                    language model in training; padded with ``PAD``
+pair_ids           int32  [B, L]    cross-encoder in training: tokens of the user's text and the item's together
+pair_mask          int32  [B, L]    0 padding, 1 a token of the user's text, 2 (``encoder.SECOND``) one of the item's
 interaction        int32  [B]       rate only: row of the data set
 row                int32  [B]       position of the example in its table; cached soft labels are looked up by it
 =================  ===============  ==========================================================================

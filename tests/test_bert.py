@@ -227,9 +227,18 @@ def test_pooling_is_over_tokens_only(side):
     hidden = np.random.default_rng(1).normal(size=(3, LENGTH, 4)).astype(np.float32)
     for row in range(3):
         tokens = hidden[row][mask[row] == 1]
-        for pooling, expected in (("mean", tokens.mean(0)), ("cls", tokens[0]), ("last", tokens[-1])):
+        by_hand = {"mean": tokens.mean(0), "cls": tokens[0], "last": tokens[-1], "max": tokens.max(0)}
+        for pooling, expected in by_hand.items():
             pooled = pool(jnp.asarray(hidden), jnp.asarray(mask), pooling)[row]
             np.testing.assert_allclose(pooled, expected, atol=1e-6)
+
+
+def test_max_pooling_reads_negative_values_and_gives_its_gradient_to_the_greatest_token():
+    hidden = jnp.array([[[9.0, 9.0], [-3.0, -1.0], [-2.0, -4.0]]])
+    mask = jnp.array([[0, 1, 1]])
+    np.testing.assert_array_equal(pool(hidden, mask, "max"), [[-2.0, -1.0]])
+    grad = jax.grad(lambda h: pool(h, mask, "max").sum())(hidden)
+    np.testing.assert_array_equal(grad, [[[0, 0], [0, 1], [1, 0]]])
 
 
 def test_pooling_without_tokens_is_zero_and_has_a_finite_gradient():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from test_bert import minilm, randomized
 from test_hf import WORDS, error, save_tokenizer, torch_named
 
 from kd_jax.data import text
+from kd_jax.models import hf_flax
 from kd_jax.models.hf import load_encoder
 from kd_jax.models.hf_flax import HFFlaxEncoder
 
@@ -171,18 +173,70 @@ def test_mistral_without_a_window_sees_the_whole_text(tmp_path, monkeypatch):
     np.testing.assert_allclose(encoder(ids, mask), expected, atol=1e-5)
 
 
+SMALL_GPT = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "big_bird": ("BigBird", COMMON | {"block_size": 4}),  # sparse attention takes whole blocks
+    "electra": ("Electra", COMMON | {"embedding_size": 8}),  # its Flax class takes token types 1 where none are given
+    "gptj": ("GPTJ", SMALL_GPT | {"n_positions": 131072, "rotary_dim": 4}),
+    # Twice the head's width is more than the longest text.
+    "mistral": ("Mistral", COMMON | {"num_key_value_heads": 1, "max_position_embeddings": 131072}),
+    "opt": ("OPT", COMMON | {"ffn_dim": 24, "word_embed_proj_dim": 16}),  # 'deterministic', not 'train'
+    "xlm-roberta": ("XLMRoberta", COMMON | {"pad_token_id": 1}),  # PyTorch's prefix is 'roberta'
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_families_with_ways_of_their_own(tmp_path, kind):
+    name, fields = OTHERS[kind]
+    config, random = getattr(transformers, f"{name}Config")(**fields), np.random.default_rng(0)
+    config.save_pretrained(tmp_path)
+    if getattr(config, "max_position_embeddings", 0) > 1000:
+        config.max_position_embeddings = 30  # as it stands, a mask of 17 GB
+    config.attention_type = "original_full"
+    with jax.numpy_rank_promotion("allow"):
+        theirs = getattr(transformers, f"Flax{name}Model")(config, _do_init=False)
+    params = jax.tree.map(lambda leaf: random.normal(0.0, 0.3, leaf.shape).astype(np.float32), theirs.params_shape_tree)
+    prefix = "roberta" if kind == "xlm-roberta" else theirs.base_model_prefix
+    save_file(torch_named(params, f"{prefix}."), tmp_path / "model.safetensors")
+    encoder = HFFlaxEncoder(tmp_path, max_length=9)
+    assert encoder.max_length == 9
+    ids, mask = random.integers(2, 40, (2, 9), np.int32), np.array([[1] * 9, [1] * 5 + [0] * 4], np.int32)
+    types = {"token_type_ids": np.zeros_like(ids)} if kind == "electra" else {}
+    graphdef, state = nnx.split(encoder)
+    with jax.numpy_rank_promotion("allow"):
+        expected = jax.jit(lambda params: theirs(ids, mask, params=params, **types).last_hidden_state)(params)
+    hidden = jax.jit(lambda state: nnx.merge(graphdef, state).hidden(jnp.asarray(ids), jnp.asarray(mask), None))(state)
+    np.testing.assert_allclose(hidden[mask > 0], expected[mask > 0], rtol=0, atol=1e-5)
+
+
+def test_big_bird_reads_no_more_than_full_attention_is_for(tmp_path):
+    transformers.BigBirdConfig(**COMMON | {"block_size": 2, "num_random_blocks": 1}).save_pretrained(tmp_path)
+    assert hf_flax._build(tmp_path, jnp.float32, 128)[1] == 14  # 5 blocks and 2 for each random one
+
+
 def test_roberta_reads_as_many_tokens_as_it_has_positions_behind_the_padding(tmp_path):
     build("roberta", tmp_path)
     encoder, _ = load_encoder(tmp_path, backend="hf_flax", max_length=128)
     assert encoder.max_length == 28  # 30 positions, the first two are for padding
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    build("llama", folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rope_theta": 500000.0}, "rope_theta 500000.0"),
+        ({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}, "rope_theta 500000.0"),
+        ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "llama3"}}, "llama3"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
         ({"model_type": "t5"}, "no plain text encoder"),
         ({"model_type": "vit"}, "no plain text encoder"),
+        ({"model_type": "clip"}, "choose weights of albert, bert,"),
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({"num_hidden_layers": 1}, "unexpected: layers.1"),
         ({"num_hidden_layers": 3}, "missing: layers.2"),
@@ -190,8 +244,8 @@ def test_roberta_reads_as_many_tokens_as_it_has_positions_behind_the_padding(tmp
     ],
     ids=str,
 )
-def test_folders_that_do_not_fit(tmp_path, changes, message):
-    build("llama", tmp_path)
+def test_folders_that_do_not_fit(llama, tmp_path, changes, message):
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     assert message in error(load_encoder, tmp_path, backend="hf_flax")

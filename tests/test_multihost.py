@@ -1,6 +1,7 @@
 """Several processes on one machine, each with its own CPU device: like one process, stopped together, resumed alike."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,6 +80,7 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
     assert "is saved at step" in said[0]
     saved = Checkpoints(tmp_path / "cut/student").latest()
     assert 20 <= saved < 800
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone")
 
     job = Job(world, tmp_path / "cut", 2)
     job.after_step(-(-(saved + 30) // 10) * 10)
@@ -90,6 +92,12 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
     statuses, said = Job(world, tmp_path / "cut", 2).wait()
     assert statuses == [0, 0], said
     jax.tree.map(np.testing.assert_array_equal, final(tmp_path / "cut"), final(whole))
+
+    statuses, said = Job(world, tmp_path / "alone", 1).wait()  # what two began, one can end
+    assert statuses == [0], said
+    assert f"goes on from the checkpoint of step {saved}" in said[0]
+    found, expected = (final(folder)["params"] for folder in (tmp_path / "alone", whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected)
 
 
 def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, tmp_path):

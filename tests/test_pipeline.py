@@ -22,6 +22,7 @@ from kd_jax import checkpoint, pipeline, recommend
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import InputError
 from kd_jax.files import locked
+from kd_jax.models import hf
 
 ROOT = Path(__file__).parents[1]
 
@@ -203,7 +204,8 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
      "distill.teachers": "all"},
     {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
     {"teacher.item_features": "text+id", "distill.labels": "online"},
-    {"teacher.train": "full", "teacher.batch_size": 4},
+    {"teacher.train": "lora", "teacher.batch_size": 4, "teacher.softmax": "sampled", "teacher.negatives": 4,
+     "teacher.hard_negatives": 1, "teacher.accumulate": 2, "teacher.remat": True},
     {"teacher.train": "top_n", "teacher.top_n": 1, "teacher.context": "text", "data.split": "ratio"},
     {"teacher.backend": "hf_flax", "teacher.normalize": True, "teacher.template": "{genre}: {title}"},
 ], ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)))  # fmt: skip
@@ -211,6 +213,10 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     run(config(world, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
     assert names == {"popularity", *pipeline.MODELS}
+    trained = "teacher.train" in fields
+    assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
+    if trained:
+        hf.load_encoder(tmp_path / "run/export/teacher")
 
 
 def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp_path):
@@ -246,7 +252,7 @@ def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_
     run(c, tmp_path / "run")
     step = json.loads((tmp_path / "run/teacher/result.json").read_text())["best_step"]
     params = Checkpoints(tmp_path / "run/teacher").plain(step)["params"]
-    layers = params["text"]["encoder"]["bert"]["layers"]
+    layers = params["text"]["encoder"]["model"]["layers"]
     assert list(layers) == ["1"], "only the last layer is trained, and only it is in the checkpoint"
     before = load_file(world / "bert/model.safetensors")["encoder.layer.1.output.dense.weight"].T
     change = np.abs(layers["1"]["down"]["kernel"] - before).max()

@@ -121,9 +121,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     shapes: list[tuple[int, int]] = []
     forward = text._forward
 
-    def spy(graphdef: Any, state: Any, ids: Any, mask: Any) -> jax.Array:
+    def spy(graphdef: Any, state: Any, ids: Any, mask: Any, states: Any) -> jax.Array:
         shapes.append(ids.shape)
-        return forward(graphdef, state, ids, mask)
+        return forward(graphdef, state, ids, mask, states)
 
     monkeypatch.setattr(text, "_forward", spy)
     return shapes

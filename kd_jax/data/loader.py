@@ -8,6 +8,7 @@ the device the look-up happens there, in the train step, and the host sends row 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class Examples:
 
     look_up: (numpy or jax.numpy, tables, rows) -> batch, so that the same lines run on the host and, where the tables
     fit, inside the train step. draw: picks the rows of a batch, (rng, batch size) -> rows; None: every example once per
-    epoch. on_device: whether look_up can run there at all.
+    epoch. on_device: whether look_up can run there at all. one_shape: whether batches of a size have the same shapes.
     """
 
     size: int
@@ -40,6 +41,7 @@ class Examples:
     look_up: Callable[[Any, dict[str, Any], Any], Batch]
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
     on_device: bool = True
+    one_shape: bool = True
 
     def gather(self, rows: np.ndarray) -> Batch:
         """The batch of these rows, on the host."""
@@ -277,17 +279,83 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
     return Examples(len(rows), {name: table.astype(np.int32) for name, table in tables.items()}, look_up)
 
 
-def with_live_items(examples: Examples, num_items: int) -> Examples:
-    """Adds ``live_items`` int32 [K]: the distinct items of the batch, which a language model in training encodes."""
+@dataclasses.dataclass(frozen=True)
+class LiveItems:
+    """Which items of a batch a language model in training encodes: the distinct ones, and ``negatives`` drawn ones.
+
+    lengths: int [I], tokens of each item's text. groups: ((rows, width), …): the longest texts first, each padded to
+    its group's width alone; an item for which no place is left keeps the vector it has. share: f64 [I], what negatives
+    are drawn in proportion to.
+    """
+
+    lengths: np.ndarray
+    groups: tuple[tuple[int, int], ...]
+    negatives: int
+    share: np.ndarray
+
+    def of(self, batch: Batch, rows: np.ndarray) -> dict[int, np.ndarray]:
+        """width -> items of the batch of these rows, int32, filled up with PAD."""
+        found = _distinct_items(batch, self.negatives, self.share, rows)
+        found = found[np.argsort(-self.lengths[found], kind="stable")]
+        live, start = {}, 0
+        for size, width in self.groups:
+            part = found[start : start + size]
+            part = np.where(self.lengths[part] <= width, part, PAD)
+            live[width] = np.pad(part, (0, size - len(part)), constant_values=PAD).astype(np.int32)
+            start += size
+        return live
+
+
+def live_items(
+    examples: Examples, lengths: np.ndarray, share: np.ndarray, *, rows: int, negatives: int, seed: int
+) -> LiveItems:
+    """The groups that batches of ``rows`` need, from 32 sampled batches: at most three, as few padded tokens as can be.
+
+    A group holds a multiple of ``rows`` items, so that it divides over devices wherever a batch does.
+    """
+    drawn = _Rows(examples, rows, 32, seed)
+    found = [_distinct_items(examples.gather(drawn[i]), negatives, share, drawn[i]) for i in range(len(drawn))]
+    units = -(-min(len(lengths), int(1.05 * max(map(len, found)) + 1)) // rows)
+    longest = np.zeros(units * rows, np.int64)  # of the text at each place, over the sampled batches
+    for items in found:
+        ordered = np.sort(lengths[items])[::-1]
+        longest[: len(ordered)] = np.maximum(longest[: len(ordered)], ordered)
+    widths = np.maximum(longest[::rows], 1)
+    widths[0] = lengths.max()
+
+    def spans(cuts: tuple[int, ...]) -> list[tuple[int, int]]:
+        return [((stop - start) * rows, int(widths[start])) for start, stop in itertools.pairwise((0, *cuts, units))]
+
+    choices = [cuts for n in range(3) for cuts in itertools.combinations(range(1, units), n)]
+    best = min(choices, key=lambda cuts: sum(size * width for size, width in spans(cuts)))
+    return LiveItems(lengths, _joined(spans(best)), negatives, share)
+
+
+def _joined(groups: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Groups of the same width are one."""
+    sizes: dict[int, int] = {}
+    for size, width in groups:
+        sizes[width] = sizes.get(width, 0) + size
+    return tuple((size, width) for width, size in sizes.items())
+
+
+def _distinct_items(batch: Batch, negatives: int, share: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    keys = ("history", "item") if "item" in batch else ("history", "targets")
+    parts = [batch[key].ravel() for key in keys]
+    if negatives:
+        ends = share.cumsum()
+        draw = np.random.default_rng(rows).random(negatives)  # of the batch alone: a resumed run draws the same
+        parts.append(np.minimum(np.searchsorted(ends, draw * ends[-1], side="right"), len(share) - 1))
+    found = np.unique(np.concatenate(parts))
+    return found[found != PAD]
+
+
+def with_live_items(examples: Examples, live: LiveItems) -> Examples:
+    """Adds ``live_items`` to the batches."""
 
     def look_up(_: Any, tables: dict[str, Any], rows: Any) -> Batch:
         batch = examples.look_up(np, tables, rows)
-        size = min(num_items, len(rows) * (batch["history"].shape[1] + batch["targets"][0].size))
-        size = -(-size // len(rows)) * len(rows)  # divides over devices wherever the batch does
-        keys = ("history", "item") if "item" in batch else ("history", "targets")
-        found = np.unique(np.concatenate([batch[key].ravel() for key in keys]))
-        found = found[found != PAD]
-        return batch | {"live_items": np.pad(found, (0, size - len(found)), constant_values=PAD).astype(np.int32)}
+        return batch | {"live_items": live.of(batch, rows)}
 
     return dataclasses.replace(examples, look_up=look_up, on_device=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic
-from kd_jax.models.encoder import TextEncoder
+from kd_jax.models.encoder import SECOND, TextEncoder
 
 
 def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") -> list[str]:
@@ -68,14 +68,21 @@ def history_text(titles: Sequence[str], max_items: int) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Token ids of N texts, without padding: text n is ``ids[indptr[n] : indptr[n + 1]]``."""
+    """Token ids of N texts, without padding: text n is ``ids[indptr[n] : indptr[n + 1]]``.
+
+    first: of pairs, how many of the tokens belong to the first text."""
 
     ids: Int[np.ndarray, " T"]
     indptr: Int[np.ndarray, " N_1"]
     pad_id: int
+    first: Int[np.ndarray, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
+
+    def positions(self, rows: Int[np.ndarray, " R"], width: int) -> Int[np.ndarray, "R L"]:
+        """Where the rows' tokens lie in ``ids``, int64 [R, width]; behind a text's end, somewhere."""
+        return np.minimum(self.indptr[rows][:, None] + np.arange(width)[None], max(len(self.ids) - 1, 0))
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
@@ -84,13 +91,16 @@ class TokenTable:
     def padded(
         self, rows: Int[np.ndarray, " R"] | None = None, length: int | None = None
     ) -> tuple[Int[np.ndarray, "R L"], Int[np.ndarray, "R L"]]:
-        """Token ids, padded on the right, and mask (1 = a token), both int32; of ``rows`` only, if given."""
+        """Token ids, padded on the right, and mask (1 a token, ``SECOND`` one of a pair's second text), both int32; of
+        ``rows`` only, if given."""
         rows = np.arange(len(self)) if rows is None else rows
         lengths = self.lengths[rows]
         width = int(lengths.max(initial=1)) if length is None else length
         mask = np.arange(width)[None] < lengths[:, None]
-        source = np.minimum(self.indptr[rows][:, None] + np.arange(width)[None], max(len(self.ids) - 1, 0))
-        ids = np.where(mask, self.ids[source], self.pad_id) if len(self.ids) else np.full(mask.shape, self.pad_id)
+        found = self.ids[self.positions(rows, width)] if len(self.ids) else self.pad_id
+        ids = np.where(mask, found, self.pad_id)
+        if self.first is not None:
+            mask = np.where(mask & (np.arange(width)[None] >= self.first[rows][:, None]), SECOND, mask)
         return ids.astype(np.int32), mask.astype(np.int32)
 
 
@@ -115,7 +125,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int, cache: Path 
     return table
 
 
-def _digest(parts: Sequence[str | bytes]) -> str:
+def _digest(parts: Iterable[str | bytes]) -> str:
     """SHA-256 of the parts, each with its length, so that moving text between parts changes it."""
     digest = hashlib.sha256()
     for part in parts:
@@ -138,11 +148,12 @@ def encode(
     encoder: TextEncoder,
     table: TokenTable,
     *,
+    states: np.ndarray | None = None,
     batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "N D"]:
-    """The encoder's f32 vector of every text; equal texts are computed once.
+    """The encoder's f32 vector of every text; equal texts are computed once. states: see ``frozen_states``.
 
     Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is computed and few
     programs are compiled. batch_tokens: computed at once; on CPU the default keeps a batch's activations in the cache.
@@ -150,54 +161,91 @@ def encode(
     Raises InputError for a vector that is not finite.
     Source of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
-    batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536)
     path = None
     if cache is not None:
         path = cache / f"vectors-{_digest([fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes()])}.npy"
         if path.is_file():
             return np.load(path, allow_pickle=False)
     distinct, inverse = _distinct(table)
-    lengths, copies = table.lengths[distinct], np.bincount(inverse)
-    graphdef, state = nnx.split(encoder)
-    order = np.argsort(lengths, kind="stable")
-    pending: list[tuple[np.ndarray, jax.Array]] = []
     vectors = np.zeros((len(distinct), encoder.dim), np.float32)
-    done = 0
-
-    def collect(keep: int) -> None:
-        nonlocal done
-        while len(pending) > keep:
-            rows, result = pending.pop(0)
-            vectors[rows] = np.asarray(result)[: len(rows)]
-            done += int(copies[rows].sum())
-            if progress is not None:
-                progress(done, len(table))
-
-    for start, stop, batch, length in plan(lengths[order], batch_tokens):
-        for first in range(start, stop, batch):
-            rows = order[first : min(first + batch, stop)]
-            # The last batch repeats its first text: the shape, and so the compiled program, stays the same.
-            filled = np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])
-            pending.append((rows, _forward(graphdef, state, *table.padded(distinct[filled], length))))
-            collect(keep=1)
-    collect(keep=0)
+    copies, done = np.bincount(inverse), 0
+    for rows, _, result in _batches(encoder, table, distinct, _forward, states, batch_tokens):
+        vectors[rows] = result
+        done += int(copies[rows].sum())
+        if progress is not None:
+            progress(done, len(table))
     broken = int(np.sum(~np.isfinite(vectors).all(1)))
     if broken:
         raise InputError(
             f"the language model's vectors of {broken} of {len(distinct)} texts are not finite: its weights are "
             "damaged; copy or download teacher.weights again"
         )
-    result = vectors[inverse]
+    vectors = vectors[inverse]
     if path is not None:
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.save(file, result, allow_pickle=False)
-    return result
+        _save(path, vectors)
+    return vectors
+
+
+def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.ndarray:
+    """Hidden states of every token behind the encoder's frozen layers (``TextEncoder.cut``), [T, D] as ``table.ids``.
+
+    Computed once: they stay in ``cache`` by content of texts and of the weights. They lie in a file mapped to memory.
+    """
+    texts = table.ids.tobytes(), table.indptr.tobytes()
+    path = cache / f"states-{_digest((f'cut {encoder.cut}', fingerprint(encoder), *texts))}.npy"
+    if not path.is_file():
+        states = np.zeros((len(table.ids), encoder.dim), np.dtype(encoder.dtype))
+        for rows, mask, result in _batches(encoder, table, np.arange(len(table)), _states):
+            states[table.positions(rows, mask.shape[1])[mask]] = result[mask]
+        _save(path, states.view(np.uint16) if states.dtype.itemsize == 2 else states)
+    found = np.load(path, allow_pickle=False, mmap_mode="r")
+    return found.view(np.dtype(encoder.dtype)) if found.dtype == np.uint16 else found
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def _batches(
+    encoder: TextEncoder,
+    table: TokenTable,
+    distinct: np.ndarray,
+    run: Callable[..., jax.Array],
+    states: np.ndarray | None = None,
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(positions in ``distinct``, mask [R, L], result [R, ...]) of ``run`` over the distinct texts, by length."""
+    batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536)
+    lengths = table.lengths[distinct]
+    graphdef, state = nnx.split(encoder)
+    order = np.argsort(lengths, kind="stable")
+    pending: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
+    for start, stop, batch, length in plan(lengths[order], batch_tokens):
+        for first in range(start, stop, batch):
+            rows = order[first : min(first + batch, stop)]
+            # The last batch repeats its first text: the shape, and so the compiled program, stays the same.
+            filled = distinct[np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])]
+            ids, mask = table.padded(filled, length)
+            given = None if states is None else states[table.positions(filled, length)]
+            pending.append((rows, mask[: len(rows)] > 0, run(graphdef, state, ids, mask, given)))
+            if len(pending) > 1:
+                rows, mask, result = pending.pop(0)
+                yield rows, mask, np.asarray(result)[: len(rows)]
+    for rows, mask, result in pending:
+        yield rows, mask, np.asarray(result)[: len(rows)]
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+def _forward(graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array, states: Any) -> jax.Array:
     model: Any = nnx.merge(graphdef, state)
-    return model(ids, mask)
+    return model(ids, mask, states=states)
+
+
+@partial(jax.jit, static_argnums=0)
+def _states(graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array, _: None) -> jax.Array:
+    model: Any = nnx.merge(graphdef, state)
+    return model.states(ids, mask)
 
 
 def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,14 @@
-"""BERT in Flax NNX, with the outputs of transformers' FlaxBertModel.
+"""BERT and RoBERTa in Flax NNX, with the outputs of transformers' Flax classes; DistilBERT and MPNet build on it.
 
-Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019 (post-norm encoder).
+Sources: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019 (post-norm encoder); Liu et
+al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019, and Conneau et al., "Unsupervised Cross-lingual
+Representation Learning at Scale", ACL 2020 (XLM-R): BERT with positions that are counted from the padding id.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +18,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models.encoder import ACTIVATIONS, Architecture, freeze
+from kd_jax.models.encoder import ACTIVATIONS, Architecture, call_layer, freeze
 from kd_jax.models.layers import dropout
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The fields of an HF BERT ``config.json`` that change what is computed; defaults are HF's."""
+    """The fields of an HF BERT ``config.json`` that change what is computed; defaults are HF's.
+
+    type_vocab_size: 0 where there are no token types. padding_idx: None where a token's position is its column, from 0;
+    else the id of padding tokens and their position, and the other tokens of a text count on from there.
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -36,6 +42,7 @@ class BertConfig:
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
+    padding_idx: int | None = None
 
     def __post_init__(self) -> None:
         if self.hidden_act not in ACTIVATIONS:
@@ -44,6 +51,11 @@ class BertConfig:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
             )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that there are positions for."""
+        return self.max_position_embeddings - (0 if self.padding_idx is None else self.padding_idx + 1)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
@@ -103,21 +115,18 @@ class Bert(nnx.Module):
     """The encoder. Parameters are f32; ``dtype`` is what activations are computed in.
 
     stop_gradient_below: no gradient enters the embeddings and layers 0 … n-1, so no backward work is done there;
-    0 (the default) trains everything. ``freeze_below`` also takes their arrays out of ``nnx.Param``.
+    0 (the default) trains everything. ``freeze_below`` also takes their arrays out of ``nnx.Param``. remat: see
+    ``call_layer``.
     """
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs):
-        self.config, self.dtype, self.stop_gradient_below = config, dtype, 0
-        self.dim, self.num_layers, self.max_length = (
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.max_position_embeddings,
-        )
+        self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
+        self.dim, self.num_layers, self.max_length = config.hidden_size, config.num_hidden_layers, config.max_length
         normal = nnx.initializers.normal(config.initializer_range)
         embed = partial(nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs)
         self.words = embed(config.vocab_size)
         self.positions = embed(config.max_position_embeddings)
-        self.types = embed(config.type_vocab_size)
+        self.types = embed(config.type_vocab_size) if config.type_vocab_size else None
         self.norm = nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([BertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)])
         width = config.hidden_size
@@ -131,26 +140,48 @@ class Bert(nnx.Module):
         position_ids: Int[Array, "B L"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
+        states: Float[Array, "B L D"] | None = None,
     ) -> BertOutput:
-        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none."""
+        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none. states: the hidden states
+        where no gradient goes further down (``stop_gradient_below``), to go on from instead of computing them."""
         if position_ids is None:
-            position_ids = jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+            position_ids = self.position_ids(input_ids)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
-        bias = jnp.zeros((1, 1, 1, 1))
-        if attention_mask is not None:
-            # Added, not assigned, as in HF: a row without any token attends evenly instead of dividing by zero.
-            bias = jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
-        x = self.words(input_ids) + self.types(token_type_ids) + self.positions(position_ids)
-        x = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs)
+        bias = self.bias(attention_mask, input_ids.shape[1])
+        if states is None:
+            x = self.embeddings(input_ids, token_type_ids, position_ids)
+            x, first = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs), 0
+        else:
+            x, first = states.astype(self.dtype), self.stop_gradient_below
         hidden_states = [x]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, bias, rngs)
+        for index, layer in enumerate(self.layers[first:], first):
+            x = call_layer(layer, self.remat, x, bias, rngs)
             if index + 1 == self.stop_gradient_below:
                 x = jax.lax.stop_gradient(x)
             hidden_states.append(x)
         pooled = None if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
         return BertOutput(x, pooled, tuple(hidden_states))
+
+    def embeddings(self, input_ids: Array, token_type_ids: Array, position_ids: Array) -> Float[Array, "B L D"]:
+        x = self.words(input_ids)
+        if self.types is not None:
+            x = x + self.types(token_type_ids)
+        return x + self.positions(position_ids)
+
+    def position_ids(self, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+        padding = self.config.padding_idx
+        if padding is None:
+            return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+        token = (input_ids != padding).astype(jnp.int32)
+        return padding + jnp.cumsum(token, axis=1) * token
+
+    def bias(self, attention_mask: Array | None, length: int) -> Float[Array, "#B #H #L #L"]:
+        """What is added to the attention scores of every layer; a ``length`` of L."""
+        if attention_mask is None:
+            return jnp.zeros((1, 1, 1, 1))
+        # Added, not assigned, as in HF: a row without any token attends evenly instead of dividing by zero.
+        return jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
 
     def freeze_below(self, layer: int) -> None:
         """Embeddings and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of ``nnx.Param``."""
@@ -159,18 +190,18 @@ class Bert(nnx.Module):
         self.stop_gradient_below = layer
         if layer > 0:
             for module in (self.words, self.positions, self.types, self.norm, *list(self.layers)[:layer]):
-                freeze(module)
+                if module is not None:
+                    freeze(module)
 
 
-# Our names -> those of the saved tensors, around and inside the layers.
-_NAMES = {
+EMBEDDINGS = {
     "words": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
     "types": "embeddings.token_type_embeddings",
     "norm": "embeddings.LayerNorm",
     "pooler": "pooler.dense",
 }
-_LAYER_NAMES = {
+LAYER = {
     "query": "attention.self.query",
     "key": "attention.self.key",
     "value": "attention.self.value",
@@ -182,14 +213,30 @@ _LAYER_NAMES = {
 }
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    if path[0] == "layers":
-        return f"encoder.layer.{path[1]}.{_LAYER_NAMES[path[2]]}.{path[3]}"
-    return f"{_NAMES[path[0]]}.{path[1]}"
+def parameter_map(around: Mapping[str, str], layers: str, inside: Mapping[str, str]) -> Callable[..., str]:
+    """Path of a parameter -> name of the saved tensor, from those of the modules around and inside the ``layers``."""
+
+    def name(path: tuple[Any, ...]) -> str:
+        if path[0] == "layers":
+            return f"{layers}.{path[1]}.{inside[path[2]]}.{path[3]}"
+        return f"{around[path[0]]}.{path[1]}"
+
+    return name
 
 
-def _build(config: BertConfig, saved: Collection[str], **how: Any) -> Bert:
-    return Bert(config, pooler=any(name.startswith("pooler.dense.") for name in saved), **how)
+def build(model: type[Bert], config: BertConfig, saved: Collection[str], **how: Any) -> Bert:
+    """A ``model``, with the pooler if there is one among the saved tensors."""
+    return model(config, pooler=any(name.startswith("pooler.dense.") for name in saved), **how)
 
 
-ARCHITECTURES = {"bert": Architecture("bert", BertConfig.from_dict, _build, _name)}
+def _roberta(config: Mapping[str, Any]) -> BertConfig:
+    padding = config.get("pad_token_id")
+    return BertConfig.from_dict({"vocab_size": 50265, **config, "padding_idx": 1 if padding is None else padding})
+
+
+_name = parameter_map(EMBEDDINGS, "encoder.layer", LAYER)
+ARCHITECTURES = {
+    "bert": Architecture("bert", BertConfig.from_dict, partial(build, Bert), _name),
+    "roberta": Architecture("roberta", _roberta, partial(build, Bert), _name),
+    "xlm-roberta": Architecture("roberta", _roberta, partial(build, Bert), _name),
+}

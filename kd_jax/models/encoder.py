@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
 }
 POOLINGS = ("mean", "cls", "last", "max")
+SECOND = 2  # in a mask: a token of the second text of a pair
 
 
 def freeze(module: nnx.Module) -> None:
@@ -70,8 +71,10 @@ def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
 class TextEncoder(nnx.Module):
     """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of a language model.
 
-    Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens that the model can read. settings: all
-    that decides the vectors besides weights, pooling and dtype; caches are keyed by it.
+    The mask is 0 at padding, 1 at a token and ``SECOND`` at a token of the second text of a pair; a model that was not
+    trained with token types takes all tokens alike. Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens
+    that the model can read. settings: all that decides the vectors besides weights, pooling and dtype; caches are keyed
+    by it.
     """
 
     dim: int
@@ -85,7 +88,19 @@ class TextEncoder(nnx.Module):
             raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
         self.pooling, self.normalize = pooling, normalize
 
-    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+    def hidden(
+        self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None, states: Array | None = None
+    ) -> Float[Array, "B L D"]:
+        """The last hidden state, computed from ``states`` if they are given."""
+        raise NotImplementedError
+
+    @property
+    def cut(self) -> int:
+        """Layers at the bottom that are not trained while others are; 0 if there are none to speak of."""
+        return 0
+
+    def states(self, input_ids: Array, attention_mask: Array) -> Float[Array, "B L D"]:
+        """What comes out of the ``cut`` lowest layers: it never changes, and ``__call__`` can go on from it."""
         raise NotImplementedError
 
     def freeze_below(self, layer: int) -> None:
@@ -102,11 +117,12 @@ class TextEncoder(nnx.Module):
         attention_mask: Array,
         *,
         rngs: nnx.Rngs | None = None,
+        states: Float[Array, "B L D"] | None = None,
     ) -> Float[Array, "B D"]:
         if input_ids.shape[1] > self.max_length:
             raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most {self.max_length}")
-        hidden = self.hidden(input_ids, attention_mask, rngs)
-        return pool(hidden, attention_mask, self.pooling, self.normalize)
+        hidden = self.hidden(input_ids, attention_mask, rngs, states)
+        return pool(hidden, attention_mask > 0, self.pooling, self.normalize)
 
     @property
     def num_params(self) -> int:
@@ -121,15 +137,28 @@ class NativeEncoder(TextEncoder):
     def __init__(self, model: Any, *, pooling: str = "mean", normalize: bool = False):
         super().__init__(pooling=pooling, normalize=normalize)
         if hasattr(model, "pooler"):
-            model.pooler = (
-                None  # vectors come from hidden states: it would be dead weight in counts and optimizer state
-            )
+            model.pooler = None  # vectors come from hidden states: it would be dead weight in the optimizer
         self.model = model
         self.dim, self.num_layers, self.max_length = model.dim, model.num_layers, model.max_length
         self.dtype, self.settings = model.dtype, repr(model.config)
 
-    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
-        return self.model(input_ids, attention_mask, rngs=rngs).last_hidden_state
+    def hidden(
+        self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None, states: Array | None = None
+    ) -> Float[Array, "B L D"]:
+        return self._run(input_ids, attention_mask, rngs=rngs, states=states).last_hidden_state
+
+    def _run(self, input_ids: Array, attention_mask: Array, **how: Any) -> Any:
+        # By config, not by trying: RoBERTa's models have one type, which says nothing.
+        if getattr(self.model.config, "type_vocab_size", 1) > 1:
+            how["token_type_ids"] = (attention_mask == SECOND).astype(jnp.int32)
+        return self.model(input_ids, (attention_mask > 0).astype(jnp.int32), **how)
+
+    @property
+    def cut(self) -> int:
+        return self.model.stop_gradient_below
+
+    def states(self, input_ids: Array, attention_mask: Array) -> Float[Array, "B L D"]:
+        return self._run(input_ids, attention_mask).hidden_states[self.cut]
 
     def freeze_below(self, layer: int) -> None:
         self.model.freeze_below(layer)

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models import bert, gguf, gpt2, llama
-from kd_jax.models.encoder import Architecture, NativeEncoder, TextEncoder
+from kd_jax.files import atomic, write_json
+from kd_jax.models import bert, distilbert, gguf, gpt2, llama, mpnet
+from kd_jax.models.encoder import Architecture, NativeEncoder, TextEncoder, merged
 
 # Packages that carry weights: hub name -> (import name, folder or .gguf file inside it, how to install).
 PACKAGES = {
@@ -179,7 +182,10 @@ def open_checkpoint(folder: Path) -> Checkpoint | gguf.Checkpoint:
 
 
 # Tensors of saved checkpoints that are constants, not weights.
-BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
+BUFFERS = (
+    *(".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias"),
+    "encoder.embed_positions.weight",  # RoFormer's sines
+)
 
 # Last part of a Flax name -> what PyTorch calls it, now and in older checkpoints.
 TORCH_NAMES = {"kernel": ("weight",), "embedding": ("weight",), "scale": ("weight", "gamma"), "bias": ("beta",)}
@@ -241,7 +247,10 @@ def _saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
 
 
 # model_type -> how it is built; one module per family.
-ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES, **gpt2.ARCHITECTURES, **llama.ARCHITECTURES}
+FAMILIES = (bert, distilbert, mpnet, gpt2, llama)
+ARCHITECTURES: dict[str, Architecture] = {
+    kind: architecture for family in FAMILIES for kind, architecture in family.ARCHITECTURES.items()
+}
 
 
 def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
@@ -272,6 +281,62 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
     return nnx.merge(
         graphdef, nnx.from_flat_state([(path, leaf.replace(values[architecture.name(path)])) for path, leaf in flat])
     )
+
+
+def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Path) -> None:
+    """Write an encoder as a folder for transformers and sentence-transformers: config, weights, tokenizer, pooling.
+
+    Adapters are merged. Tensors of ``source``, the folder or file it was loaded from, that it has no use for (a pooler)
+    stay as they were. Raises InputError for a folder that is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give a new folder, or delete this one first")
+    config = read_config(source)
+    prefix, values = _tensors(encoder, str(config["model_type"]))
+    saved = open_checkpoint(source)
+    names = saved.names(prefix)
+    tensors = {name: np.asarray(saved[name], np.float32) for name in saved.shapes}
+    if config.get("tie_word_embeddings", True):
+        tensors.pop("lm_head.weight", None)  # it is the word embedding, which may have been trained
+    for name, value in values.items():
+        old, transposed = _saved_name(name, names)
+        assert old is not None
+        tensors[names[old]] = np.ascontiguousarray(value.T if transposed else value)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_json(folder / "config.json", config | {"torch_dtype": "float32"})
+    tokenizer.save_pretrained(folder)
+    _save_modules(encoder, folder)
+
+
+def _tensors(encoder: TextEncoder, kind: str) -> tuple[str, dict[str, np.ndarray]]:
+    """transformers' prefix for this model_type, and the weights under the names of ``load_tensors``."""
+    if not isinstance(encoder, NativeEncoder):
+        from kd_jax.models.hf_flax import HFFlaxEncoder
+
+        assert isinstance(encoder, HFFlaxEncoder)
+        return encoder.prefix, encoder.tensors()
+    architecture = ARCHITECTURES[kind]
+    flat = nnx.to_flat_state(nnx.state(merged(encoder.model)))
+    return architecture.prefix, {architecture.name(path): np.asarray(leaf[...]) for path, leaf in flat}
+
+
+def _save_modules(encoder: TextEncoder, folder: Path) -> None:
+    """What sentence-transformers reads: the modules in their order, the pooling, the longest text."""
+    package = "sentence_transformers.models"
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * encoder.normalize
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
+        for index, (path, kind) in enumerate(parts)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
+    pooling = {f"pooling_mode_{name}": mode == encoder.pooling for mode, name in modes.items()}
+    write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": encoder.dim} | pooling)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_length, "do_lower_case": False})
+    if encoder.normalize:
+        (folder / "2_Normalize").mkdir(exist_ok=True)
 
 
 def load_head(folder: Path) -> jnp.ndarray | None:
@@ -324,22 +389,28 @@ def load_encoder(
     pooling: str = "mean",
     normalize: bool = False,
     dtype: Any = jnp.float32,
+    remat: bool = False,
     max_length: int = 128,
 ) -> tuple[TextEncoder, Any]:
     """A pretrained text encoder and its tokenizer.
 
     name: what ``resolve_weights`` takes. backend: 'native' (this package's) or 'hf_flax' (transformers' Flax classes).
-    max_length: the longest text in tokens that will be encoded; shortened to what the model can read.
+    dtype: of the activations; weights are f32. remat: layers are computed again in the backward pass, at a third more
+    time, so that only their inputs are kept. max_length: the longest text in tokens that will be encoded; shortened to
+    what the model can read.
     """
     folder = resolve_weights(name)
     if backend == "native":
         model = load_model(folder, dtype)
+        model.remat = remat
         encoder: TextEncoder = NativeEncoder(model, pooling=pooling, normalize=normalize)
         vocab_size = model.config.vocab_size
         encoder.max_length = min(encoder.max_length, max_length)
     elif backend == "hf_flax":
         from kd_jax.models.hf_flax import HFFlaxEncoder
 
+        if remat:
+            raise InputError("teacher.remat=True needs teacher.backend='native'; hf_flax keeps all activations")
         encoder = HFFlaxEncoder(folder, pooling=pooling, normalize=normalize, dtype=dtype, max_length=max_length)
         vocab_size = encoder.vocab_size
     else:

@@ -16,18 +16,23 @@ from kd_jax.data import text
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import fingerprint
 from kd_jax.models import hf
+from kd_jax.models.encoder import TextEncoder
 from kd_jax.models.layers import Frozen, split
 from kd_jax.models.teacher import Texts
 from kd_jax.types import Params, PyTree
 
-TRAINED = ("head", "top_n", "full")
+TRAINED = ("head", "top_n", "lora", "full")
+DTYPES = ("float32", "bfloat16")
+MAX_STATES = 2 * 2**30  # bytes of hidden states that are kept, on disk and on the device
 Progress = Callable[[int, int], None]
 
 
 class LanguageModel:
     """Texts -> vectors, each distinct text once; what was encoded stays in ``cache`` by content hash.
 
-    train: 'head' (frozen), 'top_n' (the last ``top_n`` layers learn) or 'full'. Raises InputError as ``models/hf.py``.
+    train: 'head' (frozen), 'top_n' (the last ``top_n`` layers learn), 'lora' (adapters of ``lora_rank`` beside the
+    linear maps called ``lora_targets``) or 'full'. dtype: of the activations. remat: see ``hf.load_encoder``. Raises
+    InputError as ``models/hf.py``.
     """
 
     def __init__(
@@ -40,18 +45,33 @@ class LanguageModel:
         max_tokens: int,
         train: str,
         top_n: int,
+        lora_rank: int,
+        lora_targets: Sequence[str],
+        dtype: str,
+        remat: bool,
         cache: Path,
     ):
         if train not in TRAINED:
             raise InputError(f"teacher.train={train!r} is unknown{nearest(train, TRAINED)}")
         if max_tokens < 3:
             raise InputError(f"teacher.max_tokens={max_tokens} leaves no room for words; give at least 3")
+        if dtype not in DTYPES:
+            raise InputError(f"teacher.dtype={dtype!r} is unknown{nearest(dtype, DTYPES)}")
+        self.folder = hf.resolve_weights(weights)
         self.encoder, self.tokenizer = hf.load_encoder(
-            weights, backend=backend, pooling=pooling, normalize=normalize, max_length=max_tokens
+            self.folder,
+            backend=backend,
+            pooling=pooling,
+            normalize=normalize,
+            dtype=jnp.dtype(dtype),
+            remat=remat,
+            max_length=max_tokens,
         )
         self.live, self.cache = train != "head", cache
         if train == "top_n":
             self.encoder.freeze_below(max(0, self.encoder.num_layers - top_n))
+        elif train == "lora":
+            self.encoder.add_lora(lora_rank, lora_targets)
         self._tables: dict[str, text.TokenTable] = {}
 
     def texts(self, name: str, texts: Sequence[str], progress: Progress | None = None) -> Texts:
@@ -61,7 +81,18 @@ class LanguageModel:
         if not self.live:
             return Texts(vectors)
         self._tables[name] = table
-        return Texts(vectors, *table.padded())
+        return Texts(vectors, *table.padded(), *self._states(table))
+
+    def _states(self, table: text.TokenTable) -> tuple[np.ndarray, np.ndarray] | tuple[()]:
+        """The frozen layers' hidden states of every token, if there are such layers and the states fit."""
+        size = len(table.ids) * self.encoder.dim * np.dtype(self.encoder.dtype).itemsize
+        if not self.encoder.cut or size > MAX_STATES:
+            return ()
+        return text.frozen_states(self.encoder, table, self.cache), table.indptr[:-1].astype(np.int32)
+
+    def lengths(self, name: str) -> np.ndarray:
+        """Tokens of each text of the tower ``name``, int [N]."""
+        return self._tables[name].lengths
 
     @functools.cached_property
     def checksum(self) -> str:
@@ -83,5 +114,12 @@ class LanguageModel:
         model: Any = nnx.merge(graphdef, params, constants)
         for name, table in self._tables.items():
             tower = getattr(model, name)
-            tower.vectors = Frozen(jnp.asarray(text.encode(tower.encoder, table)))
+            states = None if tower.states is None else np.asarray(tower.states[...])
+            tower.vectors = Frozen(jnp.asarray(text.encode(tower.encoder, table, states=states)))
         return split(model)[2]
+
+    def save(self, folder: Path, graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> None:
+        """The language model of a trained teacher as a folder; see ``hf.save_encoder``."""
+        model: Any = nnx.merge(graphdef, params, constants)
+        encoder = next(part for _, part in nnx.iter_modules(model) if isinstance(part, TextEncoder))
+        hf.save_encoder(encoder, self.tokenizer, self.folder, folder)

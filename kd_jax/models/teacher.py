@@ -18,23 +18,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kd_jax.catalogue import Factors
+from kd_jax.catalogue import NEGATIVE, Factors
 from kd_jax.errors import InputError, nearest
 from kd_jax.models.layers import CausalTransformer, Frozen, Scorer, dropout
 from kd_jax.types import PAD, Batch
 
 ITEM_FEATURES = ("text", "id", "text+id")
 CONTEXTS = ("items", "text")
+SOFTMAXES = ("full", "in_batch", "sampled")
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Language-model vectors of a list of texts, f32 [N, F]; with the tokens, int32 and bool [N, T], when the
-    language model is being trained and must read them again."""
+    """Language-model vectors of a list of texts, f32 [N, F]; with the tokens when the language model is being trained
+    and must read them again.
+
+    ids, mask: int32 [N, T]. states: [tokens, F] of the layers that are not trained, if they are kept
+    (``data/text.frozen_states``); those of text n start at ``starts[n]``.
+    """
 
     vectors: np.ndarray
     ids: np.ndarray | None = None
     mask: np.ndarray | None = None
+    states: np.ndarray | None = None
+    starts: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,11 @@ class TeacherSpec:
 
     bias: f32 [I] item bias to start at; warm: bool [I], or None. components, whitening: of the PCA that a frozen
     language model's vectors go through (components=0: none). num_classes > 0: rate pairs instead of ranking the
-    catalogue. trends: f32 [S, I, K] features of the items at S moments (``kd_jax/data/trends.py``), or None.
+    catalogue. trends: f32 [S, I, K] features of the items at S moments (``kd_jax/data/trends.py``), or None. softmax,
+    over which items a teacher learns while its language model is trained: the catalogue ('full'), or the items that the
+    step encodes: those of the batch ('in_batch') and ``negatives`` drawn ones ('sampled'), with log-Q correction.
+    hard_negatives: items per row that the teacher itself scores highest, encoded too. share: f32 [I] of the training
+    interactions, or None.
     """
 
     num_items: int
@@ -62,10 +73,14 @@ class TeacherSpec:
     components: int = 128
     whitening: float = 0.5
     num_classes: int = 0
+    softmax: str = "full"
+    negatives: int = 0
+    hard_negatives: int = 0
+    share: np.ndarray | None = None
     trends: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("item_features", ITEM_FEATURES), ("context", CONTEXTS)):
+        for field, known in (("item_features", ITEM_FEATURES), ("context", CONTEXTS), ("softmax", SOFTMAXES)):
             value = getattr(self, field)
             if value not in known:
                 raise InputError(f"teacher.{field}={value!r} is unknown{nearest(value, known)}")
@@ -114,6 +129,8 @@ class TextTower(nnx.Module):
         self.vectors = Frozen(jnp.asarray(texts.vectors))
         self.ids = Frozen(jnp.asarray(texts.ids)) if encoder is not None else None
         self.mask = Frozen(jnp.asarray(texts.mask)) if encoder is not None else None
+        self.states = Frozen(jnp.asarray(texts.states)) if texts.states is not None else None
+        self.starts = Frozen(jnp.asarray(texts.starts)) if texts.starts is not None else None
         self.whitening = Whitening(texts.vectors, spec.components, spec.whitening) if spec.components else None
         width = self.whitening.map.shape[1] if self.whitening is not None else texts.vectors.shape[1]
         self.linear = nnx.Linear(width, spec.dim, kernel_init=_small, rngs=rngs)
@@ -126,17 +143,22 @@ class TextTower(nnx.Module):
         vectors = dropout(vectors, self.dropout, rngs)
         return self.linear(vectors) + self.down(jax.nn.gelu(self.up(vectors)))
 
-    def encode(self, rows: Array) -> Float[Array, "K F"]:
-        """The language model's vectors of these rows' texts, [K] -> [K, F], computed now."""
+    def encode(self, rows: Array, width: int | None = None) -> Float[Array, "K F"]:
+        """The language model's vectors, computed now, of these rows' texts [K], which have at most ``width`` tokens."""
         assert self.ids is not None and self.mask is not None
-        return self.encoder(self.ids[...][rows], self.mask[...][rows])
+        ids, mask = self.ids[...][rows, :width], self.mask[...][rows, :width]
+        if self.states is None or self.starts is None:
+            return self.encoder(ids, mask)
+        places = self.starts[...][rows][:, None] + jnp.arange(ids.shape[1])[None]
+        return self.encoder(ids, mask, states=self.states[...][jnp.minimum(places, len(self.states[...]) - 1)])
 
-    def all(self, live: Array | None, rngs: nnx.Rngs | None) -> Float[Array, "N D"]:
-        """Every text's vector; ``live`` (int32 [K], padded with PAD) are the rows to encode now."""
+    def all(self, live: dict[int, Array] | None, rngs: nnx.Rngs | None) -> Float[Array, "N D"]:
+        """Every text's vector; ``live``: width -> int32 [K], padded with PAD, are the rows to encode now."""
         vectors = self.vectors[...]
         if self.encoder is not None and live is not None:
-            fresh = self.encode(jnp.maximum(live, 0))
-            vectors = vectors.at[jnp.where(live == PAD, len(vectors), live)].set(fresh, mode="drop")
+            for width, rows in live.items():
+                fresh = self.encode(jnp.maximum(rows, 0), width)
+                vectors = vectors.at[jnp.where(rows == PAD, len(vectors), rows)].set(fresh, mode="drop")
         return self.project(vectors, rngs)
 
     def some(self, rows: Array, rngs: nnx.Rngs | None) -> Float[Array, "B D"]:
@@ -151,7 +173,7 @@ class BiEncoder(Scorer):
     encoder: the language model when it is trained (``teacher.train`` 'top_n' or 'full'), else None: then the
     texts' vectors were computed once and for all. While it is trained, the items of the batch
     (``batch['live_items']``) are encoded in the step and the rest of the catalogue enters the softmax with the
-    vectors of the last refresh: the softmax is over the whole catalogue at the cost of a batch.
+    vectors of the last refresh: the softmax is over the whole catalogue at the cost of a batch (``spec.softmax``).
 
     With trends an item's vector is followed by its K trend features at the moment of the batch, a context's by the K
     weights it gives them; what all contexts share, a weighting of the trends that depends on the item, is the bias. The
@@ -172,6 +194,9 @@ class BiEncoder(Scorer):
         bias = jnp.asarray(spec.bias)
         self.bias = nnx.Param(bias) if spec.train_bias else Frozen(bias)
         self.dropout = spec.dropout
+        self.softmax, self.hard_negatives = spec.softmax, spec.hard_negatives
+        self.negatives = spec.negatives if spec.softmax == "sampled" else 0
+        self.share = Frozen(jnp.asarray(spec.share)) if spec.share is not None else None
         features = spec.item_features.split("+")
         table = jax.random.normal(rngs.params(), (spec.num_items, spec.dim)) * spec.init_scale
         self.id = nnx.Param(table) if "id" in features else None
@@ -197,17 +222,50 @@ class BiEncoder(Scorer):
 
     def items(self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None) -> tuple[Array, Array]:
         batch = batch or {}
+        if self.hard_negatives and "live_items" in batch:
+            batch = batch | {"live_items": batch["live_items"] | {None: self._hardest(batch)}}
         vectors = jnp.zeros(())
         if self.text is not None:
             vectors = self.text.all(batch.get("live_items"), rngs)
         if self.id is not None:
             vectors = vectors + dropout(self.id[...], self.dropout, rngs)
+        correction = self._log_q(batch) if self.softmax != "full" and "live_items" in batch else None
         if self.trends is None:
-            return vectors, self.bias[...]
+            bias = self.bias[...]
+            return vectors, bias if correction is None else bias - correction
         moment = batch["snapshot"][0] if "snapshot" in batch else -1
         features = self.trends[...][moment]
         by_item = jnp.sum(features * (vectors @ self.trend_of_item[...]), axis=1)
-        return jnp.concatenate([vectors, features], axis=1), features @ self.trend[...] + by_item + self.bias[...]
+        bias = features @ self.trend[...] + by_item + self.bias[...]
+        return jnp.concatenate([vectors, features], axis=1), bias if correction is None else bias - correction
+
+    def _hardest(self, batch: Batch) -> Array:
+        """For every row the ``hard_negatives`` items that score highest now and are neither read nor wanted, flat."""
+        plain = {key: value for key, value in batch.items() if key != "live_items"}
+        vectors, bias = self.items(batch=plain)
+        scores = Factors(self._contexts(plain, vectors, None, True)[:, -1], vectors, bias).dense()
+        known = jnp.concatenate([batch["history"], batch["targets"][:, -1]], axis=1)
+        rows = jnp.arange(len(scores))[:, None]
+        scores = scores.at[rows, jnp.where(known == PAD, scores.shape[1], known)].set(-jnp.inf, mode="drop")
+        return jax.lax.stop_gradient(jax.lax.top_k(scores, self.hard_negatives)[1].ravel())
+
+    def _log_q(self, batch: Batch) -> Float[Array, " I"]:
+        """The log of how likely each item was to be encoded in this step, to be taken off its score; a huge number for
+        those that were not. Of m interactions and n drawn items one is item i with probability 1 - (1 - p_i)^(m + n).
+
+        Source: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019.
+        """
+        assert self.share is not None
+        share = self.share[...]
+        drawn = sum(jnp.sum(batch[key] != PAD) for key in ("history", "targets")) + self.negatives
+        log_q = jnp.log(-jnp.expm1(drawn * jnp.log1p(-share)))
+        live = dict(batch["live_items"])
+        hard = live.pop(None, None)
+        outside = jnp.ones(share.shape, bool)
+        for rows in (*live.values(), batch["targets"].ravel()):
+            outside = outside.at[jnp.where(rows == PAD, len(share), rows)].set(False, mode="drop")
+        log_q = jnp.where(outside, -NEGATIVE, log_q)
+        return log_q if hard is None else log_q.at[hard].set(0.0)  # the hardest are always in
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P D"]:
         return self._contexts(batch, vectors, rngs, self.positions == "last")
