@@ -1,0 +1,194 @@
+"""The text-encoder interface: token ids in, one vector per text out; what language models of all families share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kd_jax.errors import InputError, nearest
+from kd_jax.models.layers import Frozen
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU, through erf: the erfc of ``jax.nn.gelu`` takes ten times as long on CPU; |difference| < 1e-6."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+POOLINGS = ("mean", "cls", "last", "max")
+
+
+def freeze(module: nnx.Module) -> None:
+    """Turns every ``nnx.Param`` of the module into ``Frozen``, in place."""
+    for _, part in nnx.iter_modules(module):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, nnx.Param):
+                setattr(part, name, Frozen(value[...]))
+
+
+def pool(hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False) -> Float[Array, "B D"]:
+    """One f32 vector per text: mean or maximum over the tokens, the first or the last; padding on either side."""
+    hidden = hidden.astype(jnp.float32)
+    if pooling == "mean":
+        weights = mask.astype(jnp.float32)
+        total = jnp.einsum("bld,bl->bd", hidden, weights)
+        pooled = total / jnp.maximum(weights.sum(1), 1e-9)[:, None]
+    elif pooling == "max":
+        pooled = jnp.max(jnp.where(mask[:, :, None] > 0, hidden, jnp.finfo(jnp.float32).min), axis=1)
+    else:
+        real = mask > 0
+        position = real.argmax(1) if pooling == "cls" else mask.shape[1] - 1 - real[:, ::-1].argmax(1)
+        pooled = jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+    if normalize:
+        pooled = pooled * jax.lax.rsqrt(jnp.maximum((pooled**2).sum(-1, keepdims=True), 1e-24))
+    return pooled
+
+
+def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
+    """``layer(*inputs)``; with ``remat`` its activations are computed again in the backward pass instead of kept.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    return nnx.remat(type(layer).__call__)(layer, *inputs) if remat else layer(*inputs)
+
+
+class TextEncoder(nnx.Module):
+    """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of a language model.
+
+    Subclasses give ``hidden`` and ``freeze_below``. max_length: tokens that the model can read. settings: all
+    that decides the vectors besides weights, pooling and dtype; caches are keyed by it.
+    """
+
+    dim: int
+    num_layers: int
+    max_length: int
+    dtype: Any
+    settings: str
+
+    def __init__(self, *, pooling: str = "mean", normalize: bool = False):
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
+        self.pooling, self.normalize = pooling, normalize
+
+    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        raise NotImplementedError
+
+    def freeze_below(self, layer: int) -> None:
+        """No training below this layer; ``num_layers`` freezes the whole model."""
+        raise NotImplementedError
+
+    def add_lora(self, rank: int, targets: Collection[str]) -> None:
+        """Train adapters beside the linear maps called ``targets``, and nothing else (see ``add_lora``)."""
+        raise InputError("teacher.train='lora' needs teacher.backend='native'; hf_flax trains all layers or none")
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B D"]:
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most {self.max_length}")
+        hidden = self.hidden(input_ids, attention_mask, rngs)
+        return pool(hidden, attention_mask, self.pooling, self.normalize)
+
+    @property
+    def num_params(self) -> int:
+        """Weights of the language model, frozen or not."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self)))
+
+
+class NativeEncoder(TextEncoder):
+    """A language model of this package. It gives ``config``, ``dtype``, ``dim``, ``num_layers``, ``max_length``,
+    ``freeze_below`` and, called with ids, mask and ``rngs``, an output with ``last_hidden_state`` [B, L, D]."""
+
+    def __init__(self, model: Any, *, pooling: str = "mean", normalize: bool = False):
+        super().__init__(pooling=pooling, normalize=normalize)
+        if hasattr(model, "pooler"):
+            model.pooler = (
+                None  # vectors come from hidden states: it would be dead weight in counts and optimizer state
+            )
+        self.model = model
+        self.dim, self.num_layers, self.max_length = model.dim, model.num_layers, model.max_length
+        self.dtype, self.settings = model.dtype, repr(model.config)
+
+    def hidden(self, input_ids: Array, attention_mask: Array, rngs: nnx.Rngs | None) -> Float[Array, "B L D"]:
+        return self.model(input_ids, attention_mask, rngs=rngs).last_hidden_state
+
+    def freeze_below(self, layer: int) -> None:
+        self.model.freeze_below(layer)
+
+    def add_lora(self, rank: int, targets: Collection[str]) -> None:
+        add_lora(self.model, rank, targets)
+
+
+def add_lora(model: nnx.Module, rank: int, targets: Collection[str]) -> None:
+    """Low-rank adapters beside every linear map whose name is among ``targets``; all else stops training. In place.
+
+    W x becomes W x + B A x, and B starts at zero, so that nothing changes at first. Raises InputError for a name that
+    no linear map has, and for a rank below 1. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models",
+    ICLR 2022, equation 3, with alpha = rank: the learning rate says how strong it is.
+    """
+    linear = [
+        (module, name, part)
+        for _, module in nnx.iter_modules(model)
+        for name, part in vars(module).items()
+        if isinstance(part, nnx.Linear)
+    ]
+    names = sorted({name for _, name, _ in linear})
+    if rank < 1:
+        raise InputError(f"teacher.lora_rank={rank} must be at least 1")
+    for target in targets:
+        if target not in names:
+            raise InputError(f"teacher.lora_targets: no linear map {target!r}{nearest(target, names)}")
+    freeze(model)
+    rngs = nnx.Rngs(0)
+    for module, name, part in linear:
+        if name in targets:
+            dtype = part.dtype or jnp.float32
+            sizes = part.in_features, rank, part.out_features
+            setattr(module, name, nnx.LoRA(*sizes, base_module=part, dtype=dtype, rngs=rngs))
+
+
+def merged(model: Any) -> Any:
+    """A copy of the model with its adapters added into the weights beside them."""
+    model = nnx.clone(model)
+    for _, module in list(nnx.iter_modules(model)):
+        for name, part in list(vars(module).items()):
+            if isinstance(part, nnx.LoRA):
+                base: Any = part.base_module
+                base.kernel[...] = base.kernel[...] + part.lora_a[...] @ part.lora_b[...]
+                setattr(module, name, base)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How models of one ``model_type`` are built, and what their tensors are called in a Hugging Face folder.
+
+    prefix: transformers' base_model_prefix; tensor names may start with it or not. config: ``config.json`` -> the
+    model's config; raises InputError for what is not computed here. build: (config, names of the saved tensors without
+    prefix, dtype=, rngs=) -> the model. name: path of a parameter, ('layers', 0, 'up', 'kernel') -> its name without
+    prefix; one that ends in 'kernel' is saved transposed as 'weight' (see ``hf.load_tensors``).
+    """
+
+    prefix: str
+    config: Callable[[Mapping[str, Any]], Any]
+    build: Callable[..., Any]
+    name: Callable[[tuple[Any, ...]], str]
