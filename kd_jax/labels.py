@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -316,6 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="the workdir of a run that wrote labels")
     parser.add_argument("--rows", type=int, default=256, help="examples of each folder (default: 256)")
     options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
     from kd_jax.pipeline import verify_labels  # from above: the command needs what a configuration stands for
 
     wrong = False
