@@ -66,6 +66,7 @@ class Run(Setup):
     def opened(cls, workdir: Path, log: Log) -> Run:
         """The run that made ``workdir``, for reading its models. Raises InputError if it is none."""
         config = ConfigDict(read_json(workdir / "config.json", "give the --workdir of a run of launch.py"))
+        config.mesh = ConfigDict({"data": -1, "model": 1})  # the devices at hand, not those that trained it
         run = cls(config, workdir, log)
         run.dataset = datasets.load(workdir / "dataset")  # as it is there, whatever became of its source
         return run
@@ -251,6 +252,9 @@ class Run(Setup):
                     f"{where} was trained on other data (checksum {found.dataset.checksum}, here "
                     f"{self.dataset.checksum}); train it with the same values in section data"
                 )
+            missing = [f"{s}.{f}" for s in ("teacher", "student") for f in self.config[s] if f not in found.config[s]]
+            if missing:
+                raise InputError(f"{where} was made by an older kd_jax, which had no {missing[0]}; train it again")
             if found.config.task != self.config.task:
                 raise InputError(f"{where} was trained for task={found.config.task!r}; use the same task in both")
             self._opened[name] = found
