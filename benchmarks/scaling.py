@@ -41,7 +41,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from hlo import collectives
 
     from kd_jax import sharding
-    from kd_jax.catalogue import Factors
+    from kd_jax.catalogue import Factors, Soft
     from kd_jax.distill import Term
     from kd_jax.models.layers import split
     from kd_jax.models.student import StudentSpec, student_class
@@ -63,21 +63,21 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     batches = {name: value.astype(np.int32) for name, value in made.items()}
     batches["target_weights"] = np.full(made["targets"].shape, 1 / targets, np.float32)
     batches["weights"] = np.ones((STEPS, 1, batch, positions), np.float32)
-    teacher = None
+    teacher: dict[str, Any] = {}
     if spec["teacher"]:
-        teacher = {
+        teacher["teacher"] = {
             "contexts": rng.standard_normal((batch, positions, dim), np.float32),
             "items": rng.standard_normal((items, dim), np.float32) * 0.1,
             "bias": np.zeros(items, np.float32),
         }
 
-    def labels(teacher: Any, batch: Any) -> Factors:
-        return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
+    def labels(teacher: Any, batch: Any) -> Soft:
+        return Soft(Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"]))
 
     step, state = compiled_step(
         graphdef, params, objective=(Term("ce"), Term("kl"))[: 1 + spec["teacher"]], tx=Recipe(STEPS, batch, 0.01).tx(),
         total_steps=STEPS, mesh=mesh, seed=0,
-        teacher_scores=labels if spec["teacher"] else None,
+        teacher_scores={"teacher": labels} if spec["teacher"] else None,
     )  # fmt: skip
     constants, teacher = sharding.put((constants, teacher), mesh)
     sizes = {jax.tree_util.keystr(p, simple=True): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}

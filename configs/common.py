@@ -128,8 +128,13 @@ def get_config() -> ConfigDict:
     c.distill = ConfigDict()
     c.distill.clicks = ("ce", 1.0, 1.0, "constant", "warm")  # what teachers and the plain student learn from
     c.distill.terms = (("ce", 1.0, 1.0, "constant", "warm"), ("kl", 3.0, 1.0, "constant", "all"))
-    # (name, weight, temperature, schedule, items); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm', or an estimate
-    # of either from a sample, 'sampled', 'sampled_warm' (all terms or none; a teacher's own training reads all items)
+    # (name, weight, temperature, schedule, items, teacher); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm', or an
+    # estimate of either from a sample, 'sampled', 'sampled_warm' (all terms or none; a teacher's own training reads all
+    # items); teacher: the one a soft term reads, 'teacher' (the run's own) or a name of distill.sources
+    c.distill.sources = ()  # teachers from outside (docs/labels.md): (name, path) or (name, path, confidence); path: a
+    # JSONL file of lists, a workdir, or a model in one; confidence: '' or 'entropy', the surer the teacher the more
+    c.distill.rank_decay = 10.0  # a list without scores: exp(-rank / rank_decay)
+    c.distill.max_unmatched = 0.1  # share of users, ids and titles in lists that may be unknown (counted and shown)
     c.distill.negatives = 4096  # sampled: items drawn per step, shared by the batch
     c.distill.negatives_power = 0.5  # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
     c.distill.top = 64  # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly

@@ -54,6 +54,22 @@ class Factors(NamedTuple):
         return _logits(self, 0)
 
 
+class Listed(NamedTuple):
+    """Scores of a few items; all others have probability 0. items: int32 [..., K], distinct, padded with ``PAD``;
+    logits: f32 [..., K]."""
+
+    items: Array
+    logits: Array
+
+
+class Soft(NamedTuple):
+    """What a teacher says about a batch. scores: of the catalogue as factors, of listed items, or [B, P, C]. weights:
+    f32 [B, P], how far it is to be trusted at each position, 0 where it says nothing; None: 1 everywhere."""
+
+    scores: Factors | Listed | Array
+    weights: Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """One loss over the catalogue (``kd_jax/losses.py``). name: 'ce', 'soft_ce' or 'kl'; warm: over warm items only."""

@@ -1,16 +1,16 @@
 """The objective and the one train step.
 
-An objective is a weighted sum of terms. A term that compares with a teacher needs the teacher's logits, and
+An objective is a weighted sum of terms. A term that compares with a teacher needs that teacher's scores, and
 nothing else distinguishes the three uses of the step: teacher fine-tuning and the plain student have a hard
-cross-entropy term only, the distilled student adds terms that read the teacher. The teacher is an input of the
-step, never optimised by it.
+cross-entropy term only, the distilled student adds terms that read teachers. Teachers are an input of the step, never
+optimised by it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -20,13 +20,14 @@ import optax
 from flax import nnx
 
 from kd_jax import losses, sampled, sparse
-from kd_jax.catalogue import Factors, Loss, Rows, Run, mean_losses
+from kd_jax.catalogue import Factors, Listed, Loss, Rows, Run, Soft, mean_losses
 from kd_jax.errors import InputError, nearest
 from kd_jax.types import Array, Batch, Params, PyTree, TrainState
 
 SCHEDULES = ("constant", "linear", "cosine")
 TERMS = ("ce", "soft_ce", "kl")
 ITEMS = ("all", "warm", "sampled", "sampled_warm")
+OWN = "teacher"  # the name, among a student's teachers, of the run's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Term:
     weight over training, 'constant', or falling to zero by 'linear' or 'cosine'. items: softmax over 'all' items
     of the catalogue or over the 'warm' ones, those with at least one training interaction; 'sampled' and
     'sampled_warm' estimate the two from ``negatives`` drawn items, the targets and the teacher's ``top`` items.
+    teacher: the name of the one it reads; '' is the run's own.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Term:
     items: str = "all"
     negatives: int = 0  # of these two the rest of the terms have no use and keep 0
     top: int = 0
+    teacher: str = OWN
 
     def __post_init__(self) -> None:
         for value, known, field in (
@@ -68,6 +71,11 @@ class Term:
                 f"distill.negatives={self.negatives}, distill.top={self.top}: for items={self.items!r} draw at least 1 "
                 "negative, and take 0 or more of the teacher's top items"
             )
+        if not self.needs_teacher and self.teacher not in ("", OWN):
+            raise InputError(
+                f"distill.terms: {self.name!r} learns from clicks and reads no teacher; leave {self.teacher!r} out"
+            )
+        object.__setattr__(self, "teacher", self.teacher or OWN)
         if not self.sampled:
             object.__setattr__(self, "negatives", 0)
         if not self.sampled or not self.needs_teacher:
@@ -85,6 +93,11 @@ class Term:
     def needs_teacher(self) -> bool:
         return self.name != "ce"
 
+    @property
+    def label(self) -> str:
+        """What it is called in the log: 'kl', or 'kl:big' where the teacher 'big' is not the run's own."""
+        return self.name if self.teacher == OWN else f"{self.name}:{self.teacher}"
+
     def weight_at(self, progress: Array) -> Array:
         """The weight at ``progress`` in [0, 1] of training."""
         if self.schedule == "linear":
@@ -93,24 +106,32 @@ class Term:
             return self.weight * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         return self.weight * jnp.ones_like(progress)
 
-    def per_position(self, logits: Array, batch: Batch, teacher_logits: Array | None, warm: Array | None) -> Array:
+    def per_position(self, logits: Array, batch: Batch, soft: Soft | None, warm: Array | None) -> Array:
         """Unweighted loss of each predicted position, f32 [B, P]."""
         where = warm if self.warm else None
         if self.name == "ce":
             return losses.cross_entropy(logits, batch["targets"], batch["target_weights"], where)
-        assert teacher_logits is not None
+        assert soft is not None
+        if isinstance(soft.scores, Listed):
+            p, entropy = losses.listed(*soft.scores, self.temperature, where)
+            found = losses.cross_entropy(logits / self.temperature, soft.scores.items, p, where)
+            return self.temperature**2 * (found - entropy if self.name == "kl" else found)
         loss = {"kl": losses.kl, "soft_ce": losses.soft_cross_entropy}[self.name]
-        return loss(teacher_logits, logits, self.temperature, where)
+        teacher = soft.scores.dense() if isinstance(soft.scores, Factors) else soft.scores
+        return loss(teacher, logits, self.temperature, where)
 
 
 Objective = tuple[Term, ...]
+
+
+Teachers = Mapping[str, Soft]
 
 
 def mean_loss(
     objective: Objective,
     scores: Factors | Array,
     batch: Batch,
-    teacher_scores: Factors | Array | None,
+    teachers: Teachers | None,
     warm: Array | None,
     progress: Array,
     run: Run | None = None,
@@ -118,27 +139,96 @@ def mean_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Weighted mean over positions of the objective, and of each of its terms.
 
-    scores and teacher_scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then.
-    warm: bool [C] or None. progress: scalar in [0, 1]. run: see ``catalogue.mean_losses``. draws: the negatives of an
+    scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then. teachers: what each
+    one that a term reads says about the batch. A position counts in its terms by the batch's weight times the
+    teacher's, over the sum of the batch's alone: one that the teacher gives 0 adds nothing and lifts no other. warm:
+    bool [C] or None. progress: scalar in [0, 1]. run: see ``catalogue.mean_losses``. draws: the negatives of an
     objective over a sample of the catalogue.
     """
+    teachers = teachers or {}
     weights = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
     coefficients = jnp.stack([term.weight_at(progress) for term in objective])
+
+    def trusted(name: str) -> Array:
+        soft = teachers.get(name)
+        return weights if soft is None or soft.weights is None else weights * soft.weights
+
     if isinstance(scores, Factors):
-        assert teacher_scores is None or isinstance(teacher_scores, Factors)
-        rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), weights.reshape(-1))
-        losses_ = tuple(Loss(t.name, float(t.temperature), t.warm and warm is not None) for t in objective)
-        teacher = None if teacher_scores is None else _flat_factors(teacher_scores)
-        student = _flat_factors(scores)
-        if draws is None:
-            total, means = mean_losses(losses_, coefficients, student, rows, teacher, warm, run)
-        else:
-            total, means = sampled.mean_losses(losses_, coefficients, student, rows, draws, teacher, warm)
+        total, means = _from_factors(objective, coefficients, scores, batch, teachers, trusted, warm, run, draws)
     else:
-        soft = teacher_scores.dense() if isinstance(teacher_scores, Factors) else teacher_scores
-        means = jnp.stack([jnp.sum(t.per_position(scores, batch, soft, warm) * weights) for t in objective])
+        means = jnp.stack(
+            [
+                jnp.sum(term.per_position(scores, batch, teachers.get(term.teacher), warm) * trusted(_reads(term)))
+                for term in objective
+            ]
+        )
         total = jnp.sum(coefficients * means)
-    return total, {term.name: mean for term, mean in zip(objective, means, strict=True)}
+    return total, {term.label: mean for term, mean in zip(objective, means, strict=True)}
+
+
+def _reads(term: Term) -> str:
+    """The teacher whose trust counts; none for clicks."""
+    return term.teacher if term.needs_teacher else ""
+
+
+def _from_factors(
+    objective: Objective,
+    coefficients: Array,
+    scores: Factors,
+    batch: Batch,
+    teachers: Teachers,
+    trusted: Callable[[str], Array],
+    warm: Array | None,
+    run: Run | None,
+    draws: sampled.Draws | None,
+) -> tuple[Array, Array]:
+    """``mean_loss`` from the student's factors: (the sum, the means [N]).
+
+    All terms of one teacher are found together, the clicks with those of the first that is trusted alike everywhere.
+    Every further teacher, and every term of a list, makes the student's logits once more.
+    """
+    student = _flat_factors(scores)
+
+    def visit(losses_: tuple[Loss, ...], scale: Array, student: Factors, rows: Rows, teacher: Any = None) -> Any:
+        if draws is None:
+            return mean_losses(losses_, scale, student, rows, teacher, warm, run)
+        return sampled.mean_losses(losses_, scale, student, rows, draws, teacher, warm)
+
+    alike = (name for name, soft in teachers.items() if isinstance(soft.scores, Factors) and soft.weights is None)
+    first = next(alike, "")
+    groups: dict[str, list[int]] = {}
+    for i, term in enumerate(objective):
+        groups.setdefault(term.teacher if term.needs_teacher else first, []).append(i)
+    totals, means = [], [jnp.zeros(())] * len(objective)
+    for name, members in groups.items():
+        soft, counted = teachers.get(name), trusted(name).reshape(-1)
+        if soft is not None and isinstance(soft.scores, Listed):
+            items, logits = map(_flat, soft.scores)
+            for i in members:
+                term = objective[i]
+                on_warm, square = term.warm and warm is not None, float(term.temperature) ** 2
+                p, entropy = losses.listed(items, logits, term.temperature, warm if on_warm else None)
+                cooled = student._replace(
+                    contexts=student.contexts / term.temperature, bias=student.bias / term.temperature
+                )
+                total, (mean,) = visit(
+                    (Loss("ce", 1.0, on_warm),), square * coefficients[i, None], cooled, Rows(items, p, counted)
+                )
+                constant = square * jnp.sum(counted * entropy) if term.name == "kl" else 0.0
+                totals.append(total - coefficients[i] * constant)
+                means[i] = square * mean - constant
+            continue
+        teacher = None if soft is None else soft.scores
+        assert teacher is None or isinstance(teacher, Factors)
+        rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), counted)
+        terms = [objective[i] for i in members]
+        losses_ = tuple(Loss(t.name, float(t.temperature), t.warm and warm is not None) for t in terms)
+        scale = coefficients if len(members) == len(objective) else coefficients[jnp.array(members)]
+        total, found = visit(losses_, scale, student, rows, teacher and _flat_factors(teacher))
+        totals.append(total)
+        for i, mean in zip(members, found, strict=True):
+            means[i] = mean
+    return sum(totals[1:], totals[0]), jnp.stack(means)
 
 
 def _flat(x: Array) -> Array:
@@ -159,14 +249,12 @@ class Gathered(NamedTuple):
 
     rows: dict[str, Array]
     batch: Batch
-    teacher: Factors | Array | None
+    teachers: Teachers
     warm: Array | None
     draws: sampled.Draws | None
 
 
-def gathered(
-    model: Any, objective: Objective, batch: Batch, teacher: Factors | Array | None, key: Array, every: bool
-) -> Gathered:
+def gathered(model: Any, objective: Objective, batch: Batch, teachers: Teachers, key: Array, every: bool) -> Gathered:
     """What a step reads of ``model``'s tables. Items' tables are gathered where the objective samples the catalogue or
     the batch names items; users' ones (and, for the latter, items') only if ``every`` asks for it."""
     warm = None if model.warm is None else model.warm[...]
@@ -184,48 +272,63 @@ def gathered(
     if every and "item" in batch:
         _, (batch["item"],) = index("item", batch["item"])
     if not objective[0].sampled:
-        return Gathered(rows, batch, teacher, warm, None)
+        return Gathered(rows, batch, teachers, warm, None)
     draws = sampled.draw(model.proposal[...], objective[0].negatives, key)
     values = [batch["targets"], draws.items]
     if model.reads_history:
         values.append(batch["history"])
     top = max(term.top for term in objective)
-    if isinstance(teacher, Factors) and top:
-        values.append(sampled.top_items(teacher, top) if teacher.top is None else teacher.top)
+    named: list[str] = []  # teachers that name items: those they list, or score highest
+    for name, soft in teachers.items():
+        if isinstance(soft.scores, Listed):
+            values.append(soft.scores.items)
+        elif isinstance(soft.scores, Factors) and top:
+            values.append(sampled.top_items(soft.scores, top) if soft.scores.top is None else soft.scores.top)
+        else:
+            continue
+        named.append(name)
     found, (batch["targets"], items, *others) = index("item", *values)
     if model.reads_history:
-        batch["history"] = others[0]
-    if isinstance(teacher, Factors):
-        vectors, bias = sparse.take(teacher.vectors, found), sparse.take(teacher.bias, found)
-        teacher = Factors(teacher.contexts, vectors, bias, top=others[-1] if top else None)
+        batch["history"] = others.pop(0)
+    places = dict(zip(named, others, strict=True))
+    cut: dict[str, Soft] = {}
+    for name, soft in teachers.items():
+        scores = soft.scores
+        if isinstance(scores, Listed):
+            scores = scores._replace(items=places[name])
+        elif isinstance(scores, Factors):
+            vectors, bias = sparse.take(scores.vectors, found), sparse.take(scores.bias, found)
+            scores = Factors(scores.contexts, vectors, bias, top=places.get(name))
+        cut[name] = soft._replace(scores=scores)
     warm = None if warm is None else sparse.take(warm, found)
-    return Gathered(rows, batch, teacher, warm, draws._replace(items=items))
+    return Gathered(rows, batch, cut, warm, draws._replace(items=items))
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     constants: PyTree,
-    teacher: PyTree,
+    teachers: Mapping[str, PyTree],
     *,
     graphdef: nnx.GraphDef,
     objective: Objective,
     tx: optax.GradientTransformation,
     total_steps: int,
-    teacher_scores: Callable[[PyTree, Batch], Factors | Array] | None = None,
+    teacher_scores: Mapping[str, Callable[[PyTree, Batch], Soft]] | None = None,
     run: Run | None = None,
     gather: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step of any model: teacher fine-tuning, plain student and distilled student.
 
     ``graphdef``, ``state.params`` and ``constants`` make up the model (``nnx.merge``); ``constants`` are not
-    trained. ``teacher_scores(teacher, batch)`` gives [B, P, C] or its factors from an online teacher's parameters or
-    from cached label vectors; it is None when no term reads a teacher. run: see ``catalogue.mean_losses``. gather: the
+    trained. ``teacher_scores[name](teachers[name], batch)`` is what that teacher says, from an online teacher's
+    parameters or from cached labels; None when no term reads a teacher. run: see ``catalogue.mean_losses``. gather: the
     rows of tables that the batch touches are optimised alone, for a ``tx`` that knows of rows (``kd_jax/sparse.py``).
     Pure: jit it with the keyword arguments bound.
     """
     progress = state.step / total_steps
-    soft = None if teacher_scores is None else jax.lax.stop_gradient(teacher_scores(teacher, batch))
+    says = {name: scores(teachers[name], batch) for name, scores in (teacher_scores or {}).items()}
+    soft = jax.lax.stop_gradient(says)
 
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     whole: Any = nnx.merge(graphdef, state.params, constants)
@@ -235,7 +338,7 @@ def train_step(
         params = params if gather else sparse.gather(params, given.rows)
         model: Any = nnx.merge(graphdef, params, constants)
         scores = model.training_scores(given.batch, rngs=nnx.Rngs(dropout=key))
-        return mean_loss(objective, scores, given.batch, given.teacher, given.warm, progress, run, given.draws)
+        return mean_loss(objective, scores, given.batch, given.teachers, given.warm, progress, run, given.draws)
 
     rows = given.rows if gather else {}
     params = sparse.gather(state.params, rows)

@@ -2,37 +2,46 @@
 
 A ranking label is a context vector: with the item vectors and biases it gives the teacher's logits over the whole
 catalogue exactly, at D numbers per context instead of I. A rating label is the pair's class logits. Both ways
-go through the same ``BiEncoder`` methods, so they give the same loss.
+go through the same ``BiEncoder`` methods, so they give the same loss. A list of a few items that some other system
+wrote (``kd_jax/data/lists.py``) is a row number in a table of such lists.
+
+    python -m kd_jax.labels --workdir=runs/quickstart     # are the labels still what their teachers say?
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kd_jax import sampled
-from kd_jax.catalogue import Factors
+from kd_jax.catalogue import Factors, Listed, Soft
+from kd_jax.data.lists import Lists
 from kd_jax.data.loader import Examples
 from kd_jax.errors import InputError
 from kd_jax.files import atomic, read_json, write_json
 from kd_jax.types import Array, Batch, PyTree
 
-TeacherScores = Callable[[PyTree, Batch], Factors | Array]
+TeacherScores = Callable[[PyTree, Batch], Soft]
+TOLERANCE = 1e-4  # of a logit that is computed again
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher as the train step takes it: arrays, and the function that turns them and a batch into [B, P, C] scores
-    (rank: their factors)."""
+    """A teacher as the train step takes it: arrays, and the function that turns them and a batch into what it says."""
 
     arrays: PyTree
     scores: TeacherScores
@@ -46,22 +55,90 @@ def _last(contexts: Array, positions: str) -> Array:
 def online(graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positions: str) -> Teacher:
     """The teacher's forward pass inside the student's step. positions: those of the student, 'last' or 'all'."""
 
-    def scores(teacher: PyTree, batch: Batch) -> Factors | Array:
+    def scores(teacher: PyTree, batch: Batch) -> Soft:
         model: Any = nnx.merge(graphdef, *teacher)
         if "item" in batch:
-            return model.logits(batch)
+            return Soft(model.logits(batch))
         vectors, bias = model.items()
-        return Factors(_last(model.contexts(batch, vectors), positions), vectors, bias)
+        return Soft(Factors(_last(model.contexts(batch, vectors), positions), vectors, bias))
 
     model: Any = nnx.merge(graphdef, params, constants)
     return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
-def _cached_scores(teacher: PyTree, batch: Batch) -> Factors | Array:
+def _cached_scores(teacher: PyTree, batch: Batch) -> Soft:
+    row = batch["row"]
+    if "list" in teacher:
+        chosen = teacher["list"][row]
+        return Soft(
+            Listed(*(teacher[f"list_{x}"][chosen] for x in ("items", "logits"))), teacher["list_weights"][chosen]
+        )
+    weights = teacher["weights"][row] if "weights" in teacher else None
     if "item" in batch:
-        return teacher["logits"][batch["row"]]
-    top = teacher["top"][batch["row"]] if "top" in teacher else None
-    return Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"], top=top)
+        return Soft(teacher["logits"][row], weights)
+    top = teacher["top"][row] if "top" in teacher else None
+    return Soft(Factors(teacher["contexts"][row], teacher["items"], teacher["bias"], top=top), weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeller:
+    """What writes labels. shared: the arrays that all rows read. label: batch -> the arrays that have a row for each
+    example, {'contexts': [B, P, D]}, {'logits': [B, 1, C]} or {'list': int32 [B, P]}, and 'weights' [B, P] where some
+    are to be trusted more than others."""
+
+    shared: dict[str, np.ndarray]
+    label: Callable[[Batch], Mapping[str, Array | np.ndarray]]
+
+
+def of_model(
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    constants: PyTree,
+    *,
+    positions: str,
+    rates: bool = False,
+    confidence: str = "",
+) -> Labeller:
+    """Labels by a trained model. positions: those of the student. rates: whether it rates pairs; such a one needs no
+    items. confidence: '' or 'entropy', see ``certainty``."""
+
+    @jax.jit
+    def label(params: PyTree, constants: PyTree, items: Any, batch: Batch) -> dict[str, Array]:
+        model: Any = nnx.merge(graphdef, params, constants)
+        if "item" in batch:
+            found = {"logits": model.logits(batch)}
+            if confidence:
+                found["weights"] = certainty(found["logits"])
+            return found
+        found = {"contexts": _last(model.contexts(batch, items[0]), positions)}
+        if confidence:
+            flat = found["contexts"].reshape(-1, found["contexts"].shape[-1])
+            one = jax.lax.map(lambda context: certainty(Factors(context, *items).dense()), flat, batch_size=64)
+            found["weights"] = one.reshape(found["contexts"].shape[:2])
+        return found
+
+    model: Any = nnx.merge(graphdef, params, constants)
+    items = None if rates else model.items()
+    shared = {} if items is None else {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}
+    return Labeller(shared, lambda batch: label(params, constants, items, batch))
+
+
+def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
+    """Labels by lists; 'list' 0 is the one of weight 0, for a position that nobody spoke about."""
+    weights = lists.weights
+    if confidence:
+        p = np.exp(lists.logits - lists.logits.max(-1, keepdims=True)) * (lists.items >= 0)
+        p /= np.maximum(p.sum(-1, keepdims=True), 1e-30)
+        entropy = -np.sum(p * np.log(np.maximum(p, 1e-30)), -1)
+        weights = (weights * (1 - entropy / np.log(num_items))).astype(np.float32)
+    shared = {"list_items": lists.items, "list_logits": lists.logits, "list_weights": weights}
+    return Labeller(shared, lambda batch: {"list": lists.place(batch["user"], batch["history"], positions)})
+
+
+def certainty(logits: Array) -> Array:
+    """1 - H(softmax(logits)) / log C: 1 for a teacher that is sure, 0 for one that cannot tell the classes apart."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return 1 + jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / np.log(logits.shape[-1])
 
 
 def prepare(folder: Path, identity: str) -> None:
@@ -75,47 +152,34 @@ def prepare(folder: Path, identity: str) -> None:
 
 def write(
     folder: Path,
-    graphdef: nnx.GraphDef,
-    params: PyTree,
-    constants: PyTree,
+    labeller: Labeller,
     examples: Examples,
     *,
-    positions: str,
     batch_size: int = 512,
     batches_per_file: int = 128,
     part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Run the teacher over ``examples`` and write its labels to safetensors files in ``folder``, with the row of each.
+    """Write the labels of ``examples`` to safetensors files in ``folder``, with the row of each.
 
     A file is written whole or not at all; those that are there are kept. part: (this process, processes): each writes
     its share of the files. Vectors are exact; a list of top-k logits would be smaller only with k below half their
     width.
     """
-
-    @jax.jit
-    def label(params: PyTree, constants: PyTree, vectors: Array, batch: Batch) -> Array:
-        model: Any = nnx.merge(graphdef, params, constants)
-        return model.logits(batch) if "item" in batch else _last(model.contexts(batch, vectors), positions)
-
-    model: Any = nnx.merge(graphdef, params, constants)
-    vectors, bias = model.items()
     per_file = batch_size * batches_per_file
     for number in range(part[0], -(-examples.size // per_file), part[1]):
         path = folder / f"rows-{number:05d}.safetensors"
         if path.exists():
             continue
         stop = min((number + 1) * per_file, examples.size)
-        rows, values, name = [], [], "contexts"
+        parts: dict[str, list[np.ndarray]] = {}
         for start in range(number * per_file, stop, batch_size):
             # The last batch is filled up with its own last row, so that one program serves all.
             batch = examples.gather(np.minimum(np.arange(start, start + batch_size), stop - 1))
-            name = "logits" if "item" in batch else "contexts"
-            rows.append(np.asarray(batch["row"])[: stop - start])
-            values.append(np.asarray(label(params, constants, vectors, batch))[: stop - start])
-        _save(path, {"row": np.concatenate(rows), name: np.concatenate(values)})
+            for name, values in {"row": batch["row"], **labeller.label(batch)}.items():
+                parts.setdefault(name, []).append(np.asarray(values)[: stop - start])
+        _save(path, {name: np.concatenate(values) for name, values in parts.items()})
     if part[0] == 0:
-        size = np.asarray(examples.size)
-        _save(folder / ITEMS, {"items": np.asarray(vectors), "bias": np.asarray(bias, np.float32), "size": size})
+        _save(folder / ITEMS, labeller.shared | {"size": np.asarray(examples.size)})
 
 
 ITEMS = "items.safetensors"
@@ -127,7 +191,8 @@ def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """The labels of ``write``: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D], or 'logits' [rows, 1, C].
+    """The labels of ``write``: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D]; or 'logits' [rows, 1, C]; or
+    'list_items' and 'list_logits' [N, K] and 'list_weights' [N] with 'list' [rows, P]; and 'weights' [rows, P], if any.
 
     Raises InputError if a file is missing or damaged.
     """
@@ -143,12 +208,12 @@ def read(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"soft labels {folder} hold {found} of {wanted} rows; delete the folder and run the 'labels' stage again"
         )
-    name = next(key for key in parts[0] if key != "row")
     size = max(int(part["row"].max()) for part in parts) + 1
-    values = np.zeros((size, *parts[0][name].shape[1:]), np.float32)
-    for part in parts:
-        values[part["row"]] = part[name]
-    return {name: values} if name == "logits" else {name: values} | arrays
+    for name in parts[0].keys() - {"row"}:
+        arrays[name] = np.zeros((size, *parts[0][name].shape[1:]), parts[0][name].dtype)
+        for part in parts:
+            arrays[name][part["row"]] = part[name]
+    return arrays
 
 
 def cached(*folders: Path) -> Teacher:
@@ -157,7 +222,9 @@ def cached(*folders: Path) -> Teacher:
     The mean is exact: contexts and items side by side are one context and one item vector, as wide as all together.
     """
     parts, scale = [read(folder) for folder in folders], np.float32(1 / len(folders))
-    if "logits" in parts[0]:
+    if len(parts) == 1:
+        (arrays,) = parts
+    elif "logits" in parts[0]:
         arrays = {"logits": np.sum([part["logits"] * scale for part in parts], 0)}
     else:
         arrays = {
@@ -166,6 +233,11 @@ def cached(*folders: Path) -> Teacher:
             "bias": np.sum([part["bias"] * scale for part in parts], 0),
         }
     return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
+
+
+def distinct_lists(folder: Path) -> int:
+    """How many lists of a folder some example has."""
+    return len(np.setdiff1d(read(folder)["list"], [0]))
 
 
 def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
@@ -179,3 +251,88 @@ def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
         rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)  # one shape: one program
         top[rows] = find(contexts[rows], items, bias)
     return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What ``verify`` found. error: the largest difference of a logit, inf where even the listed items differ."""
+
+    folder: Path
+    rows: int  # that were computed again
+    error: float
+    contexts: int
+    size: int  # bytes on disk
+    seconds: float  # to read all of it
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.rows} rows again, logits differ by at most {self.error:.1e}; "
+            f"{self.contexts:,} contexts, {self.size / self.contexts:,.0f} bytes each, read in {self.seconds:.2f} s"
+        )
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def verify(folder: Path, labeller: Labeller, examples: Examples, rows: int, batch_size: int = 64) -> Checked:
+    """Labels ``rows`` random examples again and compares with those in ``folder``. Raises InputError as ``read``."""
+    began = time.perf_counter()
+    cache = read(folder)
+    seconds = time.perf_counter() - began
+    chosen = np.sort(np.random.default_rng(0).choice(examples.size, min(rows, examples.size), replace=False))
+    error = 0.0
+    for start in range(0, len(chosen), batch_size):
+        batch = examples.gather(chosen[np.minimum(np.arange(start, start + batch_size), len(chosen) - 1)])
+        again = labeller.shared | {name: np.asarray(values) for name, values in labeller.label(batch).items()}
+        then = {name: values[batch["row"]] if name in again.keys() - labeller.shared.keys() else values
+                for name, values in cache.items()}  # fmt: skip
+        error = max(error, _difference(then, again))
+    rows_of = cache.get("contexts", cache.get("logits", cache.get("list")))
+    assert rows_of is not None
+    return Checked(folder, len(chosen), error, examples.size * rows_of.shape[1], size_of(folder), seconds)
+
+
+def _difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
+    """The largest difference of a logit, or of a weight, between two sets of labels of the same examples."""
+    if "list" in other:
+        items, logits, weights = (
+            [side[name][side["list"]] for side in (one, other)]
+            for name in ("list_items", "list_logits", "list_weights")
+        )
+        if items[0].shape != items[1].shape or np.any(items[0] != items[1]):
+            return np.inf
+        return float(max(np.abs(logits[0] - logits[1]).max(), np.abs(weights[0] - weights[1]).max()))
+    found = [np.abs(one[name] - other[name]).max() for name in ("logits", "weights") if name in other]
+    if "contexts" in other:
+        for here, there in zip(one["contexts"], other["contexts"], strict=True):
+            gap = (here @ one["items"].T + one["bias"][None]) - (there @ other["items"].T + other["bias"][None])
+            found.append(np.abs(gap).max())
+    return float(max(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all labels of a workdir are what their teachers say, 1 if not, 2 if that cannot be told."""
+    parser = argparse.ArgumentParser(prog="python -m kd_jax.labels", description="Compute a sample of labels again.")
+    parser.add_argument("--workdir", required=True, help="the workdir of a run that wrote labels")
+    parser.add_argument("--rows", type=int, default=256, help="examples of each folder (default: 256)")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
+    from kd_jax.pipeline import verify_labels  # from above: the command needs what a configuration stands for
+
+    wrong = False
+    try:
+        if options.rows < 1:
+            raise InputError(f"--rows={options.rows} must be at least 1")
+        for checked in verify_labels(Path(options.workdir).expanduser(), options.rows):
+            bad = not checked.error <= TOLERANCE
+            print(f"{checked}{' (WRONG)' if bad else ''}")
+            wrong |= bad
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -53,6 +53,25 @@ def cross_entropy(
     return jnp.sum(jnp.where(counted > 0, counted * (log_z[..., None] - picked), 0.0), axis=-1)
 
 
+def listed(
+    items: Int[Array, "*B K"],
+    logits: Float[Array, "*B K"],
+    temperature: float = 1.0,
+    where: Bool[Array, " C"] | None = None,
+) -> tuple[Float[Array, "*B K"], Float[Array, "*B"]]:
+    """softmax(logits / temperature) over a row's listed items, those that take part, and its entropy in nats.
+
+    The probabilities are the targets of ``cross_entropy``: a list is a distribution over the catalogue that is 0
+    elsewhere, and its cross-entropy needs no array of rows x classes. All 0 for a row without an item.
+    """
+    there = items != PAD
+    if where is not None:
+        there &= where[jnp.maximum(items, 0)]
+    log_p = jax.nn.log_softmax(jnp.where(there, logits.astype(jnp.float32) / temperature, _NEGATIVE), axis=-1)
+    p = jnp.where(there, jnp.exp(log_p), 0.0)
+    return p, -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
+
+
 def soft_cross_entropy(
     teacher_logits: Float[Array, "*B C"],
     student_logits: Float[Array, "*B C"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from flax import nnx
 from kd_jax import export
 from kd_jax.data import dataset as datasets
 from kd_jax.data.loader import MAX_TARGETS, TEST, last_items, recency_weights
+from kd_jax.data.lookup import Lookup
 from kd_jax.distill import Term, mean_loss
 from kd_jax.errors import InputError
 from kd_jax.evaluate import top_k
@@ -101,35 +103,29 @@ class Recommender:
         }
         return self._scores(fold_in(self.model, batch), batch)
 
+    @functools.cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.dataset)
+
     def _user(self, user: object) -> int:
-        return _position(self.dataset.user_ids, user, "user")
+        found = self._lookup.user(user)
+        if found is None:
+            some = ", ".join(self.dataset.user_ids.head(3).cast(pl.String).to_list())
+            raise InputError(
+                f"recommend: user {str(user)!r} is not in the data set (ids are like {some}; users with few "
+                "interactions are left out)"
+            )
+        return found
 
     def _item(self, entry: object) -> int:
-        titles = self.dataset.titles
-        same = [index for index, title in enumerate(titles) if title == entry]
+        same = self._lookup.items(entry)
+        if not same:
+            hint = _closest(str(entry), self.dataset.titles)
+            raise InputError(f"recommend: item {str(entry)!r} is not in the data set{hint}")
         if len(same) > 1:
             ids = ", ".join(str(self.dataset.item_ids[index]) for index in same[:5])
             raise InputError(f"recommend: {len(same)} items are called {entry!r} (ids {ids}); give the id instead")
-        if same:
-            return same[0]
-        return _position(self.dataset.item_ids, entry, "item", titles)
-
-
-def _position(ids: pl.Series, value: object, kind: str, names: Sequence[str] = ()) -> int:
-    try:
-        wanted = pl.Series([str(value)]).cast(ids.dtype, strict=True)[0]
-        found = ids.index_of(wanted)
-    except (pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError):
-        found = None
-    if found is None:
-        some = ", ".join(ids.head(3).cast(pl.String).to_list())
-        hint = (
-            _closest(str(value), names)
-            if names
-            else f" (ids are like {some}; users with few interactions are left out)"
-        )
-        raise InputError(f"recommend: {kind} {str(value)!r} is not in the data set{hint}")
-    return found
+        return same[0]
 
 
 def _closest(value: str, titles: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from kd_jax import sampled
+from kd_jax import outside, sampled
 from kd_jax.data import dataset as datasets
 from kd_jax.data import sources, text
 from kd_jax.data.loader import (
@@ -34,7 +34,7 @@ from kd_jax.data.loader import (
 from kd_jax.data.pairs import Pairs, with_pairs
 from kd_jax.data.text import TokenTable
 from kd_jax.data.trends import Trends, decayed_counts, trends
-from kd_jax.distill import Objective, Term
+from kd_jax.distill import OWN, Objective, Term
 from kd_jax.distributed import leader_first
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import difference, fingerprint, read_json, stamp, write_json
@@ -55,6 +55,8 @@ LANGUAGE_FIELDS = (
     "components", "whitening", "hidden",
 )  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
+FIELDS_OF_TERM = ("name", "weight", "temperature", "schedule", "items", "teacher")
+SHARED = tuple(f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched"))
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
 FORMS = ("bi", "cross")
 MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
@@ -74,6 +76,12 @@ class Built:
     @property
     def num_params(self) -> int:
         return self.frozen_params + sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def _plain(term: Term) -> tuple[Any, ...]:
+    """A term in an identity. The run's own teacher is not named: workdirs from before there were others stay valid."""
+    values = dataclasses.astuple(term)
+    return values[:-1] if term.teacher == OWN else values
 
 
 def selects(config: ConfigDict) -> str:
@@ -159,7 +167,7 @@ class Setup:
             if section not in c or name not in c[section]:
                 known = [f"{s}.{n}" for s in ("teacher", "student", "distill", "train") for n in c[s]]
                 raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
-            if field in ("distill.labels", "distill.teachers"):
+            if field in SHARED:
                 raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
             c[section][name] = value
         if model == "control_teacher":
@@ -181,19 +189,22 @@ class Setup:
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
-            common["terms"] = [dataclasses.astuple(term) for term in self.objective(model)]
+            common["terms"] = [_plain(term) for term in self.objective(model)]
             fields = c.teacher.to_dict()
             if model == "control_teacher":  # it reads no text
                 return common | {"teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}}
             reads = c.teacher.form == "cross" or "text" in (*c.teacher.item_features.split("+"), c.teacher.context)
             return common | {"teacher": fields, "weights": self.language_model.checksum if reads else None}
         objective = self.objective(model)
-        distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in objective]}
+        distill: dict[str, Any] = {"terms": [_plain(term) for term in objective]}
         if objective[0].sampled:
             distill["negatives_power"] = c.distill.negatives_power
-        if model in TEACHER_OF:
-            made = [self.identity(TEACHER_OF[model], one) for one in self.teacher_seeds(seed)]
-            distill |= {"labels": c.distill.labels, "teacher": fingerprint(made)}
+        for name in self.reads(model):
+            if name == OWN:
+                made = [self.identity(TEACHER_OF[model], one) for one in self.teacher_seeds(seed)]
+                distill |= {"labels": c.distill.labels, "teacher": fingerprint(made)}
+            else:
+                distill.setdefault("sources", {})[name] = self.source_identity(name)
         window = self._window(model)
         return common | {
             "student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill, "window": window
@@ -202,6 +213,23 @@ class Setup:
     def teacher_seeds(self, seed: int) -> tuple[int, ...]:
         """Seeds of the teachers that a student of ``seed`` learns from."""
         return self.seeds if self.config.distill.teachers == "all" else (seed,)
+
+    @functools.cached_property
+    def sources(self) -> dict[str, outside.Source]:
+        """Teachers from outside the run."""
+        return outside.sources(self.config.distill.get("sources", ()), reserved=OWN)
+
+    def source_identity(self, name: str) -> dict[str, Any]:
+        source = self.sources[name]
+        return source.identity | ({"rank_decay": self.config.distill.rank_decay} if source.folder is None else {})
+
+    def reads(self, model: str) -> tuple[str, ...]:
+        """Names of the teachers that ``model`` learns from, its own first."""
+        if model not in TEACHER_OF:
+            return ()
+        named = dict.fromkeys(term.teacher for term in self.objective(model) if term.needs_teacher)
+        own = OWN in named or self.settings(model).student.bias == "teacher"
+        return (*[OWN][:own], *(name for name in named if name != OWN))
 
     def _window(self, student: str) -> int:
         """Newest interactions that a student's examples hold: what it reads, or else what its labels' teacher reads."""
@@ -214,10 +242,21 @@ class Setup:
         c = self.settings(model)
         chosen = c.distill.terms if model in TEACHER_OF else (c.distill.clicks,)
         for term in chosen:
-            if not 1 <= len(term) <= 5:
-                raise InputError(f"distill.terms: {term} is not (name, weight, temperature, schedule, items)")
+            if not 1 <= len(term) <= len(FIELDS_OF_TERM):
+                raise InputError(f"distill.terms: {term} is not ({', '.join(FIELDS_OF_TERM)})")
         sample = {"negatives": c.distill.negatives, "top": c.distill.top}
-        terms = tuple(Term(*term, **sample) for term in chosen)
+        terms = tuple(Term(**dict(zip(FIELDS_OF_TERM, term, strict=False)), **sample) for term in chosen)
+        for term in terms:
+            if term.teacher != OWN and term.teacher not in self.sources:
+                known = nearest(term.teacher, (OWN, *self.sources))
+                raise InputError(f"distill.terms: teacher {term.teacher!r} is not in distill.sources{known}")
+        if model == "control":  # it has all that the distilled student has, but for what a language model may have said
+            terms = tuple(term for term in terms if term.teacher == OWN or self.sources[term.teacher].id_only)
+            if not terms:
+                raise InputError(
+                    "distill.terms: all read sources that may hold a language model, and none is left for the control; "
+                    "add a term that reads clicks or the control's own teacher, or take 'control' out of stages"
+                )
         if model.endswith("teacher"):  # its item tower has no table to gather rows from
             terms = tuple(dataclasses.replace(term, items="warm" if term.warm else "all") for term in terms)
         if c.task == "rate":  # classes, not items: there is no warm class

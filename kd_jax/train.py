@@ -7,7 +7,7 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -174,17 +174,18 @@ def train(
     checkpoints: Checkpoints,
     mesh: Mesh,
     log: Log,
-    teacher: PyTree = None,
-    teacher_scores: TeacherScores | None = None,
+    teachers: Mapping[str, PyTree] | None = None,
+    teacher_scores: Mapping[str, TeacherScores] | None = None,
     refresh: Callable[[Params, PyTree], PyTree] | None = None,
     traces: Path | None = None,
 ) -> Trained:
     """Train from ``params``, or from the newest checkpoint, until ``recipe`` says stop; return the best.
 
-    evaluate: (params, constants) -> validation score, higher is better. refresh: (params, constants) -> constants,
-    called at the start and before every evaluation, for constants that follow the parameters. A run that was cut
-    off continues bit for bit. traces: a folder for an XProf trace of the third program, when everything is warm; every
-    program is then waited for.
+    teachers, teacher_scores: by name, the arrays of each and what turns them and a batch into what it says
+    (``kd_jax/labels.py``). evaluate: (params, constants) -> validation score, higher is better. refresh: (params,
+    constants) -> constants, called at the start and before every evaluation, for constants that follow the parameters.
+    A run that was cut off continues bit for bit. traces: a folder for an XProf trace of the third program, when
+    everything is warm; every program is then waited for.
     Raises InputError when the loss is no longer finite (the last good checkpoint stays), Preempted after SIGTERM.
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
@@ -202,7 +203,7 @@ def train(
         look_up=examples.look_up if resident else None,
         gather=recipe.sparse,
     )
-    constants, teacher = sharding.put((constants, teacher), mesh)
+    constants, arrays = sharding.put((constants, teachers or {}), mesh)
     tables = sharding.put_whole(examples.tables, mesh) if resident else None
     data = batches(
         examples,
@@ -240,9 +241,9 @@ def train(
             with meter.time("input"):
                 stacked = sharding.put_batches(next(data), mesh, recipe.batch_size)
             if step == first:
-                meter.flops = matmul_flops(step_fn, state, stacked, tables, constants, teacher) // chunk
+                meter.flops = matmul_flops(step_fn, state, stacked, tables, constants, arrays) // chunk
             with meter.time("dispatch"), trace(traces if step == first + 2 * chunk else None):
-                state, metrics = step_fn(state, stacked, tables, constants, teacher)
+                state, metrics = step_fn(state, stacked, tables, constants, arrays)
                 if traces is not None:
                     jax.block_until_ready(state)
             step += chunk
@@ -297,13 +298,13 @@ def compiled_step(
     total_steps: int,
     mesh: Mesh,
     seed: int,
-    teacher_scores: TeacherScores | None = None,
+    teacher_scores: Mapping[str, TeacherScores] | None = None,
     look_up: Callable[[Any, Any, Any], Batch] | None = None,
     gather: bool = False,
 ) -> tuple[Any, TrainState]:
     """``train_step`` scanned over the leading axis of its batches, jitted and sharded, and the first state.
 
-    (state, batches, tables, constants, teacher) -> (state, metrics of the last step). With ``look_up`` the batches are
+    (state, batches, tables, constants, teachers) -> (state, metrics of the last step). With ``look_up`` the batches are
     row numbers [chunk, B], looked up in the tables within the program, so that Python is not asked between two steps.
     """
 
@@ -327,11 +328,11 @@ def compiled_step(
         gather=gather,
     )
 
-    def steps(state: TrainState, batches: PyTree, tables: PyTree, constants: PyTree, teacher: PyTree) -> Any:
+    def steps(state: TrainState, batches: PyTree, tables: PyTree, constants: PyTree, teachers: PyTree) -> Any:
         def one(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, Array]]:
             if look_up is not None:
                 batch = sharding.split_batch(look_up(jnp, tables, batch), mesh)
-            return step(state, batch, constants, teacher)
+            return step(state, batch, constants, teachers)
 
         state, metrics = jax.lax.scan(one, state, batches)
         return state, jax.tree.map(lambda values: values[-1], metrics)

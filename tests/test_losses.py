@@ -7,6 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import log_softmax, rel_entr, softmax
 
+from kd_jax.catalogue import Soft
 from kd_jax.distill import Term, mean_loss
 from kd_jax.errors import InputError
 from kd_jax.losses import cross_entropy, kl, soft_cross_entropy
@@ -30,7 +31,9 @@ def test_the_documented_example():
     assert divergence == pytest.approx(0.091516, abs=1e-6)
     objective = (Term("soft_ce", 0.5), Term("kl", 0.5))
     batch = one_hot_batch([[[0]]])
-    total, _ = mean_loss(objective, STUDENT[None, None], batch, TEACHER[None, None], None, jnp.zeros(()))
+    total, _ = mean_loss(
+        objective, STUDENT[None, None], batch, {"teacher": Soft(TEACHER[None, None])}, None, jnp.zeros(())
+    )
     assert total == pytest.approx(0.341717, abs=1e-6)
 
 
@@ -100,7 +103,7 @@ def test_gradients_of_every_term_reach_the_student_only_and_match_finite_differe
     ):
 
         def loss(student, teacher, term=term):
-            return mean_loss((term,), student, batch, teacher, warm, jnp.zeros(()))[0]
+            return mean_loss((term,), student, batch, {"teacher": Soft(teacher)}, warm, jnp.zeros(()))[0]
 
         check_grads(lambda s: loss(s, teacher), (student,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)  # noqa: B023
         by_student, by_teacher = jax.grad(loss, argnums=(0, 1))(student, teacher)

@@ -136,7 +136,7 @@ def test_cached_labels_hold_the_top_items_of_every_row():
     teacher = whole.world(excluded=False)[1]
     arrays = {"contexts": np.asarray(teacher.contexts)[:, None], "items": teacher.vectors, "bias": teacher.bias}
     found = labels.with_top(labels.Teacher(arrays, labels._cached_scores, lambda: teacher.bias), 6, batch_size=5)
-    scores = found.scores(found.arrays, {"row": jnp.asarray([3, 1])})
+    scores = found.scores(found.arrays, {"row": jnp.asarray([3, 1])}).scores
     np.testing.assert_array_equal(scores.top[:, 0], np.asarray(sampled.top_items(teacher, 6))[[3, 1]])
 
 

@@ -115,11 +115,11 @@ def run(name, objective, mesh, steps=4, batch_size=16, ratings=False, **recipe):
     recipe = Recipe(steps, batch_size, 1e-2, weight_decay=0.01, **recipe)
     step, state = compiled_step(
         graphdef, params, objective=objective, tx=recipe.tx(), total_steps=steps, mesh=mesh, seed=0,
-        teacher_scores=teacher.scores, gather=recipe.sparse,
+        teacher_scores={"teacher": teacher.scores}, gather=recipe.sparse,
     )  # fmt: skip
     start = jax.tree.map(np.asarray, state)
     examples = task.examples(student.positions, history=training.HISTORY, decay=3.0, user_power=0.5)
-    constants, arrays = sharding.put((constants, teacher.arrays), mesh)
+    constants, arrays = sharding.put((constants, {"teacher": teacher.arrays}), mesh)
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         state, metrics = step(state, batch, None, constants, arrays)

@@ -76,10 +76,10 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
         total_steps=steps,
         mesh=mesh,
         seed=0,
-        teacher_scores=teacher.scores,
+        teacher_scores={"teacher": teacher.scores},
     )
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
-    constants, arrays = sharding.put((constants, teacher.arrays), mesh)
+    constants, arrays = sharding.put((constants, {"teacher": teacher.arrays}), mesh)
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         before = state
@@ -122,10 +122,8 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
     graphdef, params, constants = teacher_of(task)
     live = labels.online(graphdef, params, constants, positions=student.positions)
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
-    labels.write(
-        tmp_path / "labels", graphdef, params, constants, examples,
-        positions=student.positions, batch_size=7, batches_per_file=2,
-    )  # fmt: skip
+    labeller = labels.of_model(graphdef, params, constants, positions=student.positions, rates=ratings)
+    labels.write(tmp_path / "labels", labeller, examples, batch_size=7, batches_per_file=2)
     mesh = sharding.make_mesh(1, 1)
     online, _ = losses(task, student, mesh, live)
     cached, _ = losses(task, student_of(task, name), mesh, labels.cached(tmp_path / "labels"))
@@ -139,11 +137,11 @@ def test_labels_of_several_teachers_are_the_mean_of_their_logits(ratings, tmp_pa
     examples = task.examples("user", history=HISTORY, decay=3.0, user_power=0.5)
     folders = [tmp_path / "one", tmp_path / "other"]
     for folder, seed in zip(folders, (5, 6), strict=True):
-        labels.write(folder, *teacher_of(task, seed), examples, positions="user")
+        labels.write(folder, labels.of_model(*teacher_of(task, seed), positions="user", rates=ratings), examples)
 
     def logits(*folders):
         teacher = labels.cached(*folders)
-        scores = teacher.scores(teacher.arrays, examples.gather(np.arange(6)))
+        scores = teacher.scores(teacher.arrays, examples.gather(np.arange(6))).scores
         return np.asarray(scores if ratings else scores.dense()), teacher.bias
 
     (one, _), (other, _), (both, bias) = logits(folders[0]), logits(folders[1]), logits(*folders)
