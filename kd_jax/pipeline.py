@@ -59,6 +59,7 @@ class Run(Setup):
             folder = self.folder(model, seed)
             with Checkpoints(folder, self.identity(model, seed)) as checkpoints:
                 if agreed((folder / "result.json").exists()):
+                    checkpoints.check_there(self.result(model, seed)["best_step"])
                     self.log.note(f"{model} (seed {seed}): up to date")
                     continue
                 trained = self._train(model, seed, checkpoints)

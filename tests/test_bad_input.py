@@ -251,13 +251,13 @@ def test_a_workdir_in_use(world, copy, refused):
 
 
 # All data files at once: which of Orbax's two layers holds a small array is its own affair.
-@pytest.mark.parametrize("what", ["state/_METADATA", "state/**/d/*", "data/*.json", "metrics/metrics"])
+@pytest.mark.parametrize("what", ["state/_METADATA", "state/**/d/*", "data/metadata", "metrics/metrics"])
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(world, copy, refused, what):
     (copy / "student/result.json").unlink()  # as if it was cut off before the end
     newest = copy / "student/checkpoints/20"
     for path in newest.glob(what):
         os.truncate(path, path.stat().st_size // 2)
-    pattern = rf"{re.escape(str(newest))} is missing or damaged .*; delete {copy / 'student'} .* or that folder alone"
+    pattern = rf"{newest} is damaged .*; delete {copy / 'student'} .*, or {newest} alone to resume from .* step 10$"
     refused(config(world, stages=SHORT), copy, pattern)
     if what == "metrics/metrics":  # the cure works
         subprocess.run(["rm", "-r", newest], check=True)
@@ -267,8 +267,13 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(world, cop
 def test_a_trained_model_that_is_damaged_or_gone(world, copy, refused):
     c = config(world, stages=(*SHORT, "evaluate"))
     best = json.loads((copy / "student/result.json").read_text())["best_step"]
-    subprocess.run(["rm", "-r", copy / f"student/checkpoints/{best}"], check=True)
-    refused(c, copy, rf"checkpoints/{best} is missing or damaged")
+    state = copy / f"student/checkpoints/{best}/state"
+    subprocess.run(["rm", "-r", state], check=True)
+    refused(c, copy, rf"checkpoints/{best} is damaged \(.*\); delete {copy / 'student'} to train it anew$")
+    subprocess.run(["rm", "-r", state.parent], check=True)
+    for stages in (SHORT, (*SHORT, "evaluate")):  # it is noticed where the student is said to be up to date
+        c.stages = stages
+        refused(c, copy, rf"checkpoints/{best} is missing; delete {copy / 'student'} to train it anew$")
     os.truncate(copy / "student/result.json", 9)
     refused(c, copy, r"student/result\.json cannot be read")
     os.truncate(copy / "student/identity.json", 9)

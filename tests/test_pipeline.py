@@ -190,12 +190,19 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     copy = tmp_path / "copy"
     copy.mkdir()
     subprocess.run(["cp", "-r", finished / "dataset", copy], check=True)
-    with pytest.raises(InputError, match="was not exported"):
+    with pytest.raises(InputError, match=r"student\.json is missing; .* is not, or not wholly, exported"):
         kd_jax.load(copy)
     subprocess.run(["cp", "-r", finished / "export", copy], check=True)
     weights = copy / "export/student.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"student\.safetensors is damaged"):
+        kd_jax.load(copy)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"export/student\.safetensors is missing; .*'export'"):
+        kd_jax.load(copy)
+    items = copy / "dataset/items.parquet"
+    items.write_bytes(items.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"dataset/items\.parquet can't be read .*delete"):
         kd_jax.load(copy)
 
 

@@ -425,9 +425,9 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "tensorflow" else find(name, *rest)
     )
-    refused(lambda: sources.read("tfds", tmp_path / "elsewhere"), "movielens/1m-ratings", "pip install 'kd_jax[tfds]'")
+    refused(lambda: sources.read("tfds", tmp_path / "elsewhere"), "movielens/1m-ratings", "pip install -e '.[tfds]'")
     prepare_array_record(tmp_path / "records", "tfrecord")
-    refused(lambda: sources.read("tfds", tmp_path / "records"), "prepared as TFRecord", "pip install 'kd_jax[tfds]'")
+    refused(lambda: sources.read("tfds", tmp_path / "records"), "prepared as TFRecord", "pip install -e '.[tfds]'")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     refused(lambda: sources.read("tfds", tmp_path), "needs tensorflow-datasets")
 

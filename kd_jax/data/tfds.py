@@ -39,7 +39,7 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise InputError("data.source='tfds' needs tensorflow-datasets; pip install 'kd_jax[tfds]'") from None
+        raise InputError("data.source='tfds' needs tensorflow-datasets; pip install -e '.[tfds]'") from None
     for role in ("user", "item"):
         if role not in fields:
             raise InputError(f"data.tfds_fields has no {role!r}; say which feature of {name} it is")
@@ -51,7 +51,7 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
         if not has_tensorflow:
             cure += (
                 f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and TFDS needs "
-                "tensorflow to prepare it: pip install 'kd_jax[tfds]'"
+                "tensorflow to prepare it: pip install -e '.[tfds]'"
             )
         raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
     except (ValueError, AssertionError) as error:  # an unknown config or version
@@ -62,7 +62,7 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
         state = "prepared as TFRecord" if prepared else "not prepared"
         raise InputError(
             f"{builder.info.full_name} is {state} in {builder.data_path}, and TFDS needs tensorflow to "
-            "use it: pip install 'kd_jax[tfds]', or prepare it elsewhere with file_format='array_record'"
+            "use it: pip install -e '.[tfds]', or prepare it elsewhere with file_format='array_record'"
         )
     features = builder.info.features
     for role, feature in fields.items():
