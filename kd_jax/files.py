@@ -118,7 +118,11 @@ def _differences(old: Any, new: Any, prefix: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this process. Raises InputError if another run holds it; a killed run holds nothing."""
+    """Holds the workdir for this process; a new one in which nothing was written is removed again.
+
+    Raises InputError if another run holds it; a killed run holds nothing.
+    """
+    new = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = (workdir / ".lock").open("a+")
@@ -138,4 +142,9 @@ def locked(workdir: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in workdir.iterdir()] == [".lock"]:
+                (workdir / ".lock").unlink()
+                workdir.rmdir()

@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
+from kd_jax.data import text
+from kd_jax.data.loader import TEST
 from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
@@ -50,6 +52,8 @@ class Run(Setup):
         for what, count in d.counts.items():
             if count and what not in ("users", "items", "interactions"):
                 self.log.note(f"data: {what.replace('_', ' ')}: {count:,}")
+        if len(np.unique(d.user[d.split == TEST])) == 1:
+            self.log.note("warning: the test split has one user: what is measured says nothing about others")
 
     # learning
 
@@ -106,6 +110,7 @@ class Run(Setup):
             raise InputError("distill.teachers='all' reads labels from disk; use distill.labels='cached', or 'own'")
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
+        text.check_template(self.settings("teacher").teacher.template, self.dataset.items.columns)
         for model in MODELS:
             if model not in self.config.stages:
                 continue

@@ -221,7 +221,8 @@ def build(
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     kept = filters.core(user, item, min_user_interactions, min_item_interactions)
     counts["below_min_interactions"] = rows.height - int(kept.sum())
-    minima = f"data.min_interactions={min_user_interactions} and data.min_item_interactions={min_item_interactions}"
+    given = (("data.min_interactions", min_user_interactions), ("data.min_item_interactions", min_item_interactions))
+    minima = " and ".join(f"{name}={least}" for name, least in given if least > 1)
     _some_left(raw, int(kept.sum()), minima)
     if max_users:
         kept &= np.isin(user, np.unique(user[kept])[:max_users])
@@ -256,7 +257,8 @@ def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
 def _some_left(raw: RawData, left: int, option: str) -> None:
     if not left:
         raise InputError(
-            f"{raw.name}: none of {raw.interactions.height:,} interactions is left after {option}; lower it"
+            f"{raw.place}: none of {raw.interactions.height:,} interactions is left after {option}; lower "
+            + ("one of them" if " and " in option else "it")
         )
 
 
@@ -264,8 +266,8 @@ def _check_splits(dataset: Dataset, minima: str) -> None:
     """Raises InputError if a split is empty, or nobody in it has a history to be judged by."""
     sizes = np.diff(dataset.indptr)
     left = (
-        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left after {minima}, at most "
-        f"{sizes.max()} of one user; change data.split, data.ratios or these minima"
+        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left{minima and f' after {minima}'}, "
+        f"at most {sizes.max()} of one user; change data.split or data.ratios{minima and f', or lower {minima}'}"
     )
     for code in range(3):
         chosen = dataset.split == code
