@@ -7,6 +7,7 @@ The same command again resumes what was cut off and redoes nothing that is done.
 """
 
 import ctypes
+import difflib
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 ROOT = Path(__file__).parent
+FLAGS = ("config", "workdir", "coordinator", "num_processes", "process_id")
 
 
 def _quiet() -> None:
@@ -84,8 +86,17 @@ def parse(argv: list[str]) -> list[str]:
         wrong = next((a for a in argv[1:] if missing and f".{missing[0]}" in a), " ".join(argv[1:]))
         near = f"did you mean {hint[1]!r}? " if hint else ""
         _refuse(f"{wrong}: no such field; {near}all fields are in configs/common.py")
+    except flags.UnrecognizedFlagError as error:
+        section, dot, field = error.flagname.partition(".")
+        names = difflib.get_close_matches(section, FLAGS, n=1)
+        near = f"did you mean --{names[0]}{dot}{field}? " if names else ""
+        _refuse(f"--{error.flagname}: no such flag; {near}launch.py --help lists them")
     except (flags.Error, OSError) as error:  # the last line is what went wrong, those before it where
-        _refuse(f"{str(error).strip().splitlines()[-1].strip()} (launch.py --help lists the flags)")
+        where = "launch.py --help lists the flags"
+        if isinstance(error, FileNotFoundError):
+            found = (f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+            where = f"there are {', '.join(sorted(found))}"
+        _refuse(f"{str(error).strip().splitlines()[-1].strip()} ({where})")
 
 
 if __name__ == "__main__":

@@ -126,11 +126,26 @@ class Checkpoints:
         except (InputError, MemoryError):
             raise
         except Exception as error:
+            self.check_there(step)
             reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-            raise InputError(
-                f"{self.folder / 'checkpoints' / str(step)} is missing or damaged ({reason}); delete {self.folder} to "
-                "train it anew, or that folder alone to resume from the checkpoint before it"
-            ) from error
+            raise InputError(f"{self._path(step)} is damaged ({reason}); {self._cure(step)}") from error
+
+    def check_there(self, step: int) -> None:
+        """Raises InputError if the checkpoint of ``step`` is gone; what is in it is read by others."""
+        if not self._path(step).exists():
+            raise InputError(f"{self._path(step)} is missing; delete {self.folder} to train it anew")
+
+    def _path(self, step: int) -> Path:
+        return self.folder / "checkpoints" / str(step)
+
+    def _cure(self, step: int) -> str:
+        anew = f"delete {self.folder} to train it anew"
+        older = [int(path.name) for path in self._path(step).parent.iterdir() if path.name.isdigit()]
+        older = [other for other in older if other < step]
+        # What is finished is not resumed.
+        if not older or (self.folder / "result.json").exists():
+            return anew
+        return f"{anew}, or {self._path(step)} alone to resume from the checkpoint of step {max(older)}"
 
     def restore(self, step: int, like: TrainState, data: grain.DatasetIterator) -> TrainState:
         """The state of ``step`` with the shapes and shardings of ``like``; sets the position of ``data``.
@@ -146,7 +161,7 @@ class Checkpoints:
 
     def plain(self, step: int) -> dict[str, Any]:
         """The whole state of ``step`` as a nested dict of host arrays."""
-        folder = (self.folder / "checkpoints" / str(step) / "state").absolute()
+        folder = (self._path(step) / "state").absolute()
         with self._reading(step), ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(folder).item_metadata
             if metadata is None:

@@ -7,7 +7,6 @@ configuration, and other programs read the tables and tensors as they are.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import numpy as np
 import polars as pl
 from flax import nnx, serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import TEST, last_items
 from kd_jax.errors import InputError
-from kd_jax.files import atomic, write_json
+from kd_jax.files import atomic, read_json, read_tensors, write_json
 from kd_jax.models.layers import Scorer, split
 from kd_jax.models.student import StudentSpec, student_class
 from kd_jax.types import Params, PyTree
@@ -88,16 +86,8 @@ def read(folder: Path, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
 
     Raises InputError if a file is missing, damaged or of another data set.
     """
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{error.filename} is missing: {folder.parent} was not exported; finish the run that made it "
-            "(python launch.py --workdir=…, stage 'export')"
-        ) from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder} is damaged ({error}); delete it and run the stage 'export' again") from None
+    cure = f"{folder.parent} is not, or not wholly, exported: run the command that made it again (stage 'export')"
+    description, tensors = read_json(folder / DESCRIPTION, cure), read_tensors(folder / WEIGHTS, cure)
     spec = StudentSpec(**description["spec"], bias=jnp.zeros(dataset.num_items), warm=jnp.asarray(dataset.warm))
     model = student_class(description["student"])(spec, rngs=nnx.Rngs(0))
     graphdef, like, constants = split(model)

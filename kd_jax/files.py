@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
 from kd_jax.errors import InputError
 
 
@@ -42,8 +46,20 @@ def read_json(path: Path, cure: str) -> Any:
     """The value in ``path``. Raises InputError, with the ``cure``, if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {cure}") from None
+    except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}); {cure}") from None
+
+
+def read_tensors(path: Path, cure: str) -> dict[str, np.ndarray]:
+    """The tensors in a safetensors file. Raises InputError, with the ``cure``, if the file is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {cure}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); {cure}") from None
 
 
 def disk_is_full(error: BaseException | None) -> bool:
@@ -102,7 +118,11 @@ def _differences(old: Any, new: Any, prefix: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this process. Raises InputError if another run holds it; a killed run holds nothing."""
+    """Holds the workdir for this process; a new one in which nothing was written is removed again.
+
+    Raises InputError if another run holds it; a killed run holds nothing.
+    """
+    new = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = (workdir / ".lock").open("a+")
@@ -122,4 +142,9 @@ def locked(workdir: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in workdir.iterdir()] == [".lock"]:
+                (workdir / ".lock").unlink()
+                workdir.rmdir()

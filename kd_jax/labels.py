@@ -24,15 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from kd_jax import sampled
 from kd_jax.catalogue import Factors, Listed, Soft
 from kd_jax.data.lists import Lists
 from kd_jax.data.loader import Examples
 from kd_jax.errors import InputError
-from kd_jax.files import atomic, read_json, write_json
+from kd_jax.files import atomic, read_json, read_tensors, write_json
 from kd_jax.types import Array, Batch, PyTree
 
 TeacherScores = Callable[[PyTree, Batch], Soft]
@@ -196,13 +195,9 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
     Raises InputError if a file is missing or damaged.
     """
-    try:
-        arrays = load_file(folder / ITEMS)
-        parts = [load_file(path) for path in sorted(folder.glob("rows-*.safetensors"))]
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(
-            f"soft labels {folder} cannot be read ({error}); delete the folder and run the 'labels' stage again"
-        ) from None
+    cure = f"delete the soft labels in {folder} and run the 'labels' stage again"
+    arrays = read_tensors(folder / ITEMS, cure)
+    parts = [read_tensors(path, cure) for path in sorted(folder.glob("rows-*.safetensors"))]
     wanted, found = int(arrays.pop("size", 0)), sum(len(part["row"]) for part in parts)
     if not parts or found != wanted:
         raise InputError(

@@ -22,9 +22,9 @@ from kd_jax import export, labels, manifest, report, serving, sharding
 from kd_jax.checkpoint import Checkpoints, check_identity
 from kd_jax.compare import gains
 from kd_jax.data import dataset as datasets
-from kd_jax.data import lists
+from kd_jax.data import lists, text
 from kd_jax.data.lists import Lists
-from kd_jax.data.loader import TEST, VALID, Examples
+from kd_jax.data.loader import TEST, TRAIN, VALID, Examples
 from kd_jax.distill import OWN
 from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
@@ -84,6 +84,8 @@ class Run(Setup):
         for what, count in d.counts.items():
             if count and what not in ("users", "items", "interactions"):
                 self.log.note(f"data: {what.replace('_', ' ')}: {count:,}")
+        if len(np.unique(d.user[d.split == TEST])) == 1:
+            self.log.note("warning: the test split has one user: what is measured says nothing about others")
 
     # learning
 
@@ -93,6 +95,7 @@ class Run(Setup):
             folder = self.folder(model, seed)
             with Checkpoints(folder, self.identity(model, seed)) as checkpoints:
                 if agreed((folder / "result.json").exists()):
+                    checkpoints.check_there(self.result(model, seed)["best_step"])
                     self.log.note(f"{model} (seed {seed}): up to date")
                     continue
                 trained = self._train(model, seed, checkpoints)
@@ -142,6 +145,7 @@ class Run(Setup):
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
         self.check_form()
+        text.check_template(self.settings("teacher").teacher.template, self.dataset.items.columns)
         for model in MODELS:
             if model not in self.config.stages:
                 continue

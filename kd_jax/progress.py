@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -54,7 +55,8 @@ class Log:
         self.console = console or Console(highlight=False, quiet=silent)
         self.metric = metric
         self.progress: Progress | None = None
-        self._file = (Path(os.devnull) if silent else path).open("a")
+        self._path = Path(os.devnull) if silent else path
+        self._file: TextIO | None = None  # opened by the first event: a run that cannot start leaves none
 
     def __enter__(self) -> Log:
         if self.console.is_terminal and not self.console.quiet:
@@ -73,10 +75,13 @@ class Log:
     def __exit__(self, *_: object) -> None:
         if self.progress is not None:
             self.progress.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, **event: object) -> None:
         """One JSON object per line, with the time in seconds since the epoch."""
+        if self._file is None:
+            self._file = self._path.open("a")
         self._file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
         self._file.flush()
 

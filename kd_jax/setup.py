@@ -137,6 +137,8 @@ class Setup:
             text_columns=tuple(c.text_columns) or None,
             max_users=c.max_users,
         )
+        if raw.untimed and c.split != "column":
+            self.log.note(f"warning: data.split={c.split!r} takes the order of the rows as time: {raw.untimed}")
         built.save(folder)
         write_json(note, identity)
         return built

@@ -30,15 +30,16 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     Raises InputError if there are not that many devices.
     """
     devices = jax.devices()
+    asked = f"mesh.data={data} x mesh.model={model}"
     data = len(devices) // model if data == -1 and model > 0 else data
     if data < 1 or model < 1 or data * model > len(devices):
-        raise InputError(
-            f"mesh.data={data} x mesh.model={model} does not fit the {len(devices)} devices at hand; "
-            "set mesh.data=-1 and mesh.model to at most that number"
-        )
+        cure = "set mesh.data=-1 and mesh.model to at most that number"
+        if devices[0].platform == "cpu":
+            cure += ", or make a CPU count as several, with the environment variable JAX_NUM_CPU_DEVICES=N"
+        raise InputError(f"{asked} does not fit the {len(devices)} device(s) at hand; {cure}")
     if jax.process_count() > 1 and data * model != len(devices):
         raise InputError(
-            f"mesh.data={data} x mesh.model={model} leaves out some of the {len(devices)} devices of "
+            f"{asked} leaves out some of the {len(devices)} devices of "
             f"{jax.process_count()} processes; use mesh.data=-1 and a mesh.model that divides their number"
         )
     # Auto: with Explicit axes optax's losses, embedding look-ups and top_k refuse sharded operands.

@@ -79,10 +79,15 @@ def mended(world, folder, change, items=None, **fields):
         (lambda r: [*r, "-1,500,9,5"], {}, r"r\.csv:482: user '-1' is negative"),
         (lambda r: [*r, "100,-5,9,5"], {}, r"r\.csv:482: item '-5' is negative"),
         (lambda r: [*r, "100,500"], {}, r"r\.csv:482: "),
-        (lambda r: [], {}, r"there is no interaction; give a file with rows"),
+        (lambda r: [], {}, r"r\.csv: there is no interaction; give a file with rows"),
+        (lambda r: r, {"header": "user;item;timestamp"}, r"r\.csv has a single column, .*is ';' its separator\?"),
         (lambda r: r, {"header": "user,film,timestamp,rating"}, r"no column 'item' .*data\.columns\.item"),
         (lambda r: r, {"data.min_rating": 9.0}, r"none of 480 interactions is left after data\.min_rating=9"),
-        (lambda r: r, {"data.min_interactions": 99}, r"none of 480 interactions is left after data\.min_interactions"),
+        (
+            lambda r: r,
+            {"data.min_interactions": 99},
+            r"r\.csv: none of 480 interactions is left after data\.min_interactions=99; lower it$",
+        ),
         (
             lambda r: r[::12],
             {"data.min_interactions": 0},
@@ -92,7 +97,7 @@ def mended(world, folder, change, items=None, **fields):
         (
             lambda r: r,
             {"items": "item,title\n500,film 1\n"},
-            r"23 of 24 items have no text \(501, .*data\.missing_text",
+            r"i\.csv: 23 of 24 items of .*r\.csv are not in it \(501, .*data\.missing_text",
         ),
         (lambda r: r, {"items": "item,title\n500,a\n500,b\n"}, r"i\.csv:3: item id 500 is there twice"),
         (lambda r: r, {"items": "item,title\n-5,a\n"}, r"i\.csv:2: item id -5 is negative"),
@@ -115,6 +120,21 @@ def test_missing_and_empty_files(world, tmp_path, refused):
     (tmp_path / "empty.csv").write_text("")
     refused(config(world, **{"data.path": str(tmp_path / "empty.csv")}), tmp_path / "run", r"empty\.csv is empty")
     refused(config(world, **{"data.path": ""}), tmp_path / "run", r"data\.source='files' needs data\.path")
+    refused(config(world, **{"data.items_path": ""}), tmp_path / "run", r"no items table; name one .*data\.items_path")
+    assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
+
+
+def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_path, capsys):
+    def said(workdir, **fields):
+        fields |= {"header": "user,item,when,rating", "stages": ("data",)}
+        assert pipeline.main(mended(world, tmp_path / "data", lambda r: r, **fields), tmp_path / workdir) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+
+    (line,) = said("run")
+    assert "takes the order of the rows as time" in line and "r.csv has no column 'timestamp'" in line
+    assert "data.columns.timestamp (columns that nothing reads: when)" in line
+    assert said("named", **{"data.columns.timestamp": "when"}) == []
+    assert said("none", **{"data.columns.timestamp": ""}) == []
 
 
 def test_a_user_with_one_interaction_and_a_repeated_one_are_counted(world, tmp_path, capsys):
@@ -126,9 +146,10 @@ def test_a_user_with_one_interaction_and_a_repeated_one_are_counted(world, tmp_p
     assert "users with fewer than 3: 1" in said and "repeated: 1" in said
 
 
-def test_a_single_user_is_enough(world, tmp_path):
+def test_a_single_user_is_enough(world, tmp_path, capsys):
     c = mended(world, tmp_path / "data", lambda r: r[:12], stages=(*SHORT, "evaluate"))
     assert pipeline.main(c, tmp_path / "run") == 0
+    assert "warning: the test split has one user" in capsys.readouterr().out
     report = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert report["dataset"]["users"] == 1 and np.isfinite(report["models"][-1]["test"]["ndcg@10"])
 
@@ -150,6 +171,7 @@ def test_a_single_user_is_enough(world, tmp_path):
         ({"eval.select": "ndcg@7"}, r"eval\.select='ndcg@7' is not among the metrics"),
         ({"eval.metrics": ("ndgc",)}, r"'ndgc'; did you mean 'ndcg'"),
         ({"mesh.data": 99}, r"mesh\.data=99"),
+        ({"mesh.data": -1, "mesh.model": 99}, r"mesh\.data=-1 x mesh\.model=99 does not fit .*JAX_NUM_CPU_DEVICES=N"),
         ({"data.max_users": -1}, r"data\.max_users=-1 must be 0 .*or more"),
         ({"seeds": ()}, r"different numbers from 0"),
     ],
@@ -161,6 +183,7 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
+        ({"teacher.template": "An {genr}"}, r"teacher\.template='An {genr}' cannot be filled .*did you mean 'genre'"),
         ({"distill.labels": "cachd"}, r"distill\.labels='cachd' is unknown"),
         ({"distill.teachers": "both"}, r"distill\.teachers='both' is unknown"),
         ({"distill.teachers": "all", "distill.labels": "online"}, r"use distill\.labels='cached'"),
@@ -251,13 +274,13 @@ def test_a_workdir_in_use(world, copy, refused):
 
 
 # All data files at once: which of Orbax's two layers holds a small array is its own affair.
-@pytest.mark.parametrize("what", ["state/_METADATA", "state/**/d/*", "data/*.json", "metrics/metrics"])
+@pytest.mark.parametrize("what", ["state/_METADATA", "state/**/d/*", "data/metadata", "metrics/metrics"])
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(world, copy, refused, what):
     (copy / "student/result.json").unlink()  # as if it was cut off before the end
     newest = copy / "student/checkpoints/20"
     for path in newest.glob(what):
         os.truncate(path, path.stat().st_size // 2)
-    pattern = rf"{re.escape(str(newest))} is missing or damaged .*; delete {copy / 'student'} .* or that folder alone"
+    pattern = rf"{newest} is damaged .*; delete {copy / 'student'} .*, or {newest} alone to resume from .* step 10$"
     refused(config(world, stages=SHORT), copy, pattern)
     if what == "metrics/metrics":  # the cure works
         subprocess.run(["rm", "-r", newest], check=True)
@@ -267,8 +290,13 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(world, cop
 def test_a_trained_model_that_is_damaged_or_gone(world, copy, refused):
     c = config(world, stages=(*SHORT, "evaluate"))
     best = json.loads((copy / "student/result.json").read_text())["best_step"]
-    subprocess.run(["rm", "-r", copy / f"student/checkpoints/{best}"], check=True)
-    refused(c, copy, rf"checkpoints/{best} is missing or damaged")
+    state = copy / f"student/checkpoints/{best}/state"
+    subprocess.run(["rm", "-r", state], check=True)
+    refused(c, copy, rf"checkpoints/{best} is damaged \(.*\); delete {copy / 'student'} to train it anew$")
+    subprocess.run(["rm", "-r", state.parent], check=True)
+    for stages in (SHORT, (*SHORT, "evaluate")):  # it is noticed where the student is said to be up to date
+        c.stages = stages
+        refused(c, copy, rf"checkpoints/{best} is missing; delete {copy / 'student'} to train it anew$")
     os.truncate(copy / "student/result.json", 9)
     refused(c, copy, r"student/result\.json cannot be read")
     os.truncate(copy / "student/identity.json", 9)

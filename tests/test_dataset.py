@@ -269,15 +269,18 @@ def test_texts():
     refused(lambda: dataset.build(raw, split="leave_one_out", text_columns=["titel"]), "'titel'", "mean 'title'?")
     refused(
         lambda: dataset.build(raw, split="leave_one_out", text_columns=["title"]),
-        "1 of 3 items have no text (0)",
+        "films, items table: 1 of 3 items have an empty text (0)",
         "data.missing_text='id'",
     )
     named = dataset.build(raw, split="leave_one_out", text_columns=["title"], missing_text="id")
     assert named.items.rows() == [("0",), ("One",), ("Two",)]
     absent = RawData("films", raw.interactions, items.filter(pl.col("item") == 1))  # 0 and 2 aren't in the table
-    refused(lambda: dataset.build(absent, split="leave_one_out"), "2 of 3 items have no text (0, 2)")
+    refused(lambda: dataset.build(absent, split="leave_one_out"), "2 of 3 items of films are not in it (0, 2)")
     bare = RawData("films", raw.interactions, items.select("item"))
-    refused(lambda: dataset.build(bare, split="leave_one_out"), "3 of 3 items have no text (0, 1, 2)")
+    refused(
+        lambda: dataset.build(bare, split="leave_one_out"),
+        "films: 3 items have no text, because there is no items table",
+    )
     assert dataset.build(bare, split="leave_one_out", missing_text="id").items.rows() == [("0",), ("1",), ("2",)]
 
 
@@ -318,7 +321,7 @@ def test_nothing_left_says_which_option():
         lambda: dataset.build(raw, min_user_interactions=99, min_item_interactions=5),
         "none of 600",
         "data.min_interactions=99 and data.min_item_interactions=5",
-        "lower",
+        "lower one of them",
     )
     bare = raw_data([(1, 1), (1, 2)], ("user", "item"))
     refused(lambda: dataset.build(bare, min_rating=3), "data.min_rating=3 needs a rating column")

@@ -190,12 +190,19 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     copy = tmp_path / "copy"
     copy.mkdir()
     subprocess.run(["cp", "-r", finished / "dataset", copy], check=True)
-    with pytest.raises(InputError, match="was not exported"):
+    with pytest.raises(InputError, match=r"student\.json is missing; .* is not, or not wholly, exported"):
         kd_jax.load(copy)
     subprocess.run(["cp", "-r", finished / "export", copy], check=True)
     weights = copy / "export/student.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"student\.safetensors is damaged"):
+        kd_jax.load(copy)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"export/student\.safetensors is missing; .*'export'"):
+        kd_jax.load(copy)
+    items = copy / "dataset/items.parquet"
+    items.write_bytes(items.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"dataset/items\.parquet can't be read .*delete"):
         kd_jax.load(copy)
 
 
@@ -328,10 +335,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     (["--config.teacher.weights=/no/such/folder"], r"error: teacher.weights=/no/such/folder not found"),
     (["unexpected"], r"error: unexpected argument 'unexpected'"),
     (["--config=configs/csv.py:twice"], r"error: .*config argument 'twice' is unknown; known: runlocal"),
-    (["--config=configs/nothing.py"], r"error: .*No such file or directory: 'configs/nothing.py'"),
+    (["--config=configs/nothing.py"],
+     r"error: .*No such file or directory: 'configs/nothing.py' \(there are configs/csv.py, .*configs/quickstart.py\)"),
+    (["--confg.train.steps=3"], r"error: --confg.train.steps: no such flag; did you mean --config.train.steps\?"),
     (["--config.train.steps=many"], r"error: .*--config.train.steps=many: invalid literal"),
     (["--config.seeds=('a',)"], r"error: seeds=\(0, 'a'\): give one or more different numbers"),
-    (["--config.teacher.template={titel}"], r"error: teacher.template='{titel}' cannot be filled.*'title'"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
     done = launch(*flags(world, tmp_path / "run"), *arguments)
@@ -339,6 +347,8 @@ def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, m
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run/student").exists()
+    if "nowhere.csv" in arguments[0]:
+        assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
 
 
 def test_a_workdir_in_use_is_refused(world, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Every reader gives the same RawData for the same content, and says where a bad row stands."""
 
+import gzip
 import importlib.util
 import json
 import sys
@@ -193,7 +194,9 @@ def table_files(folder: Path, ending: str) -> dict[str, Path]:
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_files(tmp_path, ending):
-    raw = sources.read("files", **table_files(tmp_path, ending))
+    paths = table_files(tmp_path, ending)
+    raw = sources.read("files", **paths)
+    assert (raw.path, raw.items_path, raw.untimed) == (*map(str, paths.values()), "")
     assert raw.interactions.rows() == RATINGS and raw.items.rows() == FILMS
     assert raw.interactions.dtypes == [pl.Int64, pl.Int64, pl.Float32, pl.Int64]
 
@@ -250,6 +253,9 @@ def test_blank_lines_and_quoted_newlines(tmp_path):
     path = write(tmp_path / "r.csv", '\ufeffuser,item,note\n1,2,"a, ""b""\nc"\n\n3,4,\n\n')
     raw = sources.read("files", path)
     assert raw.interactions.rows() == [(1, 2), (3, 4)] and raw.counts == {"rows": 2, "malformed": 0}
+    packed = tmp_path / "r.csv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert sources.read("files", packed).interactions.rows() == [(1, 2), (3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -318,6 +324,11 @@ def test_bad_files(tmp_path):
     columns = {"user": "usr", "rating": "stars"}
     refused(lambda: sources.read("files", path, columns=columns), "no column 'stars' for rating", known)
     refused(lambda: sources.read("files", path, columns={"usr": "usr"}), "no role 'usr'", "did you mean 'user'?")
+    refused(
+        lambda: sources.read("files", write(tmp_path / "s.csv", "user\titem\n1\t2\n")), "s.csv has a single", "is a tab"
+    )
+    refused(lambda: sources.read("files", write(tmp_path / "r.jsonl", "{}")), "r.jsonl", ".parquet, .csv, .tsv, .tab")
+    refused(lambda: sources.read("files", tmp_path), f"{tmp_path} (interactions) is a folder", "a file that ends in")
     bad = tmp_path / "l.csv"
     bad.write_bytes(b"user,item\ncaf\xe9,1\n")
     refused(lambda: sources.read("files", bad), "l.csv can't be read", "UTF-8")
@@ -425,9 +436,9 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "tensorflow" else find(name, *rest)
     )
-    refused(lambda: sources.read("tfds", tmp_path / "elsewhere"), "movielens/1m-ratings", "pip install 'kd_jax[tfds]'")
+    refused(lambda: sources.read("tfds", tmp_path / "elsewhere"), "movielens/1m-ratings", "pip install -e '.[tfds]'")
     prepare_array_record(tmp_path / "records", "tfrecord")
-    refused(lambda: sources.read("tfds", tmp_path / "records"), "prepared as TFRecord", "pip install 'kd_jax[tfds]'")
+    refused(lambda: sources.read("tfds", tmp_path / "records"), "prepared as TFRecord", "pip install -e '.[tfds]'")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     refused(lambda: sources.read("tfds", tmp_path), "needs tensorflow-datasets")
 

@@ -21,7 +21,7 @@ from kd_jax.data import filters
 from kd_jax.data.splits import FOLD_IN, NAMES, SPLITS, TRAIN, assign
 from kd_jax.data.tables import RawData, accept
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import atomic, write_json
+from kd_jax.files import atomic, read_json, write_json
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
@@ -110,23 +110,30 @@ class Dataset:
 
 def load(folder: Path) -> Dataset:
     """What ``Dataset.save`` wrote. Raises InputError if a file is missing, or is not the one that was written."""
+    folder = Path(folder)
+    cure = f"delete {folder} and run again"
+    note = read_json(folder / "dataset.json", cure)
+    rows, users, items = (_saved(folder / f"{name}.parquet", cure) for name in ("interactions", "users", "items"))
     try:
-        note = json.loads((Path(folder) / "dataset.json").read_text())
-        rows, users, items = (
-            pl.read_parquet(Path(folder) / f"{name}.parquet") for name in ("interactions", "users", "items")
-        )
         arrays = {name: rows[name].to_numpy() for name in ARRAYS}
         texts = items.drop("id").rename(lambda name: name.removeprefix("text_"))
         found = _assemble(note["name"], note["split_name"], users["id"], items["id"], texts, arrays, note["counts"])
         written = note["checksum"]
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{folder}: the saved data set can't be read ({error}); delete it and run again") from None
+    except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{folder}: the saved data set can't be read ({error}); {cure}") from None
     if found.checksum != written:
         raise InputError(
             f"{folder}: the saved data set has changed since it was written (checksum {found.checksum}, "
             f"{written} then); delete it and run again"
         )
     return found
+
+
+def _saved(path: Path, cure: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{path} can't be read ({error}); {cure}") from None
 
 
 def _assemble(
@@ -214,7 +221,8 @@ def build(
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     kept = filters.core(user, item, min_user_interactions, min_item_interactions)
     counts["below_min_interactions"] = rows.height - int(kept.sum())
-    minima = f"data.min_interactions={min_user_interactions} and data.min_item_interactions={min_item_interactions}"
+    given = (("data.min_interactions", min_user_interactions), ("data.min_item_interactions", min_item_interactions))
+    minima = " and ".join(f"{name}={least}" for name, least in given if least > 1)
     _some_left(raw, int(kept.sum()), minima)
     if max_users:
         kept &= np.isin(user, np.unique(user[kept])[:max_users])
@@ -249,7 +257,8 @@ def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
 def _some_left(raw: RawData, left: int, option: str) -> None:
     if not left:
         raise InputError(
-            f"{raw.name}: none of {raw.interactions.height:,} interactions is left after {option}; lower it"
+            f"{raw.place}: none of {raw.interactions.height:,} interactions is left after {option}; lower "
+            + ("one of them" if " and " in option else "it")
         )
 
 
@@ -257,8 +266,8 @@ def _check_splits(dataset: Dataset, minima: str) -> None:
     """Raises InputError if a split is empty, or nobody in it has a history to be judged by."""
     sizes = np.diff(dataset.indptr)
     left = (
-        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left after {minima}, at most "
-        f"{sizes.max()} of one user; change data.split, data.ratios or these minima"
+        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left{minima and f' after {minima}'}, "
+        f"at most {sizes.max()} of one user; change data.split or data.ratios{minima and f', or lower {minima}'}"
     )
     for code in range(3):
         chosen = dataset.split == code

@@ -21,9 +21,9 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
     """
     have, rows = raw.interactions.columns, raw.interactions.height
     if min_rating is not None and "rating" not in have:
-        raise InputError(f"{raw.name}: data.min_rating={min_rating} needs a rating column and there is none; unset it")
+        raise InputError(f"{raw.place}: data.min_rating={min_rating} needs a rating column and there is none; unset it")
     if split == "column" and "split" not in have:
-        raise InputError(f"{raw.name}: data.split='column' needs a split column and there is none; choose another")
+        raise InputError(f"{raw.place}: data.split='column' needs a split column and there is none; choose another")
     codes = splits.column(raw.interactions["split"]) if split == "column" else np.zeros(rows, np.int8)
     time = pl.col("timestamp").cast(pl.Int64)
     if "timestamp" not in have:
@@ -80,7 +80,8 @@ def texts(raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, miss
     have = [name for name in raw.items.columns if name != "item"]
     for name in columns or ():
         if name not in have:
-            raise InputError(f"{raw.name}: data.text_columns: the items have no column {name!r}{nearest(name, have)}")
+            place = raw.items_path or raw.place
+            raise InputError(f"{place}: data.text_columns: the items have no column {name!r}{nearest(name, have)}")
     if missing not in ("error", "id"):
         raise InputError(f"data.missing_text={missing!r} is unknown{nearest(missing, ('error', 'id'))}")
     table = raw.items.select("item", *(columns or have))
@@ -90,11 +91,29 @@ def texts(raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, miss
     found = found.with_columns(pl.exclude("item").cast(pl.String).fill_null("").str.strip_chars())
     blank = found.select(pl.all_horizontal(pl.exclude("item") == "")).to_series()
     if blank.any() and missing == "error":
-        ids = found["item"].filter(blank)
-        raise InputError(
-            f"{raw.name}: {len(ids):,} of {len(found):,} items have no text ({listed(ids)}); complete the items table, "
-            "or set data.missing_text='id' to use the id as text"
-        )
+        raise InputError(f"{_textless(raw, found['item'], blank)}, or set data.missing_text='id' to use the id as text")
     first = found.columns[1]
     named = pl.when(pl.Series(blank)).then(pl.col("item").cast(pl.String)).otherwise(pl.col(first)).alias(first)
     return found.with_columns(named).drop("item")
+
+
+def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
+    """Why the ``blank`` ones of the ``items`` have no text, and the cure."""
+    if raw.items.width == 1 and not raw.items_path:
+        return (
+            f"{raw.place}: {len(items):,} items have no text, because there is no items table; name one that has text "
+            "with data.items_path"
+        )
+    place = raw.items_path or f"{raw.name}, items table"
+    if raw.items.width == 1:
+        return f"{place}: the {len(items):,} items have no text, only an id; give them a column of text"
+    absent = ~items.is_in(raw.items["item"].implode())
+    parts = [
+        f"{len(ids):,} of {len(items):,} items {what} ({listed(ids)})"
+        for ids, what in (
+            (items.filter(blank & absent), f"of {raw.place} are not in it"),
+            (items.filter(blank & ~absent), "have an empty text"),
+        )
+        if len(ids)
+    ]
+    return f"{place}: {' and '.join(parts)}; complete it"

@@ -93,6 +93,14 @@ def files(path: str | Path, items_path: str | Path | None = None, columns: Mappi
     def interactions(table: Table) -> RawData:
         rows, counts, problems = tables.interactions(table, tables.find_columns(table, names, optional), whole)
         catalogue = rows.select(pl.col("item").unique().sort()) if items is None else items
-        return RawData(Path(path).stem, rows, catalogue, counts, problems)
+        untimed = ""
+        if "timestamp" not in rows.columns and "timestamp" in names:  # '' says that there is none
+            used = tables.find_columns(table, names, optional).values()
+            others = ", ".join(name for name in table.columns() if name not in used) or "none"
+            untimed = (
+                f"{path} has no column 'timestamp': name the one it has with data.columns.timestamp (columns that "
+                f"nothing reads: {others}), or set it to '' if the rows are in order of time"
+            )
+        return RawData(Path(path).stem, rows, catalogue, counts, problems, str(path), str(items_path or ""), untimed)
 
     return tables.opened(path, "interactions", interactions)

@@ -20,8 +20,10 @@ from kd_jax.errors import InputError, nearest
 IDS = frozenset({"user", "item"})
 CANONICAL_INT = r"^(0|-?[1-9]\d{0,17})?$"  # or no id; '0123' is a string: as a number it would lose its zero
 DATES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+TAB = "\t"
 NOWHERE = "\x01"  # a separator that no text has, so that a line stays whole
 LINE = "(line)"  # no name that a user's column is likely to have
+ENDINGS = (".parquet", ".csv", ".tsv", ".tab")  # text may be compressed, as .csv.gz
 SHOWN = 5  # ids listed in an error
 
 T = TypeVar("T")
@@ -36,6 +38,8 @@ class RawData:
     items: ``item`` (of the same type), then text columns in template order; the first is the title that is shown.
     counts: 'rows' that were read, and the 'malformed' ones among them, which are left out.
     problems: the first malformed row of each kind, as 'file:line: what is wrong'.
+    path, items_path: where the two tables come from; '' where they are in no file (there may be no items table).
+    untimed: how to name a timestamp that may have been forgotten, and the columns that nothing reads; '' otherwise.
     """
 
     name: str
@@ -43,6 +47,13 @@ class RawData:
     items: pl.DataFrame
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    path: str = ""
+    items_path: str = ""
+    untimed: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.path or self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +124,14 @@ def lines(path: Path, separator: str, names: Sequence[str]) -> Table:
 def opened(path: str | Path, what: str, use: Callable[[Table], T]) -> T:
     """``use`` of the table in a .parquet, .csv or .tsv file. Raises InputError if it can't be read."""
     path = existing(path, what)
-    kind = path.name.lower()
+    kind = re.sub(r"\.(gz|zst)$", "", path.name.lower())
+    if not kind.endswith(ENDINGS):
+        form = "folder" if path.is_dir() else "file with an ending that is not read"
+        raise InputError(f"{path} ({what}) is a {form}; give a file that ends in {', '.join(ENDINGS)}")
     try:
         if kind.endswith(".parquet"):
             return use(Table(str(path), pl.scan_parquet(path, row_index_name=LINE, row_index_offset=1), unit="row"))
-        separator = "\t" if kind.endswith((".tsv", ".tab")) else ","
+        separator = TAB if kind.endswith((".tsv", ".tab")) else ","
         try:
             return use(delimited(path, separator))
         except pl.exceptions.ComputeError:
@@ -142,6 +156,14 @@ def existing(path: str | Path, what: str) -> Path:
 def find_columns(table: Table, wanted: Mapping[str, str], optional: frozenset[str] = frozenset()) -> dict[str, str]:
     """role -> column, of those ``wanted`` that the table has. Raises InputError if one is missing and not optional."""
     have = table.columns()
+    only = next(iter(have)) if len(have) == 1 else ""
+    other = next((mark for mark in (";", TAB, "|", ",") if mark in only), "")
+    if other:
+        name = "a tab" if other == TAB else repr(other)
+        raise InputError(
+            f"{table.path} has a single column, {only!r}; is {name} its separator? Fields are parted by commas "
+            "(.csv) or tabs (.tsv): write it so, or change its ending"
+        )
     for role, column in wanted.items():
         if column not in have and role not in optional:
             raise InputError(
@@ -281,10 +303,10 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
             f"malformed); mend them, or tolerate such a share: data.max_malformed (now {max_malformed:g})"
         )
     if not frame.height:
-        raise InputError(f"{raw.name}: there is no interaction; give a file with rows")
+        raise InputError(f"{raw.place}: there is no interaction; give a file with rows")
     for name in ("user", "item"):
         if name not in frame.columns:
-            raise InputError(f"{raw.name}: the interactions have no column {name!r}{nearest(name, frame.columns)}")
+            raise InputError(f"{raw.place}: the interactions have no column {name!r}{nearest(name, frame.columns)}")
         _refuse(raw, name, frame[name].is_null(), "is missing")
         if frame[name].dtype.is_integer():
             _refuse(raw, name, frame[name] < 0, "is negative; ids start at 0")
@@ -293,7 +315,7 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
     check_items(raw.items)
     if raw.items["item"].dtype != frame["item"].dtype:
         raise InputError(
-            f"{raw.name}: item ids are {frame['item'].dtype} in the interactions and "
+            f"{raw.place}: item ids are {frame['item'].dtype} in the interactions and "
             f"{raw.items['item'].dtype} in the items table; make them the same"
         )
     return counts
@@ -303,6 +325,6 @@ def _refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
     if bad.any():
         row = bad.arg_true()[0]
         raise InputError(
-            f"{raw.name}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
+            f"{raw.place}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
             f"({bad.sum():,} such rows); mend them"
         )

@@ -46,6 +46,11 @@ def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") 
     return texts
 
 
+def check_template(template: str, columns: Sequence[str]) -> None:
+    """Raises InputError if ``template`` names what is none of the ``columns``, or is no template."""
+    _fill(template, dict.fromkeys(columns, ""))
+
+
 def _plain(value: Any) -> str:
     if value is None:
         return ""

@@ -32,14 +32,15 @@ BATCH = 65_536
 def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | None = None) -> RawData:
     """The 'train' split (TFDS' word for all there is) of ``name``, such as 'movielens/1m-ratings'.
 
-    fields: role -> feature. 'user' and 'item' are needed, 'rating' and 'timestamp' known; every other role is a text
-        column of the items, in that order, taken from an item's first record.
+    fields: role -> feature ('' = none). 'user' and 'item' are needed, 'rating' and 'timestamp' known; every other role
+        is a text column of the items, in that order, taken from an item's first record.
     data_dir: where data sets are prepared; None: TFDS' own folder (~/tensorflow_datasets).
     """
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise InputError("data.source='tfds' needs tensorflow-datasets; pip install 'kd_jax[tfds]'") from None
+        raise InputError("data.source='tfds' needs tensorflow-datasets; pip install -e '.[tfds]'") from None
+    fields = {role: feature for role, feature in fields.items() if feature}
     for role in ("user", "item"):
         if role not in fields:
             raise InputError(f"data.tfds_fields has no {role!r}; say which feature of {name} it is")
@@ -51,7 +52,7 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
         if not has_tensorflow:
             cure += (
                 f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and TFDS needs "
-                "tensorflow to prepare it: pip install 'kd_jax[tfds]'"
+                "tensorflow to prepare it: pip install -e '.[tfds]'"
             )
         raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
     except (ValueError, AssertionError) as error:  # an unknown config or version
@@ -62,7 +63,7 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
         state = "prepared as TFRecord" if prepared else "not prepared"
         raise InputError(
             f"{builder.info.full_name} is {state} in {builder.data_path}, and TFDS needs tensorflow to "
-            "use it: pip install 'kd_jax[tfds]', or prepare it elsewhere with file_format='array_record'"
+            "use it: pip install -e '.[tfds]', or prepare it elsewhere with file_format='array_record'"
         )
     features = builder.info.features
     for role, feature in fields.items():
@@ -78,7 +79,7 @@ def read(name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | N
     text = [role for role in fields if role not in ROLES]
     first = rows.select(LINE, "item", *text).drop_nulls("item").unique("item", keep="first", maintain_order=True)
     items = tables.items(tables.Table(table.path, first, unit="record"), "item", "item" in whole)
-    return RawData(name.replace("/", "-"), interactions, items, counts, problems)
+    return RawData(name.replace("/", "-"), interactions, items, counts, problems, table.path, table.path)
 
 
 def _array_record(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[pl.DataFrame]:
