@@ -50,7 +50,8 @@ def pool(hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bo
         total = jnp.einsum("bld,bl->bd", hidden, weights)
         pooled = total / jnp.maximum(weights.sum(1), 1e-9)[:, None]
     elif pooling == "max":
-        pooled = jnp.max(jnp.where(mask[:, :, None] > 0, hidden, jnp.finfo(jnp.float32).min), axis=1)
+        found = jnp.max(jnp.where(mask[:, :, None] > 0, hidden, jnp.finfo(jnp.float32).min), axis=1)
+        pooled = jnp.where((mask > 0).any(1)[:, None], found, 0.0)
     else:
         real = mask > 0
         position = real.argmax(1) if pooling == "cls" else mask.shape[1] - 1 - real[:, ::-1].argmax(1)
