@@ -93,7 +93,7 @@ def parse(argv: list[str]) -> list[str]:
         _refuse(f"--{error.flagname}: no such flag; {near}launch.py --help lists them")
     except (flags.Error, OSError) as error:  # the last line is what went wrong, those before it where
         where = "launch.py --help lists the flags"
-        if isinstance(error, FileNotFoundError):
+        if "No such file" in str(error):  # of --config; its own error has no errno
             found = (f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
             where = f"there are {', '.join(sorted(found))}"
         _refuse(f"{str(error).strip().splitlines()[-1].strip()} ({where})")

@@ -50,6 +50,7 @@ COLOURS = {
 }
 MARKERS = {"popularity": "X", "control_teacher": "d", "teacher": "D", "student": "s", "control": "^", "distilled": "o"}
 MAX_POINTS = 240  # of one learning curve
+Box = tuple[float, float, float]  # of a label: left, right and middle height, in shares of the axes
 
 
 def hue(name: str) -> str:
@@ -127,31 +128,48 @@ def effect_chart(effects: list[tuple[str, float, tuple[float, float] | None]]) -
 
 def tradeoff_chart(models: Models, metric: str, key: str, title: str) -> str:
     """Quality against a cost on a log axis; '' where no model has a positive one."""
+    from matplotlib.ticker import LogLocator
+
     costs = {name: mean_std(entries, key)[0] or 0.0 for name, entries in models.items()}
     points = {name: (costs[name], *stat) for name, stat in model_means(models, metric, "").items() if costs[name] > 0}
     if not points:
         return ""
     low, high = (pick(cost for cost, *_ in points.values()) for pick in (min, max))
+    narrow = high < 10 * low
+    room = 4 if narrow else 2  # for labels, to the left and right
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for name, (cost, mean, std) in points.items():
             axes.errorbar(cost, mean, yerr=std or None, fmt=MARKERS.get(name, "P"), color=COLOURS[hue(name)])
         axes.set_xscale("log")
-        axes.set(xlim=(low / 2, high * 2), xlabel=f"{title.lower()}, log scale", ylabel=metric_label(metric))
+        axes.set(xlim=(low / room, high * room), xlabel=f"{title.lower()}, log scale", ylabel=metric_label(metric))
+        if narrow:  # or there may be a single power of ten, or none
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: scaled(value, POWERS))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.margins(y=0.15)
         _ticks(axes.yaxis)
         bottom, top = axes.get_ylim()
-        # Students of one architecture share one x: labels that would overlap are pushed apart, upwards.
-        placed: list[tuple[float, float, float]] = []
-        for name, (cost, mean, _) in sorted(points.items(), key=lambda point: point[1][1]):
-            x, y = math.log(cost * 2 / low) / math.log(high * 4 / low), (mean - bottom) / (top - bottom)
-            side, label = (-1 if x > 0.5 else 1), _tag(name)
-            start, end = sorted((x, x + side * (0.05 + 0.023 * len(label))))
-            y = max([y, *(other + 0.09 for left, right, other in placed if left < end and start < right)])
-            placed.append((start, end, y))
+        # Students of one architecture share one x: a label takes the nearest place where it covers nothing.
+        places = {
+            name: (math.log(cost * room / low) / math.log(high * room**2 / low), (mean - bottom) / (top - bottom))
+            for name, (cost, mean, _) in points.items()
+        }
+        taken = [(x - 0.02, x + 0.02, y) for x, y in places.values()]
+        for name, (cost, *_) in sorted(points.items(), key=lambda point: point[1][1]):
+            x, marker = places[name]
+            inwards, label = (-1 if x > 0.5 else 1), _tag(name)
+
+            def box(shift: float, side: int, x: float = x, marker: float = marker, size: int = len(label)) -> Box:
+                start, end = sorted((x + side * 0.03, x + side * (0.05 + 0.023 * size)))
+                return start, end, marker + shift
+
+            shifts = (0, 0.09, -0.09, 0.18, -0.18, 0.27, -0.27, 0.36)
+            choices = [(box(shift, side), side) for shift in shifts for side in (inwards, -inwards)]
+            free = [choice for choice in choices if _inside(choice[0]) and not any(_meet(choice[0], o) for o in taken)]
+            (start, end, y), side = (free or choices)[0]
+            taken.append((start, end, y))
             axes.annotate(
                 label,
                 (cost, y),
@@ -166,6 +184,14 @@ def tradeoff_chart(models: Models, metric: str, key: str, title: str) -> str:
         f"{spoken(name)} {decimals(mean)} at {thousands(cost)}" for name, (cost, mean, _) in points.items()
     )
     return _chart(f"{metric_label(metric)} against {title.lower()}", said, 3.0, draw)
+
+
+def _inside(box: Box) -> bool:
+    return box[0] >= 0 and box[1] <= 1 and 0.03 <= box[2] <= 1.05
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < 0.085
 
 
 def slice_chart(models: Models, metric: str, parts: list[str]) -> str:

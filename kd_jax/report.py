@@ -32,6 +32,7 @@ from kd_jax.distill import TERMS
 from kd_jax.errors import InputError
 from kd_jax.files import atomic
 from kd_jax.summary import (
+    CONFIDENCE,
     EMPTY,
     LOWER_IS_BETTER,
     POWERS,
@@ -141,7 +142,7 @@ def _tiles(metrics: dict[str, Any], models: Models) -> str:
     ]
     for key, form, text in (
         ("params", "{:.2%}", "of the teacher’s parameters are in the distilled student"),
-        ("users_per_second", "{:.3g} ×", "the teacher’s users per second"),
+        ("users_per_second", "{:.3g} ×", "the teacher’s users per second, on this run’s machine under its load"),
     ):
         small, large = (mean_std(models.get(name, ()), key)[0] for name in ("distilled", "teacher"))
         if small and large:
@@ -193,7 +194,7 @@ def _results(models: Models, shown: list[str]) -> str:
         "params": ("Parameters", thousands),
         "bytes": ("Size", human_bytes),
         "users_per_second": ("Users/s", thousands),
-        "train_seconds": ("Training", human_time),
+        "train_seconds": ("Training", lambda seconds: human_time(seconds or None)),  # counting is no training
     }
     top += "".join(f'<th rowspan="2" scope="col">{title}</th>' for title, _ in costs.values())
     rows = []
@@ -221,15 +222,16 @@ def _gains(metrics: dict[str, Any], models: Models, shown: list[str]) -> str:
             relative = as_number(change.get("relative"))
             cells.append(percent(relative))
             if relative is not None:
-                cells[-1] += f"<small>{interval_text(change.get('ci95'))}</small>"
+                cells[-1] += f"<small>{interval_text(change.get('ci95')).removeprefix(CONFIDENCE)}</small>"
                 effects.append((f"{label}\nover {name}", relative, interval_ends(change.get("ci95"))))
         values = [decimals(as_number(gain.get(name))) for name in (*over, "distilled")]
         tiny = p_value is not None and p_value < 1e-4
         rows.append([escape(label), *values, *cells, "&lt; .0001" if tiny else decimals(p_value)])
     charts = [bar_chart(models, metric, part) for metric, part in metric_columns(models, shown[:1], ("warm",))]
-    titles = [*over, "distilled", *(f"distilled over {name}" for name in over)]
-    head = ("Metric", *map(str.capitalize, titles), "p (over student)")
-    table = _table("Gains and 95 % confidence intervals", head, rows) if rows else ""
+    titles = [*over, "distilled", *(f"over {name}" for name in over)]
+    head = ("Metric", *map(str.capitalize, titles), "p")
+    caption = "Gains of distilled over the others with 95 % confidence intervals; p: of the gain over the student."
+    table = _table(caption, head, rows) if rows else ""
     return _grid(charts + ([effect_chart(effects)] if effects else [])) + table
 
 

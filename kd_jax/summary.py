@@ -24,6 +24,7 @@ SLICES = {
 }
 LABELS = {"ndcg": "NDCG", "f1": "F1", "mrr": "MRR", "map": "MAP", "auc": "AUC", "rmse": "RMSE", "mae": "MAE"}
 EMPTY = "–"
+CONFIDENCE = "95 % CI "
 POWERS = ("", "k", "M", "G", "T")
 
 
@@ -168,7 +169,7 @@ def percent(value: float | None) -> str:
 
 def interval_text(pair: Any) -> str:
     ends = interval_ends(pair)
-    return f"95 % CI {percent(ends[0])} to {percent(ends[1])}" if ends else "no confidence interval"
+    return f"{CONFIDENCE}{percent(ends[0])} to {percent(ends[1])}" if ends else "no confidence interval"
 
 
 def thousands(value: float | None) -> str:
