@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax import metrics as m
 from kd_jax.errors import InputError
-from kd_jax.sharding import fetch
+from kd_jax.sharding import fetch, mesh_of, top_k_of_columns
 from kd_jax.types import PAD
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ CSR = tuple[np.ndarray, np.ndarray]  # (indptr [U + 1], items)
 
 METRICS = ("ndcg", "recall", "precision", "f1", "map", "hit_rate", "mrr", "auc", "coverage", "novelty")
 _NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-LARGEST_BLOCK = 2**26  # scores in a [B, I] block: 256 MB
+LARGEST_BLOCK = 2**26  # scores of a [B, I] block on each device that has a share of the users: 256 MB
 _LOOK_AHEAD = 2  # batches in flight: the device never idles, and memory stays at a few [B, I] blocks
 
 
@@ -64,11 +64,12 @@ def item_slices(item_counts: Int[np.ndarray, " I"]) -> dict[str, Bool[np.ndarray
     return {"warm": warm, "cold": ~warm, "head": head, "tail": warm & ~head}
 
 
-def users_at_once(batch_size: int, num_items: int) -> int:
-    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow, in a power of 2: devices
-    can divide it among them."""
+def users_at_once(batch_size: int, num_items: int, devices: int = 1) -> int:
+    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow on each of the ``devices``
+    that divide them; a multiple of ``devices``, else all of them would rank all."""
     most = max(1, LARGEST_BLOCK // num_items)
-    return batch_size if batch_size <= most else 1 << (most.bit_length() - 1)
+    each = -(-batch_size // devices)
+    return devices * (each if each <= most else 1 << (most.bit_length() - 1))
 
 
 def popularity(dataset: Dataset) -> ScoreFn:
@@ -142,23 +143,29 @@ def _masked(scores: Array, seen: tuple[Array, Array]) -> Array:
     return scores.at[seen].set(-jnp.inf, mode="drop")
 
 
-def _top_k(scores: Array, k: int) -> tuple[Array, Array]:
+def _top_k(scores: Array, k: int, mesh: Mesh | None) -> tuple[Array, Array]:
     """The k best candidates of each row; PAD and -inf where a row has fewer. NaN ranks last."""
-    values, items = lax.top_k(jnp.where(jnp.isnan(scores), m.LOWEST, scores), min(k, scores.shape[1]))
+    scores = jnp.where(jnp.isnan(scores), m.LOWEST, scores)
+    values, items = top_k_of_columns(scores, min(k, scores.shape[1]), mesh)
     values = jnp.pad(values, ((0, 0), (0, k - values.shape[1])), constant_values=-jnp.inf)
     items = jnp.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=PAD)
     return jnp.where(values == -jnp.inf, PAD, items), values
 
 
-@partial(jax.jit, static_argnames="k")
+@partial(jax.jit, static_argnames=("k", "mesh"))
 def _rank_step(
-    scores: Array, seen: tuple[Array, Array], targets: tuple[Array, Array], cold: dict[str, Any] | None, k: int
+    scores: Array,
+    seen: tuple[Array, Array],
+    targets: tuple[Array, Array],
+    cold: dict[str, Any] | None,
+    k: int,
+    mesh: Mesh | None,
 ) -> dict[str, Array]:
     """Ranks of one batch's targets; of its cold targets among cold items too; and its top-k lists if k > 0."""
     scores = _masked(scores, seen)
     out = {"ranks": m.target_ranks(scores, *targets), "candidates": jnp.sum(scores != -jnp.inf, axis=1)}
     if k:
-        out["lists"] = _top_k(scores, k)[0]
+        out["lists"] = _top_k(scores, k, mesh)[0]
     if cold is not None:
         cold_scores = scores[:, cold["items"]]
         out["cold_ranks"] = m.target_ranks(cold_scores, *cold["targets"])
@@ -166,9 +173,9 @@ def _rank_step(
     return out
 
 
-@partial(jax.jit, static_argnames="k")
-def _top_k_step(scores: Array, seen: tuple[Array, Array], k: int) -> tuple[Array, Array]:
-    return _top_k(_masked(scores, seen), k)
+@partial(jax.jit, static_argnames=("k", "mesh"))
+def _top_k_step(scores: Array, seen: tuple[Array, Array], k: int, mesh: Mesh | None) -> tuple[Array, Array]:
+    return _top_k(_masked(scores, seen), k, mesh)
 
 
 def _scores(score_fn: ScoreFn, users: np.ndarray, num_items: int | None) -> Array:
@@ -194,7 +201,8 @@ def top_k(
     masked = _Pairs(_gather(seen, users) if seen is not None else _NO_PAIRS, len(users), batch_size)
 
     def step(b: int, block: np.ndarray) -> tuple[Array, Array]:
-        return _top_k_step(_scores(score_fn, block, None), masked.batch(b), k)
+        scores = _scores(score_fn, block, None)
+        return _top_k_step(scores, masked.batch(b), k, mesh_of(scores))
 
     items, values = zip(*_stream(step, users, batch_size), strict=True)
     return np.concatenate(items)[: len(users)], np.concatenate(values)[: len(users)]
@@ -208,6 +216,7 @@ def evaluate_rank(
     metrics: Sequence[str] = METRICS,
     ks: Sequence[int] = (10, 20),
     batch_size: int = 256,
+    devices: int = 1,
     slices: bool = True,
     exclude_seen: bool = True,
 ) -> RankResult:
@@ -218,11 +227,11 @@ def evaluate_rank(
     history is at most, or longer than, the median of the evaluated users. A target the user has seen before cannot be
     recommended: it is left out and counted in `repeats`; with exclude_seen=False nothing is masked and it counts.
 
-    batch_size: users at once, fewer where the catalogue is large (``users_at_once``).
+    batch_size: users at once, fewer where the catalogue is large (``users_at_once``), divided among ``devices``.
 
     Raises InputError on an unknown metric and when nobody can be evaluated.
     """
-    batch_size = users_at_once(batch_size, dataset.num_items)
+    batch_size = users_at_once(batch_size, dataset.num_items, devices)
     names = m.expand(metrics, ks)
     history, held_out = dataset.history(split), dataset.targets(split)
     users = eval_users(dataset, split)
@@ -245,7 +254,7 @@ def evaluate_rank(
     def step(b: int, block: np.ndarray) -> dict[str, Array]:
         scores = _scores(score_fn, block, dataset.num_items)
         cold_part = {"items": on_device, "targets": cold.batch(b)} if with_cold else None
-        return _rank_step(scores, seen.batch(b), targets.batch(b), cold_part, lists_k)
+        return _rank_step(scores, seen.batch(b), targets.batch(b), cold_part, lists_k, mesh_of(scores))
 
     results = _stream(step, users, batch_size)
     fetched = {key: [part[key] for part in results] for key in results[0]}

@@ -124,9 +124,18 @@ class Rank:
             return user_examples(self.dataset, history=history, **weighting)
         return sequence_examples(self.dataset, history=history, positions=positions)
 
-    def _judged(self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool) -> Judged:
+    def _judged(
+        self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool, devices: int = 1
+    ) -> Judged:
         result = evaluate.evaluate_rank(
-            score_fn, self.dataset, SPLITS[split], metrics=names, ks=self.ks, batch_size=self.batch_size, slices=slices
+            score_fn,
+            self.dataset,
+            SPLITS[split],
+            metrics=names,
+            ks=self.ks,
+            batch_size=self.batch_size,
+            devices=devices,
+            slices=slices,
         )
         per_user = dict(result.per_user)
         for kind, values in result.per_user_slices.items():
@@ -139,7 +148,9 @@ class Rank:
     ) -> Callable[[Params, PyTree], Judged]:
         bind = score_function(self.dataset, graphdef, SPLITS[split], history)
         names = self.metric_names if full else (self.select,)
-        return lambda params, constants: self._judged(bind(params, constants), split, names, slices=full)
+        return lambda params, constants: self._judged(
+            bind(params, constants), split, names, slices=full, devices=sharding.users_parts(params)
+        )
 
     def score(self, judged: Judged) -> float:
         return judged.metrics[self.select]

@@ -106,6 +106,9 @@ def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
 
 def test_a_large_catalogue_is_ranked_for_fewer_users_at_once(monkeypatch):
     assert evaluate.users_at_once(256, 10_000) == 256 and evaluate.users_at_once(256, 10**6) == 64
+    # A block is that of a device, and every device has a user to rank.
+    assert evaluate.users_at_once(256, 10**6, 4) == 256 and evaluate.users_at_once(256, 20 * 10**6, 4) == 8
+    assert evaluate.users_at_once(256, 10**9, 6) == 6 and evaluate.users_at_once(256, 10_000, 3) == 258
     task, sizes = task_of(ratings=False), []
     monkeypatch.setattr(evaluate, "LARGEST_BLOCK", 5 * task.dataset.num_items)
     flat = evaluate.popularity(task.dataset)
