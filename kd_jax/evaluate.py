@@ -1,7 +1,8 @@
 """Evaluation: every held-out item ranked against the full catalogue, a batch of users at a time.
 
-A scorer is a function of user indices (int32 [B], numpy) that returns scores [B, I] on the device. It is called with
-one fixed batch shape. Only a few [B, I] blocks ever exist at once; ranks stay on the device until all users are done.
+A scorer is a function of user indices (int32 [B], numpy) that returns scores [B, I] on the device, with more columns
+at the end where the devices that share the items do not divide I. It is called with one fixed batch shape. Only a few
+[B, I] blocks ever exist at once; ranks stay on the device until all users are done.
 """
 
 from __future__ import annotations
@@ -137,9 +138,9 @@ def _stream(step: Callable[[int, np.ndarray], Any], users: np.ndarray, batch_siz
     return fetch(results)
 
 
-def _masked(scores: Array, seen: tuple[Array, Array]) -> Array:
+def _masked(scores: Array, seen: tuple[Array, Array], num_items: int) -> Array:
     """Scores with seen items at -inf; a scorer's own -inf becomes the lowest finite score, as it is no mask."""
-    scores = jnp.maximum(scores.astype(jnp.float32), m.LOWEST)
+    scores = jnp.maximum(scores[:, :num_items].astype(jnp.float32), m.LOWEST)
     return scores.at[seen].set(-jnp.inf, mode="drop")
 
 
@@ -152,17 +153,18 @@ def _top_k(scores: Array, k: int, mesh: Mesh | None) -> tuple[Array, Array]:
     return jnp.where(values == -jnp.inf, PAD, items), values
 
 
-@partial(jax.jit, static_argnames=("k", "mesh"))
+@partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
 def _rank_step(
     scores: Array,
     seen: tuple[Array, Array],
     targets: tuple[Array, Array],
     cold: dict[str, Any] | None,
+    num_items: int,
     k: int,
     mesh: Mesh | None,
 ) -> dict[str, Array]:
     """Ranks of one batch's targets; of its cold targets among cold items too; and its top-k lists if k > 0."""
-    scores = _masked(scores, seen)
+    scores = _masked(scores, seen, num_items)
     out = {"ranks": m.target_ranks(scores, *targets), "candidates": jnp.sum(scores != -jnp.inf, axis=1)}
     if k:
         out["lists"] = _top_k(scores, k, mesh)[0]
@@ -173,25 +175,37 @@ def _rank_step(
     return out
 
 
-@partial(jax.jit, static_argnames=("k", "mesh"))
-def _top_k_step(scores: Array, seen: tuple[Array, Array], k: int, mesh: Mesh | None) -> tuple[Array, Array]:
-    return _top_k(_masked(scores, seen), k, mesh)
+@partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
+def _top_k_step(
+    scores: Array, seen: tuple[Array, Array], num_items: int, k: int, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    return _top_k(_masked(scores, seen, num_items), k, mesh)
 
 
 def _scores(score_fn: ScoreFn, users: np.ndarray, num_items: int | None) -> Array:
     scores = score_fn(users)
-    if scores.ndim != 2 or scores.shape[0] != len(users) or num_items not in (None, scores.shape[1]):
+    mesh = mesh_of(scores)
+    spare = 0 if mesh is None or num_items is None else -num_items % mesh.shape.get("model", 1)
+    fits = scores.ndim == 2 and num_items in (None, scores.shape[1], scores.shape[1] - spare)
+    if not fits or scores.shape[0] != len(users):
         raise ValueError(f"score_fn returned shape {scores.shape} for {len(users)} users and {num_items} items")
     return scores
 
 
 def top_k(
-    score_fn: ScoreFn, users: Int[np.ndarray, " U"], k: int, seen: CSR | None = None, *, batch_size: int = 256
+    score_fn: ScoreFn,
+    users: Int[np.ndarray, " U"],
+    k: int,
+    seen: CSR | None = None,
+    *,
+    batch_size: int = 256,
+    num_items: int | None = None,
 ) -> tuple[Int[np.ndarray, "U k"], Float[np.ndarray, "U k"]]:
     """The k best items of each user, best first, and their scores; ties go to the lower index, NaN ranks last.
 
     `seen` is a CSR over all users (such as `dataset.history(split)`) of items that are never returned. Where a user
-    has fewer than k candidates the list ends in PAD with score -inf. Raises InputError if k < 1.
+    has fewer than k candidates the list ends in PAD with score -inf. num_items: of the columns of the scores; all.
+    Raises InputError if k < 1.
     """
     if k < 1:
         raise InputError(f"top-k: k is {k}; it must be at least 1")
@@ -201,8 +215,8 @@ def top_k(
     masked = _Pairs(_gather(seen, users) if seen is not None else _NO_PAIRS, len(users), batch_size)
 
     def step(b: int, block: np.ndarray) -> tuple[Array, Array]:
-        scores = _scores(score_fn, block, None)
-        return _top_k_step(scores, masked.batch(b), k, mesh_of(scores))
+        scores = _scores(score_fn, block, num_items)
+        return _top_k_step(scores, masked.batch(b), num_items or scores.shape[1], k, mesh_of(scores))
 
     items, values = zip(*_stream(step, users, batch_size), strict=True)
     return np.concatenate(items)[: len(users)], np.concatenate(values)[: len(users)]
@@ -254,7 +268,9 @@ def evaluate_rank(
     def step(b: int, block: np.ndarray) -> dict[str, Array]:
         scores = _scores(score_fn, block, dataset.num_items)
         cold_part = {"items": on_device, "targets": cold.batch(b)} if with_cold else None
-        return _rank_step(scores, seen.batch(b), targets.batch(b), cold_part, lists_k, mesh_of(scores))
+        return _rank_step(
+            scores, seen.batch(b), targets.batch(b), cold_part, dataset.num_items, lists_k, mesh_of(scores)
+        )
 
     results = _stream(step, users, batch_size)
     fetched = {key: [part[key] for part in results] for key in results[0]}

@@ -30,9 +30,10 @@ def users_per_second(
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
     at_once = users_at_once(256, dataset.num_items, sharding.users_parts(params))
-    top_k(scores, users, k, seen, batch_size=at_once)
+    sizes = {"batch_size": at_once, "num_items": dataset.num_items}
+    top_k(scores, users, k, seen, **sizes)
     began = time.perf_counter()
-    top_k(scores, users, k, seen, batch_size=at_once)
+    top_k(scores, users, k, seen, **sizes)
     return len(users) / (time.perf_counter() - began)
 
 

@@ -6,6 +6,7 @@ else is replicated. XLA inserts the collectives.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from kd_jax import sparse
 from kd_jax.catalogue import NEGATIVE, Axes, Factors, Inputs, Loss, Run, local
 from kd_jax.errors import InputError
 from kd_jax.types import Batch, PyTree
@@ -66,6 +68,45 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 def put(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places every array of ``tree`` as ``tree_shardings`` says."""
     return jax.tree.map(_placed, tree, tree_shardings(tree, mesh))
+
+
+def even_rows(rows: dict[str, int], mesh: Mesh) -> dict[str, int]:
+    """How many rows these tables have while they are on ``mesh``: as many as ``model`` divides, since JAX splits no
+    others. The last ones are zeros, and nothing outside of the mesh sees them: what is saved or read is cut."""
+    parts = mesh.shape["model"]
+    return {name: count + -count % parts for name, count in rows.items()}
+
+
+def storing(
+    state: PyTree, rows: dict[str, int], mesh: Mesh
+) -> tuple[PyTree, Callable[[Any], Any], Callable[[Any], Any]]:
+    """How a state that is on ``mesh`` is stored: (its arrays as they are stored, cut, even), where cut(state) has
+    tables of these ``rows``, split another way, and even(cut(state)) is the state."""
+    wanted = even_rows(rows, mesh)
+    if wanted == rows:
+        return state, lambda state: state, lambda state: state
+    here, there = (functools.partial(sparse.with_rows, rows=rows) for rows in (wanted, rows))
+    stored = jax.eval_shape(there, state)
+    shardings = tree_shardings(stored, mesh)
+    like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), stored, shardings)
+    cut = jax.jit(there, out_shardings=shardings)
+    return like, cut, jax.jit(here, out_shardings=tree_shardings(state, mesh))
+
+
+def put_params(params: PyTree, rows: dict[str, int], mesh: Mesh) -> PyTree:
+    """``put`` for parameters with tables of these ``rows``."""
+    return put(sparse.with_rows(params, even_rows(rows, mesh)), mesh)
+
+
+def put_labels(teacher: PyTree, mesh: Mesh) -> PyTree:
+    """``put`` for a teacher's arrays: cached item vectors and biases are split by rows too, with items that nobody
+    chooses at their end."""
+    missing = -len(teacher["bias"]) % mesh.shape["model"] if isinstance(teacher, dict) and "bias" in teacher else 0
+    if missing:
+        bias = np.pad(np.asarray(teacher["bias"]), (0, missing), constant_values=NEGATIVE)
+        items = np.pad(np.asarray(teacher["items"]), ((0, missing), (0, 0)))
+        teacher = teacher | {"items": items, "bias": bias}
+    return put(teacher, mesh)
 
 
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -53,7 +53,8 @@ def score_function(
 ) -> Callable[[Params, PyTree], Callable[[np.ndarray], Array]]:
     """(params, constants) -> (users int32 [B] -> scores [B, I]), compiled once per architecture and split.
 
-    A user's context is all that happened before ``split``; what depends on the items alone is computed once.
+    A user's context is all that happened before ``split``; what depends on the items alone is computed once. On a mesh
+    the item tables may have more than I rows, and the scores have as many columns (``sharding.put_params``).
     """
     windows = last_items(*dataset.history(split), history)
 

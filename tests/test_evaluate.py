@@ -386,9 +386,11 @@ def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape
     table[3, :40], table[4] = np.nan, 7.0
     scores = jax.device_put(table, jax.NamedSharding(mesh, spec))
     seen = (np.repeat(np.arange(3, dtype=np.int32), 45), np.tile(np.arange(45, dtype=np.int32), 3))
-    for one, other in zip(ev._top_k_step(table, seen, 7, None), ev._top_k_step(scores, seen, 7, mesh), strict=True):
+    for one, other in zip(
+        ev._top_k_step(table, seen, items, 7, None), ev._top_k_step(scores, seen, items, 7, mesh), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
-    text = ev._top_k_step.lower(scores, seen, 7, mesh).compile().as_text()
+    text = ev._top_k_step.lower(scores, seen, items, 7, mesh).compile().as_text()
     best = [f"{kind}[{len(table) // shape[0]},{shape[1] * 7}]" for kind in ("f32", "s32")]
     assert [c["shape"] for c in hlo.collectives(text)] == (best if shape[1] > 1 else [])
 
