@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py [--devices=1,2,4,8] [--models=mf,sasrec] [--axes=data,model] [--teacher]
 
-Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users. The losses
+Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users; then the
+same with one item and user less, as no number of devices divides what real data sets hold. The losses
 of the first steps must be those of one device on the same problem, to a relative 1e-4: sums are rounded in another
 order. The devices are virtual (JAX_NUM_CPU_DEVICES) and share the cores, so the time of a step, best of those after
 the first, is that of the same work cut into parts, next to one device's; only its overhead means something.
@@ -79,7 +80,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         total_steps=STEPS, mesh=mesh, seed=0,
         teacher_scores={"teacher": labels} if spec["teacher"] else None,
     )  # fmt: skip
-    constants, teacher = sharding.put((constants, teacher), mesh)
+    constants, teacher = sharding.put(constants, mesh), sharding.put_labels(teacher, mesh)
     sizes = {jax.tree_util.keystr(p, simple=True): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
     parts = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(STEPS)]
     compiled = step.lower(state, parts[0], None, constants, teacher).compile()
@@ -133,9 +134,13 @@ def main() -> None:
     print(measuring.table(HEAD, []), flush=True)
     for model in args.models:
         for axis in args.axes:
-            for count in args.devices:
+            sizes = [
+                (count, less) for count in args.devices for less in ((0, 1) if axis == "model" and count > 1 else (0,))
+            ]
+            for count, less in sizes:
                 scale = {"batch": args.batch, "items": args.items}
                 scale["batch" if axis == "data" else "items"] *= count
+                scale["items"] -= less
                 spec = {"model": model, "axis": axis, **scale, "dim": args.dim, "length": args.length}
                 spec["teacher"] = args.teacher
                 alone, row = (

@@ -117,7 +117,8 @@ class Term:
             found = losses.cross_entropy(logits / self.temperature, soft.scores.items, p, where)
             return self.temperature**2 * (found - entropy if self.name == "kl" else found)
         loss = {"kl": losses.kl, "soft_ce": losses.soft_cross_entropy}[self.name]
-        teacher = soft.scores.dense() if isinstance(soft.scores, Factors) else soft.scores
+        # Where tables are split, a teacher's may have rows at their end that are no items.
+        teacher = soft.scores.dense()[..., : logits.shape[-1]] if isinstance(soft.scores, Factors) else soft.scores
         return loss(teacher, logits, self.temperature, where)
 
 
@@ -317,6 +318,7 @@ def train_step(
     teacher_scores: Mapping[str, Callable[[PyTree, Batch], Soft]] | None = None,
     run: Run | None = None,
     gather: bool = False,
+    rows: dict[str, int] | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step of any model: teacher fine-tuning, plain student and distilled student.
 
@@ -324,26 +326,28 @@ def train_step(
     trained. ``teacher_scores[name](teachers[name], batch)`` is what that teacher says, from an online teacher's
     parameters or from cached labels; None when no term reads a teacher. run: see ``catalogue.mean_losses``. gather: the
     rows of tables that the batch touches are optimised alone, for a ``tx`` that knows of rows (``kd_jax/sparse.py``).
-    Pure: jit it with the keyword arguments bound.
+    rows: of tables that the model reads as a whole, where ``state`` has more; those stay as they are. Pure: jit it with
+    the keyword arguments bound.
     """
     progress = state.step / total_steps
     says = {name: scores(teachers[name], batch) for name, scores in (teacher_scores or {}).items()}
     soft = jax.lax.stop_gradient(says)
 
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    whole: Any = nnx.merge(graphdef, state.params, constants)
+    whole: Any = nnx.merge(graphdef, sparse.with_rows(state.params, rows or {}), constants)
     given = gathered(whole, objective, batch, soft, jax.random.fold_in(key, 1), gather)
 
     def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
         params = params if gather else sparse.gather(params, given.rows)
+        params = sparse.with_rows(params, {name: n for name, n in (rows or {}).items() if name not in given.rows})
         model: Any = nnx.merge(graphdef, params, constants)
         scores = model.training_scores(given.batch, rngs=nnx.Rngs(dropout=key))
         return mean_loss(objective, scores, given.batch, given.teachers, given.warm, progress, run, given.draws)
 
-    rows = given.rows if gather else {}
-    params = sparse.gather(state.params, rows)
+    touched = given.rows if gather else {}
+    params = sparse.gather(state.params, touched)
     (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, params, rows=rows)
-    params = sparse.scatter(state.params, rows, optax.apply_updates(params, updates))
+    updates, opt_state = optax.with_extra_args_support(tx).update(grads, state.opt_state, params, rows=touched)
+    params = sparse.scatter(state.params, touched, optax.apply_updates(params, updates))
     metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, opt_state, state.key), metrics

@@ -1,7 +1,8 @@
 """Evaluation: every held-out item ranked against the full catalogue, a batch of users at a time.
 
-A scorer is a function of user indices (int32 [B], numpy) that returns scores [B, I] on the device. It is called with
-one fixed batch shape. Only a few [B, I] blocks ever exist at once; ranks stay on the device until all users are done.
+A scorer is a function of user indices (int32 [B], numpy) that returns scores [B, I] on the device, with more columns
+at the end where the devices that share the items do not divide I. It is called with one fixed batch shape. Only a few
+[B, I] blocks ever exist at once; ranks stay on the device until all users are done.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax import metrics as m
 from kd_jax.errors import InputError
-from kd_jax.sharding import fetch
+from kd_jax.sharding import fetch, mesh_of, top_k_of_columns
 from kd_jax.types import PAD
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ CSR = tuple[np.ndarray, np.ndarray]  # (indptr [U + 1], items)
 
 METRICS = ("ndcg", "recall", "precision", "f1", "map", "hit_rate", "mrr", "auc", "coverage", "novelty")
 _NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-LARGEST_BLOCK = 2**26  # scores in a [B, I] block: 256 MB
+LARGEST_BLOCK = 2**26  # scores of a [B, I] block on each device that has a share of the users: 256 MB
 _LOOK_AHEAD = 2  # batches in flight: the device never idles, and memory stays at a few [B, I] blocks
 
 
@@ -64,11 +65,12 @@ def item_slices(item_counts: Int[np.ndarray, " I"]) -> dict[str, Bool[np.ndarray
     return {"warm": warm, "cold": ~warm, "head": head, "tail": warm & ~head}
 
 
-def users_at_once(batch_size: int, num_items: int) -> int:
-    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow, in a power of 2: devices
-    can divide it among them."""
+def users_at_once(batch_size: int, num_items: int, devices: int = 1) -> int:
+    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow on each of the ``devices``
+    that divide them; a multiple of ``devices``, else all of them would rank all."""
     most = max(1, LARGEST_BLOCK // num_items)
-    return batch_size if batch_size <= most else 1 << (most.bit_length() - 1)
+    each = -(-batch_size // devices)
+    return devices * (each if each <= most else 1 << (most.bit_length() - 1))
 
 
 def popularity(dataset: Dataset) -> ScoreFn:
@@ -136,29 +138,36 @@ def _stream(step: Callable[[int, np.ndarray], Any], users: np.ndarray, batch_siz
     return fetch(results)
 
 
-def _masked(scores: Array, seen: tuple[Array, Array]) -> Array:
+def _masked(scores: Array, seen: tuple[Array, Array], num_items: int) -> Array:
     """Scores with seen items at -inf; a scorer's own -inf becomes the lowest finite score, as it is no mask."""
-    scores = jnp.maximum(scores.astype(jnp.float32), m.LOWEST)
+    scores = jnp.maximum(scores[:, :num_items].astype(jnp.float32), m.LOWEST)
     return scores.at[seen].set(-jnp.inf, mode="drop")
 
 
-def _top_k(scores: Array, k: int) -> tuple[Array, Array]:
+def _top_k(scores: Array, k: int, mesh: Mesh | None) -> tuple[Array, Array]:
     """The k best candidates of each row; PAD and -inf where a row has fewer. NaN ranks last."""
-    values, items = lax.top_k(jnp.where(jnp.isnan(scores), m.LOWEST, scores), min(k, scores.shape[1]))
+    scores = jnp.where(jnp.isnan(scores), m.LOWEST, scores)
+    values, items = top_k_of_columns(scores, min(k, scores.shape[1]), mesh)
     values = jnp.pad(values, ((0, 0), (0, k - values.shape[1])), constant_values=-jnp.inf)
     items = jnp.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=PAD)
     return jnp.where(values == -jnp.inf, PAD, items), values
 
 
-@partial(jax.jit, static_argnames="k")
+@partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
 def _rank_step(
-    scores: Array, seen: tuple[Array, Array], targets: tuple[Array, Array], cold: dict[str, Any] | None, k: int
+    scores: Array,
+    seen: tuple[Array, Array],
+    targets: tuple[Array, Array],
+    cold: dict[str, Any] | None,
+    num_items: int,
+    k: int,
+    mesh: Mesh | None,
 ) -> dict[str, Array]:
     """Ranks of one batch's targets; of its cold targets among cold items too; and its top-k lists if k > 0."""
-    scores = _masked(scores, seen)
+    scores = _masked(scores, seen, num_items)
     out = {"ranks": m.target_ranks(scores, *targets), "candidates": jnp.sum(scores != -jnp.inf, axis=1)}
     if k:
-        out["lists"] = _top_k(scores, k)[0]
+        out["lists"] = _top_k(scores, k, mesh)[0]
     if cold is not None:
         cold_scores = scores[:, cold["items"]]
         out["cold_ranks"] = m.target_ranks(cold_scores, *cold["targets"])
@@ -166,25 +175,37 @@ def _rank_step(
     return out
 
 
-@partial(jax.jit, static_argnames="k")
-def _top_k_step(scores: Array, seen: tuple[Array, Array], k: int) -> tuple[Array, Array]:
-    return _top_k(_masked(scores, seen), k)
+@partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
+def _top_k_step(
+    scores: Array, seen: tuple[Array, Array], num_items: int, k: int, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    return _top_k(_masked(scores, seen, num_items), k, mesh)
 
 
 def _scores(score_fn: ScoreFn, users: np.ndarray, num_items: int | None) -> Array:
     scores = score_fn(users)
-    if scores.ndim != 2 or scores.shape[0] != len(users) or num_items not in (None, scores.shape[1]):
+    mesh = mesh_of(scores)
+    spare = 0 if mesh is None or num_items is None else -num_items % mesh.shape.get("model", 1)
+    fits = scores.ndim == 2 and num_items in (None, scores.shape[1], scores.shape[1] - spare)
+    if not fits or scores.shape[0] != len(users):
         raise ValueError(f"score_fn returned shape {scores.shape} for {len(users)} users and {num_items} items")
     return scores
 
 
 def top_k(
-    score_fn: ScoreFn, users: Int[np.ndarray, " U"], k: int, seen: CSR | None = None, *, batch_size: int = 256
+    score_fn: ScoreFn,
+    users: Int[np.ndarray, " U"],
+    k: int,
+    seen: CSR | None = None,
+    *,
+    batch_size: int = 256,
+    num_items: int | None = None,
 ) -> tuple[Int[np.ndarray, "U k"], Float[np.ndarray, "U k"]]:
     """The k best items of each user, best first, and their scores; ties go to the lower index, NaN ranks last.
 
     `seen` is a CSR over all users (such as `dataset.history(split)`) of items that are never returned. Where a user
-    has fewer than k candidates the list ends in PAD with score -inf. Raises InputError if k < 1.
+    has fewer than k candidates the list ends in PAD with score -inf. num_items: of the columns of the scores; all.
+    Raises InputError if k < 1.
     """
     if k < 1:
         raise InputError(f"top-k: k is {k}; it must be at least 1")
@@ -194,7 +215,8 @@ def top_k(
     masked = _Pairs(_gather(seen, users) if seen is not None else _NO_PAIRS, len(users), batch_size)
 
     def step(b: int, block: np.ndarray) -> tuple[Array, Array]:
-        return _top_k_step(_scores(score_fn, block, None), masked.batch(b), k)
+        scores = _scores(score_fn, block, num_items)
+        return _top_k_step(scores, masked.batch(b), num_items or scores.shape[1], k, mesh_of(scores))
 
     items, values = zip(*_stream(step, users, batch_size), strict=True)
     return np.concatenate(items)[: len(users)], np.concatenate(values)[: len(users)]
@@ -208,6 +230,7 @@ def evaluate_rank(
     metrics: Sequence[str] = METRICS,
     ks: Sequence[int] = (10, 20),
     batch_size: int = 256,
+    devices: int = 1,
     slices: bool = True,
     exclude_seen: bool = True,
     max_users: int = 0,
@@ -219,12 +242,12 @@ def evaluate_rank(
     history is at most, or longer than, the median of the evaluated users. A target the user has seen before cannot be
     recommended: it is left out and counted in `repeats`; with exclude_seen=False nothing is masked and it counts.
 
-    batch_size: users at once, fewer where the catalogue is large (``users_at_once``). max_users: judge no more than so
-    many, drawn once and for all; 0 is all of them.
+    batch_size: users at once, fewer where the catalogue is large (``users_at_once``), divided among ``devices``.
+    max_users: judge no more than so many, drawn once and for all; 0 is all of them.
 
     Raises InputError on an unknown metric and when nobody can be evaluated.
     """
-    batch_size = users_at_once(batch_size, dataset.num_items)
+    batch_size = users_at_once(batch_size, dataset.num_items, devices)
     names = m.expand(metrics, ks)
     history, held_out = dataset.history(split), dataset.targets(split)
     users = eval_users(dataset, split)
@@ -249,7 +272,9 @@ def evaluate_rank(
     def step(b: int, block: np.ndarray) -> dict[str, Array]:
         scores = _scores(score_fn, block, dataset.num_items)
         cold_part = {"items": on_device, "targets": cold.batch(b)} if with_cold else None
-        return _rank_step(scores, seen.batch(b), targets.batch(b), cold_part, lists_k)
+        return _rank_step(
+            scores, seen.batch(b), targets.batch(b), cold_part, dataset.num_items, lists_k, mesh_of(scores)
+        )
 
     results = _stream(step, users, batch_size)
     fetched = {key: [part[key] for part in results] for key in results[0]}

@@ -29,6 +29,7 @@ from kd_jax.distill import OWN
 from kd_jax.distributed import agreed, barrier, leader, leader_first, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_json
+from kd_jax.models.layers import table_rows
 from kd_jax.models.student import student_class
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, selects
@@ -414,7 +415,9 @@ class Run(Setup):
                     bar.update(len(rows))
                     result = self.result(model, seed)
                     built = self.build(model, seed)
-                    best: tuple[Params, PyTree] = sharding.put(self.best(model, seed, built), self.mesh)
+                    params, constants = self.best(model, seed, built)
+                    params = sharding.put_params(params, table_rows(built.graphdef, params), self.mesh)
+                    best = params, sharding.put(constants, self.mesh)
                     judged = {split: self.task.scorer(built.graphdef, split, built.history)(*best) for split in SPLITS}
                     more = {"steps": result["steps"], "best_step": result["best_step"]}
                     if isinstance(self.task, Rank):

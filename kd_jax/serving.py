@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from kd_jax import sharding
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import TEST, last_items
 from kd_jax.evaluate import eval_users, top_k, users_at_once
@@ -28,10 +29,11 @@ def users_per_second(
     """
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
-    at_once = users_at_once(256, dataset.num_items)
-    top_k(scores, users, k, seen, batch_size=at_once)
+    at_once = users_at_once(256, dataset.num_items, sharding.users_parts(params))
+    sizes = {"batch_size": at_once, "num_items": dataset.num_items}
+    top_k(scores, users, k, seen, **sizes)
     began = time.perf_counter()
-    top_k(scores, users, k, seen, batch_size=at_once)
+    top_k(scores, users, k, seen, **sizes)
     return len(users) / (time.perf_counter() - began)
 
 

@@ -6,6 +6,7 @@ else is replicated. XLA inserts the collectives.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
+from kd_jax import sparse
 from kd_jax.catalogue import NEGATIVE, Axes, Factors, Inputs, Loss, Run, local
 from kd_jax.errors import InputError
 from kd_jax.types import Batch, PyTree
@@ -68,6 +71,45 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(_placed, tree, tree_shardings(tree, mesh))
 
 
+def even_rows(rows: dict[str, int], mesh: Mesh) -> dict[str, int]:
+    """How many rows these tables have while they are on ``mesh``: as many as ``model`` divides, since JAX splits no
+    others. The last ones are zeros, and nothing outside of the mesh sees them: what is saved or read is cut."""
+    parts = mesh.shape["model"]
+    return {name: count + -count % parts for name, count in rows.items()}
+
+
+def storing(
+    state: PyTree, rows: dict[str, int], mesh: Mesh
+) -> tuple[PyTree, Callable[[Any], Any], Callable[[Any], Any]]:
+    """How a state that is on ``mesh`` is stored: (its arrays as they are stored, cut, even), where cut(state) has
+    tables of these ``rows``, split another way, and even(cut(state)) is the state."""
+    wanted = even_rows(rows, mesh)
+    if wanted == rows:
+        return state, lambda state: state, lambda state: state
+    here, there = (functools.partial(sparse.with_rows, rows=rows) for rows in (wanted, rows))
+    stored = jax.eval_shape(there, state)
+    shardings = tree_shardings(stored, mesh)
+    like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), stored, shardings)
+    cut = jax.jit(there, out_shardings=shardings)
+    return like, cut, jax.jit(here, out_shardings=tree_shardings(state, mesh))
+
+
+def put_params(params: PyTree, rows: dict[str, int], mesh: Mesh) -> PyTree:
+    """``put`` for parameters with tables of these ``rows``."""
+    return put(sparse.with_rows(params, even_rows(rows, mesh)), mesh)
+
+
+def put_labels(teacher: PyTree, mesh: Mesh) -> PyTree:
+    """``put`` for a teacher's arrays: cached item vectors and biases are split by rows too, with items that nobody
+    chooses at their end."""
+    missing = -len(teacher["bias"]) % mesh.shape["model"] if isinstance(teacher, dict) and "bias" in teacher else 0
+    if missing:
+        bias = np.pad(np.asarray(teacher["bias"]), (0, missing), constant_values=NEGATIVE)
+        items = np.pad(np.asarray(teacher["items"]), ((0, missing), (0, 0)))
+        teacher = teacher | {"items": items, "bias": bias}
+    return put(teacher, mesh)
+
+
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
     """A copy of every array on every device."""
     return jax.tree.map(lambda x: _placed(x, replicated(mesh)), tree)
@@ -95,15 +137,29 @@ def split_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
 
 
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The mesh that arrays of ``tree`` are on; None on one device."""
+    found = next((x.sharding for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)), None)
+    if not isinstance(found, NamedSharding) or found.mesh.size == 1:
+        return None
+    assert isinstance(found.mesh, Mesh)
+    return found.mesh
+
+
+def users_parts(tree: PyTree) -> int:
+    """Among how many devices ``like_batches`` divides users."""
+    mesh = mesh_of(tree)
+    return 1 if mesh is None else mesh.shape["data"]
+
+
 def like_batches(params: PyTree) -> Callable[[np.ndarray], Any]:
     """Where a batch of users [B], the same in all processes, goes to be scored by ``params``: over ``data``, so that
     every device ranks its share. As it came where the parameters are on one device; whole where the devices do not
     divide B.
     """
-    found = next((x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array)), None)
-    if not isinstance(found, NamedSharding) or found.mesh.size == 1:
+    mesh = mesh_of(params)
+    if mesh is None:
         return lambda users: users
-    mesh = found.mesh
 
     def place(users: np.ndarray) -> Any:
         split = len(users) % mesh.shape["data"] == 0
@@ -151,6 +207,31 @@ def device_memory() -> int:
     """Bytes of one device (of this machine, for a CPU)."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.local_devices())
+
+
+def top_k_of_columns(
+    values: Float[Array, "B I"], k: int, mesh: Mesh | None
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
+    """``lax.top_k`` inside a program. On a mesh every device ranks the rows and columns that it has: k candidates a
+    row and device cross the ``model`` axis, where XLA would gather all columns. k at most I."""
+    if mesh is None:
+        return lax.top_k(values, k)
+    parts = mesh.shape.get("model", 1)
+    axes = tuple(name for name in mesh.axis_names if name != "model")
+    rows = PartitionSpec(axes if len(values) % (mesh.size // parts) == 0 else None)
+    columns = PartitionSpec(*rows, "model" if parts > 1 else None)
+
+    def local(part: Array) -> tuple[Array, Array]:
+        best, index = lax.top_k(part, min(k, part.shape[1]))
+        if parts == 1:
+            return best, index
+        index = index + lax.axis_index("model") * part.shape[1]
+        best, index = (lax.all_gather(x, "model", axis=1, tiled=True) for x in (best, index))
+        best, place = lax.top_k(best, k)  # of equal ones the first, which has the lowest index
+        return best, jnp.take_along_axis(index, place, axis=1)
+
+    values = jnp.pad(values, ((0, 0), (0, -values.shape[1] % parts)), constant_values=-jnp.inf)
+    return jax.shard_map(local, mesh=mesh, in_specs=columns, out_specs=(rows, rows), check_vma=False)(values)
 
 
 def catalogue_run(mesh: Mesh) -> Run | None:

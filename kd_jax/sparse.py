@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -66,6 +67,21 @@ def gather(params: Params, rows: dict[str, Array]) -> Params:
 def scatter(params: Params, rows: dict[str, Array], new: Params) -> Params:
     """``new`` for everything but the tables named in ``rows``, of which it holds those rows only."""
     return new | {name: put(params[name], index, new[name]) for name, index in rows.items()}
+
+
+def with_rows(tree: PyTree, rows: dict[str, int]) -> PyTree:
+    """``tree`` with every table named in ``rows``, and its moments if they are there, cut or padded with zeros to as
+    many rows. Tables lie at the top level of the parameters: no other key of a dict leads to them."""
+
+    def resized(path: Any, x: Any) -> Any:
+        keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+        wanted = rows.get(keys[0], len(x)) if len(keys) == 1 and x.ndim else None
+        if wanted is None or wanted == len(x):
+            return x
+        xp: Any = np if isinstance(x, np.ndarray) else jnp
+        return x[:wanted] if wanted < len(x) else xp.pad(x, ((0, wanted - len(x)), *[(0, 0)] * (x.ndim - 1)))
+
+    return jax.tree_util.tree_map_with_path(resized, tree)
 
 
 class AdamState(NamedTuple):

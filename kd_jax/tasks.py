@@ -53,7 +53,8 @@ def score_function(
 ) -> Callable[[Params, PyTree], Callable[[np.ndarray], Array]]:
     """(params, constants) -> (users int32 [B] -> scores [B, I]), compiled once per architecture and split.
 
-    A user's context is all that happened before ``split``; what depends on the items alone is computed once.
+    A user's context is all that happened before ``split``; what depends on the items alone is computed once. On a mesh
+    the item tables may have more than I rows, and the scores have as many columns (``sharding.put_params``).
     """
     windows = last_items(*dataset.history(split), history)
 
@@ -128,7 +129,13 @@ class Rank:
         return sequence_examples(self.dataset, history=history, positions=positions)
 
     def _judged(
-        self, score_fn: evaluate.ScoreFn, split: str, names: Sequence[str], slices: bool, max_users: int = 0
+        self,
+        score_fn: evaluate.ScoreFn,
+        split: str,
+        names: Sequence[str],
+        slices: bool,
+        max_users: int = 0,
+        devices: int = 1,
     ) -> Judged:
         result = evaluate.evaluate_rank(
             score_fn,
@@ -137,6 +144,7 @@ class Rank:
             metrics=names,
             ks=self.ks,
             batch_size=self.batch_size,
+            devices=devices,
             slices=slices,
             max_users=max_users,
         )
@@ -151,7 +159,9 @@ class Rank:
     ) -> Callable[[Params, PyTree], Judged]:
         bind = score_function(self.dataset, graphdef, SPLITS[split], history)
         names, users = (self.metric_names, 0) if full else ((self.select,), self.valid_users)
-        return lambda params, constants: self._judged(bind(params, constants), split, names, full, users)
+        return lambda params, constants: self._judged(
+            bind(params, constants), split, names, full, users, sharding.users_parts(params)
+        )
 
     def score(self, judged: Judged) -> float:
         return judged.metrics[self.select]

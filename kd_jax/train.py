@@ -26,6 +26,7 @@ from kd_jax.distributed import agreed, barrier, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
 from kd_jax.meter import Meter, matmul_flops, trace
+from kd_jax.models.layers import table_rows
 from kd_jax.progress import Log
 from kd_jax.types import Array, Batch, Params, PyTree, TrainState
 
@@ -203,7 +204,8 @@ def train(
         look_up=examples.look_up if resident else None,
         gather=recipe.sparse,
     )
-    constants, arrays = sharding.put((constants, teachers or {}), mesh)
+    constants = sharding.put(constants, mesh)
+    arrays = {name: sharding.put_labels(teacher, mesh) for name, teacher in (teachers or {}).items()}
     tables = sharding.put_whole(examples.tables, mesh) if resident else None
     data = batches(
         examples,
@@ -214,9 +216,10 @@ def train(
         gather=not resident,
         part=sharding.local_rows(mesh, recipe.batch_size),
     )
+    stored, cut, even = sharding.storing(state, table_rows(graphdef, params), mesh)
     newest = checkpoints.latest()
     if newest is not None:
-        state = checkpoints.restore(newest, state, data)
+        state = even(checkpoints.restore(newest, stored, data))
         log.note(f"{name} (seed {seed}): goes on from the checkpoint of step {newest}")
 
     def refreshed(state: TrainState, constants: PyTree) -> PyTree:
@@ -266,13 +269,13 @@ def train(
                     constants = refreshed(state, constants)
                 score = evaluate(state.params, constants)
                 log.write(model=name, seed=seed, step=step, valid={log.metric: score})
-                checkpoints.save(state, data, score, earlier + time.perf_counter() - started)
+                checkpoints.save(cut(state), data, score, earlier + time.perf_counter() - started)
                 if best is None or score > best[1]:
                     best = (step, score)
                 meter.reset()
             if preemption.requested():
                 if not due and refresh is None:  # refreshed constants are right at an evaluation only
-                    checkpoints.save(state, data, None)
+                    checkpoints.save(cut(state), data, None)
                 checkpoints.wait()
                 saved = checkpoints.latest()
                 barrier("preempted")  # the first to leave would take the others' runtime with it
@@ -308,9 +311,12 @@ def compiled_step(
     row numbers [chunk, B], looked up in the tables within the program, so that Python is not asked between two steps.
     """
 
+    rows = table_rows(graphdef, params)
+
     def initial(params: Params) -> TrainState:
         # A weakly typed scalar turns strong in the first update, and the step would be compiled again for it.
         params = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), params)
+        params = sparse.with_rows(params, sharding.even_rows(rows, mesh))
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key)
 
@@ -326,6 +332,7 @@ def compiled_step(
         teacher_scores=teacher_scores,
         run=sharding.catalogue_run(mesh),
         gather=gather,
+        rows=table_rows(graphdef, params, "item"),  # users are only looked up
     )
 
     def steps(state: TrainState, batches: PyTree, tables: PyTree, constants: PyTree, teachers: PyTree) -> Any:

@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks import hlo
 from kd_jax import evaluate as ev
 from kd_jax import metrics as m
+from kd_jax import sharding
 from kd_jax.data.dataset import build
 from kd_jax.data.tables import RawData
 from kd_jax.errors import InputError
@@ -374,6 +376,23 @@ def test_sharded_scores_give_the_same_result():
     want = ev.evaluate_rank(score_fn, data, 2, batch_size=8)
     got = ev.evaluate_rank(lambda users: jax.device_put(score_fn(users), sharding), data, 2, batch_size=8)
     assert got.metrics == want.metrics and got.slices == want.slices
+
+
+@pytest.mark.parametrize(("shape", "items"), [((1, 8), ITEMS), ((2, 4), 48), ((8, 1), ITEMS)])
+def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape, items):
+    mesh = sharding.make_mesh(*shape)
+    spec = jax.P("data", "model") if items % shape[1] == 0 else jax.P("data")
+    table = np.random.default_rng(0).integers(0, 9, (USERS + 3, items)).astype(np.float32)  # with many ties
+    table[3, :40], table[4] = np.nan, 7.0
+    scores = jax.device_put(table, jax.NamedSharding(mesh, spec))
+    seen = (np.repeat(np.arange(3, dtype=np.int32), 45), np.tile(np.arange(45, dtype=np.int32), 3))
+    for one, other in zip(
+        ev._top_k_step(table, seen, items, 7, None), ev._top_k_step(scores, seen, items, 7, mesh), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    text = ev._top_k_step.lower(scores, seen, items, 7, mesh).compile().as_text()
+    best = [f"{kind}[{len(table) // shape[0]},{shape[1] * 7}]" for kind in ("f32", "s32")]
+    assert [c["shape"] for c in hlo.collectives(text)] == (best if shape[1] > 1 else [])
 
 
 def test_evaluate_rate_streams_the_same_numbers():

@@ -9,6 +9,7 @@ import toy
 
 from kd_jax import tasks
 from kd_jax.data import dataset as datasets
+from kd_jax.data import loader
 from kd_jax.data.loader import TEST, TRAIN, VALID, rate_examples, sequence_examples, snapshot_examples, user_examples
 from kd_jax.data.trends import DAY, SCALES, trends
 from kd_jax.types import PAD
@@ -111,6 +112,20 @@ def test_rated_pairs_see_neither_their_own_class_nor_anything_later(split):
         past = [i for t, i in events(d, user, earlier) if t < when[user, item]]
         assert real(batch["history"][row]) == past
         assert real(batch["history_class"][row]) == [label[user, i] for i in past]
+
+
+def test_positions_beyond_32_bits_stay_on_the_host_and_are_read_there():
+    got = sequence_examples(data(), history=3, positions="last")
+    assert got.on_device
+    far = 2**31 + 5  # interactions, of which the second user has the last seven
+    items = np.broadcast_to(np.int32(9), far)
+    indptr = loader._compact(np.array([0, far - 7, far]))
+    tables = {"users": np.arange(2, dtype=np.int32), "indptr": indptr, "items": items}
+    got = dataclasses.replace(got, size=2, tables=tables)
+    assert indptr.dtype == np.int64 and not got.on_device
+    batch = got.gather(np.array([1]))
+    assert batch["history"].tolist() == [[9, 9, 9]] and batch["targets"].tolist() == [[[9]]]
+    assert loader._compact(np.array([2**31, 4])).dtype == np.int64 and loader._compact(indptr - 7).dtype == np.int32
 
 
 class Echo:

@@ -1,6 +1,9 @@
 """The train step and the loop: sharded like unsharded, compiled once, resumed like uninterrupted, stopped cleanly."""
 
+import functools
+import importlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import batches
 from kd_jax.distill import Term
 from kd_jax.errors import InputError
-from kd_jax.models.layers import split
+from kd_jax.models.layers import split, table_rows
 from kd_jax.models.student import STUDENTS, StudentSpec
 from kd_jax.models.teacher import BiEncoder, TeacherSpec
 from kd_jax.progress import Log
@@ -29,8 +32,11 @@ HISTORY = 8
 OBJECTIVE = (Term("ce", items="warm"), Term("kl", 2.0, 1.5), Term("soft_ce", 0.1))
 
 
-def task_of(ratings):
-    data = toy.dataset(ratings=ratings)
+ODD = {"users": 39, "items": 23}  # nothing divides them
+
+
+def task_of(ratings, **sizes):
+    data = toy.dataset(ratings=ratings, **sizes)
     return Rate(data, (3.0,), "auc") if ratings else Rank(data, "ndcg@10", ("ndcg",), (10,), 16)
 
 
@@ -79,7 +85,7 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
         teacher_scores={"teacher": teacher.scores},
     )
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
-    constants, arrays = sharding.put((constants, {"teacher": teacher.arrays}), mesh)
+    constants, arrays = sharding.put(constants, mesh), {"teacher": sharding.put_labels(teacher.arrays, mesh)}
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         before = state
@@ -104,8 +110,24 @@ def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["mf", "mlp"])
+def test_every_device_ranks_its_share_of_items_that_it_does_not_divide(name, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    task, mesh = task_of(False, **ODD), sharding.make_mesh(2, 4)
+    graphdef, params, constants = split(student_of(task, name))
+    many = sharding.put_params(params, table_rows(graphdef, params), mesh), sharding.put(constants, mesh)
+    scores = score_function(task.dataset, graphdef, 2, HISTORY)(*many)(np.arange(16, dtype=np.int32))
+    if name == "mf":
+        assert scores.shape == (16, 24) and scores.sharding.shard_shape(scores.shape) == (8, 6)
+    many, alone = (task.scorer(graphdef, "test", HISTORY)(*where) for where in (many, (params, constants)))
+    np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
+
+
 def test_a_large_catalogue_is_ranked_for_fewer_users_at_once(monkeypatch):
     assert evaluate.users_at_once(256, 10_000) == 256 and evaluate.users_at_once(256, 10**6) == 64
+    # A block is that of a device, and every device has a user to rank.
+    assert evaluate.users_at_once(256, 10**6, 4) == 256 and evaluate.users_at_once(256, 20 * 10**6, 4) == 8
+    assert evaluate.users_at_once(256, 10**9, 6) == 6 and evaluate.users_at_once(256, 10_000, 3) == 258
     task, sizes = task_of(ratings=False), []
     monkeypatch.setattr(evaluate, "LARGEST_BLOCK", 5 * task.dataset.num_items)
     flat = evaluate.popularity(task.dataset)
@@ -167,6 +189,50 @@ def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
     assert moments and all(leaf.sharding.spec == spec for leaf in moments)
 
 
+@pytest.mark.parametrize(("name", "shape"), [("mf", (2, 4)), ("sasrec", (1, 4)), ("mlp", (1, 4))])
+def test_losses_do_not_depend_on_whether_the_mesh_divides_the_tables(name, shape, monkeypatch, tmp_path):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    task, folder = task_of(False, **ODD), tmp_path / "labels"
+    student = student_of(task, name)
+    examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
+    labels.write(folder, *teacher_of(task), examples, positions=student.positions)
+    teacher = labels.cached(folder)
+    alone, one = losses(task, student_of(task, name), sharding.make_mesh(1, 1), teacher)
+    many, state = losses(task, student, sharding.make_mesh(*shape), teacher)
+    for a, b in zip(alone, many, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)  # sums over devices are rounded in another order
+    np.testing.assert_allclose(state.params["item"][:23], one.params["item"], atol=2e-5)
+    tables = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (24, 16)]
+    assert len(tables) == 3 and not any(np.any(table[23:]) for table in tables)
+    assert all(table.sharding.spec == PartitionSpec("model") for table in tables)
+
+
+def test_tables_that_the_mesh_does_not_divide_send_no_more(monkeypatch):
+    monkeypatch.syspath_prepend("benchmarks")
+    scaling = importlib.import_module("scaling")
+    spec = {"count": 4, "axis": "model", "model": "mf", "batch": 16, "dim": 8, "length": 4, "teacher": True}
+    even, odd = (scaling.measure(spec | {"items": items})["collectives"] for items in (8192, 8191))
+    assert [(c["kind"], c["shape"]) for c in even] == [(c["kind"], c["shape"]) for c in odd]
+    assert max(c["bytes"] for c in odd) < 4 * 8192  # no table
+
+
+def test_checkpoints_know_nothing_of_the_mesh(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    fits = {shape: Fit(tmp_path / str(shape[1]), shape, ODD, steps=10) for shape in ((1, 1), (2, 4))}
+    alone, many = (fit().params for fit in fits.values())
+    cut = Fit(tmp_path / "cut", (2, 4), ODD, steps=10)
+    cut.watch = lambda evaluation: os.kill(os.getpid(), signal.SIGTERM) if evaluation == 1 else None
+    with pytest.raises(Preempted):
+        cut()
+    shutil.copytree(tmp_path / "cut", tmp_path / "moved")
+    assert_same(cut().params, many)  # to the bit
+    assert_same(final_state(tmp_path / "cut"), final_state(tmp_path / "4"))
+    for found in (many, Fit(tmp_path / "moved", (1, 1), ODD, steps=10)().params):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), found, alone)
+    shapes = [jax.tree.map(np.shape, final_state(tmp_path / name)) for name in ("1", "4", "cut", "moved")]
+    assert all(found == shapes[0] for found in shapes)
+
+
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     with pytest.raises(InputError, match="batch size of student=10 is not divisible by the 4 devices"):
         sharding.check_batch_size(10, sharding.make_mesh(4, 1), "batch size of student")
@@ -177,8 +243,9 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
 class Fit:
     """One training run of a small MF in ``folder``; ``watch(step)`` is called at every evaluation."""
 
-    def __init__(self, folder, **recipe):
-        self.folder, self.task, self.watch = folder, task_of(False), lambda step: None
+    def __init__(self, folder, mesh=(1, 1), sizes=None, **recipe):
+        self.folder, self.task, self.watch = folder, task_of(False, **(sizes or {})), lambda step: None
+        self.mesh = sharding.make_mesh(*mesh)
         self.recipe = Recipe(
             **{"steps": 30, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 5, "patience": 99} | recipe
         )
@@ -206,7 +273,7 @@ class Fit:
                 examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
                 evaluate=evaluate,
                 checkpoints=Checkpoints(self.folder / "student", identity or {"seed": 0}),
-                mesh=sharding.make_mesh(1, 1),
+                mesh=self.mesh,
                 log=log,
             )
 

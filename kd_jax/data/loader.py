@@ -33,7 +33,8 @@ class Examples:
 
     look_up: (numpy or jax.numpy, tables, rows) -> batch, so that the same lines run on the host and, where the tables
     fit, inside the train step. draw: picks the rows of a batch, (rng, batch size) -> rows; None: every example once per
-    epoch. on_device: whether look_up can run there at all. one_shape: whether batches of a size have the same shapes.
+    epoch. on_device: whether look_up can run there at all; not where a table has 64-bit positions, which JAX would cut
+    to 32 bits. one_shape: whether batches of a size have the same shapes.
     """
 
     size: int
@@ -42,6 +43,10 @@ class Examples:
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
     on_device: bool = True
     one_shape: bool = True
+
+    def __post_init__(self) -> None:
+        if any(table.dtype == np.int64 for table in self.tables.values()):
+            object.__setattr__(self, "on_device", False)
 
     def gather(self, rows: np.ndarray) -> Batch:
         """The batch of these rows, on the host."""
@@ -147,7 +152,7 @@ def user_examples(
 
 def _compact(positions: np.ndarray) -> np.ndarray:
     """int32 where it fits: half the memory, and what a device takes."""
-    return positions.astype(np.int32 if positions[-1] < 2**31 else np.int64)
+    return positions.astype(np.int32 if positions.max(initial=0) < 2**31 else np.int64)
 
 
 def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Examples:
@@ -236,7 +241,7 @@ def snapshot_examples(
         }
 
     tables = {
-        "users": users.astype(np.int32), "borders": borders.astype(np.int32), "stops": stops.astype(np.int32),
+        "users": users.astype(np.int32), "borders": _compact(borders), "stops": _compact(stops),
         "snapshots": snapshots.astype(np.int32), "indptr": _compact(indptr), "items": items.astype(np.int32),
     }  # fmt: skip
     return Examples(len(snapshots), tables, look_up, draw)
@@ -276,7 +281,7 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
         "rows": rows, "user": dataset.user, "item": dataset.item, "indptr": dataset.indptr, "before": before,
         "items": np.append(items, 0), "rated": np.append(rated, 0), "classes": classes,  # never empty
     }  # fmt: skip
-    return Examples(len(rows), {name: table.astype(np.int32) for name, table in tables.items()}, look_up)
+    return Examples(len(rows), {name: _compact(table) for name, table in tables.items()}, look_up)
 
 
 @dataclasses.dataclass(frozen=True)

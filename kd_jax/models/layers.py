@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,13 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params, PyTree]:
     as plain nested dicts."""
     graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest[0])
+
+
+def table_rows(graphdef: nnx.GraphDef, params: Params, kind: str | None = None) -> dict[str, int]:
+    """Rows of each of the module's ``Scorer.tables``, those of one ``kind`` or all."""
+    root: Any = graphdef.nodes[0]
+    tables = root.metadata.tables
+    return {name: params[name].shape[0] for name, of in tables.items() if name in params and kind in (None, of)}
 
 
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
