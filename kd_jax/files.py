@@ -145,6 +145,7 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and [path.name for path in workdir.iterdir()] == [".lock"]:
-                (workdir / ".lock").unlink()
-                workdir.rmdir()
+            with contextlib.suppress(OSError):
+                if new and [path.name for path in workdir.iterdir()] == [".lock"]:
+                    (workdir / ".lock").unlink()
+                    workdir.rmdir()

@@ -14,6 +14,7 @@ import pytest
 from toy import refused
 
 from kd_jax.data import dataset, sources
+from kd_jax.data import tfds as tfds_reader
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_originals = pytest.mark.skipif(not SHARED.exists(), reason="the original data sets are not here")
@@ -425,6 +426,8 @@ def test_tfds_array_record(tmp_path, tfds_quiet):
     assert ("tensorflow" in sys.modules) == before
     few = sources.read("tfds", tmp_path, tfds_fields={"user": "user_id", "item": "movie_id", "title": "movie_title"})
     assert few.interactions.columns == ["user", "item"] and few.items.columns == ["item", "title"]
+    untimed = sources.read("tfds", tmp_path, tfds_fields=tfds_reader.FIELDS | {"timestamp": ""})
+    assert untimed.interactions.columns == ["user", "item", "rating"]
 
 
 def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
@@ -447,8 +450,6 @@ def test_tfds_reads_the_same_through_tensorflow(tmp_path, tfds_quiet, monkeypatc
     """The tensorflow path with its calls stood in for: scalars come as arrays, sequences as ragged rows."""
     import tensorflow_datasets as tfds
 
-    from kd_jax.data import tfds as reader
-
     genres = {7: [1, 2], 10: []}
     batch = {
         "user_id": np.array([str(r[0]).encode() for r in RATINGS], object),
@@ -469,9 +470,9 @@ def test_tfds_reads_the_same_through_tensorflow(tmp_path, tfds_quiet, monkeypatc
 
     prepare_array_record(tmp_path)
     builder = tfds.builder("movielens/1m-ratings", data_dir=str(tmp_path))
-    direct = pl.concat(reader._array_record(tfds, builder, dict(builder.info.features)))
+    direct = pl.concat(tfds_reader._array_record(tfds, builder, dict(builder.info.features)))
     monkeypatch.setattr(builder, "download_and_prepare", lambda: None)
     monkeypatch.setattr(builder, "as_dataset", lambda split: Prepared())
     monkeypatch.setattr(tfds, "as_numpy", lambda dataset: dataset)
-    through = pl.concat(reader._tensorflow(tfds, builder, dict(builder.info.features)))
+    through = pl.concat(tfds_reader._tensorflow(tfds, builder, dict(builder.info.features)))
     assert through.equals(direct)
