@@ -71,14 +71,16 @@ class Run(Setup):
     def _train(self, model: str, seed: int, checkpoints: Checkpoints) -> Trained:
         built, recipe = self.build(model, seed), self.recipe(model)
         teacher = self.soft_labels(model, seed, built) if model in TEACHER_OF else None
+        start = built.start
         if self.settings(model).student.bias == "teacher" and teacher is not None and "bias" in built.params:
-            built.params["bias"] = np.asarray(teacher.bias())
+            bias = np.asarray(teacher.bias())
+            start = jax.tree_util.Partial(lambda start, bias: start() | {"bias": bias}, start, bias)
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
         mine = sharding.local_rows(self.mesh, recipe.batch_size)
         return train(
             built.graphdef,
-            built.params,
+            start or built.params,
             built.constants,
             name=model,
             seed=seed,
