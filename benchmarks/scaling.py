@@ -2,11 +2,11 @@
 
     python benchmarks/scaling.py [--devices=1,2,4,8] [--models=mf,sasrec] [--axes=data,model] [--teacher]
 
-Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users; then the
-same with one item and user less, as no number of devices divides what real data sets hold. The losses
-of the first steps must be those of one device on the same problem, to a relative 1e-4: sums are rounded in another
-order. The devices are virtual (JAX_NUM_CPU_DEVICES) and share the cores, so the time of a step, best of those after
-the first, is that of the same work cut into parts, next to one device's; only its overhead means something.
+Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users; then one
+item and user less, as few devices divide what real data sets hold. The losses of the first steps must be those of one
+device on the same problem, to a relative 1e-4: sums are rounded in another order. The devices are virtual
+(JAX_NUM_CPU_DEVICES) and share the cores, so the time of a step, best of those after the first, is that of the same
+work cut into parts, next to one device's; only its overhead means something.
 
 Bytes: sent by each device in one step, as a ring would: of an array of S bytes among n devices an all-reduce sends
 2 S (n - 1) / n, an all-gather (S gathered), a reduce-scatter (S before) and an all-to-all S (n - 1) / n, a permutation

@@ -108,16 +108,17 @@ class Run(Setup):
     def _train(self, model: str, seed: int, checkpoints: Checkpoints) -> Trained:
         built, recipe = self.build(model, seed), self.recipe(model)
         objective = self.objective(model)
-        teachers = self.soft_labels(model, seed, built)
+        teachers, start = self.soft_labels(model, seed, built), built.start
         if self.settings(model).student.bias == "teacher" and OWN in teachers and "bias" in built.params:
-            built.params["bias"] = np.asarray(teachers[OWN].bias())
+            bias = np.asarray(teachers[OWN].bias())
+            start = jax.tree_util.Partial(lambda start, bias: start() | {"bias": bias}, start, bias)
         teachers = {term.teacher: teachers[term.teacher] for term in objective if term.needs_teacher}
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
         mine = sharding.local_rows(self.mesh, recipe.batch_size)
         return train(
             built.graphdef,
-            built.params,
+            start or built.params,
             built.constants,
             name=model,
             seed=seed,

@@ -46,7 +46,7 @@ from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
 from kd_jax.progress import Log
 from kd_jax.tasks import Rank, Rate, Task
 from kd_jax.train import Recipe
-from kd_jax.types import PAD, Params, PyTree
+from kd_jax.types import PAD, Array, Params, PyTree
 
 # Fields of ``teacher`` that only a teacher with a language model has a use for.
 LANGUAGE_FIELDS = (
@@ -64,7 +64,11 @@ MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """A model as the train step takes it: ``nnx.merge(graphdef, params, constants)``."""
+    """A model as the train step takes it: ``nnx.merge(graphdef, params, constants)``.
+
+    start: gives the first parameters, in a program that splits them where a table may be larger than a device's memory;
+    ``params`` are then their shapes alone. None: they are ``params``.
+    """
 
     graphdef: nnx.GraphDef
     params: Params
@@ -72,6 +76,7 @@ class Built:
     positions: str
     history: int
     frozen_params: int = 0  # of a language model that is read through its cached vectors
+    start: jax.tree_util.Partial | None = None
 
     @property
     def num_params(self) -> int:
@@ -465,15 +470,23 @@ class Setup:
         return student_class(self.settings(student).student.name).positions
 
     def _build_student(self, model: str, seed: int) -> Built:
-        c = self.settings(model).student
-        cls = student_class(c.name)
-        spec = self.student_spec(model)
-        module = cls(spec, rngs=nnx.Rngs(seed))
+        cls, spec = student_class(self.settings(model).student.name), self.student_spec(model)
+        negatives = None
         if self.objective(model)[0].sampled:
-            module.proposal = Frozen(
-                jnp.asarray(sampled.proposal(self.dataset.item_counts, self.settings(model).distill.negatives_power))
-            )
-        return Built(*split(module), cls.positions, self._window(model))
+            negatives = sampled.proposal(self.dataset.item_counts, self.settings(model).distill.negatives_power)
+
+        def made(key: Array, *arrays: Any) -> Any:
+            bias, warm, proposal = arrays
+            module = cls(dataclasses.replace(spec, bias=bias, warm=warm), rngs=nnx.Rngs(key))
+            if proposal is not None:
+                module.proposal = Frozen(jnp.asarray(proposal))
+            return module
+
+        given = (jax.random.key(seed), spec.bias, spec.warm, negatives)
+        graphdef, params, _ = split(nnx.eval_shape(made, *given))
+        constants = jax.jit(lambda *given: split(made(*given))[2])(*given)
+        start = jax.tree_util.Partial(lambda *given: split(made(*given))[1], *given)
+        return Built(graphdef, params, constants, cls.positions, self._window(model), start=start)
 
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model).student

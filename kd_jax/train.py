@@ -161,9 +161,12 @@ class Trained:
     seconds: float  # of wall time, validation included, in all the processes that trained it one after another
 
 
+Start = Params | jax.tree_util.Partial  # the first parameters, or what gives them in a program that places them
+
+
 def train(
     graphdef: nnx.GraphDef,
-    params: Params,
+    start: Start,
     constants: PyTree,
     *,
     name: str,
@@ -180,7 +183,7 @@ def train(
     refresh: Callable[[Params, PyTree], PyTree] | None = None,
     traces: Path | None = None,
 ) -> Trained:
-    """Train from ``params``, or from the newest checkpoint, until ``recipe`` says stop; return the best.
+    """Train from ``start``, or from the newest checkpoint, until ``recipe`` says stop; return the best.
 
     teachers, teacher_scores: by name, the arrays of each and what turns them and a batch into what it says
     (``kd_jax/labels.py``). evaluate: (params, constants) -> validation score, higher is better. refresh: (params,
@@ -194,7 +197,7 @@ def train(
     chunk = recipe.chunk if examples.one_shape else 1  # batches of one program are stacked
     step_fn, state = compiled_step(
         graphdef,
-        params,
+        start,
         objective=objective,
         tx=recipe.tx(),
         total_steps=recipe.steps,
@@ -216,7 +219,8 @@ def train(
         gather=not resident,
         part=sharding.local_rows(mesh, recipe.batch_size),
     )
-    stored, cut, even = sharding.storing(state, table_rows(graphdef, params), mesh)
+    shapes = jax.eval_shape(_first, start)
+    stored, cut, even = sharding.storing(state, table_rows(graphdef, shapes), mesh)
     newest = checkpoints.latest()
     if newest is not None:
         state = even(checkpoints.restore(newest, stored, data))
@@ -284,7 +288,7 @@ def train(
     checkpoints.wait()
     assert best is not None
     return Trained(
-        checkpoints.params(best[0], params),
+        checkpoints.params(best[0], shapes),
         best[0],
         best[1],
         step,
@@ -292,9 +296,13 @@ def train(
     )
 
 
+def _first(start: Start) -> Params:
+    return start() if isinstance(start, jax.tree_util.Partial) else start
+
+
 def compiled_step(
     graphdef: nnx.GraphDef,
-    params: Params,
+    start: Start,
     *,
     objective: Objective,
     tx: optax.GradientTransformation,
@@ -311,18 +319,20 @@ def compiled_step(
     row numbers [chunk, B], looked up in the tables within the program, so that Python is not asked between two steps.
     """
 
-    rows = table_rows(graphdef, params)
+    shapes = jax.eval_shape(_first, start)
+    rows = table_rows(graphdef, shapes)
 
-    def initial(params: Params) -> TrainState:
+    def initial(start: Start) -> TrainState:
         # A weakly typed scalar turns strong in the first update, and the step would be compiled again for it.
-        params = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), params)
+        params = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), _first(start))
         params = sparse.with_rows(params, sharding.even_rows(rows, mesh))
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
         return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key)
 
-    # State is created under jit with its final shardings, so that the step is compiled exactly once.
-    shardings = sharding.tree_shardings(jax.eval_shape(initial, params), mesh)
-    state = jax.jit(initial, out_shardings=shardings)(params)
+    # State is created under jit with its final shardings, so that the step is compiled exactly once, and so that no
+    # device ever has a table of which it is to keep a part.
+    shardings = sharding.tree_shardings(jax.eval_shape(initial, start), mesh)
+    state = jax.jit(initial, out_shardings=shardings)(start)
     step = functools.partial(
         train_step,
         graphdef=graphdef,
@@ -332,7 +342,7 @@ def compiled_step(
         teacher_scores=teacher_scores,
         run=sharding.catalogue_run(mesh),
         gather=gather,
-        rows=table_rows(graphdef, params, "item"),  # users are only looked up
+        rows=table_rows(graphdef, shapes, "item"),  # users are only looked up
     )
 
     def steps(state: TrainState, batches: PyTree, tables: PyTree, constants: PyTree, teachers: PyTree) -> Any:

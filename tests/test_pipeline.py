@@ -14,15 +14,21 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 import kd_jax
 from configs import csv
-from kd_jax import checkpoint, pipeline, recommend
+from kd_jax import checkpoint, pipeline, recommend, sharding
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import InputError
 from kd_jax.files import locked
 from kd_jax.models import hf
+from kd_jax.models.layers import split
+from kd_jax.models.student import student_class
+from kd_jax.progress import Log
+from kd_jax.setup import Setup
+from kd_jax.train import Recipe, compiled_step
 
 ROOT = Path(__file__).parents[1]
 
@@ -382,3 +388,28 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(world, tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint.Checkpoints, "save", real)
     run(c, tmp_path / "run")
     assert json.loads((tmp_path / "run/student/result.json").read_text())["steps"] == 20
+
+
+@pytest.mark.parametrize("name", ["mf", "sasrec"])
+def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(name, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    fields = {"student.name": name, "student.dim": 24}
+    with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
+        setup = Setup(config(world, **fields), tmp_path, log)
+        built, objective, spec = setup.build("student", 7), setup.objective("student"), setup.student_spec("student")
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(built.params))
+    mesh = sharding.make_mesh(1, 4)
+    before = {id(array) for array in jax.live_arrays()}
+    _, state = compiled_step(
+        built.graphdef, built.start, objective=objective, tx=Recipe(1, 8, 0.1).tx(), total_steps=1, mesh=mesh, seed=0
+    )
+    shape = built.params["item"].shape
+    tables = [array for array in jax.live_arrays() if id(array) not in before and array.shape == shape]
+    assert len(tables) >= 3 and all(a.sharding.shard_shape(shape) == (shape[0] // 4, shape[1]) for a in tables)
+    where = sharding.tree_shardings(built.params, mesh)
+    text = jax.jit(lambda start: start(), out_shardings=where).lower(built.start).compile().as_text()
+    made = [np.prod([int(n) for n in found.split(",")]) for found in re.findall(r"\w\d+\[([\d,]+)\]", text)]
+    assert max(made) < np.prod(shape)
+    graphdef, eager, _ = split(student_class(name)(spec, rngs=nnx.Rngs(7)))
+    assert graphdef == built.graphdef
+    jax.tree.map(np.testing.assert_array_equal, eager, state.params)

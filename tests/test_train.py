@@ -236,7 +236,7 @@ def test_checkpoints_know_nothing_of_the_mesh(tmp_path, monkeypatch):
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused():
     with pytest.raises(InputError, match="batch size of student=10 is not divisible by the 4 devices"):
         sharding.check_batch_size(10, sharding.make_mesh(4, 1), "batch size of student")
-    with pytest.raises(InputError, match="does not fit the 8 devices"):
+    with pytest.raises(InputError, match="does not fit the 8 device"):
         sharding.make_mesh(3, 3)
 
 

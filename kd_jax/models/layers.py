@@ -34,6 +34,12 @@ def table_rows(graphdef: nnx.GraphDef, params: Params, kind: str | None = None) 
     return {name: params[name].shape[0] for name, of in tables.items() if name in params and kind in (None, of)}
 
 
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> Array:
+    """Random first values of this standard deviation; the same bits inside a program and outside, where XLA does not
+    join ``scale`` with the factor that ``normal`` ends with."""
+    return jax.lax.optimization_barrier(jax.random.normal(rngs.params(), shape)) * scale
+
+
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
     """Inverted dropout; the identity when ``rngs`` is None, as in evaluation.
 
@@ -59,10 +65,12 @@ class Scorer(nnx.Module):
     positions, the training examples it learns from: 'user' (one context per user, all its items are targets), 'all' (a
     context after every history item, the next one is the target) or 'last' (one context, the last item is the target).
 
-    tables: the parameters that have a row per 'user' or 'item'. A train step may put the rows that its batch needs in
-    their place, and indices into those rows into the batch (``distill.gathered``): a model that looks its tables up by
-    the batch alone does not see the difference. reads_history: whether that look-up includes ``history``. proposal:
-    what negatives are drawn from where the catalogue is sampled (``kd_jax/sampled.py``).
+    tables: the parameters that have a row per 'user' or 'item', all of a kind or none. A train step may put the rows
+    that its batch needs in their place, and indices into those rows into the batch (``distill.gathered``): a model that
+    looks its tables up by the batch alone does not see the difference. A mesh that does not divide a table adds rows at
+    its end (``sharding.even_rows``): ``catalogue`` and ``scores`` then have as many items. reads_history: whether that
+    look-up includes ``history``. proposal: what negatives are drawn from where the catalogue is sampled
+    (``kd_jax/sampled.py``).
     """
 
     positions = "user"
@@ -164,7 +172,7 @@ class CausalTransformer(nnx.Module):
                 f"width {dim} is not divisible by {heads} heads; change dim or heads of the teacher or student"
             )
         self.dim, self.dropout = dim, dropout
-        self.position = nnx.Param(jax.random.normal(rngs.params(), (length, dim)) * 0.1)
+        self.position = nnx.Param(normal(rngs, (length, dim), 0.1))
         self.blocks = nnx.List([Block(dim, heads, dropout, widen, activation, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
 

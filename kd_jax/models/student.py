@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models.layers import CausalTransformer, Scorer, dropout
+from kd_jax.models.layers import CausalTransformer, Scorer, dropout, normal
 from kd_jax.types import Array, Batch, PyTree
 
 
@@ -45,7 +45,7 @@ class StudentSpec:
 
 
 def _table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:
-    return nnx.Param(jax.random.normal(rngs.params(), (rows, spec.dim)) * spec.init_scale)
+    return nnx.Param(normal(rngs, (rows, spec.dim), spec.init_scale))
 
 
 def _users(spec: StudentSpec) -> nnx.Param:
