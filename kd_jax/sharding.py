@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -99,15 +99,19 @@ def put_params(params: PyTree, rows: dict[str, int], mesh: Mesh) -> PyTree:
     return put(sparse.with_rows(params, even_rows(rows, mesh)), mesh)
 
 
-def put_labels(teacher: PyTree, mesh: Mesh) -> PyTree:
-    """``put`` for a teacher's arrays: cached item vectors and biases are split by rows too, with items that nobody
+def put_labels(teachers: Mapping[str, PyTree], mesh: Mesh) -> dict[str, PyTree]:
+    """``put`` for teachers' arrays: cached item vectors and biases are split by rows too, with items that nobody
     chooses at their end."""
+    return {name: put(_even_labels(teacher, mesh), mesh) for name, teacher in teachers.items()}
+
+
+def _even_labels(teacher: PyTree, mesh: Mesh) -> PyTree:
     missing = -len(teacher["bias"]) % mesh.shape["model"] if isinstance(teacher, dict) and "bias" in teacher else 0
     if missing:
         bias = np.pad(np.asarray(teacher["bias"]), (0, missing), constant_values=NEGATIVE)
         items = np.pad(np.asarray(teacher["items"]), ((0, missing), (0, 0)))
-        teacher = teacher | {"items": items, "bias": bias}
-    return put(teacher, mesh)
+        return teacher | {"items": items, "bias": bias}
+    return teacher
 
 
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -208,7 +208,7 @@ def train(
         gather=recipe.sparse,
     )
     constants = sharding.put(constants, mesh)
-    arrays = {name: sharding.put_labels(teacher, mesh) for name, teacher in (teachers or {}).items()}
+    arrays = sharding.put_labels(teachers or {}, mesh)
     tables = sharding.put_whole(examples.tables, mesh) if resident else None
     data = batches(
         examples,

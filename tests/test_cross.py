@@ -191,9 +191,9 @@ def test_the_item_average_is_the_start_and_a_training_rating_does_not_know_itsel
 def test_labels_on_disk_are_the_logits_of_the_pairs(task, both, tmp_path):
     frozen = both[1]
     examples, batch = batch_of(task, TRAIN)
-    labels.write(tmp_path, *split(frozen), examples, positions="last", batch_size=64)
+    labels.write(tmp_path, labels.of_model(*split(frozen), positions="last", rates=True), examples, batch_size=64)
     found = labels.cached(tmp_path)
-    np.testing.assert_allclose(found.scores(found.arrays, batch), logits_of(frozen, batch), atol=1e-5)
+    np.testing.assert_allclose(found.scores(found.arrays, batch).scores, logits_of(frozen, batch), atol=1e-5)
 
 
 def test_batches_hold_pairs_of_one_length_and_each_example_is_as_likely(task, texts, tokenizer):

@@ -85,7 +85,7 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
         teacher_scores={"teacher": teacher.scores},
     )
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
-    constants, arrays = sharding.put(constants, mesh), {"teacher": sharding.put_labels(teacher.arrays, mesh)}
+    constants, arrays = sharding.put(constants, mesh), sharding.put_labels({"teacher": teacher.arrays}, mesh)
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         before = state
@@ -195,7 +195,7 @@ def test_losses_do_not_depend_on_whether_the_mesh_divides_the_tables(name, shape
     task, folder = task_of(False, **ODD), tmp_path / "labels"
     student = student_of(task, name)
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
-    labels.write(folder, *teacher_of(task), examples, positions=student.positions)
+    labels.write(folder, labels.of_model(*teacher_of(task), positions=student.positions), examples)
     teacher = labels.cached(folder)
     alone, one = losses(task, student_of(task, name), sharding.make_mesh(1, 1), teacher)
     many, state = losses(task, student, sharding.make_mesh(*shape), teacher)
