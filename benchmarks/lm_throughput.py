@@ -41,10 +41,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import measuring
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
-from peer_transformers import Contestant, Tokens, read_spec, serve
-from peers import environment
+
+from benchmarks import measuring
+from benchmarks.peer_transformers import Contestant, Tokens, read_spec, serve
+from benchmarks.peers import environment
 
 BATCH, MAX_LENGTH, RATE = 64, 128, 2e-5
 PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
