@@ -1,7 +1,7 @@
 """The search behind ``tuned`` in a config: the same draws for both teachers, and the same for the three students.
 
     python launch.py                                                                          # once: data and labels
-    python benchmarks/tune.py --workdir=runs/quickstart --models teacher control_teacher
+    python benchmarks/tune.py --workdir=runs/quickstart --models teacher control_teacher --trials=12
     python benchmarks/tune.py --workdir=runs/quickstart --models student control distilled   # once labels are final
 
 Every trial trains the first seed; the best ``--finalists`` then train the others too, and the best mean wins. All
