@@ -87,12 +87,12 @@ class Meter:
 
     def __init__(self, devices: int):
         self.flops, self._ceiling = 0, ceiling() * devices
-        self.reset()
+        self.reset(0)
 
-    def reset(self) -> None:
-        """Start to measure here: what was before is not training."""
+    def reset(self, ahead: int) -> None:
+        """Start to measure here: what was before is not training. ahead: steps that are started before any is done."""
         self._seconds = dict.fromkeys(("input", "dispatch", "wait"), 0.0)
-        self._began, self._steps = time.perf_counter(), 0
+        self._began, self._steps = time.perf_counter(), -ahead
 
     @contextlib.contextmanager
     def time(self, kind: str) -> Iterator[None]:
@@ -105,13 +105,15 @@ class Meter:
 
     def read(self, batch_size: int) -> dict[str, Any]:
         """Since the last reading: examples/s; milliseconds a step, split; TFLOP/s of the products done and their share
-        of the ceiling; peak bytes so far."""
+        of the ceiling; peak bytes so far. Nothing where no step is done yet."""
+        if self._steps <= 0:
+            return {}
         elapsed, steps = time.perf_counter() - self._began, max(1, self._steps)
         split = {kind: 1e3 * seconds / steps for kind, seconds in self._seconds.items()}
         split["other"] = 1e3 * elapsed / steps - sum(split.values())
         rate = self.flops * self._steps / elapsed
         examples = self._steps * batch_size / elapsed
-        self.reset()
+        self.reset(0)
         return {
             "examples_per_second": round(examples, 1),
             "step_ms": {kind: round(value, 3) for kind, value in split.items()},

@@ -237,11 +237,18 @@ def train(
     best, earlier = checkpoints.best(), checkpoints.seconds()
     started = time.perf_counter()
     pending: tuple[int, dict[str, Array]] | None = None
-    meter = Meter(mesh.size)
-    norm = jax.jit(optax.tree.norm)
+    meter, norm = Meter(mesh.size), jax.jit(optax.tree.norm)
 
     def stopped() -> bool:
         return best is not None and step - best[0] >= recipe.patience * recipe.eval_every
+
+    def report(at: int, metrics: dict[str, Array]) -> None:
+        with meter.time("wait"):
+            values = {key: float(value) for key, value in metrics.items()}
+        _check_finite(values, name, at, checkpoints)
+        cost = meter.read(recipe.batch_size)
+        log.write(model=name, seed=seed, step=at, **values, **cost)
+        bar.update(at, values, cost.get("examples_per_second"))
 
     with Preemption() as preemption, log.stage(f"{name} (seed {seed})", total=recipe.steps, start=step) as bar:
         while step < recipe.steps and not stopped():
@@ -253,22 +260,20 @@ def train(
                 state, metrics = step_fn(state, stacked, tables, constants, arrays)
                 if traces is not None:
                     jax.block_until_ready(state)
+            if step == first:
+                meter.reset(ahead=chunk)  # it was compiled
             step += chunk
             meter.step(chunk)
             due = step % recipe.eval_every == 0 or step == recipe.steps
-            if pending is not None and (due or pending[0] % recipe.log_every < chunk):
-                # The numbers of the program before this one: they are ready, or so nearly that the device has work.
-                with meter.time("wait"):
-                    values = {key: float(value) for key, value in pending[1].items()}
-                _check_finite(values, name, pending[0], checkpoints)
-                cost = meter.read(recipe.batch_size)
-                log.write(model=name, seed=seed, step=pending[0], **values, **cost)
-                bar.update(pending[0], values, cost["examples_per_second"])
+            if pending is not None and pending[0] % recipe.log_every < chunk:
+                report(*pending)  # of the program before this one: it is ready, or so nearly that the device has work
             pending = step, metrics
             if due:
+                meter.step(chunk)  # nothing runs ahead of what is measured
+                report(*pending)
+                pending = None
                 # The loss is that of the parameters before this step; those after it are what will be saved.
-                after = {"loss": metrics["loss"], "param_norm": norm(state.params)}
-                _check_finite({key: float(value) for key, value in after.items()}, name, step, checkpoints)
+                _check_finite({"param_norm": float(norm(state.params))}, name, step, checkpoints)
                 if refresh is not None:
                     constants = refreshed(state, constants)
                 score = evaluate(state.params, constants)
@@ -276,7 +281,7 @@ def train(
                 checkpoints.save(cut(state), data, score, earlier + time.perf_counter() - started)
                 if best is None or score > best[1]:
                     best = (step, score)
-                meter.reset()
+                meter.reset(ahead=chunk)
             if preemption.requested():
                 if not due and refresh is None:  # refreshed constants are right at an evaluation only
                     checkpoints.save(cut(state), data, None)
