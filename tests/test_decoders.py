@@ -116,7 +116,7 @@ def gradient(graphdef: Any, params: Any, rest: Any, ids: Any, mask: Any) -> Any:
     return jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum())(params)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["qwen3"])
 def test_gradient_reaches_everything_above_the_frozen_layers(kind):
     ids, _ = inputs(VOCABULARY)
     encoder = NativeEncoder(small(kind), pooling="last")

@@ -167,6 +167,18 @@ def teacher(world, **fields):
     return BiEncoder(spec, texts, None, encoder, rngs=nnx.Rngs(0))
 
 
+def items_of(model, batch=None):
+    """``model.items``, compiled: op by op it takes ten times as long."""
+    graphdef, *arrays = split(model)
+    live = (batch or {}).get("live_items")
+    given = {key: value for key, value in (batch or {}).items() if key != "live_items"}
+    return jax.jit(
+        lambda arrays, given, live: nnx.merge(graphdef, *arrays).items(
+            batch=given | ({"live_items": live} if live else {})
+        )
+    )(arrays, given, live)
+
+
 def test_texts_by_length_give_the_vectors_of_texts_padded_alike(world):
     batch, width = world[2], world[1].ids.shape[1]
     model = teacher(world)
@@ -174,7 +186,7 @@ def test_texts_by_length_give_the_vectors_of_texts_padded_alike(world):
     longer = np.setdiff1d(np.arange(12), shorter).astype(np.int32)
     assert len(shorter) and len(longer)
     alike, by_length = ({width: np.arange(12, dtype=np.int32)}, {width: longer, width - 1: shorter})
-    vectors = [model.items(batch=batch | {"live_items": live})[0] for live in (alike, by_length)]
+    vectors = [items_of(model, batch | {"live_items": live})[0] for live in (alike, by_length)]
     np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=1e-5)
 
 
@@ -182,8 +194,8 @@ def test_texts_by_length_give_the_vectors_of_texts_padded_alike(world):
 def test_log_q_corrects_what_is_in_and_shuts_out_the_rest(world, softmax, negatives):
     live = np.array([0, 1, 2, 3, 4, 5, 6, PAD, PAD], np.int32)
     batch = world[2] | {"live_items": {world[1].ids.shape[1]: live}}
-    vectors, bias = teacher(world, softmax=softmax, negatives=negatives).items(batch=batch)
-    expected, _ = teacher(world).items(batch=batch)
+    vectors, bias = items_of(teacher(world, softmax=softmax, negatives=negatives), batch)
+    expected, _ = items_of(teacher(world), batch)
     np.testing.assert_array_equal(vectors, expected)
     share = np.arange(1, 13) / 78
     drawn = 8 + 8 + negatives  # the batch's history and its targets
@@ -193,7 +205,7 @@ def test_log_q_corrects_what_is_in_and_shuts_out_the_rest(world, softmax, negati
 
 def test_a_target_without_a_place_still_counts(world):
     batch = world[2] | {"live_items": {world[1].ids.shape[1]: np.array([0, 1], np.int32)}}
-    _, bias = teacher(world, softmax="in_batch").items(batch=batch)
+    _, bias = items_of(teacher(world, softmax="in_batch"), batch)
     assert np.all(bias[np.array([3, 4, 5, 6])] > 0)
 
 
@@ -201,13 +213,13 @@ def test_hard_negatives_are_the_best_scored_items_that_are_neither_read_nor_want
     batch = world[2] | {"live_items": {world[1].ids.shape[1]: np.array([0, 1], np.int32)}}
     model = teacher(world, softmax="in_batch", hard_negatives=2)
     plain = teacher(world)
-    vectors, _ = plain.items()
+    vectors, _ = items_of(plain)
     scores = np.array(plain.contexts(world[2], vectors)[:, -1] @ vectors.T)
     for row, seen in enumerate(([0, 1, 5], [2, 3, 4, 6], [1, 0, 2, 5])):
         scores[row, seen] = -np.inf
     hard = np.argsort(-scores, axis=1)[:, :2]
     np.testing.assert_array_equal(np.sort(model._hardest(batch).reshape(3, 2)), np.sort(hard))
-    _, bias = model.items(batch=batch)
+    _, bias = items_of(model, batch)
     np.testing.assert_array_equal(bias[hard.ravel()], 0.0)
 
 
@@ -242,7 +254,7 @@ def perturbed(encoder):
     return encoder
 
 
-@pytest.mark.parametrize("how", ["full", "lora", "hf_flax"])
+@pytest.mark.parametrize("how", ["lora", "hf_flax"])
 def test_a_saved_encoder_is_the_same_for_us_and_for_transformers(folder, tmp_path, how):
     transformers = pytest.importorskip("transformers.models.bert.modeling_flax_bert")
     encoder, tokenizer = load(folder, pooling="cls", backend="hf_flax" if how == "hf_flax" else "native")
