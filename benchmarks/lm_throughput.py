@@ -74,16 +74,19 @@ def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, st
     rng = np.random.default_rng(0)
     found = {}
     for case, texts in texts_of(options.beauty).items():
-        chosen = list(dict.fromkeys(rng.permutation(texts).tolist()))[: options.texts]  # ours computes no text twice
-        found[case] = text.tokenize(tokenizer, chosen, MAX_LENGTH)
+        distinct = list(dict.fromkeys(rng.permutation(texts).tolist()))  # ours would compute no text twice
+        found[case] = text.tokenize(tokenizer, distinct[: options.texts], MAX_LENGTH)
         if case == "films":
-            lengths = found[case].lengths
-            common = np.bincount(lengths).argmax()
-            same = [chosen[row] for row in np.flatnonzero(lengths == common)]
+            common = np.bincount(found[case].lengths).argmax()
+            lengths = text.tokenize(tokenizer, distinct, MAX_LENGTH).lengths
+            same = [distinct[row] for row in np.flatnonzero(lengths == common)[: options.texts]]
             found[f"films of {common} tokens"] = text.tokenize(tokenizer, same, MAX_LENGTH)
-            spans = range(0, len(chosen) - 20, 20)
-            joined = [text.history_text(chosen[start : start + 20], 20) for start in spans]
-            found[f"histories of {MAX_LENGTH} tokens"] = text.tokenize(tokenizer, joined[:256], MAX_LENGTH)
+            histories = [
+                text.history_text(distinct[start : start + 20], 20) for start in range(0, len(distinct) - 20, 20)
+            ]
+            found[f"histories of {MAX_LENGTH} tokens"] = text.tokenize(
+                tokenizer, histories[: max(1, options.texts // 16)], MAX_LENGTH
+            )
     files, counts = {}, {}
     forward, step = flops_by_length(encoder)
     for number, (case, table) in enumerate(found.items()):
