@@ -269,7 +269,7 @@ def run_jax(
             contestants[f"{case}: fine-tuning"] = training(Tokens(path, spec["trained"]))
     versions = {name: version(name) for name in PACKAGES}
     versions |= {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
-    serve(contestants, measuring.ceiling(spec["dtype"], spec["square"]), versions)
+    serve(contestants, measuring.ceiling(spec["dtype"], spec["square"]), versions, spec["cpu_time"])
 
 
 class Worker:
@@ -425,6 +425,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="in a batch of ours, and of PyTorch's on one length")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--square", type=int, default=4096, help="side of the matrices whose product is the ceiling")
+    parser.add_argument("--cpu-time", action="store_true", help="s of CPU: for a busy machine, with --threads=1")
     parser.add_argument("--lowered", action="store_true", help="count a BERT-base in bfloat16 instead")
     parser.add_argument("--out", type=Path, help="all that was measured as JSON")
     parser.add_argument("--worker", choices=("ours", "flax"), help=argparse.SUPPRESS)
@@ -445,7 +446,7 @@ def main() -> None:
         cases, counts = write_cases(folder, options)
         trained = options.steps * BATCH
         spec = {"cases": cases, "trained": trained, "batch": BATCH, "rate": RATE, "square": options.square}
-        spec |= {key: getattr(options, key) for key in ("weights", "threads", "tokens", "dtype")}
+        spec |= {key: getattr(options, key) for key in ("weights", "threads", "tokens", "dtype", "cpu_time")}
         write_json(folder / "spec.json", spec)
         here = [sys.executable, __file__]
         commands = {"kd_jax": [*here, "--worker=ours"], "Flax": [*here, "--worker=flax"]}
