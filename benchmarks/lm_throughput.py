@@ -74,16 +74,19 @@ def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, st
     rng = np.random.default_rng(0)
     found = {}
     for case, texts in texts_of(options.beauty).items():
-        chosen = list(dict.fromkeys(rng.permutation(texts).tolist()))[: options.texts]  # ours computes no text twice
-        found[case] = text.tokenize(tokenizer, chosen, MAX_LENGTH)
+        distinct = list(dict.fromkeys(rng.permutation(texts).tolist()))  # ours would compute no text twice
+        found[case] = text.tokenize(tokenizer, distinct[: options.texts], MAX_LENGTH)
         if case == "films":
-            lengths = found[case].lengths
-            common = np.bincount(lengths).argmax()
-            same = [chosen[row] for row in np.flatnonzero(lengths == common)]
+            common = np.bincount(found[case].lengths).argmax()
+            lengths = text.tokenize(tokenizer, distinct, MAX_LENGTH).lengths
+            same = [distinct[row] for row in np.flatnonzero(lengths == common)[: options.texts]]
             found[f"films of {common} tokens"] = text.tokenize(tokenizer, same, MAX_LENGTH)
-            spans = range(0, len(chosen) - 20, 20)
-            joined = [text.history_text(chosen[start : start + 20], 20) for start in spans]
-            found[f"histories of {MAX_LENGTH} tokens"] = text.tokenize(tokenizer, joined[:256], MAX_LENGTH)
+            histories = [
+                text.history_text(distinct[start : start + 20], 20) for start in range(0, len(distinct) - 20, 20)
+            ]
+            found[f"histories of {MAX_LENGTH} tokens"] = text.tokenize(
+                tokenizer, histories[: max(1, options.texts // 16)], MAX_LENGTH
+            )
     files, counts = {}, {}
     forward, step = flops_by_length(encoder)
     for number, (case, table) in enumerate(found.items()):
@@ -266,7 +269,7 @@ def run_jax(
             contestants[f"{case}: fine-tuning"] = training(Tokens(path, spec["trained"]))
     versions = {name: version(name) for name in PACKAGES}
     versions |= {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
-    serve(contestants, measuring.ceiling(spec["dtype"], spec["square"]), versions)
+    serve(contestants, measuring.ceiling(spec["dtype"], spec["square"]), versions, spec["cpu_time"])
 
 
 class Worker:
@@ -422,6 +425,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024, help="in a batch of ours, and of PyTorch's on one length")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--square", type=int, default=4096, help="side of the matrices whose product is the ceiling")
+    parser.add_argument("--cpu-time", action="store_true", help="s of CPU: for a busy machine, with --threads=1")
     parser.add_argument("--lowered", action="store_true", help="count a BERT-base in bfloat16 instead")
     parser.add_argument("--out", type=Path, help="all that was measured as JSON")
     parser.add_argument("--worker", choices=("ours", "flax"), help=argparse.SUPPRESS)
@@ -442,7 +446,7 @@ def main() -> None:
         cases, counts = write_cases(folder, options)
         trained = options.steps * BATCH
         spec = {"cases": cases, "trained": trained, "batch": BATCH, "rate": RATE, "square": options.square}
-        spec |= {key: getattr(options, key) for key in ("weights", "threads", "tokens", "dtype")}
+        spec |= {key: getattr(options, key) for key in ("weights", "threads", "tokens", "dtype", "cpu_time")}
         write_json(folder / "spec.json", spec)
         here = [sys.executable, __file__]
         commands = {"kd_jax": [*here, "--worker=ours"], "Flax": [*here, "--worker=flax"]}
