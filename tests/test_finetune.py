@@ -187,7 +187,7 @@ def test_texts_by_length_give_the_vectors_of_texts_padded_alike(world):
     assert len(shorter) and len(longer)
     alike, by_length = ({width: np.arange(12, dtype=np.int32)}, {width: longer, width - 1: shorter})
     vectors = [items_of(model, batch | {"live_items": live})[0] for live in (alike, by_length)]
-    np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=1e-4)  # the whitening magnifies rounding
 
 
 @pytest.mark.parametrize("softmax, negatives", [("in_batch", 0), ("sampled", 3)])
