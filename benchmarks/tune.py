@@ -57,13 +57,14 @@ def space(model: str) -> dict[str, tuple[object, ...]]:
     return next(fields for models, fields in SPACES.items() if model in models)
 
 
-def draws(fields: dict[str, tuple[object, ...]], trials: int, seed: int = 0) -> list[Point]:
-    """``trials`` different points of the space."""
+def draws(model: str, trials: int, seed: int = 0) -> list[Point]:
+    """``trials`` different points of the model's space; a student's each with a temperature."""
+    fields = space(model)
     rng = random.Random(seed)
     points: dict[Point, None] = {}
     while len(points) < trials:
         points[tuple((field, rng.choice(values)) for field, values in fields.items())] = None
-    if "student.decay" not in fields:
+    if model in TEACHERS:
         return list(points)
     terms = [(("kl", 1.0, rng.choice(TEMPERATURES), "constant", "all"),) for _ in points]
     return [(*point, ("distill.terms", term)) for point, term in zip(points, terms, strict=True)]
@@ -114,7 +115,7 @@ def main() -> None:
             return mean
 
         for model in options.models:
-            points = draws(space(model), options.trials)
+            points = draws(model, options.trials)
             searched = dict(points[0])
             fixed = tuple(tuple(pair) for pair in config.tuned[model] if pair[0] not in searched)
             points = [fixed + point for point in points]

@@ -26,7 +26,7 @@ from absl import logging
 from flax import nnx
 from safetensors.numpy import save_file
 
-from kd_jax import sampled
+from kd_jax import losses, sampled
 from kd_jax.catalogue import Factors, Listed, Soft
 from kd_jax.data.lists import Lists
 from kd_jax.data.loader import Examples
@@ -126,10 +126,8 @@ def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = 
     """Labels by lists; 'list' 0 is the one of weight 0, for a position that nobody spoke about."""
     weights = lists.weights
     if confidence:
-        p = np.exp(lists.logits - lists.logits.max(-1, keepdims=True)) * (lists.items >= 0)
-        p /= np.maximum(p.sum(-1, keepdims=True), 1e-30)
-        entropy = -np.sum(p * np.log(np.maximum(p, 1e-30)), -1)
-        weights = (weights * (1 - entropy / np.log(num_items))).astype(np.float32)
+        _, entropy = losses.listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))
+        weights = (weights * (1 - np.asarray(entropy) / np.log(num_items))).astype(np.float32)
     shared = {"list_items": lists.items, "list_logits": lists.logits, "list_weights": weights}
     return Labeller(shared, lambda batch: {"list": lists.place(batch["user"], batch["history"], positions)})
 

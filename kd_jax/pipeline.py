@@ -32,7 +32,7 @@ from kd_jax.files import disk_is_full, fingerprint, locked, read_json, write_jso
 from kd_jax.models.layers import table_rows
 from kd_jax.models.student import student_class
 from kd_jax.progress import Log
-from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, selects
+from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, reads_text, selects
 from kd_jax.tasks import SPLITS, Judged, Rank
 from kd_jax.train import Preempted, Trained, train
 from kd_jax.types import Params, PyTree
@@ -181,13 +181,16 @@ class Run(Setup):
         folder = self.folder(model, seed)
         return read_json(folder / "result.json", f"delete {folder} to train it anew")
 
-    def best(self, model: str, seed: int, built: Built, splits: Sequence[int] = (VALID, TEST)) -> tuple[Params, PyTree]:
-        """The best parameters of a trained model, and the constants that belong to them. splits: to be judged."""
+    def best_params(self, model: str, seed: int, built: Built) -> Params:
+        """The best parameters of a trained model."""
         folder = self.folder(model, seed)
         if not (folder / "result.json").exists():
             raise InputError(f"{folder} holds no trained {model}; run the stage {model!r} first (--config.stages)")
-        step = self.result(model, seed)["best_step"]
-        params = Checkpoints(folder).params(step, built.params)
+        return Checkpoints(folder).params(self.result(model, seed)["best_step"], built.params)
+
+    def best(self, model: str, seed: int, built: Built, splits: Sequence[int] = (VALID, TEST)) -> tuple[Params, PyTree]:
+        """``best_params``, and the constants that belong to them. splits: to be judged."""
+        params = self.best_params(model, seed, built)
         if model.endswith("teacher") and self.settings(model).teacher.train != "head":
             return params, self.refresh(built, splits)(params, built.constants)
         return params, built.constants
@@ -442,8 +445,7 @@ class Run(Setup):
 
     def _serving(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         c = self.settings("teacher").teacher
-        reads = "text" in (*c.item_features.split("+"), c.context)
-        if self.config.task != "rank" or not reads or "teacher" not in {row["name"] for row in rows}:
+        if self.config.task != "rank" or not reads_text(c) or "teacher" not in {row["name"] for row in rows}:
             return []
         seconds = serving.text_seconds(self.language_model.encode, self.dataset, self.item_texts, c.history)
         return serving.costs(rows, *seconds)
@@ -494,11 +496,11 @@ class Run(Setup):
         if c.train == "head" or not (self.folder("teacher", seed) / "result.json").exists():
             return
         built = self.build("teacher", seed)
-        best = self.best("teacher", seed, built)
+        params = self.best_params("teacher", seed, built)  # its constants, vectors of all texts, do not leave
         if leader():
             folder = self.workdir / "export/teacher"
             shutil.rmtree(folder, ignore_errors=True)
-            self.language_model.save(folder, built.graphdef, *best)
+            self.language_model.save(folder, built.graphdef, params, built.constants)
             self.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")
 
     def report(self) -> None:

@@ -94,6 +94,11 @@ def selects(config: ConfigDict) -> str:
     return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
 
 
+def reads_text(teacher: ConfigDict) -> bool:
+    """Whether a teacher with these settings (section ``teacher``) has a language model."""
+    return teacher.form == "cross" or "text" in (*teacher.item_features.split("+"), teacher.context)
+
+
 class Setup:
     """One resolved configuration and the workdir it writes to; what it describes is built when it is asked for."""
 
@@ -200,8 +205,8 @@ class Setup:
             fields = c.teacher.to_dict()
             if model == "control_teacher":  # it reads no text
                 return common | {"teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}}
-            reads = c.teacher.form == "cross" or "text" in (*c.teacher.item_features.split("+"), c.teacher.context)
-            return common | {"teacher": fields, "weights": self.language_model.checksum if reads else None}
+            weights = self.language_model.checksum if reads_text(c.teacher) else None
+            return common | {"teacher": fields, "weights": weights}
         objective = self.objective(model)
         distill: dict[str, Any] = {"terms": [_plain(term) for term in objective]}
         if objective[0].sampled:
@@ -362,8 +367,7 @@ class Setup:
             raise InputError(
                 "teacher.context='text' ranks, and without trends: use teacher.trend=False and task='rank', or 'items'"
             )
-        reads_text = "text" in (*spec.item_features.split("+"), spec.context)
-        lm = self.language_model if reads_text else None
+        lm = self.language_model if reads_text(c) else None
         items = self._vectors("text", self.item_texts) if "text" in spec.item_features else None
         contexts = None
         if spec.context == "text":
@@ -435,11 +439,8 @@ class Setup:
     def _build_cross(self, seed: int) -> Built:
         c, lm, task, d = self.settings("teacher").teacher, self.language_model, self.task, self.dataset
         assert isinstance(task, Rate)
-        train = d.split == TRAIN
-        counts = np.zeros((d.num_items, task.num_classes), np.float32)
-        np.add.at(counts, (d.item[train], task.classes[train]), 1.0)
-        own = np.where(train, task.classes, PAD).astype(np.int8)
-        spec = CrossSpec(lm.encoder.dim, counts, own, c.hidden, c.dropout)
+        own = np.where(d.split == TRAIN, task.classes, PAD).astype(np.int8)
+        spec = CrossSpec(lm.encoder.dim, task.class_counts.astype(np.float32), own, c.hidden, c.dropout)
         vectors = None if lm.live else self._pair_vectors
         module = CrossEncoder(spec, vectors, lm.encoder if lm.live else None, rngs=nnx.Rngs(seed))
         frozen = lm.frozen_params if lm.live else lm.encoder.num_params

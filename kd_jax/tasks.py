@@ -217,6 +217,14 @@ class Rate:
         totals = np.bincount(self.classes[train], self.dataset.rating[train], self.num_classes)
         return totals / np.bincount(self.classes[train], minlength=self.num_classes)
 
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Training ratings of each item by class, [I, C]."""
+        train = self.dataset.split == TRAIN
+        counts = np.zeros((self.dataset.num_items, self.num_classes))
+        np.add.at(counts, (self.dataset.item[train], self.classes[train]), 1.0)
+        return counts
+
     def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
         return rate_examples(self.dataset, self.classes, TRAIN, history=history)
 
@@ -270,9 +278,7 @@ class Rate:
 
     def baseline(self, split: str) -> Judged:
         """The item's class shares in training, smoothed by one pseudo-rating of the average: no personalisation."""
-        train = self.dataset.split == TRAIN
-        counts = np.zeros((self.dataset.num_items, self.num_classes))
-        np.add.at(counts, (self.dataset.item[train], self.classes[train]), 1.0)
+        counts = self.class_counts
         prior = counts.sum(0) / counts.sum()
         shares = (counts + prior[None]) / (counts.sum(1, keepdims=True) + 1.0)
         _, pairs = self._pairs(split, 1)

@@ -289,18 +289,18 @@ class LiveItems:
     """Which items of a batch a language model in training encodes: the distinct ones, and ``negatives`` drawn ones.
 
     lengths: int [I], tokens of each item's text. groups: ((rows, width), …): the longest texts first, each padded to
-    its group's width alone; an item for which no place is left keeps the vector it has. share: f64 [I], what negatives
-    are drawn in proportion to.
+    its group's width alone; an item for which no place is left keeps the vector it has. ends: of the negatives' shares,
+    see ``drawn``.
     """
 
     lengths: np.ndarray
     groups: tuple[tuple[int, int], ...]
     negatives: int
-    share: np.ndarray
+    ends: np.ndarray
 
     def of(self, batch: Batch, rows: np.ndarray) -> dict[int, np.ndarray]:
         """width -> items of the batch of these rows, int32, filled up with PAD."""
-        found = _distinct_items(batch, self.negatives, self.share, rows)
+        found = _distinct_items(batch, self.negatives, self.ends, rows)
         found = found[np.argsort(-self.lengths[found], kind="stable")]
         live, start = {}, 0
         for size, width in self.groups:
@@ -316,10 +316,11 @@ def live_items(
 ) -> LiveItems:
     """The groups that batches of ``rows`` need, from 32 sampled batches: at most three, as few padded tokens as can be.
 
-    A group holds a multiple of ``rows`` items, so that it divides over devices wherever a batch does.
+    A group holds a multiple of ``rows`` items, so that it divides over devices wherever a batch does. share: [I], what
+    negatives are drawn in proportion to.
     """
-    drawn = _Rows(examples, rows, 32, seed)
-    found = [_distinct_items(examples.gather(drawn[i]), negatives, share, drawn[i]) for i in range(len(drawn))]
+    tried, ends = _Rows(examples, rows, 32, seed), share.cumsum()
+    found = [_distinct_items(examples.gather(tried[i]), negatives, ends, tried[i]) for i in range(len(tried))]
     units = -(-min(len(lengths), int(1.05 * max(map(len, found)) + 1)) // rows)
     longest = np.zeros(units * rows, np.int64)  # of the text at each place, over the sampled batches
     for items in found:
@@ -333,7 +334,7 @@ def live_items(
 
     choices = [cuts for n in range(3) for cuts in itertools.combinations(range(1, units), n)]
     best = min(choices, key=lambda cuts: sum(size * width for size, width in spans(cuts)))
-    return LiveItems(lengths, _joined(spans(best)), negatives, share)
+    return LiveItems(lengths, _joined(spans(best)), negatives, ends)
 
 
 def _joined(groups: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -344,13 +345,18 @@ def _joined(groups: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple((size, width) for width, size in sizes.items())
 
 
-def _distinct_items(batch: Batch, negatives: int, share: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def drawn(ends: np.ndarray, shape: int | tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+    """Items drawn in proportion to the shares whose running sum is ``ends`` [I]; of the batch's ``rows`` alone, so that
+    a run that goes on draws the same."""
+    points = np.random.default_rng(rows).random(shape) * ends[-1]
+    return np.minimum(np.searchsorted(ends, points, side="right"), len(ends) - 1)
+
+
+def _distinct_items(batch: Batch, negatives: int, ends: np.ndarray, rows: np.ndarray) -> np.ndarray:
     keys = ("history", "item") if "item" in batch else ("history", "targets")
     parts = [batch[key].ravel() for key in keys]
     if negatives:
-        ends = share.cumsum()
-        draw = np.random.default_rng(rows).random(negatives)  # of the batch alone: a resumed run draws the same
-        parts.append(np.minimum(np.searchsorted(ends, draw * ends[-1], side="right"), len(share) - 1))
+        parts.append(drawn(ends, negatives, rows))
     found = np.unique(np.concatenate(parts))
     return found[found != PAD]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from kd_jax.data.loader import Examples
+from kd_jax.data.loader import Examples, drawn
 from kd_jax.data.text import TokenTable
 from kd_jax.errors import InputError
 from kd_jax.types import PAD, Batch
@@ -147,11 +147,9 @@ def with_pairs(examples: Examples, pairs: Pairs, negatives: int = 0, share: np.n
         read = batch
         if ends is not None:
             shape = (len(rows), 1 + negatives)
-            # Of the rows alone, so that a run that goes on draws the same.
-            point = np.random.default_rng(rows).random((len(rows), negatives))
-            drawn = np.minimum(np.searchsorted(ends, point * ends[-1], side="right"), len(ends) - 1)
-            drawn = np.where(drawn == batch["item"][:, None], (drawn + 1) % len(ends), drawn)
-            items = np.concatenate([batch["item"][:, None], drawn], axis=1).ravel()
+            others = drawn(ends, (len(rows), negatives), rows)
+            others = np.where(others == batch["item"][:, None], (others + 1) % len(ends), others)
+            items = np.concatenate([batch["item"][:, None], others], axis=1).ravel()
             read = {"history": np.repeat(batch["history"], shape[1], axis=0), "item": items}
         table = pairs.table(read)
         ids, mask = table.padded(length=int(_rounded(table.lengths, pairs.max_length).max()))

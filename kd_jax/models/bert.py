@@ -8,7 +8,7 @@ Representation Learning at Scale", ACL 2020 (XLM-R): BERT with positions that ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.models.encoder import ACTIVATIONS, Architecture, call_layer, freeze
+from kd_jax.models.encoder import ACTIVATIONS, Architecture, freeze_bottom, hidden_states, parameter_map
 from kd_jax.models.layers import dropout
 
 
@@ -149,19 +149,14 @@ class Bert(nnx.Module):
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         bias = self.bias(attention_mask, input_ids.shape[1])
-        if states is None:
+
+        def embed() -> Array:
             x = self.embeddings(input_ids, token_type_ids, position_ids)
-            x, first = dropout(self.norm(x), self.config.hidden_dropout_prob, rngs), 0
-        else:
-            x, first = states.astype(self.dtype), self.stop_gradient_below
-        hidden_states = [x]
-        for index, layer in enumerate(self.layers[first:], first):
-            x = call_layer(layer, self.remat, x, bias, rngs)
-            if index + 1 == self.stop_gradient_below:
-                x = jax.lax.stop_gradient(x)
-            hidden_states.append(x)
-        pooled = None if self.pooler is None else jnp.tanh(self.pooler(x[:, 0]))
-        return BertOutput(x, pooled, tuple(hidden_states))
+            return dropout(self.norm(x), self.config.hidden_dropout_prob, rngs)
+
+        found = hidden_states(self, embed, states, bias, rngs)
+        pooled = None if self.pooler is None else jnp.tanh(self.pooler(found[-1][:, 0]))
+        return BertOutput(found[-1], pooled, found)
 
     def embeddings(self, input_ids: Array, token_type_ids: Array, position_ids: Array) -> Float[Array, "B L D"]:
         x = self.words(input_ids)
@@ -184,14 +179,9 @@ class Bert(nnx.Module):
         return jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
 
     def freeze_below(self, layer: int) -> None:
-        """Embeddings and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of ``nnx.Param``."""
-        if not 0 <= layer <= len(self.layers):
-            raise InputError(f"cannot freeze below layer {layer}: the model has {len(self.layers)} layers")
-        self.stop_gradient_below = layer
-        if layer > 0:
-            for module in (self.words, self.positions, self.types, self.norm, *list(self.layers)[:layer]):
-                if module is not None:
-                    freeze(module)
+        """See ``freeze_bottom``."""
+        parts = (self.words, self.positions, self.types, self.norm)
+        freeze_bottom(self, layer, [part for part in parts if part is not None])
 
 
 EMBEDDINGS = {
@@ -211,17 +201,6 @@ LAYER = {
     "down": "output.dense",
     "norm": "output.LayerNorm",
 }
-
-
-def parameter_map(around: Mapping[str, str], layers: str, inside: Mapping[str, str]) -> Callable[..., str]:
-    """Path of a parameter -> name of the saved tensor, from those of the modules around and inside the ``layers``."""
-
-    def name(path: tuple[Any, ...]) -> str:
-        if path[0] == "layers":
-            return f"{layers}.{path[1]}.{inside[path[2]]}.{path[3]}"
-        return f"{around[path[0]]}.{path[1]}"
-
-    return name
 
 
 def build(model: type[Bert], config: BertConfig, saved: Collection[str], **how: Any) -> Bert:

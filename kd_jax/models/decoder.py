@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from kd_jax.errors import InputError
-from kd_jax.models.encoder import call_layer, freeze
+from kd_jax.models.encoder import freeze_bottom, hidden_states
 from kd_jax.models.layers import dropout
 
 
@@ -63,7 +62,7 @@ class Decoder(nnx.Module):
     embeddings: tuple[str, ...] = ("words",)
     words: nnx.Embed
     layers: nnx.List
-    norm: nnx.Module
+    norm: Any
 
     def __init__(self, config: Any, dtype: Any):
         self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
@@ -101,31 +100,15 @@ class Decoder(nnx.Module):
             tokens = jnp.ones_like(input_ids) if attention_mask is None else (attention_mask > 0).astype(jnp.int32)
             position_ids = jnp.maximum(jnp.cumsum(tokens, axis=1) - 1, 0)
         shared = self.shared(attention_mask, position_ids)
-        if states is None:
-            x, first = self.embed(input_ids, position_ids, rngs), 0
-        else:
-            x, first = states.astype(self.dtype), self.stop_gradient_below
-        hidden_states = [x]
-        for index, layer in enumerate(self.layers[first:], first):
-            x = call_layer(layer, self.remat, x, shared, rngs)
-            if index + 1 == self.num_layers:
-                x = self.norm(x)
-            if index + 1 == self.stop_gradient_below:
-                x = jax.lax.stop_gradient(x)
-            hidden_states.append(x)
-        return DecoderOutput(x, tuple(hidden_states))
+        found = hidden_states(
+            self, lambda: self.embed(input_ids, position_ids, rngs), states, shared, rngs, last=self.norm
+        )
+        return DecoderOutput(found[-1], found)
 
     def freeze_below(self, layer: int) -> None:
-        """Embeddings and layers 0 … layer-1 stop training, with the last layer the final norm too: no gradient, and
-        ``Frozen`` in place of ``nnx.Param``. Raises InputError for a layer that there is not."""
-        if not 0 <= layer <= self.num_layers:
-            raise InputError(f"cannot freeze below layer {layer}: the model has {self.num_layers} layers")
-        self.stop_gradient_below = layer
-        if layer > 0:
-            tables = [getattr(self, name) for name in self.embeddings]
-            last = [self.norm] if layer == self.num_layers else []
-            for module in (*tables, *list(self.layers)[:layer], *last):
-                freeze(module)
+        """See ``freeze_bottom``; the final norm goes with the last layer."""
+        tables = [getattr(self, name) for name in self.embeddings]
+        freeze_bottom(self, layer, [*tables, self.norm] if layer == self.num_layers else tables)
 
     def next_token_logits(
         self,

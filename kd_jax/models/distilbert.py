@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from kd_jax.models.bert import EMBEDDINGS, Bert, BertConfig, build, parameter_map
-from kd_jax.models.encoder import Architecture
+from kd_jax.models.bert import EMBEDDINGS, Bert, BertConfig, build
+from kd_jax.models.encoder import Architecture, parameter_map
 
 # Fields of DistilBERT's config.json -> BERT's. Sinusoidal positions are saved as a table, like learned ones.
 FIELDS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,44 @@ def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
     """
     return nnx.remat(type(layer).__call__)(layer, *inputs) if remat else layer(*inputs)
+
+
+def hidden_states(
+    model: Any,
+    embed: Callable[[], Array],
+    states: Array | None,
+    *inputs: Any,
+    last: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "B L D"], ...]:
+    """What comes out of the embeddings and of each of ``model.layers``, called with the state before it and ``inputs``.
+
+    states: to go on from where no gradient goes further down (``model.stop_gradient_below``) instead of computing what
+    lies below. last: what follows the last layer.
+    """
+    if states is None:
+        x, first = embed(), 0
+    else:
+        x, first = states.astype(model.dtype), model.stop_gradient_below
+    found = [x]
+    for number, layer in enumerate(model.layers[first:], first + 1):
+        x = call_layer(layer, model.remat, x, *inputs)
+        if number == model.num_layers and last is not None:
+            x = last(x)
+        if number == model.stop_gradient_below:
+            x = jax.lax.stop_gradient(x)
+        found.append(x)
+    return tuple(found)
+
+
+def freeze_bottom(model: Any, layer: int, embeddings: Iterable[nnx.Module]) -> None:
+    """``embeddings`` and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of ``nnx.Param``; with
+    0 nothing stops. Raises InputError for a layer that there is not."""
+    if not 0 <= layer <= model.num_layers:
+        raise InputError(f"cannot freeze below layer {layer}: the model has {model.num_layers} layers")
+    model.stop_gradient_below = layer
+    if layer > 0:
+        for module in (*embeddings, *list(model.layers)[:layer]):
+            freeze(module)
 
 
 class TextEncoder(nnx.Module):
@@ -222,3 +260,14 @@ class Architecture:
     config: Callable[[Mapping[str, Any]], Any]
     build: Callable[..., Any]
     name: Callable[[tuple[Any, ...]], str]
+
+
+def parameter_map(around: Mapping[str, str], layers: str, inside: Mapping[str, str]) -> Callable[..., str]:
+    """Path of a parameter -> name of the saved tensor, from those of the modules around and inside the ``layers``."""
+
+    def name(path: tuple[Any, ...]) -> str:
+        if path[0] == "layers":
+            return f"{layers}.{path[1]}.{inside[path[2]]}.{path[3]}"
+        return f"{around[path[0]]}.{path[1]}"
+
+    return name

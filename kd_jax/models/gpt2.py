@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.models.decoder import Decoder, attention, causal_mask
-from kd_jax.models.encoder import ACTIVATIONS, Architecture
+from kd_jax.models.encoder import ACTIVATIONS, Architecture, parameter_map
 from kd_jax.models.layers import dropout
 
 # Our names -> those of GPT-2's config.json.
@@ -145,11 +145,12 @@ _LAYER_NAMES = {
 }
 
 
+_names = parameter_map(_NAMES, "h", _LAYER_NAMES)
+
+
 def _name(path: tuple[Any, ...]) -> str:
-    if path[0] == "layers":
-        # Linear maps are saved as [in, out], as they are here: 'weight' and not 'kernel' keeps them as they are.
-        return f"h.{path[1]}.{_LAYER_NAMES[path[2]]}.{'weight' if path[3] == 'kernel' else path[3]}"
-    return f"{_NAMES[path[0]]}.{path[1]}"
+    # Linear maps are saved as [in, out], as they are here: 'weight' and not 'kernel' keeps them as they are.
+    return _names((*path[:-1], "weight" if path[-1] == "kernel" else path[-1]))
 
 
 def _build(config: GPT2Config, saved: Collection[str], **how: Any) -> GPT2:

@@ -330,7 +330,7 @@ def _save_modules(encoder: TextEncoder, folder: Path) -> None:
         {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
         for index, (path, kind) in enumerate(parts)
     ]
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    write_json(folder / "modules.json", modules)
     modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
     pooling = {f"pooling_mode_{name}": mode == encoder.pooling for mode, name in modes.items()}
     write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": encoder.dim} | pooling)

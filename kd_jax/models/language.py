@@ -72,7 +72,7 @@ class LanguageModel:
             self.encoder.freeze_below(max(0, self.encoder.num_layers - top_n))
         elif train == "lora":
             self.encoder.add_lora(lora_rank, lora_targets)
-        self._tables: dict[str, text.TokenTable] = {}
+        self._tables: dict[str, tuple[text.TokenTable, np.ndarray | None]] = {}  # by tower: tokens, frozen states
 
     def texts(self, name: str, texts: Sequence[str], progress: Progress | None = None) -> Texts:
         """Vectors (and tokens, if the model is trained) of ``texts``. name: of the tower they are for."""
@@ -80,19 +80,21 @@ class LanguageModel:
         vectors = text.encode(self.encoder, table, cache=self.cache, progress=progress)
         if not self.live:
             return Texts(vectors)
-        self._tables[name] = table
-        return Texts(vectors, *table.padded(), *self._states(table))
+        states = self._states(table)
+        self._tables[name] = table, states
+        starts = None if states is None else table.indptr[:-1].astype(np.int32)
+        return Texts(vectors, *table.padded(), states, starts)
 
-    def _states(self, table: text.TokenTable) -> tuple[np.ndarray, np.ndarray] | tuple[()]:
+    def _states(self, table: text.TokenTable) -> np.ndarray | None:
         """The frozen layers' hidden states of every token, if there are such layers and the states fit."""
         size = len(table.ids) * self.encoder.dim * np.dtype(self.encoder.dtype).itemsize
         if not self.encoder.cut or size > MAX_STATES:
-            return ()
-        return text.frozen_states(self.encoder, table, self.cache), table.indptr[:-1].astype(np.int32)
+            return None
+        return text.frozen_states(self.encoder, table, self.cache)
 
     def lengths(self, name: str) -> np.ndarray:
         """Tokens of each text of the tower ``name``, int [N]."""
-        return self._tables[name].lengths
+        return self._tables[name][0].lengths
 
     @functools.cached_property
     def checksum(self) -> str:
@@ -112,9 +114,8 @@ class LanguageModel:
     def refresh(self, graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> PyTree:
         """``constants`` of a teacher with every text's vector computed anew from the language model in ``params``."""
         model: Any = nnx.merge(graphdef, params, constants)
-        for name, table in self._tables.items():
+        for name, (table, states) in self._tables.items():
             tower = getattr(model, name)
-            states = None if tower.states is None else np.asarray(tower.states[...])
             tower.vectors = Frozen(jnp.asarray(text.encode(tower.encoder, table, states=states)))
         return split(model)[2]
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.errors import InputError, nearest
 from kd_jax.models.decoder import Decoder, attention, causal_mask
-from kd_jax.models.encoder import ACTIVATIONS, Architecture
+from kd_jax.models.encoder import ACTIVATIONS, Architecture, parameter_map
 
 # What transformers takes where config.json is silent, per model_type, as far as it is not LlamaConfig's default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -269,14 +269,9 @@ _LAYER_NAMES = {
 }
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    if path[0] == "layers":
-        return f"layers.{path[1]}.{_LAYER_NAMES[path[2]]}.{path[3]}"
-    return f"{_NAMES[path[0]]}.{path[1]}"
-
-
 def _build(config: LlamaConfig, saved: Collection[str], **how: Any) -> Llama:
     return Llama(config, **how)
 
 
+_name = parameter_map(_NAMES, "layers", _LAYER_NAMES)
 ARCHITECTURES = {kind: Architecture("model", LlamaConfig.from_dict, _build, _name) for kind in DEFAULTS}

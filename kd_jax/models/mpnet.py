@@ -17,8 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd_jax.errors import InputError
-from kd_jax.models.bert import EMBEDDINGS, Bert, BertConfig, build, parameter_map
-from kd_jax.models.encoder import Architecture, freeze
+from kd_jax.models.bert import EMBEDDINGS, Bert, BertConfig, build
+from kd_jax.models.encoder import Architecture, freeze, parameter_map
 
 # transformers computes no others, whatever config.json says.
 BUCKETS, MAX_DISTANCE, PADDING_IDX = 32, 128, 1
