@@ -91,7 +91,7 @@ class Rows(NamedTuple):
 class Axes:
     """Names of the mesh axes that rows and items are split over where this runs inside a ``shard_map``; else None."""
 
-    rows: str | None = None
+    rows: str | tuple[str, ...] | None = None
     items: str | None = None
 
     def sum_rows(self, tree: PyTree) -> PyTree:
@@ -104,7 +104,11 @@ class Axes:
         return tree if self.items is None else lax.pmax(tree, self.items)
 
     def offset(self, count: int) -> Array | int:
+        """The first item that is here, where every device has ``count``."""
         return 0 if self.items is None else lax.axis_index(self.items) * count
+
+    def first_row(self, count: int) -> Array | int:
+        return 0 if self.rows is None else lax.axis_index(self.rows) * count
 
 
 Inputs = tuple[Rows, Array, "Factors | None", "Array | None"]  # rows, coefficients, teacher, warm
@@ -223,14 +227,24 @@ def _logits(factors: Factors, offset: Array | int) -> Array:
     return logits if excluded is None else _set(logits, excluded, offset, EXCLUDED)
 
 
-def _within(items: Array, offset: Array | int, count: int) -> Array:
+def fold(step: Callable[[Any, Array | int, int], Any], carry: Any, count: int, width: int) -> Any:
+    """``step(carry, start, size)`` over all chunks of ``width`` of ``count`` items, and the rest."""
+    full = count // width
+    if full == 1:
+        carry = step(carry, 0, width)
+    elif full:
+        carry = lax.fori_loop(0, full, lambda i, c: step(c, i * width, width), carry)
+    return step(carry, full * width, count % width) if count % width else carry
+
+
+def within(items: Array, offset: Array | int, count: int) -> Array:
     """Positions in a chunk of ``count`` items from ``offset`` on; ``count`` (out of bounds) where it is not there."""
     position = items - offset
     return jnp.where((items != PAD) & (position >= 0) & (position < count), position, count)
 
 
 def _set(values: Array, items: Array, offset: Array | int, to: float) -> Array:
-    index = _within(items, offset, values.shape[-1])
+    index = within(items, offset, values.shape[-1])
     grid = jnp.ix_(*map(jnp.arange, items.shape[:-1])) if items.ndim > 1 else ()
     return values.at[(*(axis[..., None] for axis in grid), index)].set(to, mode="drop")
 
@@ -285,22 +299,12 @@ class _Pair:
 
     def counted(self, start: Array | int, size: int, warm: bool) -> tuple[Array, Array]:
         """Targets' positions in a chunk, [R, M], and their weights, 0 where one is elsewhere or does not count."""
-        index = _within(self.rows.targets, self.offset + start, size)
+        index = within(self.rows.targets, self.offset + start, size)
         weights = jnp.where(index < size, self.rows.target_weights, 0.0)
         if warm and self.warm is not None:
             here = lax.dynamic_slice_in_dim(self.warm, start, size)
             weights = jnp.where(here[jnp.minimum(index, size - 1)], weights, 0.0)
         return index, weights
-
-    def _fold(self, step: Callable[[Any, Array | int, int], Any], carry: Any, width: int) -> Any:
-        """``step(carry, start, size)`` over all chunks of ``width`` items and the rest."""
-        count = len(self.student.bias)
-        full = count // width
-        if full == 1:
-            carry = step(carry, 0, width)
-        elif full:
-            carry = lax.fori_loop(0, full, lambda i, c: step(c, i * width, width), carry)
-        return step(carry, full * width, count % width) if count % width else carry
 
     def statistics(self, width: int) -> dict[Any, Any]:
         """Per row: log-normalisers of student and teacher, expected logits under the teacher, and targets' logits."""
@@ -333,7 +337,7 @@ class _Pair:
                 new["hit", warm] = (total + jnp.sum(weights * picked, 1), weight + weights.sum(1))
             return new
 
-        found = self._fold(step, start, width)
+        found = fold(step, start, len(self.student.bias), width)
         for kind, key in found:
             if kind == "hit":
                 found[kind, key] = self.axes.sum_items(found[kind, key])
@@ -403,7 +407,7 @@ class _Pair:
             return contexts, _add(vectors, new, begin), _add(bias, slope.sum(0, dtype=jnp.float32), begin)
 
         contexts = jnp.zeros(self.student.contexts.shape, jnp.float32)
-        contexts, *tables = self._fold(step, (contexts, *tables), width)
+        contexts, *tables = fold(step, (contexts, *tables), len(self.student.bias), width)
         return contexts, tuple(tables)
 
 

@@ -1,38 +1,37 @@
 """Evaluation: every held-out item ranked against the full catalogue, a batch of users at a time.
 
-A scorer is a function of user indices (int32 [B], numpy) that returns scores [B, I] on the device, with more columns
-at the end where the devices that share the items do not divide I. It is called with one fixed batch shape. Only a few
-[B, I] blocks ever exist at once; ranks stay on the device until all users are done.
+A scorer is a function of user indices (int32 [B], numpy) that returns scores [B, I] on the device, or their factors
+(contexts [B, D], vectors [I, D] and bias [I]), of which no [B, I] array is ever made; with more items at the end where
+the devices that share them do not divide I. It is called with one fixed batch shape. Ranks stay on the device until all
+users are done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax import metrics as m
+from kd_jax import ranking
+from kd_jax.catalogue import Factors
 from kd_jax.errors import InputError
-from kd_jax.sharding import fetch, mesh_of, top_k_of_columns
-from kd_jax.types import PAD
+from kd_jax.sharding import fetch, mesh_of
 
 if TYPE_CHECKING:
     from kd_jax.data.dataset import Dataset
 
-ScoreFn = Callable[[np.ndarray], Array]
+ScoreFn = Callable[[np.ndarray], Array | Factors]
 CSR = tuple[np.ndarray, np.ndarray]  # (indptr [U + 1], items)
 
 METRICS = ("ndcg", "recall", "precision", "f1", "map", "hit_rate", "mrr", "auc", "coverage", "novelty")
 _NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-LARGEST_BLOCK = 2**26  # scores of a [B, I] block on each device that has a share of the users: 256 MB
-_LOOK_AHEAD = 2  # batches in flight: the device never idles, and memory stays at a few [B, I] blocks
+_LOOK_AHEAD = 2  # batches in flight: the device never idles, and memory stays at a few blocks of scores
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,15 @@ def item_slices(item_counts: Int[np.ndarray, " I"]) -> dict[str, Bool[np.ndarray
     return {"warm": warm, "cold": ~warm, "head": head, "tail": warm & ~head}
 
 
-def users_at_once(batch_size: int, num_items: int, devices: int = 1) -> int:
-    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores of a large catalogue allow on each of the ``devices``
-    that divide them; a multiple of ``devices``, else all of them would rank all."""
-    most = max(1, LARGEST_BLOCK // num_items)
-    each = -(-batch_size // devices)
-    return devices * (each if each <= most else 1 << (most.bit_length() - 1))
-
-
 def popularity(dataset: Dataset) -> ScoreFn:
     """The baseline that scores every item by its number of training interactions, the same for everybody."""
-    counts = jnp.asarray(dataset.item_counts, jnp.float32)
-    return lambda users: jnp.broadcast_to(counts[None, :], (len(users), len(counts)))
+    return same_for_all(dataset.item_counts)
+
+
+def same_for_all(scores: np.ndarray) -> ScoreFn:
+    """A scorer of items [I] that knows nothing of users."""
+    bias = jnp.asarray(scores, jnp.float32)
+    return lambda users: Factors(jnp.zeros((len(users), 1)), jnp.zeros((len(bias), 1)), bias)
 
 
 def eval_users(dataset: Dataset, split: int) -> Int[np.ndarray, " U"]:
@@ -138,58 +134,15 @@ def _stream(step: Callable[[int, np.ndarray], Any], users: np.ndarray, batch_siz
     return fetch(results)
 
 
-def _masked(scores: Array, seen: tuple[Array, Array], num_items: int) -> Array:
-    """Scores with seen items at -inf; a scorer's own -inf becomes the lowest finite score, as it is no mask."""
-    scores = jnp.maximum(scores[:, :num_items].astype(jnp.float32), m.LOWEST)
-    return scores.at[seen].set(-jnp.inf, mode="drop")
-
-
-def _top_k(scores: Array, k: int, mesh: Mesh | None) -> tuple[Array, Array]:
-    """The k best candidates of each row; PAD and -inf where a row has fewer. NaN ranks last."""
-    scores = jnp.where(jnp.isnan(scores), m.LOWEST, scores)
-    values, items = top_k_of_columns(scores, min(k, scores.shape[1]), mesh)
-    values = jnp.pad(values, ((0, 0), (0, k - values.shape[1])), constant_values=-jnp.inf)
-    items = jnp.pad(items, ((0, 0), (0, k - items.shape[1])), constant_values=PAD)
-    return jnp.where(values == -jnp.inf, PAD, items), values
-
-
-@partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
-def _rank_step(
-    scores: Array,
-    seen: tuple[Array, Array],
-    targets: tuple[Array, Array],
-    cold: dict[str, Any] | None,
-    num_items: int,
-    k: int,
-    mesh: Mesh | None,
-) -> dict[str, Array]:
-    """Ranks of one batch's targets; of its cold targets among cold items too; and its top-k lists if k > 0."""
-    scores = _masked(scores, seen, num_items)
-    out = {"ranks": m.target_ranks(scores, *targets), "candidates": jnp.sum(scores != -jnp.inf, axis=1)}
-    if k:
-        out["lists"] = _top_k(scores, k, mesh)[0]
-    if cold is not None:
-        cold_scores = scores[:, cold["items"]]
-        out["cold_ranks"] = m.target_ranks(cold_scores, *cold["targets"])
-        out["cold_candidates"] = jnp.sum(cold_scores != -jnp.inf, axis=1)
-    return out
-
-
-@partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
-def _top_k_step(
-    scores: Array, seen: tuple[Array, Array], num_items: int, k: int, mesh: Mesh | None
-) -> tuple[Array, Array]:
-    return _top_k(_masked(scores, seen, num_items), k, mesh)
-
-
-def _scores(score_fn: ScoreFn, users: np.ndarray, num_items: int | None) -> Array:
+def _scores(score_fn: ScoreFn, users: np.ndarray, num_items: int | None) -> tuple[Array | Factors, int]:
+    """The scores, and how many items they are of."""
     scores = score_fn(users)
+    shape = (len(scores.contexts), len(scores.bias)) if isinstance(scores, Factors) else scores.shape
     mesh = mesh_of(scores)
     spare = 0 if mesh is None or num_items is None else -num_items % mesh.shape.get("model", 1)
-    fits = scores.ndim == 2 and num_items in (None, scores.shape[1], scores.shape[1] - spare)
-    if not fits or scores.shape[0] != len(users):
-        raise ValueError(f"score_fn returned shape {scores.shape} for {len(users)} users and {num_items} items")
-    return scores
+    if len(shape) != 2 or num_items not in (None, shape[1], shape[1] - spare) or shape[0] != len(users):
+        raise ValueError(f"score_fn returned shape {shape} for {len(users)} users and {num_items} items")
+    return scores, num_items or shape[1]
 
 
 def top_k(
@@ -215,8 +168,8 @@ def top_k(
     masked = _Pairs(_gather(seen, users) if seen is not None else _NO_PAIRS, len(users), batch_size)
 
     def step(b: int, block: np.ndarray) -> tuple[Array, Array]:
-        scores = _scores(score_fn, block, num_items)
-        return _top_k_step(scores, masked.batch(b), num_items or scores.shape[1], k, mesh_of(scores))
+        scores, count = _scores(score_fn, block, num_items)
+        return ranking.top_k(scores, masked.batch(b), num_items=count, k=k, mesh=mesh_of(scores))
 
     items, values = zip(*_stream(step, users, batch_size), strict=True)
     return np.concatenate(items)[: len(users)], np.concatenate(values)[: len(users)]
@@ -230,7 +183,6 @@ def evaluate_rank(
     metrics: Sequence[str] = METRICS,
     ks: Sequence[int] = (10, 20),
     batch_size: int = 256,
-    devices: int = 1,
     slices: bool = True,
     exclude_seen: bool = True,
     max_users: int = 0,
@@ -242,12 +194,10 @@ def evaluate_rank(
     history is at most, or longer than, the median of the evaluated users. A target the user has seen before cannot be
     recommended: it is left out and counted in `repeats`; with exclude_seen=False nothing is masked and it counts.
 
-    batch_size: users at once, fewer where the catalogue is large (``users_at_once``), divided among ``devices``.
-    max_users: judge no more than so many, drawn once and for all; 0 is all of them.
+    batch_size: users at once. max_users: judge no more than so many, drawn once and for all; 0: all.
 
     Raises InputError on an unknown metric and when nobody can be evaluated.
     """
-    batch_size = users_at_once(batch_size, dataset.num_items, devices)
     names = m.expand(metrics, ks)
     history, held_out = dataset.history(split), dataset.targets(split)
     users = eval_users(dataset, split)
@@ -262,39 +212,37 @@ def evaluate_rank(
     seen = _Pairs(_gather(history, users) if exclude_seen else _NO_PAIRS, len(users), batch_size)
     targets = _Pairs((rows, items), len(users), batch_size)
     kinds = item_slices(dataset.item_counts)
-    cold_items, is_cold = np.flatnonzero(kinds["cold"]), kinds["cold"][items]
-    cold_positions = np.searchsorted(cold_items, items[is_cold]).astype(np.int32)
-    cold = _Pairs((rows[is_cold], cold_positions), len(users), batch_size)
+    is_cold = kinds["cold"][items]
+    cold = _Pairs((rows[is_cold], items[is_cold]), len(users), batch_size)
     with_cold = slices and bool(is_cold.any())
-    on_device = jnp.asarray(cold_items, jnp.int32)
+    cold_items = jnp.asarray(kinds["cold"])
     lists_k = max((k or 0 for base, k in map(m.split_name, names) if base in m.LISTS), default=0)
 
     def step(b: int, block: np.ndarray) -> dict[str, Array]:
-        scores = _scores(score_fn, block, dataset.num_items)
-        cold_part = {"items": on_device, "targets": cold.batch(b)} if with_cold else None
-        return _rank_step(
-            scores, seen.batch(b), targets.batch(b), cold_part, dataset.num_items, lists_k, mesh_of(scores)
-        )
+        scores, count = _scores(score_fn, block, dataset.num_items)
+        cold_part = (cold_items, cold.batch(b)) if with_cold else None
+        how: Any = {"num_items": count, "k": lists_k, "mesh": mesh_of(scores)}
+        return ranking.rank(scores, seen.batch(b), targets.batch(b), cold_part, **how)
 
     results = _stream(step, users, batch_size)
     fetched = {key: [part[key] for part in results] for key in results[0]}
 
     ranks, candidates = targets.collect(fetched["ranks"]), np.concatenate(fetched["candidates"])[: len(users)]
     kept = ranks <= dataset.num_items  # a masked target has rank I + 1
-    ranking = {"all": m.Ranking(ranks[kept], rows[kept], candidates)}
+    ranked = {"all": m.Ranking(ranks[kept], rows[kept], candidates)}
     if slices:
         for kind, of_kind in kinds.items():
             part = kept & of_kind[items]
-            ranking[kind] = m.Ranking(ranks[part], rows[part], candidates)
+            ranked[kind] = m.Ranking(ranks[part], rows[part], candidates)
     if with_cold:
         cold_ranks, cold_candidates = cold.collect(fetched["cold_ranks"]), np.concatenate(fetched["cold_candidates"])
         part = kept[is_cold]
-        ranking["cold_only"] = m.Ranking(cold_ranks[part], cold.rows[part], cold_candidates[: len(users)])
-    counts = {name: _count(r.total()) for name, r in ranking.items() if len(r.ranks) or name == "all"}
-    values = {name: m.rank_metrics(names, ranking[name]) for name in counts}
+        ranked["cold_only"] = m.Ranking(cold_ranks[part], cold.rows[part], cold_candidates[: len(users)])
+    counts = {name: _count(r.total()) for name, r in ranked.items() if len(r.ranks) or name == "all"}
+    values = {name: m.rank_metrics(names, ranked[name]) for name in counts}
     per_user = values.pop("all")
     if slices:
-        length, total = np.diff(history[0])[users], ranking["all"].total()
+        length, total = np.diff(history[0])[users], ranked["all"].total()
         short = length <= np.median(length)
         for name, those in (("short", short), ("long", ~short)):
             if total[those].any():

@@ -26,7 +26,7 @@ from absl import logging
 from flax import nnx
 from safetensors.numpy import save_file
 
-from kd_jax import losses, sampled
+from kd_jax import losses, sampled, sharding
 from kd_jax.catalogue import Factors, Listed, Soft
 from kd_jax.data.lists import Lists
 from kd_jax.data.loader import Examples
@@ -65,18 +65,49 @@ def online(graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positio
     return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
-def _cached_scores(teacher: PyTree, batch: Batch) -> Soft:
-    row = batch["row"]
-    if "list" in teacher:
-        chosen = teacher["list"][row]
-        return Soft(
-            Listed(*(teacher[f"list_{x}"][chosen] for x in ("items", "logits"))), teacher["list_weights"][chosen]
-        )
-    weights = teacher["weights"][row] if "weights" in teacher else None
-    if "item" in batch:
-        return Soft(teacher["logits"][row], weights)
-    top = teacher["top"][row] if "top" in teacher else None
-    return Soft(Factors(teacher["contexts"][row], teacher["items"], teacher["bias"], top=top), weights)
+PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")  # arrays of labels with a row for each example
+
+
+def _cached_scores(labels: PyTree, batch: Batch) -> Soft:
+    return _soft(labels, {name: labels[name][batch["row"]] for name in PER_EXAMPLE if name in labels})
+
+
+def _soft(shared: PyTree, rows: Mapping[str, Array]) -> Soft:
+    """What cached labels say about a batch, of which ``rows`` are those [B, ...]."""
+    weights = rows.get("weights")
+    if "list" in rows:
+        chosen = rows["list"]
+        return Soft(Listed(*(shared[f"list_{x}"][chosen] for x in ("items", "logits"))), shared["list_weights"][chosen])
+    if "logits" in rows:
+        return Soft(rows["logits"], weights)
+    return Soft(Factors(rows["contexts"], shared["items"], shared["bias"], top=rows.get("top")), weights)
+
+
+def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teacher, Examples]:
+    """Cached labels whose rows stay on the host, and the examples, to each batch of which it adds those that belong."""
+    rows = {key: np.asarray(teacher.arrays[key]) for key in PER_EXAMPLE if key in teacher.arrays}
+    shared, key = {key: value for key, value in teacher.arrays.items() if key not in rows}, f"labels of {name}"
+
+    def look_up(_: Any, tables: dict[str, Any], chosen: Any) -> Batch:
+        batch = examples.look_up(np, tables, chosen)
+        return batch | {key: {name: values[batch["row"]] for name, values in rows.items()}}
+
+    def scores(shared: PyTree, batch: Batch) -> Soft:
+        return _soft(shared, batch[key])
+
+    changed = dataclasses.replace(teacher, arrays=shared, scores=scores)
+    return changed, dataclasses.replace(examples, look_up=look_up, on_device=False)
+
+
+def fitting(teachers: Mapping[str, Teacher], examples: Examples, budget: int) -> tuple[dict[str, Teacher], Examples]:
+    """The teachers, and the examples to train from: cached labels of more than ``budget`` bytes stay on the host."""
+    fit: dict[str, Teacher] = {}
+    for name, teacher in teachers.items():
+        size = 0
+        if isinstance(teacher.arrays, dict):
+            size = sum(teacher.arrays[key].nbytes for key in PER_EXAMPLE if key in teacher.arrays)
+        fit[name], examples = read_by_host(teacher, name, examples) if size > budget else (teacher, examples)
+    return fit, examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +129,9 @@ def of_model(
     rates: bool = False,
     confidence: str = "",
 ) -> Labeller:
-    """Labels by a trained model. positions: those of the student. rates: whether it rates pairs; such a one needs no
-    items. confidence: '' or 'entropy', see ``certainty``."""
+    """Labels by a trained model, whole on every device of this process, which share the examples. positions: those of
+    the student. rates: whether it rates pairs; such a one needs no items. confidence: '' or 'entropy', see
+    ``certainty``."""
 
     @jax.jit
     def label(params: PyTree, constants: PyTree, items: Any, batch: Batch) -> dict[str, Array]:
@@ -116,10 +148,12 @@ def of_model(
             found["weights"] = one.reshape(found["contexts"].shape[:2])
         return found
 
+    mesh = sharding.local_mesh()
+    params, constants = sharding.put_whole((params, constants), mesh)
     model: Any = nnx.merge(graphdef, params, constants)
     items = None if rates else model.items()
     shared = {} if items is None else {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}
-    return Labeller(shared, lambda batch: label(params, constants, items, batch))
+    return Labeller(shared, lambda batch: label(params, constants, items, sharding.put_rows(batch, mesh)))
 
 
 def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
@@ -236,13 +270,14 @@ def distinct_lists(folder: Path) -> int:
 def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     """Cached labels with the ``k`` items of highest score of every label row, int32 [rows, P, k], found once: a loss
     over a sample of the catalogue then reads no more of the catalogue than those and the sample."""
+    mesh = sharding.local_mesh()
     contexts, *catalogue = (np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias"))
-    items, bias = map(jax.device_put, catalogue)
+    items, bias = sharding.put_whole(catalogue, mesh)
     find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
     top = np.empty((*contexts.shape[:-1], k), np.int32)
     for start in range(0, len(contexts), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)  # one shape: one program
-        top[rows] = find(contexts[rows], items, bias)
+        top[rows] = find(sharding.put_rows(contexts[rows], mesh), items, bias)
     return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})
 
 

@@ -1,8 +1,8 @@
 """Metrics: one value per user (or per example), and one place that reduces them.
 
-Ranking metrics start from the *ranks* of the held-out items, which `target_ranks` finds on the device without sorting
-the catalogue; everything after that is small and done in numpy. Ties are pessimistic, a NaN score never helps, and a
-user (or a slice) without any target has the value NaN, which `sum_count` leaves out.
+Ranking metrics start from the *ranks* of the held-out items, which `count_not_below` and `ranks_of` find on the device
+without sorting the catalogue; everything after that is small and done in numpy. Ties are pessimistic, a NaN score never
+helps, and a user (or a slice) without any target has the value NaN, which `sum_count` leaves out.
 
 Conventions: relevance is binary; recall = hits / number of targets; precision = hits / k; F1 is their harmonic mean;
 NDCG (Järvelin & Kekäläinen 2002, log2 discount) and MAP are normalised by the best that min(k, number of targets)
@@ -27,50 +27,64 @@ LOWEST = float(np.finfo(np.float32).min)
 _CHUNK = 64  # pairs compared at once: [64, I] scores stay in cache, and padding costs at most one chunk
 
 
-def target_ranks(scores: Float[Array, "B I"], rows: Int[Array, " P"], items: Int[Array, " P"]) -> Int[Array, " P"]:
-    """1-based rank of each target among the candidates of its row, pessimistic about ties.
+def count_not_below(
+    scores: Float[Array, "B I"], rows: Int[Array, " P"], targets: Float[Array, " P"]
+) -> Int[Array, " P"]:
+    """How many candidates of each target's row score at least as high as it does (itself included), or NaN.
 
-    A pair p is the target `items[p]` of row `rows[p]`; a row may have any number of distinct targets, and a pair with
-    rows[p] == B is padding (its rank means nothing). A score of -inf marks an item that is no candidate.
-
-    rank = 1 + (candidates that are no target of the row, with a score at least as high)
-             + (targets of the row with a higher score, or the same score and an earlier place in the list)
-
-    A NaN score is the worst there is: that of a target counts as the lowest, that of any other item as the highest.
-    A target that is itself masked can never be recommended; its rank is I + 1. Costs P * I comparisons.
+    targets: their scores; NaN counts as the lowest. A pair with rows[p] == B is not counted: 0. A score of -inf marks
+    an item that is no candidate. Costs P * I comparisons.
     """
-    (num_rows, num_items), num_pairs = scores.shape, rows.shape[0]
+    num_rows, num_pairs = scores.shape[0], rows.shape[0]
     if num_pairs == 0:
         return jnp.zeros(0, jnp.int32)
-    scores = scores.astype(jnp.float32)
-    raw = scores.at[rows, items].get(mode="clip")
-    target = jnp.where(jnp.isnan(raw), LOWEST, raw)
-
     padding = (0, -num_pairs % _CHUNK)
-    chunk_rows, chunk_target = jnp.pad(rows, padding), jnp.pad(target, padding)
+    padded_rows = jnp.pad(rows, padding, constant_values=num_rows)
+    padded_targets = jnp.pad(jnp.where(jnp.isnan(targets), LOWEST, targets), padding)
 
     def count_chunk(i: Array, count: Array) -> Array:
-        candidates = scores.at[lax.dynamic_slice_in_dim(chunk_rows, i * _CHUNK, _CHUNK)].get(mode="clip")
-        threshold = lax.dynamic_slice_in_dim(chunk_target, i * _CHUNK, _CHUNK)
+        candidates = scores.at[lax.dynamic_slice_in_dim(padded_rows, i * _CHUNK, _CHUNK)].get(mode="clip")
+        threshold = lax.dynamic_slice_in_dim(padded_targets, i * _CHUNK, _CHUNK)
         not_below = ~(candidates < threshold[:, None])  # true for a NaN candidate, false for a masked one
         # A float sum vectorises where an integer one does not (five times faster on CPU); exact up to 2^24 items.
         found = jnp.sum(jnp.where(not_below, 1.0, 0.0), axis=1)
         return lax.dynamic_update_slice_in_dim(count, found, i * _CHUNK, axis=0)
 
     index = jnp.arange(num_pairs, dtype=jnp.int32)
-    used = jnp.max(jnp.where(rows < num_rows, index + 1, 0))
-    counts = lax.fori_loop(0, (used + _CHUNK - 1) // _CHUNK, count_chunk, jnp.zeros(chunk_rows.shape))
-    at_or_above = counts[:num_pairs].astype(jnp.int32)
+    counted = rows < num_rows
+    first = jnp.min(jnp.where(counted, index, num_pairs)) // _CHUNK
+    stop = (jnp.max(jnp.where(counted, index + 1, 0)) + _CHUNK - 1) // _CHUNK
+    counts = lax.fori_loop(first, stop, count_chunk, jnp.zeros(padded_rows.shape))[:num_pairs]
+    return jnp.where(counted, counts.astype(jnp.int32), 0)
 
-    # That count holds the target itself and, wrongly, the row's other targets that tie with it but come later ...
+
+def ranks_of(
+    counts: Int[Array, " P"], targets: Float[Array, " P"], rows: Int[Array, " P"], num_rows: int, num_items: int
+) -> Int[Array, " P"]:
+    """1-based rank of each target among the candidates of its row, pessimistic about ties, from ``count_not_below``.
+
+    A pair p is a target of row rows[p] with score targets[p]; a row may have any number of distinct targets, and a pair
+    with rows[p] == num_rows is padding (its rank means nothing).
+
+    rank = 1 + (candidates that are no target of the row, with a score at least as high)
+             + (targets of the row with a higher score, or the same score and an earlier place in the list)
+
+    A NaN score is the worst there is: that of a target counts as the lowest, that of any other item as the highest.
+    A target that is itself masked can never be recommended; its rank is num_items + 1.
+    """
+    if not len(rows):
+        return jnp.zeros(0, jnp.int32)
+    target = jnp.where(jnp.isnan(targets), LOWEST, targets)
+    index = jnp.arange(len(rows), dtype=jnp.int32)
+    # The count holds the target itself and, wrongly, the row's other targets that tie with it but come later ...
     by_row, by_score, order = lax.sort((rows, target, index), num_keys=3)
     run_ends = jnp.append((by_row[1:] != by_row[:-1]) | (by_score[1:] != by_score[:-1]), True)
-    run_end = lax.cummin(jnp.where(run_ends, index, num_pairs), reverse=True)
+    run_end = lax.cummin(jnp.where(run_ends, index, len(rows)), reverse=True)
     later_ties = jnp.zeros_like(index).at[order].set(run_end - index)
     # ... and the row's NaN targets, which were counted as if they were competitors.
-    nan_targets = jax.ops.segment_sum(jnp.isnan(raw).astype(jnp.int32), rows, num_rows).at[rows].get(mode="clip")
-    ranks = at_or_above - later_ties - jnp.where(target > LOWEST, nan_targets, 0)
-    return jnp.where(raw == -jnp.inf, num_items + 1, ranks)
+    nan_targets = jax.ops.segment_sum(jnp.isnan(targets).astype(jnp.int32), rows, num_rows).at[rows].get(mode="clip")
+    ranks = counts - later_ties - jnp.where(target > LOWEST, nan_targets, 0)
+    return jnp.where(targets == -jnp.inf, num_items + 1, ranks)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from kd_jax.models.student import student_class
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, TEACHER_OF, Built, Setup, reads_text, selects
 from kd_jax.tasks import SPLITS, Judged, Rank
-from kd_jax.train import Preempted, Trained, train
+from kd_jax.train import TABLES_SHARE, Preempted, Trained, train
 from kd_jax.types import Params, PyTree
 
 
@@ -116,13 +116,15 @@ class Run(Setup):
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
         mine = sharding.local_rows(self.mesh, recipe.batch_size)
+        examples = self.examples(model, built, seed, recipe.batch_size if mine is None else len(mine))
+        teachers, examples = labels.fitting(teachers, examples, int(TABLES_SHARE * sharding.device_memory()))
         return train(
             built.graphdef,
             start or built.params,
             built.constants,
             name=model,
             seed=seed,
-            examples=self.examples(model, built, seed, recipe.batch_size if mine is None else len(mine)),
+            examples=examples,
             objective=objective,
             recipe=recipe,
             evaluate=functools.partial(self._validate, judge),

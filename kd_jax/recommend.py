@@ -23,6 +23,7 @@ import polars as pl
 from flax import nnx
 
 from kd_jax import export
+from kd_jax.catalogue import Factors
 from kd_jax.data import dataset as datasets
 from kd_jax.data.loader import MAX_TARGETS, TEST, last_items, recency_weights
 from kd_jax.data.lookup import Lookup
@@ -84,10 +85,10 @@ class Recommender:
             }
         )
 
-    def _scores(self, model: Any, batch: Batch) -> jax.Array:
+    def _scores(self, model: Any, batch: Batch) -> Factors | jax.Array:
         return model.scores(batch, model.catalogue())
 
-    def _scores_of_history(self, seen: np.ndarray) -> jax.Array:
+    def _scores_of_history(self, seen: np.ndarray) -> Factors | jax.Array:
         pointers = np.array([0, len(seen)])
         if self.model.positions != "user":  # it reads histories
             window = last_items(pointers, seen, self.description["history"])

@@ -26,6 +26,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax import evaluate, sharding
+from kd_jax.catalogue import Factors
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import text
 from kd_jax.data.loader import TRAIN, last_items, rate_examples
@@ -55,7 +56,8 @@ def reranked(first: evaluate.ScoreFn, items: np.ndarray, scores: np.ndarray) -> 
     steps = (items.shape[1] - places).astype(np.float32)
 
     @jax.jit
-    def lift(found: Array, items: Array, steps: Array) -> Array:
+    def lift(found: Factors | Array, items: Array, steps: Array) -> Array:
+        found = found.dense() if isinstance(found, Factors) else found
         highest = jnp.max(jnp.where(jnp.isfinite(found), found, -jnp.inf), axis=1, keepdims=True)
         where = jnp.where(items == PAD, found.shape[1], items)
         return found.at[jnp.arange(len(items))[:, None], where].set(highest + steps, mode="drop")

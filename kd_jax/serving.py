@@ -12,8 +12,8 @@ from flax import nnx
 from kd_jax import sharding
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import TEST, last_items
-from kd_jax.evaluate import eval_users, top_k, users_at_once
-from kd_jax.tasks import score_function
+from kd_jax.evaluate import eval_users, top_k
+from kd_jax.tasks import score_function, users_at_once
 from kd_jax.types import PAD, Params, PyTree
 
 TIMED_USERS = 20_000
@@ -29,7 +29,7 @@ def users_per_second(
     """
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
-    at_once = users_at_once(256, dataset.num_items, sharding.users_parts(params))
+    at_once = users_at_once(graphdef, 256, dataset.num_items, sharding.users_parts(params))
     sizes = {"batch_size": at_once, "num_items": dataset.num_items}
     top_k(scores, users, k, seen, **sizes)
     began = time.perf_counter()

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from kd_jax import sparse
 from kd_jax.catalogue import NEGATIVE, Axes, Factors, Inputs, Loss, Run, local
@@ -119,6 +118,21 @@ def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: _placed(x, replicated(mesh)), tree)
 
 
+def local_mesh() -> Mesh:
+    """The devices of this process, all along ``data``, for what it computes by itself."""
+    return Mesh(np.array(jax.local_devices()), ("data",))
+
+
+def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays [B, ...] split over ``data``; whole on every device where these do not divide B."""
+    parts = mesh.shape["data"]
+
+    def one(x: Any) -> jax.Array:
+        return _placed(x, NamedSharding(mesh, PartitionSpec("data" if len(x) % parts == 0 else None)))
+
+    return jax.tree.map(one, tree)
+
+
 def _placed(x: Any, where: NamedSharding) -> jax.Array:
     """Several processes place what each of them has whole; ``device_put`` would send all copies around to compare."""
     if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
@@ -213,29 +227,38 @@ def device_memory() -> int:
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.local_devices())
 
 
-def top_k_of_columns(
-    values: Float[Array, "B I"], k: int, mesh: Mesh | None
-) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """``lax.top_k`` inside a program. On a mesh every device ranks the rows and columns that it has: k candidates a
-    row and device cross the ``model`` axis, where XLA would gather all columns. k at most I."""
+def by_device(
+    local: Callable[[Any, Any, Any, Axes], tuple[PyTree, PyTree]],
+    scores: Factors | Array,
+    given: PyTree,
+    columns: PyTree,
+    mesh: Mesh | None,
+) -> tuple[PyTree, PyTree]:
+    """``local(scores, given, columns, axes)`` inside a program, with each device's share of rows and items.
+
+    scores: [B, I], or factors of such; columns: arrays [I]; given: arrays that all devices have whole. It returns
+    (arrays [B, ...] of its rows, arrays that all devices agree on). Rows are split over all axes but ``model`` where
+    these divide them; ``model`` must divide I.
+    """
     if mesh is None:
-        return lax.top_k(values, k)
+        return local(scores, given, columns, Axes())
     parts = mesh.shape.get("model", 1)
-    axes = tuple(name for name in mesh.axis_names if name != "model")
-    rows = PartitionSpec(axes if len(values) % (mesh.size // parts) == 0 else None)
-    columns = PartitionSpec(*rows, "model" if parts > 1 else None)
-
-    def local(part: Array) -> tuple[Array, Array]:
-        best, index = lax.top_k(part, min(k, part.shape[1]))
-        if parts == 1:
-            return best, index
-        index = index + lax.axis_index("model") * part.shape[1]
-        best, index = (lax.all_gather(x, "model", axis=1, tiled=True) for x in (best, index))
-        best, place = lax.top_k(best, k)  # of equal ones the first, which has the lowest index
-        return best, jnp.take_along_axis(index, place, axis=1)
-
-    values = jnp.pad(values, ((0, 0), (0, -values.shape[1] % parts)), constant_values=-jnp.inf)
-    return jax.shard_map(local, mesh=mesh, in_specs=columns, out_specs=(rows, rows), check_vma=False)(values)
+    count = len(scores.contexts if isinstance(scores, Factors) else scores)
+    axes = Axes(
+        tuple(name for name in mesh.axis_names if name != "model") if count % (mesh.size // parts) == 0 else None,
+        "model" if parts > 1 else None,
+    )
+    rows: Any = PartitionSpec(axes.rows)
+    items: Any = PartitionSpec(axes.items)
+    whole = PartitionSpec()
+    of_scores = Factors(rows, items, items) if isinstance(scores, Factors) else PartitionSpec(axes.rows, axes.items)
+    return jax.shard_map(
+        lambda scores, given, columns: local(scores, given, columns, axes),
+        mesh=mesh,
+        in_specs=(of_scores, whole, items),
+        out_specs=(rows, whole),
+        check_vma=False,
+    )(scores, given, columns)
 
 
 def catalogue_run(mesh: Mesh) -> Run | None:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kd_jax import evaluate, metrics, sharding
+from kd_jax import evaluate, metrics, ranking, sharding
+from kd_jax.catalogue import Factors
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import (
     TEST,
@@ -29,6 +30,7 @@ from kd_jax.data.loader import (
 )
 from kd_jax.data.trends import SCALES, decayed_counts
 from kd_jax.errors import InputError, nearest
+from kd_jax.models.layers import factorises
 from kd_jax.types import Array, Batch, Params, PyTree
 
 SPLITS = {"valid": VALID, "test": TEST}
@@ -50,13 +52,14 @@ class Judged:
 @functools.lru_cache
 def score_function(
     dataset: Dataset, graphdef: nnx.GraphDef, split: int, history: int
-) -> Callable[[Params, PyTree], Callable[[np.ndarray], Array]]:
-    """(params, constants) -> (users int32 [B] -> scores [B, I]), compiled once per architecture and split.
+) -> Callable[[Params, PyTree], evaluate.ScoreFn]:
+    """(params, constants) -> (users int32 [B] -> their scores, [B, I] or as factors), compiled once per architecture
+    and split.
 
     A user's context is all that happened before ``split``; what depends on the items alone is computed once. On a mesh
-    the item tables may have more than I rows, and the scores have as many columns (``sharding.put_params``).
+    the item tables may have more than I rows, and the scores are of as many (``sharding.put_params``).
     """
-    windows = last_items(*dataset.history(split), history)
+    windows, factorised = last_items(*dataset.history(split), history), factorises(graphdef)
 
     @jax.jit
     def catalogue(params: Params, constants: PyTree) -> PyTree:
@@ -67,13 +70,27 @@ def score_function(
     def scores(params: Params, constants: PyTree, items: PyTree, windows: Array, users: Array) -> Array:
         model: Any = nnx.merge(graphdef, params, constants)
         batch = {"user": users, "history": windows, "context_row": split * dataset.num_users + users}
-        return model.scores(batch, items)
+        found: Any = model.scores(batch, items)
+        return found.contexts if isinstance(found, Factors) else found  # the items are there already
 
-    def bind(params: Params, constants: PyTree) -> Callable[[np.ndarray], Array]:
+    def bind(params: Params, constants: PyTree) -> evaluate.ScoreFn:
         items, place = catalogue(params, constants), sharding.like_batches(params)
-        return lambda users: scores(params, constants, items, place(windows[users]), place(users))
+
+        def score(users: np.ndarray) -> Factors | Array:
+            found = scores(params, constants, items, place(windows[users]), place(users))
+            return Factors(found, *items) if factorised else found
+
+        return score
 
     return bind
+
+
+def users_at_once(graphdef: nnx.GraphDef, batch_size: int, num_items: int, devices: int) -> int:
+    """``batch_size``, or as few users as ``ranking.LARGEST_BLOCK`` scores of a large catalogue allow on each of the
+    ``devices`` that divide them, where scores have no factors; a multiple of ``devices``, else all would rank all."""
+    most = batch_size if factorises(graphdef) else max(1, ranking.LARGEST_BLOCK // num_items)
+    each = -(-batch_size // devices)
+    return devices * (each if each <= most else 1 << (most.bit_length() - 1))
 
 
 @functools.lru_cache
@@ -135,7 +152,7 @@ class Rank:
         names: Sequence[str],
         slices: bool,
         max_users: int = 0,
-        devices: int = 1,
+        batch_size: int = 0,
     ) -> Judged:
         result = evaluate.evaluate_rank(
             score_fn,
@@ -143,8 +160,7 @@ class Rank:
             SPLITS[split],
             metrics=names,
             ks=self.ks,
-            batch_size=self.batch_size,
-            devices=devices,
+            batch_size=batch_size or self.batch_size,
             slices=slices,
             max_users=max_users,
         )
@@ -159,9 +175,12 @@ class Rank:
     ) -> Callable[[Params, PyTree], Judged]:
         bind = score_function(self.dataset, graphdef, SPLITS[split], history)
         names, users = (self.metric_names, 0) if full else ((self.select,), self.valid_users)
-        return lambda params, constants: self._judged(
-            bind(params, constants), split, names, full, users, sharding.users_parts(params)
-        )
+
+        def judge(params: Params, constants: PyTree) -> Judged:
+            at_once = users_at_once(graphdef, self.batch_size, self.dataset.num_items, sharding.users_parts(params))
+            return self._judged(bind(params, constants), split, names, full, users, at_once)
+
+        return judge
 
     def score(self, judged: Judged) -> float:
         return judged.metrics[self.select]
@@ -173,8 +192,7 @@ class Rank:
         """Popularity of late, exp(-age / days): the days that do best on validation, and the judgements with them."""
 
         def score_fn(days: float) -> evaluate.ScoreFn:
-            counts = jnp.asarray(decayed_counts(self.dataset, days), jnp.float32)
-            return lambda users: jnp.broadcast_to(counts[None], (len(users), len(counts)))
+            return evaluate.same_for_all(decayed_counts(self.dataset, days))
 
         days = max(SCALES[:-1], key=lambda d: self.score(self._judged(score_fn(d), "valid", (self.select,), False)))
         return days, {split: self._judged(score_fn(days), split, self.metric_names, True) for split in SPLITS}

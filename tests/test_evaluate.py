@@ -1,6 +1,7 @@
 """Streamed evaluation against a brute-force oracle that builds every user's full list, one user at a time."""
 
 import gc
+import re
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,8 @@ import pytest
 from benchmarks import hlo
 from kd_jax import evaluate as ev
 from kd_jax import metrics as m
-from kd_jax import sharding
+from kd_jax import ranking, sharding
+from kd_jax.catalogue import Factors
 from kd_jax.data.dataset import build
 from kd_jax.data.tables import RawData
 from kd_jax.errors import InputError
@@ -184,11 +186,11 @@ def test_one_program_for_all_batches_and_for_the_next_evaluation():
         return score_fn(users)
 
     jax.clear_caches()
-    before = ev._rank_step._cache_size()
+    before = ranking.rank._cache_size()
     ev.evaluate_rank(watched, data, 2, batch_size=8)
     ev.evaluate_rank(watched, data, 2, batch_size=8)
     assert len(shapes) >= 8 and set(shapes) == {((8,), np.dtype(np.int32))}
-    assert ev._rank_step._cache_size() - before == 1
+    assert ranking.rank._cache_size() - before == 1
 
 
 def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
@@ -322,7 +324,7 @@ def test_head_is_a_fifth_of_the_warm_items_with_ties_by_index():
 
 def test_popularity_ranks_by_training_count():
     data = make_dataset()
-    scores = np.asarray(ev.popularity(data)(np.arange(3, dtype=np.int32)))
+    scores = np.asarray(ev.popularity(data)(np.arange(3, dtype=np.int32)).dense())
     np.testing.assert_array_equal(scores, np.tile(np.bincount(data.pairs[0][1], minlength=ITEMS), (3, 1)))
     result = ev.evaluate_rank(ev.popularity(data), data, 2, metrics=["auc"], batch_size=8)
     assert result.slices["warm"]["auc"] > result.slices["cold"]["auc"]
@@ -386,13 +388,66 @@ def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape
     table[3, :40], table[4] = np.nan, 7.0
     scores = jax.device_put(table, jax.NamedSharding(mesh, spec))
     seen = (np.repeat(np.arange(3, dtype=np.int32), 45), np.tile(np.arange(45, dtype=np.int32), 3))
-    for one, other in zip(
-        ev._top_k_step(table, seen, items, 7, None), ev._top_k_step(scores, seen, items, 7, mesh), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
-    text = ev._top_k_step.lower(scores, seen, items, 7, mesh).compile().as_text()
+    how = {"num_items": items, "k": 7}
+    one, many = ranking.top_k(table, seen, mesh=None, **how), ranking.top_k(scores, seen, mesh=mesh, **how)
+    np.testing.assert_array_equal(one, many)
+    text = ranking.top_k.lower(scores, seen, mesh=mesh, **how).compile().as_text()
     best = [f"{kind}[{len(table) // shape[0]},{shape[1] * 7}]" for kind in ("f32", "s32")]
-    assert [c["shape"] for c in hlo.collectives(text)] == (best if shape[1] > 1 else [])
+    assert sorted(c["shape"] for c in hlo.collectives(text)) == (best if shape[1] > 1 else [])
+
+
+@pytest.mark.parametrize("shape", [None, (1, 1), (1, 8), (2, 4), (8, 1)])
+@pytest.mark.parametrize("batch_size", [8, 30])
+def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatch):
+    """Factors whose scores are whole numbers, so that they tie often and no order of sums changes them."""
+    monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
+    monkeypatch.setattr(ranking, "LARGEST_BLOCK", 7 * batch_size)
+    data, rng = make_dataset(), np.random.default_rng(0)
+    user, item = (rng.integers(-2, 3, (count, 3)).astype(np.float32) for count in (USERS, ITEMS))
+    bias = rng.integers(0, 3, ITEMS).astype(np.float32)
+    bias[[4, 45]] = np.nan, -np.inf
+    scores = jnp.asarray(user @ item.T + bias)
+    mesh = None if shape is None else sharding.make_mesh(*shape)
+
+    def factors(users):
+        found = Factors(jnp.asarray(user[users]), jnp.asarray(item), jnp.asarray(bias))
+        return found if mesh is None else sharding.put(found, mesh)
+
+    want = ev.evaluate_rank(lambda users: scores[users], data, 2, ks=(3, 7), batch_size=batch_size)
+    jax.clear_caches()  # the sizes of chunks are no arguments
+    got = ev.evaluate_rank(factors, data, 2, ks=(3, 7), batch_size=batch_size)
+    assert got.metrics == want.metrics and got.slices == want.slices and got.counts == want.counts
+    for name in want.per_user:
+        np.testing.assert_array_equal(got.per_user[name], want.per_user[name])
+    for k in (1, 5, ITEMS + 2):
+        lists = [ev.top_k(f, np.arange(USERS), k, data.history(2), batch_size=batch_size)
+                 for f in (factors, lambda users: scores[users])]  # fmt: skip
+        np.testing.assert_array_equal(*(items for items, _ in lists))
+        np.testing.assert_array_equal(*(values for _, values in lists))
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("shape", [None, (2, 4)])
+def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, monkeypatch):
+    monkeypatch.setattr(ranking, "LARGEST_BLOCK", 2**13)
+    mesh = None if shape is None else sharding.make_mesh(*shape)
+    users, pairs = 32, jax.ShapeDtypeStruct((64,), np.int32)
+
+    def compiled(items):
+        def of(shape, *spec):
+            where = None if mesh is None else jax.NamedSharding(mesh, jax.P(*spec))
+            return jax.ShapeDtypeStruct(shape, np.float32, sharding=where)
+
+        scores = Factors(of((users, 8), "data"), of((items, 8), "model"), of((items,), "model"))
+        how = {"num_items": items, "k": 5, "mesh": mesh}
+        return ranking.rank.lower(scores, (pairs, pairs), (pairs, pairs), None, **how).compile()
+
+    small, large = compiled(2**12), compiled(2**16)
+    temporary = [program.memory_analysis().temp_size_in_bytes for program in (small, large)]
+    assert temporary[1] <= 1.1 * temporary[0] < 4 * users * 2**16 / 8
+    one = re.compile(r"= (.+?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
+    sent = [sorted(one.findall(program.as_text())) for program in (small, large)]
+    assert sent[0] == sent[1] and bool(sent[0]) == (mesh is not None)
 
 
 def test_evaluate_rate_streams_the_same_numbers():

@@ -28,7 +28,8 @@ FIELDS = {
 class Job:
     """``launch.py`` in ``count`` processes that find each other by the flags."""
 
-    def __init__(self, world, workdir, count, **fields):
+    def __init__(self, world, workdir, count, own=(), **fields):
+        """own: of each process, flags that it alone has."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -36,7 +37,8 @@ class Job:
         self.children = [
             subprocess.Popen(
                 [sys.executable, str(ROOT / "launch.py"), *flags(world, workdir, **FIELDS | fields),
-                 f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}"],
+                 f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}",
+                 *dict(enumerate(own)).get(i, ())],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
             )
@@ -98,6 +100,18 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
     assert f"goes on from the checkpoint of step {saved}" in said[0]
     found, expected = (final(folder)["params"] for folder in (tmp_path / "alone", whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected)
+
+
+def test_a_process_that_fails_alone_ends_at_once_and_says_why(world, tmp_path):
+    job = Job(world, tmp_path / "run", 2, own=((), ("--config.stages=('studnet',)",)))
+    try:
+        said, _ = job.children[1].communicate(timeout=60)
+        assert job.children[1].returncode == 2
+        assert "error: stages: 'studnet' is unknown; did you mean 'student'?" in said
+        assert job.children[0].poll() != 0, "nobody goes on alone"
+    finally:
+        job.children[0].kill()
+        job.wait()
 
 
 def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, tmp_path):

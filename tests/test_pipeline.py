@@ -232,6 +232,15 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
         hf.load_encoder(tmp_path / "run/export/teacher")
 
 
+def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(world, tmp_path, monkeypatch):
+    fields = {"stages": ("data", "teacher", "labels", "distilled"), "train.steps": 20}
+    run(config(world, **fields), tmp_path / "device")
+    monkeypatch.setattr(pipeline, "TABLES_SHARE", 0)
+    run(config(world, **fields), tmp_path / "host")
+    one, other = (Checkpoints(tmp_path / name / "distilled").plain(20)["params"] for name in ("device", "host"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+
+
 def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp_path):
     c = config(
         world,

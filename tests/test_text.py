@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from test_bert import SMALL, small
 
+from kd_jax import sharding
 from kd_jax.data import text
 from kd_jax.errors import InputError
 from kd_jax.models.encoder import NativeEncoder
@@ -139,6 +140,17 @@ def test_batches_equal_one_text_at_a_time(encoder):
         np.testing.assert_allclose(encoder(ids, mask)[0], vector, rtol=0, atol=1e-5)
 
 
+def test_the_devices_of_a_process_share_the_texts(encoder, monkeypatch):
+    texts, placed = random_texts(40), []
+    forward = text._forward
+    monkeypatch.setattr(text, "_forward", lambda *given: placed.append(given[2].sharding) or forward(*given))
+    vectors = text.encode(encoder, table_of(*texts), batch_tokens=64)
+    assert all(len(where.device_set) == jax.device_count() and where.spec == jax.P("data") for where in placed)
+    alone = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(sharding, "local_mesh", lambda: alone)
+    np.testing.assert_allclose(text.encode(encoder, table_of(*texts), batch_tokens=64), vectors, rtol=0, atol=1e-5)
+
+
 def test_each_distinct_text_is_computed_once(encoder, computed):
     texts = random_texts(20)
     twice = text.encode(encoder, table_of(*texts, *texts[::-1]), batch_tokens=64)
@@ -195,7 +207,7 @@ def test_trained_weights_run_in_the_same_programs(encoder):
 def test_progress_ends_at_all_texts(encoder):
     seen: list[tuple[int, int]] = []
     texts = random_texts(30)
-    text.encode(encoder, table_of(*texts, *texts[:5]), batch_tokens=40, progress=lambda *state: seen.append(state))
+    text.encode(encoder, table_of(*texts, *texts[:5]), batch_tokens=5, progress=lambda *state: seen.append(state))
     assert len(seen) > 3 and seen[-1] == (35, 35) and seen == sorted(seen)
 
 

@@ -16,7 +16,8 @@ import toy
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from kd_jax import evaluate, labels, sharding
+from kd_jax import labels, sharding
+from kd_jax.catalogue import Factors
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data.loader import batches
 from kd_jax.distill import Term
@@ -25,7 +26,7 @@ from kd_jax.models.layers import split, table_rows
 from kd_jax.models.student import STUDENTS, StudentSpec
 from kd_jax.models.teacher import BiEncoder, TeacherSpec
 from kd_jax.progress import Log
-from kd_jax.tasks import Rank, Rate, score_function
+from kd_jax.tasks import Rank, Rate, score_function, users_at_once
 from kd_jax.train import Preempted, Recipe, compiled_step, train
 
 HISTORY = 8
@@ -70,7 +71,11 @@ def teacher_of(task, seed=5):
     return split(BiEncoder(spec, rngs=nnx.Rngs(seed)))
 
 
-def losses(task, student, mesh, teacher, steps=4, batch_size=16):
+def examples_of(task, positions):
+    return task.examples(positions, history=HISTORY, decay=3.0, user_power=0.5)
+
+
+def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
     """Loss terms of the first steps, the final state and the compiled step."""
     graphdef, params, constants = split(student)
     recipe = Recipe(steps, batch_size, 1e-2)
@@ -84,7 +89,7 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16):
         seed=0,
         teacher_scores={"teacher": teacher.scores},
     )
-    examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
+    examples = examples or examples_of(task, student.positions)
     constants, arrays = sharding.put(constants, mesh), sharding.put_labels({"teacher": teacher.arrays}, mesh)
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
@@ -104,7 +109,8 @@ def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
     graphdef, *state = split(student_of(task, name))
     on_mesh = sharding.put(state, mesh)
     scores = score_function(task.dataset, graphdef, 2, HISTORY)(*on_mesh)(np.arange(16, dtype=np.int32))
-    rows = {index[0].indices(16)[:2] for index in scores.sharding.devices_indices_map(scores.shape).values()}
+    split_over = scores.contexts if isinstance(scores, Factors) else scores
+    rows = {index[0].indices(16)[:2] for index in split_over.sharding.devices_indices_map(split_over.shape).values()}
     assert len(rows) == shape[0]
     alone, many = (task.scorer(graphdef, "test", HISTORY)(*where) for where in (state, on_mesh))
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
@@ -118,21 +124,20 @@ def test_every_device_ranks_its_share_of_items_that_it_does_not_divide(name, mon
     many = sharding.put_params(params, table_rows(graphdef, params), mesh), sharding.put(constants, mesh)
     scores = score_function(task.dataset, graphdef, 2, HISTORY)(*many)(np.arange(16, dtype=np.int32))
     if name == "mf":
-        assert scores.shape == (16, 24) and scores.sharding.shard_shape(scores.shape) == (8, 6)
+        shards = [x.sharding.shard_shape(x.shape)[0] for x in (scores.contexts, scores.vectors)]
+        assert len(scores.vectors) == len(scores.bias) == 24 and shards == [8, 6]
     many, alone = (task.scorer(graphdef, "test", HISTORY)(*where) for where in (many, (params, constants)))
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
 
 
-def test_a_large_catalogue_is_ranked_for_fewer_users_at_once(monkeypatch):
-    assert evaluate.users_at_once(256, 10_000) == 256 and evaluate.users_at_once(256, 10**6) == 64
+def test_scores_without_factors_are_made_for_fewer_users_at_once_where_the_catalogue_is_large():
+    task = task_of(ratings=False)
+    mlp, mf = (functools.partial(users_at_once, split(student_of(task, name))[0]) for name in ("mlp", "mf"))
+    assert mlp(256, 10_000, 1) == 256 and mlp(256, 10**6, 1) == 64
     # A block is that of a device, and every device has a user to rank.
-    assert evaluate.users_at_once(256, 10**6, 4) == 256 and evaluate.users_at_once(256, 20 * 10**6, 4) == 8
-    assert evaluate.users_at_once(256, 10**9, 6) == 6 and evaluate.users_at_once(256, 10_000, 3) == 258
-    task, sizes = task_of(ratings=False), []
-    monkeypatch.setattr(evaluate, "LARGEST_BLOCK", 5 * task.dataset.num_items)
-    flat = evaluate.popularity(task.dataset)
-    evaluate.evaluate_rank(lambda users: sizes.append(len(users)) or flat(users), task.dataset, 2)
-    assert set(sizes) == {4}
+    assert mlp(256, 10**6, 4) == 256 and mlp(256, 20 * 10**6, 4) == 8
+    assert mlp(256, 10**9, 6) == 6 and mlp(256, 10_000, 3) == mf(256, 10**9, 3) == 258
+    assert mf(256, 10**9, 1) == 256
 
 
 @pytest.mark.parametrize(
@@ -146,11 +151,20 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
     examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
     labeller = labels.of_model(graphdef, params, constants, positions=student.positions, rates=ratings)
     labels.write(tmp_path / "labels", labeller, examples, batch_size=7, batches_per_file=2)
-    mesh = sharding.make_mesh(1, 1)
+    mesh, teacher = sharding.make_mesh(1, 1), labels.cached(tmp_path / "labels")
     online, _ = losses(task, student, mesh, live)
-    cached, _ = losses(task, student_of(task, name), mesh, labels.cached(tmp_path / "labels"))
+    cached, _ = losses(task, student_of(task, name), mesh, teacher)
     for one, other in zip(online, cached, strict=True):
         assert one == pytest.approx(other, rel=2e-5)  # one program or two: XLA fuses them differently
+
+    same, _ = labels.fitting({"teacher": teacher}, examples, budget=2**30)
+    assert same["teacher"] is teacher
+    kept, beside = labels.fitting({"teacher": teacher}, examples, budget=0)  # the host adds labels to each batch
+    assert not kept["teacher"].arrays.keys() & {"contexts", "logits"} and not beside.on_device
+    for shape in ((1, 1), (4, 2)):
+        by_host, _ = losses(task, student_of(task, name), sharding.make_mesh(*shape), kept["teacher"], examples=beside)
+        for one, other in zip(cached, by_host, strict=True):
+            assert one == pytest.approx(other, rel=1e-6 if shape == (1, 1) else 1e-4)
 
 
 @pytest.mark.parametrize("ratings", [False, True])

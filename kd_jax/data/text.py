@@ -15,6 +15,7 @@ import polars as pl
 from flax import nnx
 from jaxtyping import Float, Int
 
+from kd_jax import sharding
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import atomic
 from kd_jax.models.encoder import SECOND, TextEncoder
@@ -161,8 +162,9 @@ def encode(
     """The encoder's f32 vector of every text; equal texts are computed once. states: see ``frozen_states``.
 
     Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is computed and few
-    programs are compiled. batch_tokens: computed at once; on CPU the default keeps a batch's activations in the cache.
-    cache: a folder that keeps results, by content of texts and weights. progress: called with (texts done, in all).
+    programs are compiled. batch_tokens: computed at once on a device; on CPU the default keeps a batch's activations in
+    the cache. cache: a folder that keeps results, by content of texts and weights. progress: called with (texts done,
+    in all).
     Raises InputError for a vector that is not finite.
     Source of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
@@ -220,20 +222,25 @@ def _batches(
     states: np.ndarray | None = None,
     batch_tokens: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(positions in ``distinct``, mask [R, L], result [R, ...]) of ``run`` over the distinct texts, by length."""
-    batch_tokens = batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536)
+    """(positions in ``distinct``, mask [R, L], result [R, ...]) of ``run`` over the distinct texts, by length, on all
+    devices of this process."""
+    mesh = sharding.local_mesh()
+    batch_tokens = mesh.size * (batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536))
     lengths = table.lengths[distinct]
     graphdef, state = nnx.split(encoder)
+    state = sharding.put_whole(state, mesh)
     order = np.argsort(lengths, kind="stable")
     pending: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
     for start, stop, batch, length in plan(lengths[order], batch_tokens):
+        batch += -batch % mesh.size
         for first in range(start, stop, batch):
             rows = order[first : min(first + batch, stop)]
             # The last batch repeats its first text: the shape, and so the compiled program, stays the same.
             filled = distinct[np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])]
             ids, mask = table.padded(filled, length)
             given = None if states is None else states[table.positions(filled, length)]
-            pending.append((rows, mask[: len(rows)] > 0, run(graphdef, state, ids, mask, given)))
+            result = run(graphdef, state, *sharding.put_rows((ids, mask, given), mesh))
+            pending.append((rows, mask[: len(rows)] > 0, result))
             if len(pending) > 1:
                 rows, mask, result = pending.pop(0)
                 yield rows, mask, np.asarray(result)[: len(rows)]

@@ -34,6 +34,12 @@ def table_rows(graphdef: nnx.GraphDef, params: Params, kind: str | None = None) 
     return {name: params[name].shape[0] for name, of in tables.items() if name in params and kind in (None, of)}
 
 
+def factorises(graphdef: nnx.GraphDef) -> bool:
+    """``Scorer.factorised`` of the module."""
+    root: Any = graphdef.nodes[0]
+    return root.type.factorised
+
+
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> Array:
     """Random first values of this standard deviation; the same bits inside a program and outside, where XLA does not
     join ``scale`` with the factor that ``normal`` ends with."""
@@ -113,10 +119,10 @@ class Scorer(nnx.Module):
         """What scoring needs of the items alone: computed once, then used for any number of users."""
         return self.items()
 
-    def scores(self, batch: Batch, catalogue: PyTree) -> Float[Array, "B I"]:
-        """Scores of the whole catalogue after the last history item."""
+    def scores(self, batch: Batch, catalogue: PyTree) -> Factors | Float[Array, "B I"]:
+        """Scores of the whole catalogue after the last history item: as factors, where there are such."""
         vectors, bias = catalogue
-        return Factors(self.context(batch, vectors), vectors, bias).dense()
+        return Factors(self.context(batch, vectors), vectors, bias)
 
 
 Activation = Callable[[Array], Array]
