@@ -76,7 +76,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from flax import nnx
 
     from kd_jax import evaluate, export, sharding
-    from kd_jax.catalogue import TILE, TILE_ELSEWHERE, plan
+    from kd_jax.catalogue import plan, tile_size
     from kd_jax.data import dataset, loader, sources
     from kd_jax.distill import Term
     from kd_jax.models.layers import split
@@ -123,7 +123,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             times.append((time.perf_counter() - start) / chunk)
         one = float(np.median(times[1:] or times))
         length = float(np.minimum(np.diff(data.targets(0)[0]), loader.MAX_TARGETS).sum() / examples.size)
-        tiled = plan(batch, data.num_items, TILE.get(jax.default_backend(), TILE_ELSEWHERE))[1] < data.num_items
+        tiled = plan(batch, data.num_items, tile_size())[1] < data.num_items
         flops = (3 + tiled) * 2 * batch * data.num_items * spec["dim"] / one  # tiles of items make the logits twice
         row |= {"steps_per_second": 1 / one, "interactions_per_second": batch * length / one, "flops_per_second": flops}
         buffers = compiled.memory_analysis().temp_size_in_bytes / 1e9
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=8, help="an even number; the first two are not timed")
     parser.add_argument("--judged", type=int, default=512, help="users that are ranked for")
-    parser.add_argument("--eval-batch", type=int, default=64)
+    parser.add_argument("--eval-batch", type=int, default=256)
     args = parser.parse_args()
     if args.measure and "folder" in args.measure:
         return print(json.dumps(measure(args.measure)))

@@ -1,12 +1,15 @@
-"""The same training on 1, 2, 4 and 8 virtual devices: losses, and the bytes that the step sends between devices.
+"""The same training on 1, 2, 4 and 8 virtual devices, and in 1, 2 and 4 processes: losses, and the bytes that the step
+sends between devices.
 
-    python benchmarks/scaling.py [--devices=1,2,4,8] [--models=mf,sasrec] [--axes=data,model] [--teacher]
+    python benchmarks/scaling.py [--devices=1,2,4,8] [--processes=2,4] [--models=mf,sasrec] [--axes=data,model]
+        [--teacher]
 
 Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users; then one
 item and user less, as few devices divide what real data sets hold. The losses of the first steps must be those of one
 device on the same problem, to a relative 1e-4: sums are rounded in another order. The devices are virtual
-(JAX_NUM_CPU_DEVICES) and share the cores, so the time of a step, best of those after the first, is that of the same
-work cut into parts, next to one device's; only its overhead means something.
+(JAX_NUM_CPU_DEVICES) and share the cores, and so do processes, each of which has one and sends through gloo; so the
+time of a step, best of those after the first, is that of the same work cut into parts, next to one device's; only its
+overhead means something.
 
 Bytes: sent by each device in one step, as a ring would: of an array of S bytes among n devices an all-reduce sends
 2 S (n - 1) / n, an all-gather (S gathered), a reduce-scatter (S before) and an all-to-all S (n - 1) / n, a permutation
@@ -22,15 +25,17 @@ all-reduced; a teacher adds three more numbers. Everything else can be done wher
 from __future__ import annotations
 
 import json
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import measuring
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 HEAD = (
-    "model", "axis", "devices", "batch", "items", "loss differs by", "ms, one device", "ms", "collectives", "MB sent",
-    "MB least", "ratio", "MB least, sparse",
+    "model", "axis", "devices", "processes", "batch", "items", "loss differs by", "ms, one device", "ms", "collectives",
+    "MB sent", "MB least", "ratio", "MB least, sparse",
 )  # fmt: skip
 STEPS = 4
 
@@ -41,7 +46,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from flax import nnx
     from hlo import collectives
 
-    from kd_jax import sharding
+    from kd_jax import distributed, sharding
     from kd_jax.catalogue import Factors, Soft
     from kd_jax.distill import Term
     from kd_jax.models.layers import split
@@ -49,6 +54,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.train import Recipe, compiled_step
 
     count, batch, items, dim, length = (spec[k] for k in ("count", "batch", "items", "dim", "length"))
+    if spec.get("processes", 1) > 1:
+        distributed.initialize(spec["coordinator"], spec["processes"], spec["process"])
     mesh = sharding.make_mesh(**{"data": 1, "model": 1, spec["axis"]: count})
     rng, users = np.random.default_rng(0), items
     warm = np.ones(items, bool)
@@ -82,7 +89,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     constants, teacher = sharding.put(constants, mesh), sharding.put_labels(teacher, mesh)
     sizes = {jax.tree_util.keystr(p, simple=True): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
-    parts = [jax.tree.map(lambda x, i=i: x[i], batches) for i in range(STEPS)]
+    mine = sharding.local_rows(mesh, batch)
+    local = {name: x if mine is None else x[:, :, mine] for name, x in batches.items()}
+    parts = [sharding.put_batches({name: x[i] for name, x in local.items()}, mesh, batch) for i in range(STEPS)]
     compiled = step.lower(state, parts[0], None, constants, teacher).compile()
     sent = collectives(compiled.as_text()) if count > 1 else []
     losses, times = [], []
@@ -112,6 +121,17 @@ def least(spec: dict[str, Any], sizes: dict[str, int], positions: int) -> dict[s
     return {"least": found, "sparse": found}
 
 
+def in_processes(spec: dict[str, Any], count: int) -> dict[str, Any]:
+    """What process 0 of ``count`` measures, one device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        spec = spec | {"count": count, "processes": count, "coordinator": f"localhost:{free.getsockname()[1]}"}
+    env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    with ThreadPoolExecutor(count) as pool:
+        found = list(pool.map(lambda i: measuring.child(__file__, spec | {"process": i}, **env), range(count)))
+    return next((one for one in found if "failed" in one), found[0])
+
+
 def _cut(text: str) -> str:
     return text if len(text) < 90 else text[:80] + " …"
 
@@ -119,6 +139,7 @@ def _cut(text: str) -> str:
 def main() -> None:
     parser = measuring.parser(__doc__, "runs/benchmarks/scaling.json")
     parser.add_argument("--devices", type=measuring.numbers, default=[1, 2, 4, 8])
+    parser.add_argument("--processes", type=measuring.numbers, default=[], help="each with one device (default: none)")
     parser.add_argument("--models", type=lambda text: text.split(","), default=["mf", "sasrec"])
     parser.add_argument("--axes", type=lambda text: text.split(","), default=["data", "model"])
     parser.add_argument("--batch", type=int, default=64, help="rows; over 'data' of each device")
@@ -135,25 +156,30 @@ def main() -> None:
     for model in args.models:
         for axis in args.axes:
             sizes = [
-                (count, less) for count in args.devices for less in ((0, 1) if axis == "model" and count > 1 else (0,))
+                (count, less, 1)
+                for count in args.devices
+                for less in ((0, 1) if axis == "model" and count > 1 else (0,))
             ]
-            for count, less in sizes:
+            sizes += [(count, 0, count) for count in args.processes]
+            for count, less, processes in sizes:
                 scale = {"batch": args.batch, "items": args.items}
                 scale["batch" if axis == "data" else "items"] *= count
                 scale["items"] -= less
                 spec = {"model": model, "axis": axis, **scale, "dim": args.dim, "length": args.length}
                 spec["teacher"] = args.teacher
-                alone, row = (
-                    measuring.child(__file__, spec | {"count": n}, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(n))
-                    for n in (1, count)
-                )
+
+                def on(devices: int, spec: dict[str, Any] = spec) -> dict[str, Any]:
+                    env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+                    return measuring.child(__file__, spec | {"count": devices}, **env)
+
+                alone, row = on(1), on(count) if processes == 1 else in_processes(spec, processes)
                 if "failed" in alone or "failed" in row:
                     raise SystemExit(f"{spec}: failed")
                 pairs = zip(alone["values"], row["values"], strict=True)
                 row["difference"] = max(abs(b["loss"] / a["loss"] - 1) for a, b in pairs)
                 rows.append(row | {"one_device": alone["time"]})
                 cells = [
-                    model, axis, count, row["batch"], f"{row['items']:,}", f"{row['difference']:.1e}",
+                    model, axis, count, processes, row["batch"], f"{row['items']:,}", f"{row['difference']:.1e}",
                     f"{1e3 * alone['time']:.1f}", f"{1e3 * row['time']:.1f}",
                     sum(c["times"] for c in row["collectives"]), f"{row['sent'] / 1e6:.3f}",
                     f"{row['least'] / 1e6:.3f}", f"{row['sent'] / row['least']:.2f}" if row["least"] else "",
@@ -162,7 +188,7 @@ def main() -> None:
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
                 for one in sorted(row["collectives"], key=lambda c: -c["bytes"])[: args.largest]:
                     what = f"{one['kind']} {_cut(one['shape'])}, {one['times']} x: {_cut(one['op'])}"
-                    notes.append((f"{model}, {axis} {count}", f"{one['bytes'] / 1e6:.3f}", what))
+                    notes.append((f"{model}, {axis} {count} in {processes}", f"{one['bytes'] / 1e6:.3f}", what))
     print(f"\nThe largest\n\n{measuring.table(('program', 'MB sent', 'instruction'), notes)}")
     measuring.write(args.out, rows)
     wrong = [r for r in rows if r["difference"] > 1e-4]

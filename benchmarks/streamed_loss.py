@@ -39,7 +39,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from kd_jax import losses
-    from kd_jax.catalogue import TILE, TILE_ELSEWHERE, Factors, Loss, Rows, mean_losses, plan
+    from kd_jax.catalogue import Factors, Loss, Rows, mean_losses, plan, tile_size
     from launch import keep_freed_memory
 
     rows, items, width = spec["rows"], spec["items"], spec["width"]
@@ -85,7 +85,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             times.append(measuring.seconds(lambda: compiled(*arguments)))
         rates.append(rate())
 
-    tiling = "rows" if plan(rows, items, TILE.get(jax.default_backend(), TILE_ELSEWHERE))[1] == items else "items"
+    tiling = "rows" if plan(rows, items, tile_size())[1] == items else "items"
     done = tiling if spec["version"] == "streamed" else "plain"
     memory = compiled.memory_analysis()
     found: dict[str, Any] = {

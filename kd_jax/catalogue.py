@@ -36,6 +36,11 @@ TILE = {
 TILE_ELSEWHERE = 2**26  # 256 MB: large enough to fill an accelerator
 
 
+def tile_size() -> int:
+    """Logits that are made at once."""
+    return TILE.get(jax.default_backend(), TILE_ELSEWHERE)
+
+
 class Factors(NamedTuple):
     """Scores of the catalogue as their factors. contexts: [..., D]; vectors: [I, D]; bias: f32 [I].
 
@@ -170,7 +175,7 @@ def local(
     """((sum, means), gradients of the sum in contexts, vectors and bias) over the rows and items that are here."""
     rows, coefficients, teacher, warm = inputs
     count = len(student.bias)
-    height, width = plan(len(rows.weights), count, tile or TILE.get(jax.default_backend(), TILE_ELSEWHERE))
+    height, width = plan(len(rows.weights), count, tile or tile_size())
     offset = axes.offset(count)
     # Rows against all items add to the table's gradient [D, I], the faster product; chunks of items to [I, D].
     turned = width == count
@@ -291,6 +296,21 @@ class _Pair:
         assert self.teacher is not None
         return _logits(self.teacher, self.offset)
 
+    @functools.cached_property
+    def kept(self) -> dict[Any, tuple[Array, Array]]:
+        """Of a chunk that holds all items: (kind, key) -> exp(logits - their maximum), which statistics and gradients
+        share, as an exponential costs more than to keep it, and that maximum."""
+        return {}
+
+    def probabilities(
+        self, kind: str, key: tuple[float, bool], logits: Array, start: Array | int, norm: Array
+    ) -> Array:
+        """Softmax f32 [R, size] of a chunk whose normalisers are known."""
+        if (kind, key) in self.kept:
+            share, top = self.kept[kind, key]
+            return share * jnp.exp(top - norm)[:, None]
+        return jnp.exp(self.masked(logits, start, *key) - norm[:, None])
+
     def masked(self, logits: Array, start: Array | int, temperature: float, warm: bool) -> Array:
         scaled = logits / temperature if temperature != 1.0 else logits
         if not warm or self.warm is None:
@@ -308,7 +328,7 @@ class _Pair:
 
     def statistics(self, width: int) -> dict[Any, Any]:
         """Per row: log-normalisers of student and teacher, expected logits under the teacher, and targets' logits."""
-        empty = jnp.zeros(len(self.rows.weights))
+        empty, count = jnp.zeros(len(self.rows.weights)), len(self.student.bias)
         start: dict[Any, Any] = {("s", key): (empty + NEGATIVE, empty) for key in self.normalised}
         start |= {("t", key): (empty + NEGATIVE, empty, empty, empty) for key in self.soft}
         start |= {("hit", warm): (empty, empty) for warm in self.hard}
@@ -321,7 +341,10 @@ class _Pair:
                 values = self.masked(logits, begin, *key)
                 top, total = found["s", key]
                 higher = jnp.maximum(top, values.max(1))
-                new["s", key] = (higher, total * jnp.exp(top - higher) + jnp.exp(values - higher[:, None]).sum(1))
+                share = jnp.exp(values - higher[:, None])
+                new["s", key] = (higher, total * jnp.exp(top - higher) + share.sum(1))
+                if size == count:
+                    self.kept["s", key] = share, higher
             for key in self.soft:
                 assert soft is not None
                 values = self.masked(soft, begin, *key)
@@ -330,6 +353,8 @@ class _Pair:
                 share = jnp.exp(values - higher[:, None])
                 added = (share.sum(1), (share * values).sum(1), (share * self.masked(logits, begin, *key)).sum(1))
                 new["t", key] = (higher, *(s * jnp.exp(top - higher) + a for s, a in zip(sums, added, strict=True)))
+                if size == count:
+                    self.kept["t", key] = share, higher
             for warm in self.hard:
                 index, weights = self.counted(begin, size, warm)
                 picked = jnp.take_along_axis(logits, jnp.minimum(index, size - 1), axis=1)
@@ -337,7 +362,7 @@ class _Pair:
                 new["hit", warm] = (total + jnp.sum(weights * picked, 1), weight + weights.sum(1))
             return new
 
-        found = fold(step, start, len(self.student.bias), width)
+        found = fold(step, start, count, width)
         for kind, key in found:
             if kind == "hit":
                 found[kind, key] = self.axes.sum_items(found[kind, key])
@@ -384,12 +409,12 @@ class _Pair:
                 key = (1.0 if loss.name == "ce" else loss.temperature, loss.warm)
                 normaliser, some = statistics["s", key]
                 weight = jnp.where(some, weight, 0.0) * loss.temperature
-                student = jnp.exp(self.masked(logits, begin, *key) - normaliser[:, None])
+                student = self.probabilities("s", key, logits, begin, normaliser)
                 if loss.name == "ce":
                     slope = slope + (weight / loss.temperature * statistics["hit", loss.warm][1])[:, None] * student
                 else:
                     assert soft is not None
-                    teacher = jnp.exp(self.masked(soft, begin, *key) - statistics["t", key][0][:, None])
+                    teacher = self.probabilities("t", key, soft, begin, statistics["t", key][0])
                     slope = slope + weight[:, None] * (student - teacher)
             for loss, weight in zip(self.losses, weights, strict=True):
                 if loss.name == "ce":

@@ -1,6 +1,6 @@
 """Ranks and top-k lists of a batch of users, a chunk of the catalogue at a time, on the devices that hold it.
 
-What is ranked are scores [B, I], or the factors of such: then no more than ``LARGEST_BLOCK`` of them ever exist on a
+What is ranked are scores [B, I], or the factors of such: then no more than ``tile_size()`` of them ever exist on a
 device, however large the catalogue. Chunks are visited once for the k best items and the targets' scores, and once more
 to count what scores at least as high; where one chunk is all, its scores are made once. Of what a device finds of its
 users and items, k candidates a user and one count a target cross devices, never a score.
@@ -18,10 +18,10 @@ from jax import lax
 from jax.sharding import Mesh
 
 from kd_jax import metrics, sharding
-from kd_jax.catalogue import Axes, Factors, fold, within
+from kd_jax.catalogue import Axes, Factors, fold, tile_size, within
 from kd_jax.types import PAD, Array
 
-LARGEST_BLOCK, SMALLEST_CHUNK = 2**26, 128  # scores of a chunk on a device, 256 MB; items of one
+SMALLEST_CHUNK = 128  # items
 Pairs = tuple[Array, Array]  # (row, item), int32 [P] each, in any order; row B is padding
 
 
@@ -108,7 +108,7 @@ class _Ranked:
     @property
     def width(self) -> int:
         """Items of a chunk; scores that are there already are all visited at once."""
-        fits = max(SMALLEST_CHUNK, LARGEST_BLOCK // self.rows // SMALLEST_CHUNK * SMALLEST_CHUNK)
+        fits = max(SMALLEST_CHUNK, tile_size() // self.rows // SMALLEST_CHUNK * SMALLEST_CHUNK)
         return min(fits, _count(self.scores)) if isinstance(self.scores, Factors) else _count(self.scores)
 
     def place(self, pairs: Pairs, start: Array | int, size: int) -> Pairs:

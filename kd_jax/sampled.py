@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from kd_jax.catalogue import NEGATIVE, TILE, TILE_ELSEWHERE, Factors, Loss, Rows
+from kd_jax.catalogue import NEGATIVE, Factors, Loss, Rows, tile_size
 from kd_jax.errors import InputError
 from kd_jax.types import PAD
 
@@ -126,7 +126,7 @@ def mean_losses(
     parts = (contexts, rows, own)
     size, mine = len(rows.weights), rows.targets.shape[1] + (0 if own is None else own.shape[1])
     cost = number + mine * (1 + student.vectors.shape[1])  # floats per row
-    tiles = -(-size * cost // (4 * (tile or TILE.get(jax.default_backend(), TILE_ELSEWHERE))))
+    tiles = -(-size * cost // (4 * (tile or tile_size())))
     if tiles <= 1:
         means = visit(parts)
     else:

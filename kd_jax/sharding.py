@@ -50,9 +50,12 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     )
 
 
-def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """Split the longest axis that ``parts`` divides; small arrays and vectors stay whole."""
-    if parts == 1 or len(shape) < 2 or int(np.prod(shape)) < SMALLEST_SHARDED:
+def _spec(x: Any, parts: int) -> PartitionSpec:
+    """Split the longest axis that ``parts`` divides. Small arrays stay whole, and so do vectors of anything but floats,
+    such as what negatives are drawn from."""
+    shape = x.shape
+    vector = len(shape) < 2 and not (shape and jnp.issubdtype(x.dtype, jnp.floating))
+    if parts == 1 or vector or int(np.prod(shape)) < SMALLEST_SHARDED:
         return PartitionSpec()
     for axis in sorted(range(len(shape)), key=lambda a: -shape[a]):
         if shape[axis] % parts == 0:
@@ -62,7 +65,7 @@ def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
 
 def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """A NamedSharding for every array (or ShapeDtypeStruct) of ``tree``: tables over ``model``, the rest whole."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.shape["model"])), tree)
+    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x, mesh.shape["model"])), tree)
 
 
 def put(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kd_jax import evaluate, metrics, ranking, sharding
-from kd_jax.catalogue import Factors
+from kd_jax import evaluate, metrics, sharding
+from kd_jax.catalogue import TILE_ELSEWHERE, Factors
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import (
     TEST,
@@ -86,9 +86,9 @@ def score_function(
 
 
 def users_at_once(graphdef: nnx.GraphDef, batch_size: int, num_items: int, devices: int) -> int:
-    """``batch_size``, or as few users as ``ranking.LARGEST_BLOCK`` scores of a large catalogue allow on each of the
-    ``devices`` that divide them, where scores have no factors; a multiple of ``devices``, else all would rank all."""
-    most = batch_size if factorises(graphdef) else max(1, ranking.LARGEST_BLOCK // num_items)
+    """``batch_size``, or as few users as ``TILE_ELSEWHERE`` scores of a large catalogue allow on each of the ``devices``
+    that divide them, where scores have no factors; a multiple of ``devices``, else all would rank all."""
+    most = batch_size if factorises(graphdef) else max(1, TILE_ELSEWHERE // num_items)
     each = -(-batch_size // devices)
     return devices * (each if each <= most else 1 << (most.bit_length() - 1))
 

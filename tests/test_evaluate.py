@@ -14,7 +14,7 @@ from benchmarks import hlo
 from kd_jax import evaluate as ev
 from kd_jax import metrics as m
 from kd_jax import ranking, sharding
-from kd_jax.catalogue import Factors
+from kd_jax.catalogue import TILE, Factors
 from kd_jax.data.dataset import build
 from kd_jax.data.tables import RawData
 from kd_jax.errors import InputError
@@ -401,7 +401,7 @@ def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape
 def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatch):
     """Factors whose scores are whole numbers, so that they tie often and no order of sums changes them."""
     monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
-    monkeypatch.setattr(ranking, "LARGEST_BLOCK", 7 * batch_size)
+    monkeypatch.setitem(TILE, "cpu", 7 * batch_size)
     data, rng = make_dataset(), np.random.default_rng(0)
     user, item = (rng.integers(-2, 3, (count, 3)).astype(np.float32) for count in (USERS, ITEMS))
     bias = rng.integers(0, 3, ITEMS).astype(np.float32)
@@ -429,7 +429,7 @@ def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatc
 
 @pytest.mark.parametrize("shape", [None, (2, 4)])
 def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, monkeypatch):
-    monkeypatch.setattr(ranking, "LARGEST_BLOCK", 2**13)
+    monkeypatch.setitem(TILE, "cpu", 2**13)
     mesh = None if shape is None else sharding.make_mesh(*shape)
     users, pairs = 32, jax.ShapeDtypeStruct((64,), np.int32)
 
