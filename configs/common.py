@@ -168,7 +168,7 @@ def get_config() -> ConfigDict:
     c.eval.valid_users = 0  # users that validation in training judges, drawn once; 0 = all. The report judges all
     c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
 
-    c.trace = False  # write an XProf trace of a few steps of every model's training to trace/
+    c.trace = False  # write an XProf trace of a few steps of every model's training to trace/, and its sums to the log
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices the batch is split over; -1 = all that are left
     c.mesh.model = 1  # devices the tables are split over

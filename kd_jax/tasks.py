@@ -86,7 +86,7 @@ def score_function(
 
 
 def users_at_once(graphdef: nnx.GraphDef, batch_size: int, num_items: int, devices: int) -> int:
-    """``batch_size``, or as few users as ``TILE_ELSEWHERE`` scores of a large catalogue allow on each of the ``devices``
+    """``batch_size``, or as few users as 2**26 scores of a large catalogue allow on each of the ``devices``
     that divide them, where scores have no factors; a multiple of ``devices``, else all would rank all."""
     most = batch_size if factorises(graphdef) else max(1, TILE_ELSEWHERE // num_items)
     each = -(-batch_size // devices)

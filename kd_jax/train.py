@@ -25,7 +25,7 @@ from kd_jax.distill import Objective, train_step
 from kd_jax.distributed import agreed, barrier, preempted
 from kd_jax.errors import InputError, nearest
 from kd_jax.labels import TeacherScores
-from kd_jax.meter import Meter, matmul_flops, trace
+from kd_jax.meter import Meter, device_time, matmul_flops, trace
 from kd_jax.models.layers import table_rows
 from kd_jax.progress import Log
 from kd_jax.types import Array, Batch, Params, PyTree, TrainState
@@ -189,7 +189,7 @@ def train(
     (``kd_jax/labels.py``). evaluate: (params, constants) -> validation score, higher is better. refresh: (params,
     constants) -> constants, called at the start and before every evaluation, for constants that follow the parameters.
     A run that was cut off continues bit for bit. traces: a folder for an XProf trace of the third program, when
-    everything is warm; every program is then waited for.
+    everything is warm, and what it says is logged; every program is then waited for.
     Raises InputError when the loss is no longer finite (the last good checkpoint stays), Preempted after SIGTERM.
     """
     sharding.check_batch_size(recipe.batch_size, mesh, f"batch size of {name}")
@@ -260,6 +260,8 @@ def train(
                 state, metrics = step_fn(state, stacked, tables, constants, arrays)
                 if traces is not None:
                     jax.block_until_ready(state)
+            if traces is not None and step == first + 2 * chunk:
+                log.write(model=name, seed=seed, step=step + chunk, device_ms=device_time(traces, chunk))
             if step == first:
                 meter.reset(ahead=chunk)  # it was compiled
             step += chunk

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -263,7 +264,7 @@ class Fit:
         self.recipe = Recipe(
             **{"steps": 30, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 5, "patience": 99} | recipe
         )
-        self.evaluations = 0
+        self.evaluations, self.traces = 0, None
 
     def __call__(self, identity=None):
         graphdef, params, constants = split(student_of(self.task, "mf"))
@@ -283,6 +284,7 @@ class Fit:
                 name="student",
                 seed=0,
                 objective=(Term("ce"),),
+                traces=self.traces,
                 recipe=self.recipe,
                 examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
                 evaluate=evaluate,
@@ -324,6 +326,18 @@ def test_training_learns_and_the_best_step_is_kept(tmp_path):
     scores = [float(line.split('"ndcg@10": ')[1].split("}")[0]) for line in events]
     assert trained.best_score == max(scores) > scores[0]
     assert trained.best_step == 5 * (1 + scores.index(max(scores)))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_trace_says_what_devices_compute_and_what_they_wait_for_each_other(devices, tmp_path):
+    fit = Fit(tmp_path / "run", (devices, 1))
+    fit.traces = tmp_path / "trace"
+    fit()
+    events = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    (told,) = [event for event in events if "device_ms" in event]
+    assert told["step"] == 15 and told["device_ms"]["compute"] > 0
+    assert (told["device_ms"]["collective"] > 0) == (devices > 1)
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
 def test_patience_stops_training(tmp_path):
