@@ -22,6 +22,7 @@ from kd_jax.catalogue import Axes, Factors, fold, tile_size, within
 from kd_jax.types import PAD, Array
 
 SMALLEST_CHUNK = 128  # items
+_SEEN = 256  # pairs that are masked at once
 Pairs = tuple[Array, Array]  # (row, item), int32 [P] each, in any order; row B is padding
 
 
@@ -34,7 +35,7 @@ def top_k(scores: Factors | Array, seen: Pairs, *, num_items: int, k: int, mesh:
     """
 
     def here(scores: Any, seen: Pairs, _: None, axes: Axes) -> Any:
-        return _Ranked(scores, seen, num_items, axes).first(k, None)[:2], None
+        return _ranked(scores, seen, num_items, axes).first(k, None)[:2], None
 
     (items, values), _ = sharding.by_device(here, _columns(scores, mesh), seen, None, mesh)
     return items, values
@@ -56,7 +57,7 @@ def rank(
 
     def here(scores: Any, given: Any, is_cold: Any, axes: Axes) -> Any:
         seen, targets, cold_targets = given
-        ranked = _Ranked(scores, seen, num_items, axes)
+        ranked = _ranked(scores, seen, num_items, axes)
         lists, _, candidates, raw = ranked.first(k, targets)
         by_row = {"candidates": candidates} | ({"lists": lists} if k else {})
         whole: dict[str, tuple[Array, Array]] = {"ranks": (ranked.not_below(targets, raw), raw)}
@@ -139,7 +140,15 @@ class _Ranked:
         if self.among is not None:
             is_item &= lax.dynamic_slice_in_dim(self.among, start, size)
         values = jnp.where(is_item[None], values, -jnp.inf)
-        return values.at[self.place(self.seen, start, size)].set(-jnp.inf, mode="drop")
+        if size == _count(self.scores):
+            return values.at[self.place(self.seen, start, size)].set(-jnp.inf, mode="drop")
+        first, stop = (jnp.searchsorted(self.seen[1], jnp.asarray(offset + x)) for x in (0, size))
+
+        def mask(i: Array, values: Array) -> Array:
+            rows, items = (lax.dynamic_slice_in_dim(x, first + i * _SEEN, _SEEN) for x in self.seen)
+            return values.at[self.place((rows, items), start, size)].set(-jnp.inf, mode="drop")
+
+        return lax.fori_loop(0, (stop - first + _SEEN - 1) // _SEEN, mask, values)
 
     def first(self, k: int, targets: Pairs | None) -> tuple[Array, Array, Array, Array]:
         """The first visit: the k best items of each row and their scores, its candidates, and the targets' scores [P],
@@ -178,6 +187,16 @@ class _Ranked:
 
         counts = fold(visit, jnp.zeros(len(raw), jnp.int32), _count(self.scores), self.width)
         return self.axes.sum_rows(self.axes.sum_items(counts))
+
+
+def _ranked(scores: Factors | Array, seen: Pairs, num_items: int, axes: Axes) -> _Ranked:
+    """Where there are several chunks ``seen`` is put in the order of items, so that each reads only its own."""
+    found = _Ranked(scores, seen, num_items, axes)
+    if found.width == _count(scores):
+        return found
+    items, rows = lax.sort((seen[1], seen[0]), num_keys=1)
+    rows = jnp.pad(rows, (0, _SEEN), constant_values=PAD)  # filled up, so that no slice is moved
+    return dataclasses.replace(found, seen=(rows, jnp.pad(items, (0, _SEEN), constant_values=2**31 - 1)))
 
 
 def _merged(items: Array, best: Array, more_items: Array, more: Array) -> Pairs:
