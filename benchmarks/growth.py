@@ -21,7 +21,7 @@ import measuring
 
 LARGE = str(Path(__file__).with_name("large.py"))
 MIDDLE = {"interactions": 4_000_000, "users": 200_000, "items": 100_000, "batch": 1024}
-FIXED = {"dim": 64, "history": 50, "steps": 8, "judged": 512, "eval_batch": 64}
+FIXED = {"dim": 64, "history": 50, "steps": 8, "judged": 512, "eval_batch": 256}
 PREPARE = ("read", "filter, index, split", "save", "load", "training examples")
 HEAD = ("axis", *MIDDLE, "prepare s", "ms a step", "GFLOP/s", "users/s", "peak GB")
 SHOWN = {"prepare": "prepare, s", "step": "a training step, s", "user": "top-10 of a user, ms", "peak": "peak, GB"}

@@ -32,7 +32,6 @@ from typing import Any
 
 import measuring
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 HEAD = (
     "model", "axis", "devices", "processes", "batch", "items", "loss differs by", "ms, one device", "ms", "collectives",
     "MB sent", "MB least", "ratio", "MB least, sparse",

@@ -298,8 +298,8 @@ class _Pair:
 
     @functools.cached_property
     def kept(self) -> dict[Any, tuple[Array, Array]]:
-        """Of a chunk that holds all items: (kind, key) -> exp(logits - their maximum), which statistics and gradients
-        share, as an exponential costs more than to keep it, and that maximum."""
+        """Of a chunk that holds all items, on a CPU, where an exponential costs more than to keep it: (kind, key) ->
+        exp(logits - their maximum), which ``statistics`` leaves to ``gradients``, and that maximum."""
         return {}
 
     def probabilities(
@@ -329,6 +329,7 @@ class _Pair:
     def statistics(self, width: int) -> dict[Any, Any]:
         """Per row: log-normalisers of student and teacher, expected logits under the teacher, and targets' logits."""
         empty, count = jnp.zeros(len(self.rows.weights)), len(self.student.bias)
+        keep = jax.default_backend() == "cpu"
         start: dict[Any, Any] = {("s", key): (empty + NEGATIVE, empty) for key in self.normalised}
         start |= {("t", key): (empty + NEGATIVE, empty, empty, empty) for key in self.soft}
         start |= {("hit", warm): (empty, empty) for warm in self.hard}
@@ -343,7 +344,7 @@ class _Pair:
                 higher = jnp.maximum(top, values.max(1))
                 share = jnp.exp(values - higher[:, None])
                 new["s", key] = (higher, total * jnp.exp(top - higher) + share.sum(1))
-                if size == count:
+                if keep and size == count:
                     self.kept["s", key] = share, higher
             for key in self.soft:
                 assert soft is not None
@@ -353,7 +354,7 @@ class _Pair:
                 share = jnp.exp(values - higher[:, None])
                 added = (share.sum(1), (share * values).sum(1), (share * self.masked(logits, begin, *key)).sum(1))
                 new["t", key] = (higher, *(s * jnp.exp(top - higher) + a for s, a in zip(sums, added, strict=True)))
-                if size == count:
+                if keep and size == count:
                     self.kept["t", key] = share, higher
             for warm in self.hard:
                 index, weights = self.counted(begin, size, warm)

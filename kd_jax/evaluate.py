@@ -30,6 +30,7 @@ ScoreFn = Callable[[np.ndarray], Array | Factors]
 CSR = tuple[np.ndarray, np.ndarray]  # (indptr [U + 1], items)
 
 METRICS = ("ndcg", "recall", "precision", "f1", "map", "hit_rate", "mrr", "auc", "coverage", "novelty")
+NOWHERE = np.iinfo(np.int32).max  # the item of a pair that fills up
 _NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 _LOOK_AHEAD = 2  # batches in flight: the device never idles, and memory stays at a few blocks of scores
 
@@ -116,7 +117,7 @@ class _Pairs:
     def batch(self, b: int) -> tuple[np.ndarray, np.ndarray]:
         part = slice(self.edges[b], self.edges[b + 1])
         rows = self.rows[part] - np.int32(b * self.batch_size)
-        return _pad(rows, self.size, self.batch_size), _pad(self.items[part], self.size, 0)
+        return _pad(rows, self.size, self.batch_size), _pad(self.items[part], self.size, NOWHERE)
 
     def collect(self, batches: list[np.ndarray]) -> np.ndarray:
         """The values of all pairs, padding cut off, from the values of each batch's pairs."""

@@ -30,6 +30,7 @@ from kd_jax import losses, sampled, sharding
 from kd_jax.catalogue import Factors, Listed, Soft
 from kd_jax.data.lists import Lists
 from kd_jax.data.loader import Examples
+from kd_jax.distributed import agreed
 from kd_jax.errors import InputError
 from kd_jax.files import atomic, read_json, read_tensors, write_json
 from kd_jax.types import Array, Batch, PyTree
@@ -100,13 +101,15 @@ def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teach
 
 
 def fitting(teachers: Mapping[str, Teacher], examples: Examples, budget: int) -> tuple[dict[str, Teacher], Examples]:
-    """The teachers, and the examples to train from: cached labels of more than ``budget`` bytes stay on the host."""
+    """The teachers, and the examples to train from: cached labels beyond ``budget`` bytes stay on the host."""
     fit: dict[str, Teacher] = {}
     for name, teacher in teachers.items():
-        size = 0
-        if isinstance(teacher.arrays, dict):
-            size = sum(teacher.arrays[key].nbytes for key in PER_EXAMPLE if key in teacher.arrays)
-        fit[name], examples = read_by_host(teacher, name, examples) if size > budget else (teacher, examples)
+        arrays = teacher.arrays if isinstance(teacher.arrays, dict) else {}
+        size = sum(arrays[key].nbytes for key in PER_EXAMPLE if key in arrays)
+        if agreed(size > budget):
+            fit[name], examples = read_by_host(teacher, name, examples)
+        else:
+            fit[name], budget = teacher, budget - size
     return fit, examples
 
 
@@ -196,7 +199,7 @@ def write(
     its share of the files. Vectors are exact; a list of top-k logits would be smaller only with k below half their
     width.
     """
-    per_file = batch_size * batches_per_file
+    per_file, spare = batch_size * batches_per_file, -batch_size % jax.local_device_count()
     for number in range(part[0], -(-examples.size // per_file), part[1]):
         path = folder / f"rows-{number:05d}.safetensors"
         if path.exists():
@@ -204,10 +207,11 @@ def write(
         stop = min((number + 1) * per_file, examples.size)
         parts: dict[str, list[np.ndarray]] = {}
         for start in range(number * per_file, stop, batch_size):
-            # The last batch is filled up with its own last row, so that one program serves all.
-            batch = examples.gather(np.minimum(np.arange(start, start + batch_size), stop - 1))
+            # Filled up with its own last row, so that one program serves all and devices share every batch.
+            end = min(start + batch_size, stop)
+            batch = examples.gather(np.minimum(np.arange(start, start + batch_size + spare), end - 1))
             for name, values in {"row": batch["row"], **labeller.label(batch)}.items():
-                parts.setdefault(name, []).append(np.asarray(values)[: stop - start])
+                parts.setdefault(name, []).append(np.asarray(values)[: end - start])
         _save(path, {name: np.concatenate(values) for name, values in parts.items()})
     if part[0] == 0:
         _save(folder / ITEMS, labeller.shared | {"size": np.asarray(examples.size)})
@@ -275,6 +279,7 @@ def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     items, bias = sharding.put_whole(catalogue, mesh)
     find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
     top = np.empty((*contexts.shape[:-1], k), np.int32)
+    batch_size += -batch_size % mesh.size
     for start in range(0, len(contexts), batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)  # one shape: one program
         top[rows] = find(sharding.put_rows(contexts[rows], mesh), items, bias)

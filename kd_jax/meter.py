@@ -136,14 +136,18 @@ _CONTAINERS = ("while", "conditional", "call")  # whose time is that of the oper
 
 def device_time(folder: Path, steps: int) -> dict[str, float]:
     """Milliseconds a step, mean over this process's devices, of an XProf trace of ``steps`` steps in ``folder``:
-    'collective', waiting for other devices included, and 'compute', every other operation."""
+    'collective', waiting for other devices included, and 'compute', every other operation. Nothing where the trace
+    names no operation."""
     found = {"compute": 0.0, "collective": 0.0}
-    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+    files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)[-1:]  # the newest
+    planes = [plane for path in files for plane in jax.profiler.ProfileData.from_file(str(path)).planes]
+    for plane in planes:
         for event in (event for line in plane.lines for event in line.events):
             operation = next((str(value) for name, value in event.stats if name == "hlo_op"), "")
             if operation and not operation.startswith(_CONTAINERS):
                 kind = "collective" if operation.startswith(COLLECTIVES) else "compute"
                 found[kind] += event.duration_ns / 1e6
     share = steps * jax.local_device_count()
+    if not any(found.values()):
+        return {}
     return {kind: round(value / share, 3) for kind, value in found.items()}

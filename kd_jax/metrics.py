@@ -27,12 +27,18 @@ LOWEST = float(np.finfo(np.float32).min)
 _CHUNK = 64  # pairs compared at once: [64, I] scores stay in cache, and padding costs at most one chunk
 
 
+def not_below(candidates: Array, targets: Array) -> Array:
+    """Whether a candidate scores at least as high as a target: true for NaN, false for a masked one (-inf). The score
+    of a target that is NaN counts as the lowest."""
+    return ~(candidates < jnp.where(jnp.isnan(targets), LOWEST, targets))
+
+
 def count_not_below(
     scores: Float[Array, "B I"], rows: Int[Array, " P"], targets: Float[Array, " P"]
 ) -> Int[Array, " P"]:
-    """How many candidates of each target's row score at least as high as it does (itself included), or NaN.
+    """How many candidates of each target's row are ``not_below`` it, itself included.
 
-    targets: their scores; NaN counts as the lowest. A pair with rows[p] == B is not counted: 0. A score of -inf marks
+    targets: their scores. A pair with rows[p] == B is not counted: 0. A score of -inf marks
     an item that is no candidate. Costs P * I comparisons.
     """
     num_rows, num_pairs = scores.shape[0], rows.shape[0]
@@ -40,14 +46,13 @@ def count_not_below(
         return jnp.zeros(0, jnp.int32)
     padding = (0, -num_pairs % _CHUNK)
     padded_rows = jnp.pad(rows, padding, constant_values=num_rows)
-    padded_targets = jnp.pad(jnp.where(jnp.isnan(targets), LOWEST, targets), padding)
+    padded_targets = jnp.pad(targets, padding)
 
     def count_chunk(i: Array, count: Array) -> Array:
         candidates = scores.at[lax.dynamic_slice_in_dim(padded_rows, i * _CHUNK, _CHUNK)].get(mode="clip")
         threshold = lax.dynamic_slice_in_dim(padded_targets, i * _CHUNK, _CHUNK)
-        not_below = ~(candidates < threshold[:, None])  # true for a NaN candidate, false for a masked one
         # A float sum vectorises where an integer one does not (five times faster on CPU); exact up to 2^24 items.
-        found = jnp.sum(jnp.where(not_below, 1.0, 0.0), axis=1)
+        found = jnp.sum(jnp.where(not_below(candidates, threshold[:, None]), 1.0, 0.0), axis=1)
         return lax.dynamic_update_slice_in_dim(count, found, i * _CHUNK, axis=0)
 
     index = jnp.arange(num_pairs, dtype=jnp.int32)
@@ -61,7 +66,9 @@ def count_not_below(
 def ranks_of(
     counts: Int[Array, " P"], targets: Float[Array, " P"], rows: Int[Array, " P"], num_rows: int, num_items: int
 ) -> Int[Array, " P"]:
-    """1-based rank of each target among the candidates of its row, pessimistic about ties, from ``count_not_below``.
+    """1-based rank of each target among the candidates of its row, pessimistic about ties.
+
+    counts: how many other candidates of the row are ``not_below`` it (``count_not_below`` less itself).
 
     A pair p is a target of row rows[p] with score targets[p]; a row may have any number of distinct targets, and a pair
     with rows[p] == num_rows is padding (its rank means nothing).
@@ -76,14 +83,14 @@ def ranks_of(
         return jnp.zeros(0, jnp.int32)
     target = jnp.where(jnp.isnan(targets), LOWEST, targets)
     index = jnp.arange(len(rows), dtype=jnp.int32)
-    # The count holds the target itself and, wrongly, the row's other targets that tie with it but come later ...
+    # The count holds, wrongly, the row's other targets that tie with it but come later ...
     by_row, by_score, order = lax.sort((rows, target, index), num_keys=3)
     run_ends = jnp.append((by_row[1:] != by_row[:-1]) | (by_score[1:] != by_score[:-1]), True)
     run_end = lax.cummin(jnp.where(run_ends, index, len(rows)), reverse=True)
     later_ties = jnp.zeros_like(index).at[order].set(run_end - index)
     # ... and the row's NaN targets, which were counted as if they were competitors.
     nan_targets = jax.ops.segment_sum(jnp.isnan(targets).astype(jnp.int32), rows, num_rows).at[rows].get(mode="clip")
-    ranks = counts - later_ties - jnp.where(target > LOWEST, nan_targets, 0)
+    ranks = 1 + counts - later_ties - jnp.where(target > LOWEST, nan_targets, 0)
     return jnp.where(targets == -jnp.inf, num_items + 1, ranks)
 
 

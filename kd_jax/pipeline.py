@@ -134,8 +134,13 @@ class Run(Setup):
             teachers={name: teacher.arrays for name, teacher in teachers.items()},
             teacher_scores={name: teacher.scores for name, teacher in teachers.items()},
             refresh=self.refresh(built, (VALID,)) if live else None,
-            traces=self.workdir / "trace" / self.folder(model, seed).name if self.config.trace else None,
+            traces=self._traces(model, seed) if self.config.trace else None,
         )
+
+    def _traces(self, model: str, seed: int) -> Path:
+        """Of this process alone."""
+        process = (f"process{jax.process_index()}",) if jax.process_count() > 1 else ()
+        return self.workdir.joinpath("trace", self.folder(model, seed).name, *process)
 
     def check(self) -> None:
         """Refuse what cannot run, or another config, before anything in the workdir is changed or anything trained."""

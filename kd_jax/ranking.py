@@ -1,15 +1,16 @@
 """Ranks and top-k lists of a batch of users, a chunk of the catalogue at a time, on the devices that hold it.
 
 What is ranked are scores [B, I], or the factors of such: then no more than ``tile_size()`` of them ever exist on a
-device, however large the catalogue. Chunks are visited once for the k best items and the targets' scores, and once more
-to count what scores at least as high; where one chunk is all, its scores are made once. Of what a device finds of its
-users and items, k candidates a user and one count a target cross devices, never a score.
+device (or those of 128 items), however large the catalogue. Chunks are visited once for the k best items and the
+targets' scores, and once more to count what scores at least as high; where one chunk is all, its scores are made once.
+Of what a device finds of its users and items, k candidates a user, and a score and a count a target, cross devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def top_k(scores: Factors | Array, seen: Pairs, *, num_items: int, k: int, mesh:
     """
 
     def here(scores: Any, seen: Pairs, _: None, axes: Axes) -> Any:
-        return _ranked(scores, seen, num_items, axes).first(k, None)[:2], None
+        return _ranked(scores, seen, num_items, axes).first(k, [])[:2], None
 
     (items, values), _ = sharding.by_device(here, _columns(scores, mesh), seen, None, mesh)
     return items, values
@@ -56,25 +57,20 @@ def rank(
     of these among those items alone, and 'cold_candidates'. See ``metrics.ranks_of`` for ties and NaN."""
 
     def here(scores: Any, given: Any, is_cold: Any, axes: Axes) -> Any:
-        seen, targets, cold_targets = given
-        ranked = _ranked(scores, seen, num_items, axes)
+        seen, *targets = given
+        ranked = _ranked(scores, seen, num_items, axes, among=(None, is_cold)[: len(targets)])
         lists, _, candidates, raw = ranked.first(k, targets)
-        by_row = {"candidates": candidates} | ({"lists": lists} if k else {})
-        whole: dict[str, tuple[Array, Array]] = {"ranks": (ranked.not_below(targets, raw), raw)}
-        if is_cold is not None:
-            among = dataclasses.replace(ranked, among=is_cold)
-            _, _, by_row["cold_candidates"], raw = among.first(0, cold_targets)
-            whole["cold_ranks"] = among.not_below(cold_targets, raw), raw
-        return by_row, whole
+        return ({"lists": lists} if k else {}, candidates), (ranked.not_below(targets, raw), raw)
 
-    is_cold, cold_targets = (None, None) if cold is None else cold
+    is_cold, asked = (None, [targets]) if cold is None else (cold[0], [targets, cold[1]])
     scores, users = _columns(scores, mesh), len(scores.contexts if isinstance(scores, Factors) else scores)
     if is_cold is not None and mesh is not None:
         is_cold = jnp.pad(is_cold, (0, -len(is_cold) % mesh.shape.get("model", 1)))
-    by_row, whole = sharding.by_device(here, scores, (seen, targets, cold_targets), is_cold, mesh)
-    rows = {"ranks": targets[0]} | ({} if cold_targets is None else {"cold_ranks": cold_targets[0]})
-    ranks = {name: metrics.ranks_of(counts, raw, rows[name], users, num_items) for name, (counts, raw) in whole.items()}
-    return by_row | ranks
+    (found, candidates), (counts, raw) = sharding.by_device(here, scores, (seen, *asked), is_cold, mesh)
+    for kind, pairs, *of in zip(("", "cold_"), asked, candidates, counts, raw, strict=False):
+        found[f"{kind}candidates"] = of[0]
+        found[f"{kind}ranks"] = metrics.ranks_of(of[1], of[2], pairs[0], users, num_items)
+    return found
 
 
 def _columns(scores: Factors | Array, mesh: Mesh | None) -> Factors | Array:
@@ -94,13 +90,14 @@ def _count(scores: Factors | Array) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Ranked:
-    """The rows and items that are on this device. among: bool [I], the only candidates; None: all."""
+    """The rows and items that are on this device. among: of each kind of targets the only candidates, bool [I]; None:
+    all."""
 
     scores: Factors | Array
     seen: Pairs
     num_items: int
     axes: Axes
-    among: Array | None = None
+    among: tuple[Array | None, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -136,10 +133,7 @@ class _Ranked:
             values = self.scores
         values = jnp.maximum(values.astype(jnp.float32), metrics.LOWEST)
         offset = self.axes.offset(_count(self.scores)) + start
-        is_item = offset + jnp.arange(size) < self.num_items
-        if self.among is not None:
-            is_item &= lax.dynamic_slice_in_dim(self.among, start, size)
-        values = jnp.where(is_item[None], values, -jnp.inf)
+        values = jnp.where((offset + jnp.arange(size) < self.num_items)[None], values, -jnp.inf)
         if size == _count(self.scores):
             return values.at[self.place(self.seen, start, size)].set(-jnp.inf, mode="drop")
         first, stop = (jnp.searchsorted(self.seen[1], jnp.asarray(offset + x)) for x in (0, size))
@@ -150,13 +144,21 @@ class _Ranked:
 
         return lax.fori_loop(0, (stop - first + _SEEN - 1) // _SEEN, mask, values)
 
-    def first(self, k: int, targets: Pairs | None) -> tuple[Array, Array, Array, Array]:
-        """The first visit: the k best items of each row and their scores, its candidates, and the targets' scores [P],
-        of all devices."""
-        count, pairs = _count(self.scores), 0 if targets is None else len(targets[0])
+    def kinds(self, values: Array, start: Array | int) -> list[Array]:
+        """The scores of a chunk, for each kind of targets with its candidates alone."""
+        found = []
+        for among in self.among:
+            here = None if among is None else lax.dynamic_slice_in_dim(among, start, values.shape[1])
+            found.append(values if here is None else jnp.where(here[None], values, -jnp.inf))
+        return found
+
+    def first(self, k: int, targets: Sequence[Pairs]) -> tuple[Array, Array, list[Array], list[Array]]:
+        """The first visit: the k best items of each row and their scores, and for each kind of targets the candidates
+        of each row [B] and the targets' scores [P], of all devices."""
+        count = _count(self.scores)
         start = (
             jnp.full((self.rows, k), PAD, jnp.int32), jnp.full((self.rows, k), -jnp.inf),
-            jnp.zeros(self.rows, jnp.int32), jnp.zeros(pairs),
+            [jnp.zeros(self.rows, jnp.int32) for _ in targets], [jnp.zeros(len(rows)) for rows, _ in targets],
         )  # fmt: skip
 
         def visit(found: Any, begin: Array | int, size: int) -> Any:
@@ -166,9 +168,10 @@ class _Ranked:
                 top, index = lax.top_k(jnp.where(jnp.isnan(values), metrics.LOWEST, values), min(k, size))
                 index = self.axes.offset(count) + begin + index
                 items, best = _merged(items, best, index, top)
-            if targets is not None:
-                raw = raw + values.at[self.place(targets, begin, size)].get(mode="fill", fill_value=0.0)
-            return items, best, candidates + jnp.sum(values != -jnp.inf, axis=1, dtype=jnp.int32), raw
+            for i, part in enumerate(self.kinds(values, begin)):
+                candidates[i] += jnp.sum(part != -jnp.inf, axis=1, dtype=jnp.int32)
+                raw[i] += part.at[self.place(targets[i], begin, size)].get(mode="fill", fill_value=0.0)
+            return items, best, candidates, raw
 
         items, best, candidates, raw = fold(visit, start, count, self.width)
         if k and self.axes.items is not None:
@@ -178,20 +181,28 @@ class _Ranked:
         items = jnp.where(best == -jnp.inf, PAD, items)
         return items, best, self.axes.sum_items(candidates), self.axes.sum_rows(self.axes.sum_items(raw))
 
-    def not_below(self, targets: Pairs, raw: Array) -> Array:
-        """The second visit: how many candidates score at least as high as each target, whose scores are ``raw``."""
+    def not_below(self, targets: Sequence[Pairs], raw: list[Array]) -> list[Array]:
+        """The second visit: how many other candidates score at least as high as each target, whose scores are ``raw``.
 
-        def visit(counts: Array, begin: Array | int, size: int) -> Array:
-            rows, _ = self.place(targets, begin, size)
-            return counts + metrics.count_not_below(self.chunk(begin, size), rows, raw)
+        A target is left out by its place: that a score is made twice with the same bits is not relied on."""
 
-        counts = fold(visit, jnp.zeros(len(raw), jnp.int32), _count(self.scores), self.width)
+        def visit(counts: list[Array], begin: Array | int, size: int) -> list[Array]:
+            for i, part in enumerate(self.kinds(self.chunk(begin, size), begin)):
+                rows, items = self.place(targets[i], begin, size)
+                itself = part.at[rows, items].get(mode="fill", fill_value=-jnp.inf)
+                others = metrics.count_not_below(part, rows, raw[i]) - metrics.not_below(itself, raw[i])
+                counts[i] = counts[i] + others
+            return counts
+
+        counts = fold(visit, [jnp.zeros(len(x), jnp.int32) for x in raw], _count(self.scores), self.width)
         return self.axes.sum_rows(self.axes.sum_items(counts))
 
 
-def _ranked(scores: Factors | Array, seen: Pairs, num_items: int, axes: Axes) -> _Ranked:
+def _ranked(
+    scores: Factors | Array, seen: Pairs, num_items: int, axes: Axes, among: tuple[Array | None, ...] = ()
+) -> _Ranked:
     """Where there are several chunks ``seen`` is put in the order of items, so that each reads only its own."""
-    found = _Ranked(scores, seen, num_items, axes)
+    found = _Ranked(scores, seen, num_items, axes, among)
     if found.width == _count(scores):
         return found
     items, rows = lax.sort((seen[1], seen[0]), num_keys=1)

@@ -39,7 +39,7 @@ from kd_jax.models.layers import split
 from kd_jax.pipeline import Run
 from kd_jax.progress import Log
 from kd_jax.setup import selects
-from kd_jax.tasks import SPLITS, Rank, score_function
+from kd_jax.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
 from kd_jax.train import train
 from kd_jax.types import PAD, Array, Params, PyTree
 
@@ -76,13 +76,15 @@ class Candidates:
     table: text.TokenTable
 
 
-def candidates(task: Rank, score_fn: evaluate.ScoreFn, split: int, n: int, pairs: Pairs, history: int) -> Candidates:
+def candidates(
+    task: Rank, score_fn: evaluate.ScoreFn, split: int, n: int, pairs: Pairs, history: int, batch_size: int
+) -> Candidates:
     """The ``n`` best items that each judged user has not seen, and what the cross-encoder reads of them."""
     d = task.dataset
     users = evaluate.eval_users(d, split)
     items = np.full((d.num_users, n), PAD, np.int32)
     first = np.full((d.num_users, n), -np.inf, np.float32)
-    items[users], first[users] = evaluate.top_k(score_fn, users, n, d.history(split), batch_size=task.batch_size)
+    items[users], first[users] = evaluate.top_k(score_fn, users, n, d.history(split), batch_size=batch_size)
     user, _ = np.nonzero(items != PAD)
     windows = last_items(*d.history(split), history)
     return Candidates(score_fn, items, first, pairs.table({"history": windows[user], "item": items[items != PAD]}))
@@ -114,7 +116,7 @@ class Reranker:
         self.found = {
             name: candidates(
                 self.task, score_function(run.dataset, built.graphdef, code, built.history)(*best), code, n, self.pairs,
-                self.history,
+                self.history, users_at_once(built.graphdef, self.task.batch_size, run.dataset.num_items, 1),
             )
             for name, code in SPLITS.items()
         }  # fmt: skip
@@ -166,7 +168,8 @@ class Reranker:
         found = self.found[name]
         fn = found.score_fn if scores is None else reranked(found.score_fn, found.items, scores)
         names = self.task.metric_names if full else (self.task.select,)
-        return self.task._judged(fn, name, names, slices=False).metrics
+        at_once = dense_users(self.task.batch_size, self.task.dataset.num_items)  # a new order has no factors
+        return self.task._judged(fn, name, names, slices=False, batch_size=at_once).metrics
 
     def _validate(self, params: Params, constants: PyTree) -> float:
         return self.metrics("valid", self.scores(self.fits(params, "valid"), "valid", None), False)[self.task.select]

@@ -138,7 +138,8 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def _placed(x: Any, where: NamedSharding) -> jax.Array:
     """Several processes place what each of them has whole; ``device_put`` would send all copies around to compare."""
-    if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+    alone = jax.process_count() == 1 or where.is_fully_addressable
+    if alone or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return jax.device_put(x, where)
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from kd_jax import evaluate, metrics, sharding
-from kd_jax.catalogue import TILE_ELSEWHERE, Factors
+from kd_jax.catalogue import Factors
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import (
     TEST,
@@ -71,6 +71,8 @@ def score_function(
         model: Any = nnx.merge(graphdef, params, constants)
         batch = {"user": users, "history": windows, "context_row": split * dataset.num_users + users}
         found: Any = model.scores(batch, items)
+        if isinstance(found, Factors) != factorised:
+            raise TypeError(f"{type(model).__name__}.scores gives {'no ' * factorised}factors; see Scorer.factorised")
         return found.contexts if isinstance(found, Factors) else found  # the items are there already
 
     def bind(params: Params, constants: PyTree) -> evaluate.ScoreFn:
@@ -85,12 +87,20 @@ def score_function(
     return bind
 
 
-def users_at_once(graphdef: nnx.GraphDef, batch_size: int, num_items: int, devices: int) -> int:
-    """``batch_size``, or as few users as 2**26 scores of a large catalogue allow on each of the ``devices``
-    that divide them, where scores have no factors; a multiple of ``devices``, else all would rank all."""
-    most = batch_size if factorises(graphdef) else max(1, TILE_ELSEWHERE // num_items)
+LARGEST_BLOCK = 2**26  # scores without factors on a device that has a share of the users: 256 MB
+
+
+def dense_users(batch_size: int, num_items: int, devices: int = 1) -> int:
+    """``batch_size``, or as few users as ``LARGEST_BLOCK`` scores allow on each of the ``devices`` that divide them; a
+    multiple of ``devices``, else all of them would rank all."""
+    most = max(1, LARGEST_BLOCK // num_items)
     each = -(-batch_size // devices)
     return devices * (each if each <= most else 1 << (most.bit_length() - 1))
+
+
+def users_at_once(graphdef: nnx.GraphDef, batch_size: int, num_items: int, devices: int) -> int:
+    """Users whose scores a model makes at once: ``dense_users`` where they have no factors, else ``batch_size``."""
+    return -(-batch_size // devices) * devices if factorises(graphdef) else dense_users(batch_size, num_items, devices)
 
 
 @functools.lru_cache

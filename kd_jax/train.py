@@ -261,7 +261,9 @@ def train(
                 if traces is not None:
                     jax.block_until_ready(state)
             if traces is not None and step == first + 2 * chunk:
-                log.write(model=name, seed=seed, step=step + chunk, device_ms=device_time(traces, chunk))
+                if told := device_time(traces, chunk):
+                    log.write(model=name, seed=seed, step=step + chunk, device_ms=told)
+                meter.reset(ahead=chunk)  # tracing is no training
             if step == first:
                 meter.reset(ahead=chunk)  # it was compiled
             step += chunk

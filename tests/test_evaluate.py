@@ -427,6 +427,30 @@ def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatc
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("off", [0.0, 1e-6])
+def test_a_target_never_competes_with_itself(off, monkeypatch):
+    """Even where the second visit makes its score anew, with another rounding."""
+    monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
+    monkeypatch.setitem(TILE, "cpu", 8)
+    rng, chunk, visits = np.random.default_rng(0), ranking._Ranked._chunk, []
+    user, item = (rng.normal(size=(count, 5)).astype(np.float32) for count in (2, 23))
+
+    def lower(self, *where):
+        visits.append(where)
+        return chunk(self, *where) - (off if len(visits) > 2 else 0.0)  # a loop and the rest make a visit
+
+    monkeypatch.setattr(ranking._Ranked, "_chunk", lower)
+    jax.clear_caches()
+    nothing = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+    targets = tuple(np.arange(46, dtype=np.int32) // d % m for d, m in ((23, 2), (1, 23)))
+    given = Factors(jnp.asarray(user), jnp.asarray(item), jnp.zeros(23))
+    found = ranking.rank(given, nothing, targets, None, num_items=23, k=0, mesh=None)
+    jax.clear_caches()
+    assert len(visits) == 4
+    order = np.argsort(np.argsort(-(user @ item.T), axis=1), axis=1) + 1
+    np.testing.assert_array_equal(np.asarray(found["ranks"]).reshape(2, 23), order)
+
+
 @pytest.mark.parametrize("shape", [None, (2, 4)])
 def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 2**13)

@@ -9,7 +9,7 @@ from test_train import HISTORY, OBJECTIVE, student_of, task_of
 
 from kd_jax import sharding
 from kd_jax.data.loader import batches
-from kd_jax.meter import Meter, ceiling, matmul_flops, peak_memory
+from kd_jax.meter import Meter, ceiling, device_time, matmul_flops, peak_memory, trace
 from kd_jax.models.layers import split
 from kd_jax.train import Recipe, compiled_step
 
@@ -64,6 +64,13 @@ def test_the_times_add_up_and_the_rate_is_held_against_the_ceiling():
     assert sum(cost["step_ms"].values()) <= 500 * elapsed + 0.01
     assert cost["flops_utilisation"] == pytest.approx(2e6 / elapsed / (2 * ceiling()), abs=2e-4)
     assert meter.read(8) == {}
+
+
+def test_a_trace_without_operations_says_nothing(tmp_path):
+    assert device_time(tmp_path, 3) == {}
+    with trace(tmp_path):
+        pass
+    assert device_time(tmp_path, 3) == {}
 
 
 def test_steps_that_run_ahead_are_not_counted_as_done():

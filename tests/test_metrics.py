@@ -18,7 +18,7 @@ import ranx  # noqa: E402, I001
 def target_ranks(scores, rows, items):
     """As ``kd_jax/ranking.py`` puts the two together where all is on one device and in one chunk."""
     raw = scores.astype(jnp.float32).at[rows, items].get(mode="clip")
-    counts = m.count_not_below(scores.astype(jnp.float32), rows, raw)
+    counts = m.count_not_below(scores.astype(jnp.float32), rows, raw) - m.not_below(raw, raw)
     return m.ranks_of(counts, raw, rows, *scores.shape)
 
 

@@ -1,5 +1,6 @@
 """The train step and the loop: sharded like unsharded, compiled once, resumed like uninterrupted, stopped cleanly."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -131,6 +132,14 @@ def test_every_device_ranks_its_share_of_items_that_it_does_not_divide(name, mon
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
 
 
+def test_a_student_whose_scores_are_not_what_it_says_is_refused(monkeypatch):
+    task = task_of(False)
+    monkeypatch.setattr(STUDENTS["mf"], "factorised", False)
+    graphdef, params, constants = split(student_of(task, "mf"))
+    with pytest.raises(TypeError, match=r"MatrixFactorization.scores gives factors; see Scorer.factorised"):
+        score_function.__wrapped__(task.dataset, graphdef, 2, HISTORY)(params, constants)(np.arange(4))
+
+
 def test_scores_without_factors_are_made_for_fewer_users_at_once_where_the_catalogue_is_large():
     task = task_of(ratings=False)
     mlp, mf = (functools.partial(users_at_once, split(student_of(task, name))[0]) for name in ("mlp", "mf"))
@@ -166,6 +175,18 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
         by_host, _ = losses(task, student_of(task, name), sharding.make_mesh(*shape), kept["teacher"], examples=beside)
         for one, other in zip(cached, by_host, strict=True):
             assert one == pytest.approx(other, rel=1e-6 if shape == (1, 1) else 1e-4)
+
+
+def test_what_of_several_teachers_does_not_fit_is_read_by_the_host():
+    arrays = {"contexts": np.zeros((10, 1, 4), np.float32), "items": np.zeros((9, 4), np.float32)}
+    teachers = {name: labels.Teacher(arrays, labels._cached_scores, lambda: np.zeros(9)) for name in "abc"}
+    teachers["b"] = dataclasses.replace(teachers["b"], arrays=arrays | {"weights": np.ones((10, 1), np.float32)})
+    examples = examples_of(task_of(False), "user")
+    kept, changed = labels.fitting(teachers, examples, budget=2 * 160)
+    assert [("contexts" in kept[name].arrays) for name in "abc"] == [True, False, True]
+    batch = changed.gather(np.array([3, 4]))
+    assert batch["labels of b"].keys() == {"contexts", "weights"} and not batch.keys() & {"labels of a", "labels of c"}
+    assert kept["b"].scores(kept["b"].arrays | {"bias": np.zeros(9)}, batch).weights.shape == (2, 1)
 
 
 @pytest.mark.parametrize("ratings", [False, True])
