@@ -3,7 +3,7 @@
 B batch, P predicted positions per example, L sequence, D width, H heads, I items (the catalogue), U users,
 K candidates, M targets per position, V vocabulary, C classes, N rows.
 
-A *batch* is a flat dict of arrays with leading axis B. Models and objectives read these keys:
+A *batch* is a dict of arrays with leading axis B, flat but for two. Models and objectives read these keys:
 
 =================  ===============  ==========================================================================
 key                shape            meaning
@@ -23,6 +23,7 @@ pair_ids           int32  [B, L]    cross-encoder in training: tokens of the use
 pair_mask          int32  [B, L]    0 padding, 1 a token of the user's text, 2 (``encoder.SECOND``) one of the item's
 interaction        int32  [B]       rate only: row of the data set
 row                int32  [B]       position of the example in its table; cached soft labels are looked up by it
+labels of <name>   dict             cached soft labels that fit no device: what the teacher <name> says of these rows
 =================  ===============  ==========================================================================
 """
 

@@ -1,5 +1,6 @@
 """What the README shows works as it stands there."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import kd_jax
 from kd_jax import pipeline
 from kd_jax.models import student
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -36,9 +38,29 @@ def test_the_student_of_the_readme_trains_distils_and_recommends(world, tmp_path
 
 
 def test_the_files_and_commands_that_the_readme_names_exist():
-    root = Path(__file__).parents[1]
     for name in re.findall(r"\]\(([\w/.]+)\)|`((?:configs|examples|docs)/[\w.]+)", README):
-        assert (root / (name[0] or name[1])).exists(), name
-    makefile = (root / "Makefile").read_text()
+        assert (ROOT / (name[0] or name[1])).exists(), name
+    makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make (quickstart|test)\b", README):
         assert f"\n{target}:" in makefile
+
+
+def test_modules_import_what_stands_beside_them_or_below():
+    """As docs/architecture.md lists them; imports at the top of a file count."""
+    package, rows = ROOT / "kd_jax", {}
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")} - {"__init__.py"}
+    table = [line for line in (ROOT / "docs/architecture.md").read_text().splitlines() if line.startswith("| ")]
+    for number, line in enumerate(table):
+        folder = ""
+        for name in re.findall(r"`(?:kd_jax/)?([\w/]+\.py)`", line.split("|")[2]):
+            folder = name.rpartition("/")[0] + "/" if "/" in name else folder
+            rows[name if "/" in name or name in modules else folder + name] = number
+    assert rows.keys() - {"launch.py"} == {name for name in modules if not name.endswith("__init__.py")}
+    wrong = []
+    for module in rows.keys() - {"launch.py"}:
+        for node in ast.parse((package / module).read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kd_jax"):
+                parts = node.module.split(".")[1:]
+                found = ["/".join([*parts, alias.name]) + ".py" for alias in node.names] + ["/".join(parts) + ".py"]
+                wrong += [(module, one) for one in found if rows.get(one, len(table)) < rows[module]]
+    assert not wrong
