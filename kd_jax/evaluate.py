@@ -21,7 +21,7 @@ from kd_jax import metrics as m
 from kd_jax import ranking
 from kd_jax.catalogue import Factors
 from kd_jax.errors import InputError
-from kd_jax.sharding import fetch, mesh_of
+from kd_jax.sharding import fetch, mesh_of, spare
 
 if TYPE_CHECKING:
     from kd_jax.data.dataset import Dataset
@@ -139,9 +139,8 @@ def _scores(score_fn: ScoreFn, users: np.ndarray, num_items: int | None) -> tupl
     """The scores, and how many items they are of."""
     scores = score_fn(users)
     shape = (len(scores.contexts), len(scores.bias)) if isinstance(scores, Factors) else scores.shape
-    mesh = mesh_of(scores)
-    spare = 0 if mesh is None or num_items is None else -num_items % mesh.shape.get("model", 1)
-    if len(shape) != 2 or num_items not in (None, shape[1], shape[1] - spare) or shape[0] != len(users):
+    more = 0 if num_items is None else spare(num_items, mesh_of(scores))
+    if len(shape) != 2 or num_items not in (None, shape[1], shape[1] - more) or shape[0] != len(users):
         raise ValueError(f"score_fn returned shape {shape} for {len(users)} users and {num_items} items")
     return scores, num_items or shape[1]
 
@@ -277,8 +276,9 @@ def evaluate_rate(
     values: Float[np.ndarray, " C"],
     ratings: Float[np.ndarray, " N"] | None = None,
     batch_size: int = 4096,
-) -> dict[str, float]:
-    """`metrics.rate_metrics` of a model that maps row numbers (int32 [B], numpy) to class logits [B, C].
+) -> tuple[dict[str, float], Float[np.ndarray, "N C"]]:
+    """`metrics.rate_metrics` of a model that maps row numbers (int32 [B], numpy) to class logits [B, C], and the class
+    probabilities they come from.
 
     `values` gives the rating each class stands for, `ratings` the true ratings (default: those of the labels). The
     softmax is taken in f64, so that log-loss is not cut off early. Raises InputError if there is no row.
@@ -291,4 +291,4 @@ def evaluate_rate(
     with np.errstate(invalid="ignore"):  # a row with an infinite logit becomes NaN, which the metrics count as wrong
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return m.rate_metrics(probabilities, labels, np.asarray(values, np.float64), ratings)
+    return m.rate_metrics(probabilities, labels, np.asarray(values, np.float64), ratings), probabilities

@@ -256,6 +256,12 @@ def binary_auc(scores: Float[np.ndarray, " N"], positive: np.ndarray) -> float:
     return float(below.mean() / (2 * len(negatives)))
 
 
+def predictions(probabilities: Float[np.ndarray, "N C"]) -> Int[np.ndarray, " N"]:
+    """The first most probable class of each row; C, which is none, for a row with NaN."""
+    bad = np.isnan(probabilities).any(axis=1)
+    return np.where(bad, probabilities.shape[1], np.argmax(probabilities, axis=1))
+
+
 def rate_metrics(
     probabilities: Float[np.ndarray, "N C"],
     labels: Int[np.ndarray, " N"],
@@ -267,11 +273,10 @@ def rate_metrics(
     `values` gives the rating each class stands for; `ratings` the true ratings (default: values[labels]). With two
     classes precision, recall, F1 and AUC are those of the last class; with more they are macro averages, over the
     classes that occur among labels or predictions (AUC: one against the rest, over the classes among the labels).
-    A prediction is the first most probable class; a row with NaN predicts nothing and is wrong. 0 / 0 counts as 0.
+    A row with NaN predicts nothing and is wrong (``predictions``). 0 / 0 counts as 0.
     """
     num_classes = probabilities.shape[1]
-    bad = np.isnan(probabilities).any(axis=1)
-    predicted = np.where(bad, num_classes, np.argmax(probabilities, axis=1))
+    bad, predicted = np.isnan(probabilities).any(axis=1), predictions(probabilities)
     hits = np.bincount(labels[predicted == labels], minlength=num_classes)
     guesses = np.bincount(predicted, minlength=num_classes + 1)[:num_classes]
     actual = np.bincount(labels, minlength=num_classes)

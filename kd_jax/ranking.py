@@ -64,18 +64,18 @@ def rank(
 
     is_cold, asked = (None, [targets]) if cold is None else (cold[0], [targets, cold[1]])
     scores, users = _columns(scores, mesh), len(scores.contexts if isinstance(scores, Factors) else scores)
-    if is_cold is not None and mesh is not None:
-        is_cold = jnp.pad(is_cold, (0, -len(is_cold) % mesh.shape.get("model", 1)))
+    if is_cold is not None:
+        is_cold = jnp.pad(is_cold, (0, sharding.spare(len(is_cold), mesh)))
     (found, candidates), (counts, raw) = sharding.by_device(here, scores, (seen, *asked), is_cold, mesh)
-    for kind, pairs, *of in zip(("", "cold_"), asked, candidates, counts, raw, strict=False):
-        found[f"{kind}candidates"] = of[0]
-        found[f"{kind}ranks"] = metrics.ranks_of(of[1], of[2], pairs[0], users, num_items)
+    for i, kind in enumerate(("", "cold_")[: len(asked)]):
+        found[f"{kind}candidates"] = candidates[i]
+        found[f"{kind}ranks"] = metrics.ranks_of(counts[i], raw[i], asked[i][0], users, num_items)
     return found
 
 
 def _columns(scores: Factors | Array, mesh: Mesh | None) -> Factors | Array:
     """As many as ``model`` divides; the last ones are no items."""
-    missing = 0 if mesh is None else -_count(scores) % mesh.shape.get("model", 1)
+    missing = sharding.spare(_count(scores), mesh)
     if not missing:
         return scores
     if isinstance(scores, Factors):

@@ -76,8 +76,7 @@ def put(tree: PyTree, mesh: Mesh) -> PyTree:
 def even_rows(rows: dict[str, int], mesh: Mesh) -> dict[str, int]:
     """How many rows these tables have while they are on ``mesh``: as many as ``model`` divides, since JAX splits no
     others. The last ones are zeros, and nothing outside of the mesh sees them: what is saved or read is cut."""
-    parts = mesh.shape["model"]
-    return {name: count + -count % parts for name, count in rows.items()}
+    return {name: count + spare(count, mesh) for name, count in rows.items()}
 
 
 def storing(
@@ -108,7 +107,7 @@ def put_labels(teachers: Mapping[str, PyTree], mesh: Mesh) -> dict[str, PyTree]:
 
 
 def _even_labels(teacher: PyTree, mesh: Mesh) -> PyTree:
-    missing = -len(teacher["bias"]) % mesh.shape["model"] if isinstance(teacher, dict) and "bias" in teacher else 0
+    missing = spare(len(teacher["bias"]), mesh) if isinstance(teacher, dict) and "bias" in teacher else 0
     if missing:
         bias = np.pad(np.asarray(teacher["bias"]), (0, missing), constant_values=NEGATIVE)
         items = np.pad(np.asarray(teacher["items"]), ((0, missing), (0, 0)))
@@ -166,6 +165,11 @@ def mesh_of(tree: PyTree) -> Mesh | None:
         return None
     assert isinstance(found.mesh, Mesh)
     return found.mesh
+
+
+def spare(count: int, mesh: Mesh | None) -> int:
+    """How many rows ``count`` lacks until ``model`` divides them."""
+    return 0 if mesh is None else -count % mesh.shape.get("model", 1)
 
 
 def users_parts(tree: PyTree) -> int:
@@ -274,10 +278,9 @@ def catalogue_run(mesh: Mesh) -> Run | None:
     if mesh.size == 1:
         return None
     rows, items, whole = PartitionSpec("data"), PartitionSpec("model"), PartitionSpec()
-    parts = mesh.shape["model"]
 
     def padded(factors: Factors) -> Factors:
-        missing = -len(factors.bias) % parts
+        missing = spare(len(factors.bias), mesh)
         if not missing:
             return factors
         bias = jnp.pad(factors.bias, (0, missing), constant_values=NEGATIVE)
@@ -291,7 +294,7 @@ def catalogue_run(mesh: Mesh) -> Run | None:
         given, coefficients, teacher, warm = inputs
         count = len(student.bias)
         student, teacher = padded(student), None if teacher is None else padded(teacher)
-        warm = None if warm is None else jnp.pad(warm, (0, -count % parts))
+        warm = None if warm is None else jnp.pad(warm, (0, spare(count, mesh)))
         taken = (rows, whole, None if teacher is None else spec(teacher), None if warm is None else items)
         axes = Axes("data", "model")
         values, slopes = jax.shard_map(

@@ -258,18 +258,11 @@ class Rate:
 
     def _judged(self, logits: Callable[[np.ndarray], Array], pairs: Batch) -> Judged:
         labels, ratings = pairs["targets"][:, 0, 0], self.dataset.rating[pairs["interaction"]]
-        kept: list[Array] = []
-
-        def remember(rows: np.ndarray) -> Array:
-            kept.append(logits(rows))
-            return kept[-1]
-
-        values = evaluate.evaluate_rate(
-            remember, labels, values=self.class_values, ratings=ratings, batch_size=self.batch_size
+        values, probabilities = evaluate.evaluate_rate(
+            logits, labels, values=self.class_values, ratings=ratings, batch_size=self.batch_size
         )
-        probabilities = np.asarray(jax.nn.softmax(jnp.concatenate(kept)[: len(labels)].astype(jnp.float32)))
         loss = metrics.log_loss(probabilities, labels)
-        right = (probabilities.argmax(1) == labels).astype(np.float64)
+        right = (metrics.predictions(probabilities) == labels).astype(np.float64)
         per_user = {
             "log_loss": self._user_shares(pairs["user"], loss),
             "accuracy": self._user_shares(pairs["user"], right),

@@ -487,7 +487,9 @@ def test_evaluate_rate_streams_the_same_numbers():
         seen.shapes.add(rows.shape)
         return jnp.asarray(logits)[rows]
 
-    assert ev.evaluate_rate(logits_fn, labels, values=values, ratings=ratings, batch_size=8) == pytest.approx(want)
+    found, probabilities = ev.evaluate_rate(logits_fn, labels, values=values, ratings=ratings, batch_size=8)
+    assert found == pytest.approx(want)
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), rtol=1e-5)
     assert seen.shapes == {(8,)}
     with pytest.raises(InputError, match="no rated pair"):
         ev.evaluate_rate(logits_fn, labels[:0], values=values)
@@ -497,7 +499,7 @@ def test_evaluate_rate_of_nan_and_infinite_logits():
     labels, values = np.array([0, 1, 0, 1]), np.array([0.0, 1.0])
 
     def rate(value):
-        return ev.evaluate_rate(lambda rows: jnp.full((len(rows), 2), value), labels, values=values, batch_size=4)
+        return ev.evaluate_rate(lambda rows: jnp.full((len(rows), 2), value), labels, values=values, batch_size=4)[0]
 
     for value in (np.nan, np.inf, -np.inf):
         assert rate(value)["accuracy"] == 0 and rate(value)["mae"] == 1
