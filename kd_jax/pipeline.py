@@ -100,6 +100,10 @@ class Run(Setup):
                     self.log.note(f"{model} (seed {seed}): up to date")
                     continue
                 trained = self._train(model, seed, checkpoints)
+            score = self.task.told(trained.best_score)
+            self.log.note(
+                f"{model} (seed {seed}): best on validation: {score} at step {trained.best_step} of {trained.steps}"
+            )
             result = {f.name: getattr(trained, f.name) for f in dataclasses.fields(trained) if f.name != "params"}
             if leader():
                 write_json(folder / "result.json", result)
@@ -171,6 +175,9 @@ class Run(Setup):
                     self._check_label_history(model)
                 else:
                     self._check_source(model, name)
+            if model in TEACHER_OF and "labels" not in self.config.stages:
+                for wanted in self._labels(model, self.seeds):
+                    self._check_written(wanted)
         stale: dict[str, InputError] = {}
         for model in MODELS:
             for seed in self.seeds:
@@ -373,25 +380,33 @@ class Run(Setup):
             if name != OWN:
                 wanted = [self._source_labels(model, name)]
             for one in wanted:
-                if not one.finished:
-                    raise InputError(
-                        f"{one.folder} is missing or was written by another teacher; run the stage 'labels' first "
-                        "(--config.stages)"
-                    )
+                self._check_written(one)
             cached = labels.cached(*(one.folder for one in wanted))
             found[name] = labels.with_top(cached, top) if top and "contexts" in cached.arrays else cached
         return found
+
+    def _check_written(self, wanted: Labels) -> None:
+        if not wanted.finished:
+            raise InputError(
+                f"{wanted.folder} is missing or was written by another teacher; run the stage 'labels' first "
+                "(--config.stages)"
+            )
 
     def _check_label_history(self, model: str) -> None:
         """A student that learns after every item of a history needs a teacher that labels as many of them."""
         name, teacher = self.settings(model).student.name, self.settings(TEACHER_OF[model]).teacher
         if self.config.task != "rank" or self.positions(model) != "all":
             return
-        if teacher.trend or teacher.context != "items" or self._window(model) > teacher.history:
+        window = self._window(model)
+        wrong = {
+            f"teacher.trend=False (now {teacher.trend})": teacher.trend,
+            f"teacher.context='items' (now {teacher.context!r})": teacher.context != "items",
+            f"teacher.history >= student.history (now {teacher.history} and {window})": window > teacher.history,
+        }
+        if any(wrong.values()):
             raise InputError(
                 f"student.name={name!r} learns after every item of a history, and its teacher must label as much: use "
-                f"teacher.trend=False (now {teacher.trend}), teacher.context='items' (now {teacher.context!r}) and "
-                f"teacher.history >= student.history (now {teacher.history} and {self._window(model)})"
+                + " and ".join(cure for cure, needed in wrong.items() if needed)
             )
 
     # judging

@@ -53,6 +53,8 @@ class Log:
 
     def __init__(self, path: Path, metric: str, console: Console | None = None, silent: bool = False):
         self.console = console or Console(highlight=False, quiet=silent)
+        if console is None and not self.console.is_terminal and "COLUMNS" not in os.environ:
+            self.console.width = 160  # of a file nobody knows it, and a table must not be cut
         self.metric = metric
         self.progress: Progress | None = None
         self._path = Path(os.devnull) if silent else path

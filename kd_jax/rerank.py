@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -235,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--negatives", type=int, default=4, help="items drawn per training example (default: 4)")
     parser.add_argument("--set", action="append", default=[], help="a field of teacher: --set teacher.steps=200")
     options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
     try:
         report = rerank(options.workdir, options.model, options.candidates, options.negatives, options.set)
     except InputError as error:

@@ -395,10 +395,14 @@ class Setup:
                 "step encodes; they need task='rank', teacher.train other than 'head' (where the whole catalogue costs "
                 "next to nothing), text in item_features and context='items'"
             )
-        if (spec.softmax == "sampled" and spec.negatives < 1) or not 0 <= spec.hard_negatives < self.dataset.num_items:
+        if spec.softmax == "sampled" and spec.negatives < 1:
             raise InputError(
-                f"teacher.negatives={spec.negatives}, teacher.hard_negatives={spec.hard_negatives}: softmax='sampled' "
-                "draws at least 1 negative, and hard negatives are 0 or more and fewer than the items"
+                f"teacher.negatives={spec.negatives}: teacher.softmax='sampled' draws at least 1 item per step"
+            )
+        if not 0 <= spec.hard_negatives < self.dataset.num_items:
+            raise InputError(
+                f"teacher.hard_negatives={spec.hard_negatives} must be 0 or more, and fewer than the "
+                f"{self.dataset.num_items} items"
             )
 
     def check_form(self) -> None:

@@ -32,6 +32,8 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     Raises InputError if there are not that many devices.
     """
     devices = jax.devices()
+    if model < 1 or (data < 1 and data != -1):
+        raise InputError(f"mesh.data={data}, mesh.model={model} must be at least 1 each (data=-1: all that are left)")
     asked = f"mesh.data={data} x mesh.model={model}"
     data = len(devices) // model if data == -1 and model > 0 else data
     if data < 1 or model < 1 or data * model > len(devices):

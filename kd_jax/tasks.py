@@ -125,6 +125,7 @@ class Task(Protocol):
         self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True
     ) -> Callable[[Params, PyTree], Judged]: ...
     def score(self, judged: Judged) -> float: ...
+    def told(self, score: float) -> str: ...
     def baseline(self, split: str) -> Judged: ...
 
 
@@ -195,6 +196,9 @@ class Rank:
     def score(self, judged: Judged) -> float:
         return judged.metrics[self.select]
 
+    def told(self, score: float) -> str:
+        return f"{self.select} {score:.4f}"
+
     def baseline(self, split: str) -> Judged:
         return self._judged(evaluate.popularity(self.dataset), split, self.metric_names, slices=True)
 
@@ -220,6 +224,11 @@ class Rate:
     def __post_init__(self) -> None:
         if np.isnan(self.dataset.rating).any():
             raise InputError("task='rate' needs a rating for every interaction; this data set has rows without one")
+        if np.ptp(self.dataset.rating) == 0:
+            raise InputError(
+                f"task='rate' needs ratings that differ; here all are {self.dataset.rating[0]:g}, which also stands "
+                "where there is no column of ratings: name it with data.columns.rating"
+            )
         known = ("accuracy", "precision", "recall", "f1", "auc", *LOWER_IS_BETTER)
         if self.select not in known:
             raise InputError(f"eval.select={self.select!r} is not a metric of task='rate'{nearest(self.select, known)}")
@@ -296,6 +305,9 @@ class Rate:
     def score(self, judged: Judged) -> float:
         value = judged.metrics[self.select]
         return -value if self.select in LOWER_IS_BETTER else value
+
+    def told(self, score: float) -> str:
+        return f"{self.select} {abs(score):.4f}"
 
     def baseline(self, split: str) -> Judged:
         """The item's class shares in training, smoothed by one pseudo-rating of the average: no personalisation."""

@@ -412,3 +412,27 @@ def test_a_read_only_workdir(world, disk, refused):
         config(world, stages=SHORT), disk / "new", r"--workdir=.* cannot be used as a folder \(Read-only file system\)"
     )
     assert files(disk) == before
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"stages": ("data", "student", "distilled")}, r"labels/teacher.seed0 is missing .*; run the stage 'labels' first"),
+    ({"stages": ("data", "teacher"), "teacher.train": "top_n", "teacher.top_n": 9}, r"top_n=9: .* has 2 layers"),
+    ({"student.name": "sasrec", "student.history": 99},
+     r"as much: use teacher.history >= student.history \(now \d+ and 99\)$"),
+    ({"mesh.model": 0}, r"mesh.data=1, mesh.model=0 must be at least 1 each"),
+    ({"stages": ("data", "teacher"), "teacher.train": "lora", "teacher.hard_negatives": 999},
+     r"hard_negatives=999 must be .* fewer than the \d+ items"),
+], ids=lambda value: "")  # fmt: skip
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(world, tmp_path, refused, fields, message):
+    refused(config(world, **fields), tmp_path / "run", message)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"data.split": "temporal"}, r"; there is no timestamp \(data.columns.timestamp\): rows count as in order of time"),
+    ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.columns.rating"),
+], ids=lambda value: "")  # fmt: skip
+def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, message):
+    by_user = sorted((line.split(",")[:2] for line in rows(world)), key=lambda row: row[0])
+    (tmp_path / "pairs.csv").write_text("user,item\n" + "\n".join(map(",".join, by_user)) + "\n")
+    refused(config(world, **{"data.path": str(tmp_path / "pairs.csv"), **fields}), tmp_path / "run", message)

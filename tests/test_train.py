@@ -177,6 +177,29 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
             assert one == pytest.approx(other, rel=1e-6 if shape == (1, 1) else 1e-4)
 
 
+def test_writing_labels_goes_on_where_it_was_cut_off(tmp_path):
+    task = task_of(False)
+    examples, labeller = examples_of(task, "user"), labels.of_model(*teacher_of(task), positions="user")
+    labels.prepare(tmp_path / "labels", "made by this")
+    labels.write(tmp_path / "labels", labeller, examples, batch_size=7, batches_per_file=1)
+    whole, files = labels.read(tmp_path / "labels"), sorted((tmp_path / "labels").glob("rows-*"))
+    times = [path.stat().st_mtime_ns for path in files]
+    files[1].unlink()
+    with pytest.raises(InputError, match="hold .* rows; delete the folder and run the 'labels' stage again"):
+        labels.read(tmp_path / "labels")
+    asked, label = [], labeller.label
+    again = dataclasses.replace(labeller, label=lambda batch: asked.append(1) or label(batch))
+    labels.prepare(tmp_path / "labels", "made by this")
+    labels.write(tmp_path / "labels", again, examples, batch_size=7, batches_per_file=1)
+    jax.tree.map(np.testing.assert_array_equal, labels.read(tmp_path / "labels"), whole)
+    assert len(asked) == 1 and len(files) > 3
+    assert [path.stat().st_mtime_ns for i, path in enumerate(files) if i != 1] == [
+        t for i, t in enumerate(times) if i != 1
+    ]
+    labels.prepare(tmp_path / "labels", "made by another")
+    assert not list((tmp_path / "labels").glob("rows-*"))
+
+
 def test_what_of_several_teachers_does_not_fit_is_read_by_the_host():
     arrays = {"contexts": np.zeros((10, 1, 4), np.float32), "items": np.zeros((9, 4), np.float32)}
     teachers = {name: labels.Teacher(arrays, labels._cached_scores, lambda: np.zeros(9)) for name in "abc"}

@@ -241,7 +241,10 @@ def build(
         counts["users_with_fewer_than_3"] = int((np.diff(indptr) < 3).sum())
     counts |= {"users": len(user_ids), "items": len(item_ids), "interactions": len(user)}
     dataset = _assemble(raw.name, split, user_ids, item_ids, texts, arrays, counts)
-    _check_splits(dataset, minima)
+    untimed = split != "column" and "timestamp" not in raw.interactions.columns
+    _check_splits(
+        dataset, minima, "; there is no timestamp (data.columns.timestamp): rows count as in order of time" * untimed
+    )
     return dataset
 
 
@@ -262,12 +265,12 @@ def _some_left(raw: RawData, left: int, option: str) -> None:
         )
 
 
-def _check_splits(dataset: Dataset, minima: str) -> None:
-    """Raises InputError if a split is empty, or nobody in it has a history to be judged by."""
+def _check_splits(dataset: Dataset, minima: str, hint: str) -> None:
+    """Raises InputError if a split is empty, or nobody in it has a history to be judged by. hint: a possible cause."""
     sizes = np.diff(dataset.indptr)
     left = (
         f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left{minima and f' after {minima}'}, "
-        f"at most {sizes.max()} of one user; change data.split or data.ratios{minima and f', or lower {minima}'}"
+        f"at most {sizes.max()} of one user; change data.split or data.ratios{minima and f', or lower {minima}'}{hint}"
     )
     for code in range(3):
         chosen = dataset.split == code

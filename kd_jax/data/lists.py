@@ -177,7 +177,8 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 value = json.loads(raw)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}:{number}: no JSON ({error}); write one object per line") from None
+                said = getattr(error, "msg", str(error))  # without the place within the line
+                raise InputError(f"{path}:{number}: no JSON ({said}); write one object per line") from None
             if not isinstance(value, dict):
                 raise InputError(
                     f"{path}:{number}: {str(value)[:40]!r} is no object; write {{'user': …, 'items': […]}}"

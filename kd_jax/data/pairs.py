@@ -62,7 +62,8 @@ class Pairs:
         """How many pairs are too long, for the log."""
         over = self._parts(batch)[2]
         return (
-            f"{int(np.sum(over > 0)):,} of {len(over):,} are longer than {self.max_length} tokens (teacher.max_tokens) "
+            f"{int(np.sum(over > 0)):,} of {len(over):,} are longer than {self.max_length} tokens (the lesser of "
+            f"teacher.max_tokens and what the language model reads) "
             f"and lose {int(over.sum()):,} tokens at the old end of the history"
         )
 

@@ -376,9 +376,10 @@ def _folder_tokenizer(folder: Path) -> Any:
             warnings.simplefilter("ignore")
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises a different type for each missing or damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        there = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
+        reason = f" ({(str(error).strip().splitlines() or [type(error).__name__])[0]})" * there
         raise InputError(
-            f"{folder}: no tokenizer could be loaded ({reason}); the folder needs tokenizer.json or vocab.txt"
+            f"{folder}: no tokenizer could be loaded{reason}; the folder needs tokenizer.json or vocab.txt"
         ) from None
 
 

@@ -69,7 +69,12 @@ class LanguageModel:
         )
         self.live, self.cache = train != "head", cache
         if train == "top_n":
-            self.encoder.freeze_below(max(0, self.encoder.num_layers - top_n))
+            if not 0 < top_n <= self.encoder.num_layers:
+                raise InputError(
+                    f"teacher.top_n={top_n}: {weights} has {self.encoder.num_layers} layers; give 1 to as many, or "
+                    "teacher.train='full' to train the embeddings too"
+                )
+            self.encoder.freeze_below(self.encoder.num_layers - top_n)
         elif train == "lora":
             self.encoder.add_lora(lora_rank, lora_targets)
         self._tables: dict[str, tuple[text.TokenTable, np.ndarray | None]] = {}  # by tower: tokens, frozen states
