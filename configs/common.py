@@ -71,8 +71,9 @@ def get_config() -> ConfigDict:
     c.teacher.lora_rank = 8  # 'lora': rank of the adapters, and the linear maps that have one
     c.teacher.lora_targets = ("query", "value")
     c.teacher.lm_learning_rate = 2e-5  # of what is trained of the language model
-    c.teacher.softmax = "full"  # while it is trained, over 'full': the catalogue (items outside the batch keep their
-    # vectors of the last validation), 'in_batch': the batch's items, or 'sampled': these and drawn ones, with log-Q
+    c.teacher.softmax = ""  # while it is trained, over 'in_batch': the batch's items, 'sampled': these and drawn ones,
+    # both with log-Q, or 'full': the catalogue, items outside the batch with their vectors of the last validation; it
+    # learns to tell these apart (docs/results.md). '' is 'in_batch' where there are item texts to encode, else 'full'
     c.teacher.negatives = 0  # 'sampled': items drawn per step, as often as they occur in training
     c.teacher.hard_negatives = 0  # per row: items that the teacher itself scores highest, encoded in the step too
     c.teacher.remat = False  # keep no activations of its layers: a third more time, far less memory

@@ -352,6 +352,8 @@ class Setup:
             return self._build_cross(seed)
         ranks = self.task.num_classes == 0
         trend = self.trends.features if c.trend and ranks else None
+        encodes = c.train != "head" and ranks and "text" in c.item_features and c.context == "items"
+        softmax = c.softmax or ("in_batch" if encodes else "full")
         spec = TeacherSpec(
             # Trends say how popular an item is; a bias that knew the total as well would speak against new items.
             bias=self.start_bias("count") * (0.0 if trend is not None else 1.0),
@@ -359,8 +361,9 @@ class Setup:
             warm=self.dataset.warm if ranks else None,
             num_items=self.dataset.num_items,
             num_classes=self.task.num_classes,
-            share=self._share.astype(np.float32) if c.softmax != "full" else None,
-            **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c},
+            softmax=softmax,
+            share=self._share.astype(np.float32) if softmax != "full" else None,
+            **{f.name: c[f.name] for f in dataclasses.fields(TeacherSpec) if f.name in c and f.name != "softmax"},
         )
         self._check_softmax(spec, c.train)
         if spec.context == "text" and (trend is not None or not ranks):
