@@ -175,8 +175,9 @@ class Run(Setup):
                     self._check_label_history(model)
                 else:
                     self._check_source(model, name)
-            if model in TEACHER_OF and "labels" not in self.config.stages:
-                for wanted in self._labels(model, self.seeds):
+            untrained = [seed for seed in self.seeds if not (self.folder(model, seed) / "result.json").exists()]
+            if model in TEACHER_OF and "labels" not in self.config.stages and untrained:
+                for wanted in self._labels(model, sorted({s for seed in untrained for s in self.teacher_seeds(seed)})):
                     self._check_written(wanted)
         stale: dict[str, InputError] = {}
         for model in MODELS:

@@ -186,14 +186,7 @@ def like_batches(params: PyTree) -> Callable[[np.ndarray], Any]:
     divide B.
     """
     mesh = mesh_of(params)
-    if mesh is None:
-        return lambda users: users
-
-    def place(users: np.ndarray) -> Any:
-        split = len(users) % mesh.shape["data"] == 0
-        return _placed(users, NamedSharding(mesh, PartitionSpec("data" if split else None)))
-
-    return place
+    return lambda users: users if mesh is None else put_rows(users, mesh)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " R"] | None:
