@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +49,11 @@ class Term:
     negatives: int = 0  # of these two the rest of the terms have no use and keep 0
     top: int = 0
     teacher: str = OWN
+    NAMES: ClassVar[tuple[str, ...]] = TERMS
 
     def __post_init__(self) -> None:
         for value, known, field in (
-            (self.name, TERMS, "name"),
+            (self.name, self.NAMES, "name"),
             (self.schedule, SCHEDULES, "schedule"),
             (self.items, ITEMS, "items"),
         ):

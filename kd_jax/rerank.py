@@ -11,7 +11,6 @@ alone.
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import sys
 import time
@@ -39,7 +38,7 @@ from kd_jax.models.cross import PairRanker
 from kd_jax.models.layers import split
 from kd_jax.pipeline import Run
 from kd_jax.progress import Log
-from kd_jax.setup import selects
+from kd_jax.setup import changed, selects
 from kd_jax.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
 from kd_jax.train import train
 from kd_jax.types import PAD, Array, Params, PyTree
@@ -201,13 +200,7 @@ def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[
         raise InputError(f"rerank: {workdir} is not the workdir of a run (no config.json in it)")
     config = ConfigDict(read_json(workdir / "config.json", "run launch.py again"))
     config.tuned.teacher = ()  # found for a teacher of another form
-    for change in changes:
-        field, _, value = change.partition("=")
-        section, _, name = field.partition(".")
-        if section != "teacher" or name not in config.teacher or not value:
-            known = [f"teacher.{name}" for name in config.teacher]
-            raise InputError(f"rerank: --set {change}: give teacher.<field>=<value>{nearest(field, known)}")
-        config.teacher[name] = _value(value)
+    config = changed(config, changes)
     with locked(workdir), Log(workdir / "metrics.jsonl", metric=selects(config)) as log:
         run, began = Run(config, workdir, log), time.perf_counter()
         reranker = Reranker(run, model, n, negatives)
@@ -219,13 +212,6 @@ def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[
         }  # fmt: skip
         write_json(workdir / "rerank" / f"{model}.json", report)
     return report
-
-
-def _value(written: str) -> Any:
-    try:
-        return ast.literal_eval(written)
-    except (ValueError, SyntaxError):
-        return written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,8 @@ With ``pipeline.py`` the only reader of the configuration; everything below take
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -94,9 +96,47 @@ def selects(config: ConfigDict) -> str:
     return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
 
 
+def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = ()) -> ConfigDict:
+    """The config with 'teacher.steps=200', … (Python literals) set. fields: of ``teacher`` that may be; () = all.
+
+    Raises InputError for anything else.
+    """
+    config = ConfigDict(config.to_dict())
+    for change in changes:
+        field, _, value = change.partition("=")
+        section, _, name = field.partition(".")
+        known = tuple(fields) or tuple(config.teacher)
+        if section != "teacher" or name not in known or not value:
+            raise InputError(
+                f"--set {change}: give teacher.<field>=<value>{nearest(field, [f'teacher.{name}' for name in known])}"
+            )
+        with contextlib.suppress(ValueError, SyntaxError):  # a word stands for itself
+            value = ast.literal_eval(value)
+        config.teacher[name] = value
+    return config
+
+
 def reads_text(teacher: ConfigDict) -> bool:
     """Whether a teacher with these settings (section ``teacher``) has a language model."""
     return teacher.form == "cross" or "text" in (*teacher.item_features.split("+"), teacher.context)
+
+
+def recipe(section: ConfigDict) -> Recipe:
+    """How a model is trained, of the section ``teacher`` or ``train``."""
+    return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
+
+
+def language_model(teacher: ConfigDict, cache: Path) -> LanguageModel:
+    """The language model of the section ``teacher``."""
+    names = (
+        "backend", "pooling", "normalize", "max_tokens", "train", "top_n", "lora_rank", "dtype", "remat"
+    )  # fmt: skip
+    return LanguageModel(
+        teacher.weights,
+        lora_targets=tuple(teacher.lora_targets),
+        cache=cache,
+        **{name: teacher[name] for name in names},
+    )
 
 
 class Setup:
@@ -298,21 +338,7 @@ class Setup:
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
-        c = self.settings("teacher").teacher
-        return LanguageModel(
-            c.weights,
-            backend=c.backend,
-            pooling=c.pooling,
-            normalize=c.normalize,
-            max_tokens=c.max_tokens,
-            train=c.train,
-            top_n=c.top_n,
-            lora_rank=c.lora_rank,
-            lora_targets=tuple(c.lora_targets),
-            dtype=c.dtype,
-            remat=c.remat,
-            cache=self.workdir / "cache",
-        )
+        return language_model(self.settings("teacher").teacher, self.workdir / "cache")
 
     def _vectors(self, tower: str, texts: list[str]) -> Texts:
         if tower not in self._encoded:
@@ -509,8 +535,7 @@ class Setup:
 
     def recipe(self, model: str) -> Recipe:
         c = self.settings(model)
-        section = c.teacher if model.endswith("teacher") else c.train
-        return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
+        return recipe(c.teacher if model.endswith("teacher") else c.train)
 
     def examples(self, model: str, built: Built, seed: int, rows: int) -> Examples:
         """What ``model`` learns from, in batches of which this process looks up ``rows`` examples."""

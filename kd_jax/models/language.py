@@ -97,6 +97,10 @@ class LanguageModel:
             return None
         return text.frozen_states(self.encoder, table, self.cache)
 
+    def tokens(self, name: str) -> tuple[text.TokenTable, np.ndarray | None]:
+        """The texts of the tower ``name``, and the frozen layers' states of their tokens, if those are kept."""
+        return self._tables[name]
+
     def lengths(self, name: str) -> np.ndarray:
         """Tokens of each text of the tower ``name``, int [N]."""
         return self._tables[name][0].lengths

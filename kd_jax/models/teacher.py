@@ -299,3 +299,20 @@ class BiEncoder(Scorer):
         context, item = self.contexts(batch, vectors, rngs=rngs)[:, -1], vectors[batch["item"]]
         pair = jnp.concatenate([context, item, context * item], axis=-1)
         return (self.head(pair) + self.item_class[...][batch["item"]])[:, None]
+
+
+class ItemTower(Scorer):
+    """A language model and a text tower's head, which learn the vectors that another model has for its items
+    (``kd_jax/adapt.py``)."""
+
+    positions = "last"
+    factorised = False
+
+    def __init__(self, head: TextTower, encoder: Any):
+        super().__init__(None)
+        self.head, self.encoder = head, encoder
+
+    def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B 1 D"]:
+        """The vectors of the batch's texts, read now: what the objective compares, in place of logits."""
+        vectors = self.encoder(batch["ids"], batch["mask"], states=batch.get("states"))
+        return self.head.project(vectors, rngs)[:, None]

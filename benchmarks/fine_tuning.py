@@ -1,0 +1,96 @@
+"""A fine-tuned language model against a frozen one, as teachers: NDCG@10 on validation and test, means over seeds.
+
+    python benchmarks/fine_tuning.py [--workdir=runs/fine_tuning] [--seeds=0,1,2] [--name=top_n] \\
+        [--set teacher.train=top_n] [--config=… and other arguments of launch.py]
+
+For every seed a teacher with the frozen language model, one with item IDs beside it (``item_features='text+id'``), the
+language model adapted to what that one knows (``kd_jax/adapt.py``, with ``--set``), and a teacher with the adapted
+model, frozen: the same recipe and steps as the first, texts alone. A Markdown table is printed and
+``<workdir>/fine_tuning.json`` written; another ``--name`` with another ``--set`` adds rows to it. The same command
+again resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+METRIC = "ndcg@10"
+
+
+def call(*command: str) -> None:
+    print("$ python", *command, flush=True)
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+
+
+def row(name: str, folders: list[Path], seconds: list[float]) -> dict[str, Any]:
+    """Of the teachers of these workdirs; seconds: that were spent on each before its own training."""
+    models = [
+        model
+        for folder in folders
+        for model in json.loads((folder / "report/metrics.json").read_text())["models"]
+        if model["name"] == "teacher"
+    ]
+    spent = [model["train_seconds"] for model in models]
+    return {
+        "name": name,
+        **{split: [model[split][METRIC] for model in models] for split in ("valid", "test")},
+        "seconds": [a + b for a, b in zip(seconds or [0.0] * len(spent), spent, strict=True)],
+    }
+
+
+def told(values: list[float]) -> str:
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}".replace("0.", ".")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/fine_tuning"))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--name", default="top_n", help="of this way to adapt, in the table")
+    parser.add_argument("--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora")
+    options, launch = parser.parse_known_args()
+    workdir, seeds = options.workdir.absolute(), [int(seed) for seed in options.seeds.split(",")]
+    config = [arg for arg in launch if arg.startswith("--config=")]
+    rest = [arg for arg in launch if arg not in config]
+
+    def teacher(folder: Path, seeds: list[int], *fields: str) -> None:
+        given = f"--config.seeds=({','.join(map(str, seeds))},)"
+        stages = "--config.stages=('data','teacher','evaluate')"
+        call("launch.py", *config, f"--workdir={folder}", stages, given, *rest, *fields)
+
+    teacher(workdir / "frozen", seeds)
+    teacher(workdir / "ids", seeds, "--config.teacher.item_features=text+id")
+    way, changes = workdir / options.name, [part for change in options.set for part in ("--set", change)]
+    for seed in seeds:
+        if not (way / f"lm{seed}/adapted.json").exists():
+            call("-m", "kd_jax.adapt", f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}", f"--seed={seed}",
+                 *changes)  # fmt: skip
+        teacher(way / f"seed{seed}", [seed], f"--config.teacher.weights={way / f'lm{seed}'}")
+    adapted = [json.loads((way / f"lm{seed}/adapted.json").read_text())["train_seconds"] for seed in seeds]
+    ids = row("frozen, and item IDs", [workdir / "ids"], [])
+    new = row(f"adapted: {options.name}", [way / f"seed{seed}" for seed in seeds],
+              [a + b for a, b in zip(adapted, ids["seconds"], strict=True)])  # fmt: skip
+    out = workdir / "fine_tuning.json"
+    old = [row for row in json.loads(out.read_text())["rows"] if row["name"] != new["name"]][2:] if out.exists() else []
+    rows = [row("frozen", [workdir / "frozen"], []), ids, *old, new]
+    out.write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=2) + "\n")
+    print(f"| language model | {METRIC}, validation | {METRIC}, test | validation over frozen, by seed | training, s |")
+    print("|---|---|---|---|---|")
+    for found in rows:
+        over = [a / b - 1 for a, b in zip(found["valid"], rows[0]["valid"], strict=True)]
+        gain = "–" if found is rows[0] else ", ".join(f"{x:+.1%}" for x in over)
+        seconds = f"{np.mean(found['seconds']):.0f}"
+        print(f"| {found['name']} | {told(found['valid'])} | {told(found['test'])} | {gain} | {seconds} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

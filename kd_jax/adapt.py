@@ -1,0 +1,256 @@
+"""Adapting a language model to what a trained recommender knows of its items.
+
+python -m kd_jax.adapt --workdir=runs/ids --out=weights/adapted
+python launch.py --config.teacher.weights=weights/adapted
+
+A recommender with item IDs (a teacher with item_features='text+id', a student, …) has put into its item vectors what
+users' behaviour says about the items. The language model's text tower is trained to give the same vectors, by squared
+distance: each text is read once per pass over the *items*, where training by clicks reads the texts of a whole history
+for every example. What leaves is a Hugging Face folder like any other, to be the frozen language model of another run.
+
+Source of the idea: Barkan et al., "CB2CF: A Neural Multiview Content-to-Collaborative Filtering Model for Completely
+Cold Item Recommendations", RecSys 2019.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+from kd_jax import sharding
+from kd_jax.catalogue import Soft
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.data import text
+from kd_jax.data.loader import Examples
+from kd_jax.distill import Term
+from kd_jax.errors import InputError, nearest
+from kd_jax.files import fingerprint, locked, write_json
+from kd_jax.models.layers import factorises, split
+from kd_jax.models.teacher import ItemTower, TeacherSpec, Texts, TextTower
+from kd_jax.pipeline import Run
+from kd_jax.progress import Log
+from kd_jax.setup import MODELS, changed, language_model, recipe
+from kd_jax.train import train
+from kd_jax.types import Array, Batch, Params, PyTree
+
+# What of ``teacher`` says how the language model learns; the rest is the run's own.
+RECIPE = {
+    "train": "top_n", "top_n": 2, "lora_rank": 8, "lora_targets": ("query", "value"), "dtype": "float32",
+    "remat": False, "dropout": 0.1, "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4,
+    "schedule": "cosine", "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0,
+    "eval_every": 100, "patience": 4,
+}  # fmt: skip
+HELD_OUT = 20  # one in so many trained items shows how well the texts of others are read
+FEWEST = 2 * HELD_OUT
+COMPILE_TOKENS = 50_000  # of items that are read while one more shape is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredDistance(Term):
+    """Half the mean squared difference to the vectors that the teacher gives, in place of a softmax."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("squared_distance",)
+
+    def per_position(self, logits: Array, batch: Batch, soft: Soft | None, warm: Array | None) -> Array:
+        assert soft is not None and isinstance(soft.scores, jax.Array)
+        return 0.5 * jnp.mean((logits - soft.scores) ** 2, axis=-1)
+
+
+def item_vectors(run: Run, model: str, seed: int) -> tuple[np.ndarray, Any]:
+    """What ``model`` of a run knows of its items, f32 [I, D], and the trained module.
+
+    Raises InputError for a model whose vectors are not its own, or that has none.
+    """
+    where, c = f"adapt: {run.folder(model, seed)}", run.settings(model)
+    if run.config.task != "rank" or (model == "teacher" and c.teacher.form == "cross"):
+        raise InputError(f"{where} has no vectors of items; take a model of a run with task='rank', form='bi'")
+    if model == "teacher" and "id" not in c.teacher.item_features.split("+"):
+        raise InputError(
+            f"{where} knows of its items what their text says and no more; train it with "
+            "--config.teacher.item_features=text+id, or take another model of the run (--model=student)"
+        )
+    built = run.build(model, seed)
+    if not factorises(built.graphdef):
+        raise InputError(f"{where} ({c.student.name!r}) has no vectors of items; take a 'mf' or 'sasrec' student")
+    source: Any = nnx.merge(built.graphdef, *run.best(model, seed, built))
+    width = c.teacher.dim if model.endswith("teacher") else c.student.dim  # trends follow, which are no knowledge
+    return np.asarray(source.items()[0])[:, :width], source
+
+
+class Adaptation:
+    """The language model of a run, to be trained towards the vectors of one of its models."""
+
+    def __init__(self, run: Run, config: ConfigDict, model: str, seed: int):
+        if model not in MODELS:
+            raise InputError(f"adapt: --model={model!r} is unknown{nearest(model, MODELS)}")
+        c, d = config.teacher, run.dataset
+        if c.train == "head":
+            raise InputError("adapt: teacher.train='head' trains no language model; use 'top_n', 'lora' or 'full'")
+        trained = np.flatnonzero(d.warm)
+        if len(trained) < FEWEST:
+            raise InputError(
+                f"adapt: {len(trained)} of {d.num_items} items have interactions in training; {FEWEST} are needed, of "
+                f"which one in {HELD_OUT} is held out"
+            )
+        self.run, self.config, self.model, self.seed = run, config, model, seed
+        self.targets, source = item_vectors(run, model, seed)
+        self.lm = language_model(c, run.workdir / "cache")
+        vectors = self.lm.texts("text", run.item_texts).vectors
+        fields = {name: c[name] for name in ("hidden", "dropout", "components", "whitening")}
+        spec = TeacherSpec(d.num_items, np.zeros(0), None, dim=self.targets.shape[1], **fields)
+        head = getattr(source, "text", None)
+        self.reads = head is not None and head.encoder is None  # this language model's vectors, already
+        if not self.reads:
+            head = TextTower(Texts(vectors), spec, None, rngs=nnx.Rngs(seed))
+        self.graphdef, self.params, self.constants = split(ItemTower(head, self.lm.encoder))
+        order = np.random.default_rng(seed).permutation(trained)
+        cut = len(order) // HELD_OUT
+        self.held, self.items = order[:cut], order[cut:]
+        weight = np.sqrt(d.item_counts.astype(np.float64))
+        self.weights = (weight / weight[trained].mean()).astype(np.float32)
+
+    def fit(self) -> tuple[Params, float, float]:
+        """The parameters that explain most of the held-out items' vectors; how much, and the seconds it took."""
+        run, how = self.run, recipe(self.config.teacher)
+        identity = {
+            "source": run.identity(self.model, self.seed),
+            "teacher": self.config.teacher.to_dict(),
+            "weights": self.lm.checksum,
+        }
+        with Checkpoints(run.workdir / "adapted" / fingerprint(identity), identity) as checkpoints:
+            found = train(
+                self.graphdef,
+                self.params,
+                self.constants,
+                name="adapt",
+                seed=self.seed,
+                examples=self.examples(),
+                objective=(SquaredDistance("squared_distance"),),
+                recipe=how,
+                evaluate=self.judge(),
+                checkpoints=checkpoints,
+                mesh=run.mesh,
+                log=run.log,
+                teachers={"teacher": {"vectors": self.targets}},
+                teacher_scores={"teacher": _wanted},
+            )
+        return found.params, found.best_score, found.seconds
+
+    def examples(self) -> Examples:
+        """One per item that is not held out. The texts of a batch are about equally long; every item is drawn as often
+        as any other and counts as the root of its interactions."""
+        table, states = self.lm.tokens("text")
+        items = self.items[np.argsort(table.lengths[self.items], kind="stable")]
+        shapes = text.plan(table.lengths[items], 2**62, COMPILE_TOKENS)
+        chance = np.array([stop - start for start, stop, *_ in shapes]) / len(items)
+
+        def draw(rng: np.random.Generator, size: int) -> np.ndarray:
+            start, stop, *_ = shapes[rng.choice(len(shapes), p=chance)]
+            return start + rng.choice(stop - start, size, replace=stop - start < size)
+
+        def look_up(_: Any, tables: dict[str, Any], rows: Any) -> Batch:
+            chosen = tables["items"][rows]
+            width = next(width for _, stop, _, width in shapes if rows.max() < stop)
+            ids, mask = table.padded(chosen, width)
+            batch = {"ids": ids, "mask": mask, "item": chosen, "weights": self.weights[chosen][:, None]}
+            return batch if states is None else batch | {"states": states[table.positions(chosen, width)]}
+
+        tables = {"items": items.astype(np.int32)}
+        return Examples(len(items), tables, look_up, draw=draw, on_device=False, one_shape=False)
+
+    def judge(self) -> Callable[[Params, PyTree], float]:
+        """(params, constants) -> share of the variance of the held-out items' vectors that their text explains."""
+        table = text.tokenize(
+            self.lm.tokenizer, [self.run.item_texts[i] for i in self.held], self.lm.encoder.max_length
+        )
+        weights, wanted = self.weights[self.held, None], self.targets[self.held]
+        spread = np.sum(weights * (wanted - np.average(wanted, axis=0, weights=weights[:, 0])) ** 2)
+
+        def explained(params: Params, constants: PyTree) -> float:
+            model: Any = nnx.merge(self.graphdef, *sharding.fetch((params, constants)))
+            found = model.head.project(jnp.asarray(text.encode(model.encoder, table)))
+            return float(1 - np.sum(weights * (np.asarray(found) - wanted) ** 2) / spread)
+
+        return explained
+
+    def save(self, folder: Path, params: Params) -> None:
+        """The language model as a Hugging Face folder."""
+        self.lm.save(folder, self.graphdef, params, self.constants)
+
+
+def _wanted(arrays: PyTree, batch: Batch) -> Soft:
+    return Soft(arrays["vectors"][batch["item"]][:, None])
+
+
+def adapt(
+    workdir: Path, out: Path, model: str = "teacher", seed: int | None = None, changes: Sequence[str] = ()
+) -> Any:
+    """Train and write the folder ``out``, with adapted.json; returns what that holds.
+
+    seed: of the model, None: the run's first. changes: 'teacher.steps=200', …, see ``RECIPE``. A run that was cut off
+    goes on from its checkpoints in the workdir. Raises InputError for a workdir without that model, and for a folder
+    that is not empty.
+    """
+    if not (workdir / "config.json").exists():
+        raise InputError(f"adapt: {workdir} is not the workdir of a run (no config.json in it)")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"adapt: --out={out} exists and is not empty; give another folder")
+    with locked(workdir), Log(workdir / "metrics.jsonl", metric="explained") as log:
+        run = Run.opened(workdir, log)
+        seed = run.seeds[0] if seed is None else seed
+        if seed not in run.seeds:
+            raise InputError(f"adapt: --seed={seed} is none of the run's seeds {run.seeds}")
+        config = run.settings("teacher")
+        config.teacher.update(RECIPE)
+        config = changed(config, changes, tuple(RECIPE))
+        adaptation = Adaptation(run, config, model, seed)
+        before = adaptation.judge()(adaptation.params, adaptation.constants) if adaptation.reads else None
+        params, explained, seconds = adaptation.fit()
+        adaptation.save(out, params)
+        report = {
+            "model": model, "seed": seed, "items": len(adaptation.items), "held_out": len(adaptation.held),
+            "explained_before": before, "explained": explained, "train_seconds": seconds,
+            "teacher": {field: config.teacher[field] for field in RECIPE},
+        }  # fmt: skip
+        write_json(out / "adapted.json", report)
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kd_jax.adapt", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workdir", required=True, type=Path, help="the workdir of a finished run with task='rank'")
+    parser.add_argument("--out", required=True, type=Path, help="the folder to write, for --config.teacher.weights")
+    parser.add_argument("--model", default="teacher", help="whose item vectors are learned (default: teacher)")
+    parser.add_argument("--seed", type=int, help="of that model (default: the run's first)")
+    parser.add_argument("--set", action="append", default=[], help="how it learns: --set teacher.train=lora")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
+    try:
+        report = adapt(options.workdir, options.out, options.model, options.seed, options.set)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    before = report["explained_before"]
+    print(
+        f"{options.out}: a language model whose text tower explains {report['explained']:.1%} of the variance of "
+        f"{report['held_out']} held-out items' vectors"
+        + (f" ({before:.1%} before)" if before is not None else "")
+        + f", learned from {report['items']:,} others in {report['train_seconds']:.0f} s"
+    )
+    print(f"use it with --config.teacher.weights={options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
