@@ -56,6 +56,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--name", default="top_n", help="of this way to adapt, in the table")
     parser.add_argument("--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora")
+    parser.add_argument("--mix", default="0.5", help="of kd_jax.adapt: how far to go towards the trained weights")
     options, launch = parser.parse_known_args()
     workdir, seeds = options.workdir.absolute(), [int(seed) for seed in options.seeds.split(",")]
     config = [arg for arg in launch if arg.startswith("--config=")]
@@ -72,7 +73,7 @@ def main() -> int:
     for seed in seeds:
         if not (way / f"lm{seed}/adapted.json").exists():
             call("-m", "kd_jax.adapt", f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}", f"--seed={seed}",
-                 *changes)  # fmt: skip
+                 f"--mix={options.mix}", *changes)  # fmt: skip
         teacher(way / f"seed{seed}", [seed], f"--config.teacher.weights={way / f'lm{seed}'}")
     adapted = [json.loads((way / f"lm{seed}/adapted.json").read_text())["train_seconds"] for seed in seeds]
     ids = row("frozen, and item IDs", [workdir / "ids"], [])

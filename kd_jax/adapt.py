@@ -51,6 +51,7 @@ RECIPE = {
     "schedule": "cosine", "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0,
     "eval_every": 100, "patience": 4,
 }  # fmt: skip
+MIX = 0.5  # half way kept more of what was good before, on validation (docs/results.md)
 HELD_OUT = 20  # one in so many trained items shows how well the texts of others are read
 FEWEST = 2 * HELD_OUT
 COMPILE_TOKENS = 50_000  # of items that are read while one more shape is compiled
@@ -109,19 +110,18 @@ class Adaptation:
         vectors = self.lm.texts("text", run.item_texts).vectors
         fields = {name: c[name] for name in ("hidden", "dropout", "components", "whitening")}
         spec = TeacherSpec(d.num_items, np.zeros(0), None, dim=self.targets.shape[1], **fields)
-        head = getattr(source, "text", None)
+        head: Any = getattr(source, "text", None)
         self.reads = head is not None and head.encoder is None  # this language model's vectors, already
-        if not self.reads:
-            head = TextTower(Texts(vectors), spec, None, rngs=nnx.Rngs(seed))
-        self.graphdef, self.params, self.constants = split(ItemTower(head, self.lm.encoder))
+        tower = head if self.reads else TextTower(Texts(vectors), spec, None, rngs=nnx.Rngs(seed))
+        self.graphdef, self.params, self.constants = split(ItemTower(tower, self.lm.encoder))
         order = np.random.default_rng(seed).permutation(trained)
         cut = len(order) // HELD_OUT
         self.held, self.items = order[:cut], order[cut:]
         weight = np.sqrt(d.item_counts.astype(np.float64))
         self.weights = (weight / weight[trained].mean()).astype(np.float32)
 
-    def fit(self) -> tuple[Params, float, float]:
-        """The parameters that explain most of the held-out items' vectors; how much, and the seconds it took."""
+    def fit(self) -> tuple[Params, float]:
+        """The parameters that explain most of the held-out items' vectors, and the seconds it took."""
         run, how = self.run, recipe(self.config.teacher)
         identity = {
             "source": run.identity(self.model, self.seed),
@@ -138,14 +138,14 @@ class Adaptation:
                 examples=self.examples(),
                 objective=(SquaredDistance("squared_distance"),),
                 recipe=how,
-                evaluate=self.judge(),
+                evaluate=self.explained(self.held),
                 checkpoints=checkpoints,
                 mesh=run.mesh,
                 log=run.log,
                 teachers={"teacher": {"vectors": self.targets}},
                 teacher_scores={"teacher": _wanted},
             )
-        return found.params, found.best_score, found.seconds
+        return found.params, found.seconds
 
     def examples(self) -> Examples:
         """One per item that is not held out. The texts of a batch are about equally long; every item is drawn as often
@@ -169,24 +169,41 @@ class Adaptation:
         tables = {"items": items.astype(np.int32)}
         return Examples(len(items), tables, look_up, draw=draw, on_device=False, one_shape=False)
 
-    def judge(self) -> Callable[[Params, PyTree], float]:
-        """(params, constants) -> share of the variance of the held-out items' vectors that their text explains."""
-        table = text.tokenize(
-            self.lm.tokenizer, [self.run.item_texts[i] for i in self.held], self.lm.encoder.max_length
-        )
-        weights, wanted = self.weights[self.held, None], self.targets[self.held]
+    def explained(self, items: np.ndarray) -> Callable[[Params, PyTree], float]:
+        """(params, constants) -> share of the variance of these items' vectors that their text explains."""
+        texts = [self.run.item_texts[item] for item in items]
+        table = text.tokenize(self.lm.tokenizer, texts, self.lm.encoder.max_length)
+        weights, wanted = self.weights[items, None], self.targets[items]
         spread = np.sum(weights * (wanted - np.average(wanted, axis=0, weights=weights[:, 0])) ** 2)
 
-        def explained(params: Params, constants: PyTree) -> float:
+        def share(params: Params, constants: PyTree) -> float:
             model: Any = nnx.merge(self.graphdef, *sharding.fetch((params, constants)))
             found = model.head.project(jnp.asarray(text.encode(model.encoder, table)))
             return float(1 - np.sum(weights * (np.asarray(found) - wanted) ** 2) / spread)
 
-        return explained
+        return share
 
-    def save(self, folder: Path, params: Params) -> None:
-        """The language model as a Hugging Face folder."""
-        self.lm.save(folder, self.graphdef, params, self.constants)
+    def shares(self, params: Params) -> dict[str, float]:
+        """What is explained of the items that are held out, and of as many that were learned from."""
+        kinds = {"held_out": self.held, "learned": self.items[: len(self.held)]}
+        return {kind: self.explained(items)(params, self.constants) for kind, items in kinds.items()}
+
+    def save(self, folder: Path, params: Params, mix: float) -> None:
+        """The language model as a Hugging Face folder. mix: how far from its first weights to the trained ones."""
+        encoder = mixed(self.params["encoder"], params["encoder"], mix)
+        self.lm.save(folder, self.graphdef, params | {"encoder": encoder}, self.constants)
+
+
+def mixed(first: Params, trained: Params, mix: float) -> Params:
+    """Weights on the line from ``first`` to ``trained``: the second at mix=1. Of adapters, the maps that they add.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (WiSE-FT).
+    """
+
+    def between(path: Any, a: Array, b: Array) -> Array:
+        return b if path[-1].key == "lora_a" else (1 - mix) * a + mix * b  # lora_b is 0 at first
+
+    return jax.tree_util.tree_map_with_path(between, first, trained)
 
 
 def _wanted(arrays: PyTree, batch: Batch) -> Soft:
@@ -194,16 +211,23 @@ def _wanted(arrays: PyTree, batch: Batch) -> Soft:
 
 
 def adapt(
-    workdir: Path, out: Path, model: str = "teacher", seed: int | None = None, changes: Sequence[str] = ()
+    workdir: Path,
+    out: Path,
+    model: str = "teacher",
+    seed: int | None = None,
+    mix: float = MIX,
+    changes: Sequence[str] = (),
 ) -> Any:
     """Train and write the folder ``out``, with adapted.json; returns what that holds.
 
-    seed: of the model, None: the run's first. changes: 'teacher.steps=200', …, see ``RECIPE``. A run that was cut off
-    goes on from its checkpoints in the workdir. Raises InputError for a workdir without that model, and for a folder
-    that is not empty.
+    seed: of the model, None: the run's first. mix: see ``mixed``. changes: 'teacher.steps=200', …, see ``RECIPE``. A
+    run that was cut off goes on from its checkpoints in the workdir. Raises InputError for a workdir without that
+    model, and for a folder that is not empty.
     """
     if not (workdir / "config.json").exists():
         raise InputError(f"adapt: {workdir} is not the workdir of a run (no config.json in it)")
+    if not 0 < mix <= 1:
+        raise InputError(f"adapt: --mix={mix} must be more than 0 and at most 1, the trained weights themselves")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"adapt: --out={out} exists and is not empty; give another folder")
     with locked(workdir), Log(workdir / "metrics.jsonl", metric="explained") as log:
@@ -215,12 +239,12 @@ def adapt(
         config.teacher.update(RECIPE)
         config = changed(config, changes, tuple(RECIPE))
         adaptation = Adaptation(run, config, model, seed)
-        before = adaptation.judge()(adaptation.params, adaptation.constants) if adaptation.reads else None
-        params, explained, seconds = adaptation.fit()
-        adaptation.save(out, params)
+        before = adaptation.shares(adaptation.params) if adaptation.reads else None
+        params, seconds = adaptation.fit()
+        adaptation.save(out, params, mix)
         report = {
-            "model": model, "seed": seed, "items": len(adaptation.items), "held_out": len(adaptation.held),
-            "explained_before": before, "explained": explained, "train_seconds": seconds,
+            "model": model, "seed": seed, "mix": mix, "items": len(adaptation.items), "held_out": len(adaptation.held),
+            "explained_before": before, "explained": adaptation.shares(params), "train_seconds": seconds,
             "teacher": {field: config.teacher[field] for field in RECIPE},
         }  # fmt: skip
         write_json(out / "adapted.json", report)
@@ -233,20 +257,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="the folder to write, for --config.teacher.weights")
     parser.add_argument("--model", default="teacher", help="whose item vectors are learned (default: teacher)")
     parser.add_argument("--seed", type=int, help="of that model (default: the run's first)")
+    parser.add_argument("--mix", type=float, default=MIX, help="from 0, the weights at first, to 1, those trained")
     parser.add_argument("--set", action="append", default=[], help="how it learns: --set teacher.train=lora")
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
     try:
-        report = adapt(options.workdir, options.out, options.model, options.seed, options.set)
+        report = adapt(options.workdir, options.out, options.model, options.seed, options.mix, options.set)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    before = report["explained_before"]
+    now, before = report["explained"], report["explained_before"] or {}
+    told = {kind: f"{now[kind]:.1%}" + (f" ({before[kind]:.1%} before)" if before else "") for kind in now}
     print(
-        f"{options.out}: a language model whose text tower explains {report['explained']:.1%} of the variance of "
-        f"{report['held_out']} held-out items' vectors"
-        + (f" ({before:.1%} before)" if before is not None else "")
-        + f", learned from {report['items']:,} others in {report['train_seconds']:.0f} s"
+        f"{options.out}: learned from {report['items']:,} items in {report['train_seconds']:.0f} s; texts explain "
+        f"{told['learned']} of the variance of their vectors, and {told['held_out']} of that of "
+        f"{report['held_out']:,} held-out items"
     )
     print(f"use it with --config.teacher.weights={options.out}")
     return 0
