@@ -47,7 +47,7 @@ from kd_jax.types import Array, Batch, Params, PyTree
 # What of ``teacher`` says how the language model learns; the rest is the run's own.
 RECIPE = {
     "train": "top_n", "top_n": 2, "lora_rank": 8, "lora_targets": ("query", "value"), "dtype": "float32",
-    "remat": False, "dropout": 0.1, "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4,
+    "remat": False, "dropout": 0.0, "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4,
     "schedule": "cosine", "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0,
     "eval_every": 100, "patience": 4,
 }  # fmt: skip
@@ -113,6 +113,7 @@ class Adaptation:
         head: Any = getattr(source, "text", None)
         self.reads = head is not None and head.encoder is None  # this language model's vectors, already
         tower = head if self.reads else TextTower(Texts(vectors), spec, None, rngs=nnx.Rngs(seed))
+        tower.dropout = c.dropout
         self.graphdef, self.params, self.constants = split(ItemTower(tower, self.lm.encoder))
         order = np.random.default_rng(seed).permutation(trained)
         cut = len(order) // HELD_OUT
