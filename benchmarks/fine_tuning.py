@@ -70,6 +70,11 @@ def main() -> int:
     teacher(workdir / "frozen", seeds)
     teacher(workdir / "ids", seeds, "--config.teacher.item_features=text+id")
     way, changes = workdir / options.name, [part for change in options.set for part in ("--set", change)]
+    how, asked = way / "how.json", {"set": options.set, "mix": options.mix}
+    if how.exists() and json.loads(how.read_text()) != asked:
+        parser.error(f"{way} was made with {how.read_text()}; choose another --name")
+    way.mkdir(parents=True, exist_ok=True)
+    how.write_text(json.dumps(asked))
     for seed in seeds:
         if not (way / f"lm{seed}/adapted.json").exists():
             call("-m", "kd_jax.adapt", f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}", f"--seed={seed}",
@@ -80,7 +85,8 @@ def main() -> int:
     new = row(f"adapted: {options.name}", [way / f"seed{seed}" for seed in seeds],
               [a + b for a, b in zip(adapted, ids["seconds"], strict=True)])  # fmt: skip
     out = workdir / "fine_tuning.json"
-    old = [row for row in json.loads(out.read_text())["rows"] if row["name"] != new["name"]][2:] if out.exists() else []
+    found = json.loads(out.read_text()) if out.exists() else {"seeds": seeds, "rows": []}
+    old = [row for row in found["rows"][2:] if row["name"] != new["name"] and found["seeds"] == seeds]
     rows = [row("frozen", [workdir / "frozen"], []), ids, *old, new]
     out.write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=2) + "\n")
     print(f"| language model | {METRIC}, validation | {METRIC}, test | validation over frozen, by seed | training, s |")

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ from kd_jax.data.loader import Examples
 from kd_jax.distill import Term
 from kd_jax.errors import InputError, nearest
 from kd_jax.files import fingerprint, locked, write_json
-from kd_jax.models.layers import factorises, split
+from kd_jax.models.layers import Frozen, factorises, split
 from kd_jax.models.teacher import ItemTower, TeacherSpec, Texts, TextTower
 from kd_jax.pipeline import Run
 from kd_jax.progress import Log
@@ -51,6 +53,8 @@ RECIPE = {
     "schedule": "cosine", "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0,
     "eval_every": 100, "patience": 4,
 }  # fmt: skip
+# How it reads a text, with what launch.py takes by default: said where it is to be used.
+READS = {"pooling": "mean", "normalize": False, "max_tokens": 64, "template": "", "backend": "native"}
 MIX = 0.5  # half way kept more of what was good before, on validation (docs/results.md)
 HELD_OUT = 20  # one in so many trained items shows how well the texts of others are read
 FEWEST = 2 * HELD_OUT
@@ -97,7 +101,10 @@ class Adaptation:
             raise InputError(f"adapt: --model={model!r} is unknown{nearest(model, MODELS)}")
         c, d = config.teacher, run.dataset
         if c.train == "head":
-            raise InputError("adapt: teacher.train='head' trains no language model; use 'top_n', 'lora' or 'full'")
+            raise InputError(
+                "adapt: teacher.train='head' trains no language model; use 'top_n', 'lora' or 'full' (of backend "
+                "'hf_flax': 'full')"
+            )
         trained = np.flatnonzero(d.warm)
         if len(trained) < FEWEST:
             raise InputError(
@@ -114,6 +121,7 @@ class Adaptation:
         self.reads = head is not None and head.encoder is None  # this language model's vectors, already
         tower = head if self.reads else TextTower(Texts(vectors), spec, None, rngs=nnx.Rngs(seed))
         tower.dropout = c.dropout
+        tower.vectors = Frozen(jnp.zeros((0, vectors.shape[1])))  # texts are read, not looked up
         self.graphdef, self.params, self.constants = split(ItemTower(tower, self.lm.encoder))
         order = np.random.default_rng(seed).permutation(trained)
         cut = len(order) // HELD_OUT
@@ -150,7 +158,7 @@ class Adaptation:
 
     def examples(self) -> Examples:
         """One per item that is not held out. The texts of a batch are about equally long; every item is drawn as often
-        as any other and counts as the root of its interactions."""
+        as any other and counts, within its batch, as the root of its interactions."""
         table, states = self.lm.tokens("text")
         items = self.items[np.argsort(table.lengths[self.items], kind="stable")]
         shapes = text.plan(table.lengths[items], 2**62, COMPILE_TOKENS)
@@ -231,7 +239,9 @@ def adapt(
         raise InputError(f"adapt: --mix={mix} must be more than 0 and at most 1, the trained weights themselves")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"adapt: --out={out} exists and is not empty; give another folder")
-    with locked(workdir), Log(workdir / "metrics.jsonl", metric="explained") as log:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (workdir / "adapted").mkdir(exist_ok=True)
+    with locked(workdir), Log(workdir / "adapted/metrics.jsonl", metric="explained") as log:
         run = Run.opened(workdir, log)
         seed = run.seeds[0] if seed is None else seed
         if seed not in run.seeds:
@@ -242,13 +252,16 @@ def adapt(
         adaptation = Adaptation(run, config, model, seed)
         before = adaptation.shares(adaptation.params) if adaptation.reads else None
         params, seconds = adaptation.fit()
-        adaptation.save(out, params, mix)
         report = {
             "model": model, "seed": seed, "mix": mix, "items": len(adaptation.items), "held_out": len(adaptation.held),
             "explained_before": before, "explained": adaptation.shares(params), "train_seconds": seconds,
-            "teacher": {field: config.teacher[field] for field in RECIPE},
+            "data": run.dataset.checksum, "teacher": {field: config.teacher[field] for field in (*RECIPE, *READS)},
         }  # fmt: skip
-        write_json(out / "adapted.json", report)
+        partial = out.with_name(f".{out.name}.partial")  # what is there is whole
+        shutil.rmtree(partial, ignore_errors=True)
+        adaptation.save(partial, params, mix)
+        write_json(partial / "adapted.json", report)
+        partial.replace(out)
     return report
 
 
@@ -263,18 +276,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
     try:
-        report = adapt(options.workdir, options.out, options.model, options.seed, options.mix, options.set)
+        out = options.out.expanduser()
+        report = adapt(options.workdir.expanduser(), out, options.model, options.seed, options.mix, options.set)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"error: {error.filename}: {error.strerror}; give another --out", file=sys.stderr)
         return 2
     now, before = report["explained"], report["explained_before"] or {}
     told = {kind: f"{now[kind]:.1%}" + (f" ({before[kind]:.1%} before)" if before else "") for kind in now}
     print(
-        f"{options.out}: learned from {report['items']:,} items in {report['train_seconds']:.0f} s; texts explain "
+        f"{out}: learned from {report['items']:,} items in {report['train_seconds']:.0f} s; texts explain "
         f"{told['learned']} of the variance of their vectors, and {told['held_out']} of that of "
         f"{report['held_out']:,} held-out items"
     )
-    print(f"use it with --config.teacher.weights={options.out}")
+    if before and now["learned"] < before["learned"]:
+        print(
+            "warning: that is less than before, so the first weights are the better ones; give it more teacher.steps, "
+            "or a lower teacher.lm_learning_rate"
+        )
+    flags = {"weights": out} | {name: report["teacher"][name] for name, usual in READS.items()
+                                if report["teacher"][name] != usual}  # fmt: skip
+    print("use it with " + " ".join(f"--config.teacher.{name}={shlex.quote(str(x))}" for name, x in flags.items()))
     return 0
 
 

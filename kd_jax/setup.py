@@ -110,9 +110,19 @@ def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = 
             raise InputError(
                 f"--set {change}: give teacher.<field>=<value>{nearest(field, [f'teacher.{name}' for name in known])}"
             )
+        new: Any = value
         with contextlib.suppress(ValueError, SyntaxError):  # a word stands for itself
-            value = ast.literal_eval(value)
-        config.teacher[name] = value
+            new = ast.literal_eval(value)
+        old = config.teacher[name]
+        if isinstance(old, (list, tuple)):
+            new = type(old)(new) if isinstance(new, (list, tuple)) else type(old)([new])
+        try:
+            if new is None:
+                raise TypeError
+            config.teacher[name] = new
+        except TypeError:
+            kind = type(old).__name__
+            raise InputError(f"--set {change}: teacher.{name} is {old!r} now; give another {kind}") from None
     return config
 
 
@@ -338,7 +348,14 @@ class Setup:
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
-        return language_model(self.settings("teacher").teacher, self.workdir / "cache")
+        found = language_model(self.settings("teacher").teacher, self.workdir / "cache")
+        note = found.folder / "adapted.json"  # kd_jax/adapt.py
+        if note.is_file() and read_json(note, "adapt it again")["data"] != self.dataset.checksum:
+            self.log.note(
+                f"warning: {found.folder} was adapted to other data, or another split of these; if what it learned "
+                "from is in valid or test here, what is measured is too good"
+            )
+        return found
 
     def _vectors(self, tower: str, texts: list[str]) -> Texts:
         if tower not in self._encoded:

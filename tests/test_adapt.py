@@ -100,10 +100,28 @@ def test_weights_are_mixed_on_the_line_and_adapters_by_what_they_add(run):
 
 def test_the_same_command_again_finds_what_was_learned(run, tmp_path):
     options = [f"--workdir={run}", "--seed=1", *FEW]
+    log, lines = run / "adapted/metrics.jsonl", []
     for name in ("first", "second"):
         assert adapt.main([*options, f"--out={tmp_path / name}"]) == 0
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
-    assert first == second
+        lines.append(log.read_text().count('"loss"'))
+    assert lines[0] == lines[1] > 0, "nothing was trained twice"
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+
+
+def test_what_made_it_worse_is_told(run, tmp_path, capsys):
+    options = [f"--workdir={run}", f"--out={tmp_path / 'out'}", *FEW, "--set=teacher.learning_rate=0.5"]
+    assert adapt.main(options) == 0
+    assert "warning: that is less than before" in capsys.readouterr().out
+
+
+def test_an_adapted_model_on_other_data_is_told(world, run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert adapt.main([f"--workdir={run}", f"--out={out}", *FEW]) == 0
+    fields = {"teacher.weights": str(out), "teacher.steps": 2, "teacher.eval_every": 2}
+    for name, split, told in (("same", {}, False), ("other", {"data.split": "ratio"}, True)):
+        assert pipeline.main(config(world, stages=("data", "teacher"), **fields, **split), tmp_path / name) == 0
+        assert ("was adapted to other data" in capsys.readouterr().out) == told
 
 
 def test_a_student_is_learned_from_too(run, tmp_path, capsys):
@@ -124,7 +142,8 @@ def test_batches_hold_texts_of_about_the_same_length(run):
         np.testing.assert_array_equal(batch["ids"], ids)
         np.testing.assert_array_equal(batch["mask"], mask)
         np.testing.assert_allclose(batch["weights"][:, 0], found.weights[batch["item"]])
-        assert batch["states"].shape == (16, width, 16)
+        encoder = found.lm.encoder
+        np.testing.assert_allclose(encoder(ids, mask, states=batch["states"]), encoder(ids, mask), atol=1e-5)
         assert not set(batch["item"]) & set(found.held)
 
 
@@ -136,6 +155,9 @@ def test_batches_hold_texts_of_about_the_same_length(run):
         (["--seed=7"], "--seed=7 is none of the run's seeds (0, 1)"),
         (["--set=teacher.dim=8"], "--set teacher.dim=8: give teacher.<field>=<value>"),
         (["--mix=0"], "--mix=0.0 must be more than 0 and at most 1"),
+        (["--set=teacher.steps=abc"], "teacher.steps is 400 now; give another int"),
+        (["--set=teacher.steps=None"], "give another int"),
+        (["--set=teacher.lora_targets=quer", "--set=teacher.train=lora"], "did you mean 'query'"),
         (["--set=teacher.train=head"], "teacher.train='head' trains no language model"),
         (["--set=teacher.top_n=9"], "teacher.top_n=9"),
     ],
