@@ -43,7 +43,7 @@ from kd_jax.models.teacher import ItemTower, TeacherSpec, Texts, TextTower
 from kd_jax.pipeline import Run
 from kd_jax.progress import Log
 from kd_jax.setup import MODELS, changed, language_model, recipe
-from kd_jax.train import train
+from kd_jax.train import Trained, train
 from kd_jax.types import Array, Batch, Params, PyTree
 
 # What of ``teacher`` says how the language model learns; the rest is the run's own.
@@ -129,8 +129,8 @@ class Adaptation:
         weight = np.sqrt(d.item_counts.astype(np.float64))
         self.weights = (weight / weight[trained].mean()).astype(np.float32)
 
-    def fit(self) -> tuple[Params, float]:
-        """The parameters that explain most of the held-out items' vectors, and the seconds it took."""
+    def fit(self) -> Trained:
+        """The parameters that explain most of the held-out items' vectors, and how they came about."""
         run, how = self.run, recipe(self.config.teacher)
         identity = {
             "source": run.identity(self.model, self.seed),
@@ -138,7 +138,7 @@ class Adaptation:
             "weights": self.lm.checksum,
         }
         with Checkpoints(run.workdir / "adapted" / fingerprint(identity), identity) as checkpoints:
-            found = train(
+            return train(
                 self.graphdef,
                 self.params,
                 self.constants,
@@ -154,7 +154,6 @@ class Adaptation:
                 teachers={"teacher": {"vectors": self.targets}},
                 teacher_scores={"teacher": _wanted},
             )
-        return found.params, found.seconds
 
     def examples(self) -> Examples:
         """One per item that is not held out. The texts of a batch are about equally long; every item is drawn as often
@@ -249,17 +248,21 @@ def adapt(
         config = run.settings("teacher")
         config.teacher.update(RECIPE)
         config = changed(config, changes, tuple(RECIPE))
+        if not any(change.startswith("teacher.warmup_steps=") for change in changes):  # a short trial warms up shortly
+            config.teacher.warmup_steps = min(config.teacher.warmup_steps, config.teacher.steps // 10)
         adaptation = Adaptation(run, config, model, seed)
         before = adaptation.shares(adaptation.params) if adaptation.reads else None
-        params, seconds = adaptation.fit()
+        trained = adaptation.fit()
         report = {
             "model": model, "seed": seed, "mix": mix, "items": len(adaptation.items), "held_out": len(adaptation.held),
-            "explained_before": before, "explained": adaptation.shares(params), "train_seconds": seconds,
+            "explained_before": before, "explained": adaptation.shares(trained.params),
+            "best_step": trained.best_step, "steps": trained.steps,
+            "train_seconds": trained.seconds,
             "data": run.dataset.checksum, "teacher": {field: config.teacher[field] for field in (*RECIPE, *READS)},
         }  # fmt: skip
         partial = out.with_name(f".{out.name}.partial")  # what is there is whole
         shutil.rmtree(partial, ignore_errors=True)
-        adaptation.save(partial, params, mix)
+        adaptation.save(partial, trained.params, mix)
         write_json(partial / "adapted.json", report)
         partial.replace(out)
     return report
@@ -271,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="the folder to write, for --config.teacher.weights")
     parser.add_argument("--model", default="teacher", help="whose item vectors are learned (default: teacher)")
     parser.add_argument("--seed", type=int, help="of that model (default: the run's first)")
-    parser.add_argument("--mix", type=float, default=MIX, help="from 0, the weights at first, to 1, those trained")
+    parser.add_argument("--mix", type=float, default=MIX, help="how far to go to the trained weights (default: 0.5)")
     parser.add_argument("--set", action="append", default=[], help="how it learns: --set teacher.train=lora")
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
@@ -287,14 +290,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     now, before = report["explained"], report["explained_before"] or {}
     told = {kind: f"{now[kind]:.1%}" + (f" ({before[kind]:.1%} before)" if before else "") for kind in now}
     print(
-        f"{out}: learned from {report['items']:,} items in {report['train_seconds']:.0f} s; texts explain "
-        f"{told['learned']} of the variance of their vectors, and {told['held_out']} of that of "
-        f"{report['held_out']:,} held-out items"
+        f"{out}: learned from {report['items']:,} items in {report['train_seconds']:.0f} s, best at step "
+        f"{report['best_step']} of {report['steps']}, where texts explain {told['learned']} of the variance of their "
+        f"vectors, and {told['held_out']} of that of {report['held_out']:,} held-out items; "
+        f"{report['mix']:g} of the way there is saved"
     )
-    if before and now["learned"] < before["learned"]:
+    worse = [kind.replace("_", "-") for kind in now if now[kind] < before.get(kind, 0.0)]
+    if worse:
         print(
-            "warning: that is less than before, so the first weights are the better ones; give it more teacher.steps, "
-            "or a lower teacher.lm_learning_rate"
+            f"warning: of the {' and '.join(worse)} items' vectors the texts explain less than "
+            f"{'before' if before else 'their mean does'}; try another number of teacher.steps, a lower "
+            "teacher.lm_learning_rate or a smaller --mix, and compare on validation with the first weights"
         )
     flags = {"weights": out} | {name: report["teacher"][name] for name, usual in READS.items()
                                 if report["teacher"][name] != usual}  # fmt: skip

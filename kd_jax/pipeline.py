@@ -491,7 +491,9 @@ class Run(Setup):
             ),
             None,
         )
-        self._export_language_model()
+        left = self._export_language_model()
+        if model is None and left:
+            return
         if model is None:
             raise InputError("nothing to export: no student is trained; run the stage 'student' or 'distilled' first")
         built = self._build_student(model, self.seeds[0])
@@ -513,11 +515,11 @@ class Run(Setup):
         )
         self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
 
-    def _export_language_model(self) -> None:
-        """A fine-tuned language model of the first seed, as a Hugging Face folder."""
+    def _export_language_model(self) -> bool:
+        """A fine-tuned language model of the first seed, as a Hugging Face folder; whether there is one."""
         seed, c = self.seeds[0], self.settings("teacher").teacher
         if c.train == "head" or not (self.folder("teacher", seed) / "result.json").exists():
-            return
+            return False
         built = self.build("teacher", seed)
         params = self.best_params("teacher", seed, built)  # its constants, vectors of all texts, do not leave
         if leader():
@@ -525,6 +527,7 @@ class Run(Setup):
             shutil.rmtree(folder, ignore_errors=True)
             self.language_model.save(folder, built.graphdef, params, built.constants)
             self.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")
+        return True
 
     def report(self) -> None:
         if not leader():

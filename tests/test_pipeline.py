@@ -232,6 +232,14 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
         hf.load_encoder(tmp_path / "run/export/teacher")
 
 
+def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
+    stages, steps = ("data", "teacher", "export"), {"teacher.steps": 2, "teacher.eval_every": 2}
+    run(config(world, stages=stages, **steps, **{"teacher.train": "top_n", "teacher.top_n": 1}), tmp_path / "run")
+    hf.load_encoder(tmp_path / "run/export/teacher")
+    assert pipeline.main(config(world, stages=stages, **steps), tmp_path / "frozen") == 2
+    assert "nothing to export" in capsys.readouterr().err
+
+
 def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(world, tmp_path, monkeypatch):
     fields = {"stages": ("data", "teacher", "labels", "distilled"), "train.steps": 20}
     run(config(world, **fields), tmp_path / "device")
