@@ -85,8 +85,8 @@ def main() -> int:
     new = row(f"adapted: {options.name}", [way / f"seed{seed}" for seed in seeds],
               [a + b for a, b in zip(adapted, ids["seconds"], strict=True)])  # fmt: skip
     out = workdir / "fine_tuning.json"
-    found = json.loads(out.read_text()) if out.exists() else {"seeds": seeds, "rows": []}
-    old = [row for row in found["rows"][2:] if row["name"] != new["name"] and found["seeds"] == seeds]
+    before = json.loads(out.read_text()) if out.exists() else {"seeds": seeds, "rows": []}
+    old = [one for one in before["rows"][2:] if one["name"] != new["name"] and before["seeds"] == seeds]
     rows = [row("frozen", [workdir / "frozen"], []), ids, *old, new]
     out.write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=2) + "\n")
     print(f"| language model | {METRIC}, validation | {METRIC}, test | validation over frozen, by seed | training, s |")

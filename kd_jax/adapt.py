@@ -114,14 +114,15 @@ class Adaptation:
         self.run, self.config, self.model, self.seed = run, config, model, seed
         self.targets, source = item_vectors(run, model, seed)
         self.lm = language_model(c, run.workdir / "cache")
-        vectors = self.lm.texts("text", run.item_texts).vectors
-        fields = {name: c[name] for name in ("hidden", "dropout", "components", "whitening")}
-        spec = TeacherSpec(d.num_items, np.zeros(0), None, dim=self.targets.shape[1], **fields)
-        head: Any = getattr(source, "text", None)
-        self.reads = head is not None and head.encoder is None  # this language model's vectors, already
-        tower = head if self.reads else TextTower(Texts(vectors), spec, None, rngs=nnx.Rngs(seed))
+        tower: Any = getattr(source, "text", None)
+        self.reads = tower is not None and tower.encoder is None  # this language model's vectors, already
+        if not self.reads:
+            fields = {name: c[name] for name in ("hidden", "dropout", "components", "whitening")}
+            spec = TeacherSpec(d.num_items, np.zeros(0), None, dim=self.targets.shape[1], **fields)
+            vectors = Texts(self.lm.texts("text", run.item_texts).vectors)
+            tower = TextTower(vectors, spec, None, rngs=nnx.Rngs(seed))
         tower.dropout = c.dropout
-        tower.vectors = Frozen(jnp.zeros((0, vectors.shape[1])))  # texts are read, not looked up
+        tower.vectors = Frozen(jnp.zeros((0, self.lm.encoder.dim)))  # texts are read, not looked up
         self.graphdef, self.params, self.constants = split(ItemTower(tower, self.lm.encoder))
         order = np.random.default_rng(seed).permutation(trained)
         cut = len(order) // HELD_OUT
@@ -158,7 +159,7 @@ class Adaptation:
     def examples(self) -> Examples:
         """One per item that is not held out. The texts of a batch are about equally long; every item is drawn as often
         as any other and counts, within its batch, as the root of its interactions."""
-        table, states = self.lm.tokens("text")
+        table, states = self.lm.tokens("text", self.run.item_texts)
         items = self.items[np.argsort(table.lengths[self.items], kind="stable")]
         shapes = text.plan(table.lengths[items], 2**62, COMPILE_TOKENS)
         chance = np.array([stop - start for start, stop, *_ in shapes]) / len(items)

@@ -492,9 +492,9 @@ class Run(Setup):
             None,
         )
         left = self._export_language_model()
-        if model is None and left:
-            return
         if model is None:
+            if left:
+                return
             raise InputError("nothing to export: no student is trained; run the stage 'student' or 'distilled' first")
         built = self._build_student(model, self.seeds[0])
         params, constants = self.best(model, self.seeds[0], built)  # Orbax reads in all processes together

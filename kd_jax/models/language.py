@@ -81,24 +81,24 @@ class LanguageModel:
 
     def texts(self, name: str, texts: Sequence[str], progress: Progress | None = None) -> Texts:
         """Vectors (and tokens, if the model is trained) of ``texts``. name: of the tower they are for."""
-        table = text.tokenize(self.tokenizer, texts, self.encoder.max_length, self.cache)
+        table, states = self.tokens(name, texts)
         vectors = text.encode(self.encoder, table, cache=self.cache, progress=progress)
         if not self.live:
             return Texts(vectors)
-        states = self._states(table)
-        self._tables[name] = table, states
         starts = None if states is None else table.indptr[:-1].astype(np.int32)
         return Texts(vectors, *table.padded(), states, starts)
 
     def _states(self, table: text.TokenTable) -> np.ndarray | None:
         """The frozen layers' hidden states of every token, if there are such layers and the states fit."""
         size = len(table.ids) * self.encoder.dim * np.dtype(self.encoder.dtype).itemsize
-        if not self.encoder.cut or size > MAX_STATES:
+        if not self.live or not self.encoder.cut or size > MAX_STATES:
             return None
         return text.frozen_states(self.encoder, table, self.cache)
 
-    def tokens(self, name: str) -> tuple[text.TokenTable, np.ndarray | None]:
-        """The texts of the tower ``name``, and the frozen layers' states of their tokens, if those are kept."""
+    def tokens(self, name: str, texts: Sequence[str]) -> tuple[text.TokenTable, np.ndarray | None]:
+        """The tokens of ``texts``, and the frozen layers' states of them, if those are kept. name: as above."""
+        table = text.tokenize(self.tokenizer, texts, self.encoder.max_length, self.cache)
+        self._tables[name] = table, self._states(table)
         return self._tables[name]
 
     def lengths(self, name: str) -> np.ndarray:
