@@ -6,46 +6,26 @@
 The same command again resumes what was cut off and redoes nothing that is done.
 """
 
-import ctypes
 import difflib
 import os
 import re
 import sys
-from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 ROOT = Path(__file__).parent
 FLAGS = ("config", "workdir", "coordinator", "num_processes", "process_id")
 
 
-def _quiet() -> None:
-    """Orbax narrates every checkpoint. What fails in its threads is raised at the next save: once is enough."""
-    logging.set_verbosity(logging.FATAL)
-    getLogger("asyncio").setLevel(CRITICAL)
-    shown = sys.unraisablehook
-    sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else shown(event)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed. By default it hands the big buffers of every train step back to the kernel, and
-    gets them back as new pages for the next: a quarter of a step's time on a CPU. Elsewhere this does nothing."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((-8, 1), (-4, 0), (-2, 1 << 26), (-1, (1 << 31) - 1)):  # ARENA_MAX MMAP_MAX TOP_PAD TRIM
-            mallopt(option, value)
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _refuse(f"unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
-    _quiet()
-    keep_freed_memory()
-    from kd_jax import distributed, errors, pipeline  # after the flags are parsed: --help and typos answer at once
+    from kd_jax import command, distributed, errors, pipeline  # after the flags are parsed: typos answer at once
 
+    command.start()
     try:
         distributed.initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     except errors.InputError as error:

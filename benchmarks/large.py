@@ -68,7 +68,7 @@ class Stages:
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    from launch import keep_freed_memory
+    from kd_jax.command import keep_freed_memory
 
     keep_freed_memory()
     import jax

@@ -142,9 +142,9 @@ def ours(spec: dict[str, Any]) -> None:
     import optax
     from flax import nnx
 
+    from kd_jax.command import keep_freed_memory
     from kd_jax.data import text
     from kd_jax.models.hf import load_encoder
-    from launch import keep_freed_memory
 
     keep_freed_memory()  # as every run does
     encoder, _ = load_encoder(spec["weights"], dtype=jnp.dtype(spec["dtype"]), max_length=MAX_LENGTH)

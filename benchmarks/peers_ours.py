@@ -21,6 +21,7 @@ from flax import nnx
 
 from benchmarks.peer_common import K, Split, arguments, best_of, read_split, report, timed_epochs, users_of
 from kd_jax import sharding
+from kd_jax.command import keep_freed_memory
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.loader import MAX_TARGETS, TEST, TRAIN, VALID, batches, sequence_examples, user_examples
 from kd_jax.distill import Term
@@ -30,7 +31,6 @@ from kd_jax.models.layers import split as take_apart
 from kd_jax.models.student import STUDENTS, StudentSpec
 from kd_jax.tasks import score_function
 from kd_jax.train import Recipe, compiled_step
-from launch import keep_freed_memory
 
 LENGTH = 50
 SETTINGS = {  # student, recipe, epochs

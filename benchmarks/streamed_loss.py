@@ -40,7 +40,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     from kd_jax import losses
     from kd_jax.catalogue import Factors, Loss, Rows, mean_losses, plan, tile_size
-    from launch import keep_freed_memory
+    from kd_jax.command import keep_freed_memory
 
     rows, items, width = spec["rows"], spec["items"], spec["width"]
     names, rng = LOSSES[spec["losses"]], np.random.default_rng(0)

@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kd_jax.pipeline import Run
+from kd_jax.pipeline import Pipeline
 from kd_jax.progress import Log
-from kd_jax.setup import selects
+from kd_jax.settings import selects
 
 TEACHERS, STUDENTS = ("teacher", "control_teacher"), ("student", "control", "distilled")
 SPACES = {
@@ -70,7 +70,7 @@ def draws(model: str, trials: int, seed: int = 0) -> list[Point]:
     return [(*point, ("distill.terms", term)) for point, term in zip(points, terms, strict=True)]
 
 
-class Trial(Run):
+class Trial(Pipeline):
     """A run whose models are trained in ``tune/<n>`` from the data and the labels of the workdir."""
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log, number: int):

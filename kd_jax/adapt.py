@@ -26,11 +26,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from kd_jax import sharding
+from kd_jax import command, sharding
 from kd_jax.catalogue import Soft
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import text
@@ -40,9 +39,10 @@ from kd_jax.errors import InputError, nearest
 from kd_jax.files import fingerprint, locked, write_json
 from kd_jax.models.layers import Frozen, factorises, split
 from kd_jax.models.teacher import ItemTower, TeacherSpec, Texts, TextTower
-from kd_jax.pipeline import Run
 from kd_jax.progress import Log
-from kd_jax.setup import MODELS, changed, language_model, recipe
+from kd_jax.run import Run
+from kd_jax.settings import changed, language_model, recipe
+from kd_jax.setup import MODELS
 from kd_jax.train import Trained, train
 from kd_jax.types import Array, Batch, Params, PyTree
 
@@ -242,6 +242,7 @@ def adapt(
     out.parent.mkdir(parents=True, exist_ok=True)
     (workdir / "adapted").mkdir(exist_ok=True)
     with locked(workdir), Log(workdir / "adapted/metrics.jsonl", metric="explained") as log:
+        command.keep_compiled(workdir)
         run = Run.opened(workdir, log)
         seed = run.seeds[0] if seed is None else seed
         if seed not in run.seeds:
@@ -278,16 +279,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mix", type=float, default=MIX, help="how far to go to the trained weights (default: 0.5)")
     parser.add_argument("--set", action="append", default=[], help="how it learns: --set teacher.train=lora")
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
-    try:
-        out = options.out.expanduser()
-        report = adapt(options.workdir.expanduser(), out, options.model, options.seed, options.mix, options.set)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"error: {error.filename}: {error.strerror}; give another --out", file=sys.stderr)
-        return 2
+    command.start()
+    return command.status(lambda: _told(options), options.out)
+
+
+def _told(options: argparse.Namespace) -> None:
+    out = options.out.expanduser()
+    report = adapt(options.workdir.expanduser(), out, options.model, options.seed, options.mix, options.set)
     now, before = report["explained"], report["explained_before"] or {}
     told = {kind: f"{now[kind]:.1%}" + (f" ({before[kind]:.1%} before)" if before else "") for kind in now}
     print(
@@ -306,7 +304,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = {"weights": out} | {name: report["teacher"][name] for name, usual in READS.items()
                                 if report["teacher"][name] != usual}  # fmt: skip
     print("use it with " + " ".join(f"--config.teacher.{name}={shlex.quote(str(x))}" for name, x in flags.items()))
-    return 0
 
 
 if __name__ == "__main__":

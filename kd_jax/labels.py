@@ -22,11 +22,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from safetensors.numpy import save_file
 
-from kd_jax import losses, sampled, sharding
+from kd_jax import command, losses, sampled, sharding
 from kd_jax.catalogue import Factors, Listed, Soft
 from kd_jax.data.lists import Lists
 from kd_jax.data.loader import Examples
@@ -350,20 +349,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="the workdir of a run that wrote labels")
     parser.add_argument("--rows", type=int, default=256, help="examples of each folder (default: 256)")
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
-    from kd_jax.pipeline import verify_labels  # from above: the command needs what a configuration stands for
+    command.start()
+    workdir = Path(options.workdir).expanduser()
+    return command.status(lambda: _verified(workdir, options.rows), workdir)
 
+
+def _verified(workdir: Path, rows: int) -> int:
+    from kd_jax import labelling  # from above: the command needs what a configuration stands for
+
+    if rows < 1:
+        raise InputError(f"--rows={rows} must be at least 1")
     wrong = False
-    try:
-        if options.rows < 1:
-            raise InputError(f"--rows={options.rows} must be at least 1")
-        for checked in verify_labels(Path(options.workdir).expanduser(), options.rows):
-            bad = not checked.error <= TOLERANCE
-            print(f"{checked}{' (WRONG)' if bad else ''}")
-            wrong |= bad
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for checked in labelling.verify(workdir, rows):
+        bad = not checked.error <= TOLERANCE
+        print(f"{checked}{' (WRONG)' if bad else ''}")
+        wrong |= bad
     return int(wrong)
 
 

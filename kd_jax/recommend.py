@@ -22,7 +22,7 @@ import optax
 import polars as pl
 from flax import nnx
 
-from kd_jax import export
+from kd_jax import command, export
 from kd_jax.catalogue import Factors
 from kd_jax.data import dataset as datasets
 from kd_jax.data.loader import MAX_TARGETS, TEST, last_items, recency_weights
@@ -184,16 +184,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     options = parser.parse_args(arguments)
     history = None if options.history is None else [part.strip() for part in options.history.split("|") if part.strip()]
-    try:
-        table = load(options.workdir).recommend(user=options.user, history=history, k=options.k)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.status(lambda: _answered(options, history), Path(options.workdir))
+
+
+def _answered(options: argparse.Namespace, history: list[str] | None) -> None:
+    table = load(options.workdir).recommend(user=options.user, history=history, k=options.k)
     for row in table.iter_rows(named=True):
         print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
     if len(table) < options.k:
         print(f"{len(table)} items: the catalogue has no more that were not seen", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

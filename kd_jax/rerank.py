@@ -21,11 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from kd_jax import evaluate, sharding
+from kd_jax import command, evaluate, sharding
 from kd_jax.catalogue import Factors
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import text
@@ -36,9 +35,9 @@ from kd_jax.errors import InputError, nearest
 from kd_jax.files import locked, read_json, write_json
 from kd_jax.models.cross import PairRanker
 from kd_jax.models.layers import split
-from kd_jax.pipeline import Run
 from kd_jax.progress import Log
-from kd_jax.setup import changed, selects
+from kd_jax.run import Run
+from kd_jax.settings import changed, selects
 from kd_jax.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
 from kd_jax.train import train
 from kd_jax.types import PAD, Array, Params, PyTree
@@ -202,6 +201,7 @@ def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[
     config.tuned.teacher = ()  # found for a teacher of another form
     config = changed(config, changes)
     with locked(workdir), Log(workdir / "metrics.jsonl", metric=selects(config)) as log:
+        command.keep_compiled(workdir)
         run, began = Run(config, workdir, log), time.perf_counter()
         reranker = Reranker(run, model, n, negatives)
         params, seconds = reranker.fit(workdir / "rerank" / model)
@@ -222,12 +222,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--negatives", type=int, default=4, help="items drawn per training example (default: 4)")
     parser.add_argument("--set", action="append", default=[], help="a field of teacher: --set teacher.steps=200")
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.FATAL)  # Orbax narrates every checkpoint
-    try:
-        report = rerank(options.workdir, options.model, options.candidates, options.negatives, options.set)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command.start()
+    return command.status(lambda: _told(options), options.workdir)
+
+
+def _told(options: argparse.Namespace) -> None:
+    report = rerank(options.workdir, options.model, options.candidates, options.negatives, options.set)
     for way, splits in report["rows"].items():
         shown = "; ".join(
             f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "@10" in name)
@@ -235,7 +235,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{way}: {shown}")
     print(f"{report['seconds']:.0f} s, of which training {report['train_seconds']:.0f} s")
-    return 0
 
 
 if __name__ == "__main__":

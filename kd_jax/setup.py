@@ -5,8 +5,6 @@ With ``pipeline.py`` the only reader of the configuration; everything below take
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -46,6 +44,7 @@ from kd_jax.models.layers import Frozen, split
 from kd_jax.models.student import StudentSpec, student_class
 from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
 from kd_jax.progress import Log
+from kd_jax.settings import language_model, reads_text, recipe, selects, settings_of
 from kd_jax.tasks import Rank, Rate, Task
 from kd_jax.train import Recipe
 from kd_jax.types import PAD, Array, Params, PyTree
@@ -58,7 +57,6 @@ LANGUAGE_FIELDS = (
 )  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
 FIELDS_OF_TERM = ("name", "weight", "temperature", "schedule", "items", "teacher")
-SHARED = tuple(f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched"))
 TEACHER_OF = {"distilled": "teacher", "control": "control_teacher"}  # whose labels a student learns from
 FORMS = ("bi", "cross")
 MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
@@ -89,64 +87,6 @@ def _plain(term: Term) -> tuple[Any, ...]:
     """A term in an identity. The run's own teacher is not named: workdirs from before there were others stay valid."""
     values = dataclasses.astuple(term)
     return values[:-1] if term.teacher == OWN else values
-
-
-def selects(config: ConfigDict) -> str:
-    """The validation metric that selects."""
-    return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
-
-
-def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = ()) -> ConfigDict:
-    """The config with 'teacher.steps=200', … (Python literals) set. fields: of ``teacher`` that may be; () = all.
-
-    Raises InputError for anything else.
-    """
-    config = ConfigDict(config.to_dict())
-    for change in changes:
-        field, _, value = change.partition("=")
-        section, _, name = field.partition(".")
-        known = tuple(fields) or tuple(config.teacher)
-        if section != "teacher" or name not in known or not value:
-            raise InputError(
-                f"--set {change}: give teacher.<field>=<value>{nearest(field, [f'teacher.{name}' for name in known])}"
-            )
-        new: Any = value
-        with contextlib.suppress(ValueError, SyntaxError):  # a word stands for itself
-            new = ast.literal_eval(value)
-        old = config.teacher[name]
-        if isinstance(old, (list, tuple)):
-            new = type(old)(new) if isinstance(new, (list, tuple)) else type(old)([new])
-        try:
-            if new is None:
-                raise TypeError
-            config.teacher[name] = new
-        except TypeError:
-            kind = type(old).__name__
-            raise InputError(f"--set {change}: teacher.{name} is {old!r} now; give another {kind}") from None
-    return config
-
-
-def reads_text(teacher: ConfigDict) -> bool:
-    """Whether a teacher with these settings (section ``teacher``) has a language model."""
-    return teacher.form == "cross" or "text" in (*teacher.item_features.split("+"), teacher.context)
-
-
-def recipe(section: ConfigDict) -> Recipe:
-    """How a model is trained, of the section ``teacher`` or ``train``."""
-    return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
-
-
-def language_model(teacher: ConfigDict, cache: Path) -> LanguageModel:
-    """The language model of the section ``teacher``."""
-    names = (
-        "backend", "pooling", "normalize", "max_tokens", "train", "top_n", "lora_rank", "dtype", "remat"
-    )  # fmt: skip
-    return LanguageModel(
-        teacher.weights,
-        lora_targets=tuple(teacher.lora_targets),
-        cache=cache,
-        **{name: teacher[name] for name in names},
-    )
 
 
 class Setup:
@@ -223,20 +163,7 @@ class Setup:
 
     def settings(self, model: str) -> ConfigDict:
         """The configuration with what was tuned for ``model`` on top."""
-        c = ConfigDict(self.config.to_dict())
-        for field, value in self.config.tuned[model]:
-            section, _, name = field.partition(".")
-            if section not in c or name not in c[section]:
-                known = [f"{s}.{n}" for s in ("teacher", "student", "distill", "train") for n in c[s]]
-                raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
-            if field in SHARED:
-                raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
-            c[section][name] = value
-        if model == "control_teacher":
-            c.teacher.update(
-                form="bi", item_features="id", context="items", train="head", softmax="full", hard_negatives=0
-            )
-        return c
+        return settings_of(self.config, model)
 
     def folder(self, model: str, seed: int) -> Path:
         """``<model>`` for the first seed, ``<model>.seed<n>`` for the others."""
@@ -267,7 +194,7 @@ class Setup:
                 distill |= {"labels": c.distill.labels, "teacher": fingerprint(made)}
             else:
                 distill.setdefault("sources", {})[name] = self.source_identity(name)
-        window = self._window(model)
+        window = self.window(model)
         return common | {
             "student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill, "window": window
         }  # fmt: skip
@@ -293,7 +220,7 @@ class Setup:
         own = OWN in named or self.settings(model).student.bias == "teacher"
         return (*[OWN][:own], *(name for name in named if name != OWN))
 
-    def _window(self, student: str) -> int:
+    def window(self, student: str) -> int:
         """Newest interactions that a student's examples hold: what it reads, or else what its labels' teacher reads."""
         c = self.settings(student)
         if self.positions(student) == "all":
@@ -537,7 +464,7 @@ class Setup:
         graphdef, params, _ = split(nnx.eval_shape(made, *given))
         constants = jax.jit(lambda *given: split(made(*given))[2])(*given)
         start = jax.tree_util.Partial(lambda *given: split(made(*given))[1], *given)
-        return Built(graphdef, params, constants, cls.positions, self._window(model), start=start)
+        return Built(graphdef, params, constants, cls.positions, self.window(model), start=start)
 
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model).student
@@ -566,7 +493,7 @@ class Setup:
                 window_days=c.teacher.window_days,
             )
         else:
-            found = self.task.examples(built.positions, history=built.history, **self._weighting(c))
+            found = self.task.examples(built.positions, history=built.history, **self.weighting(c))
         if model.endswith("teacher") and c.teacher.train != "head":
             if c.teacher.form == "cross":
                 self.log.note(f"pairs of train: {self.pairs.told(found.gather(np.arange(found.size)))}")
@@ -580,5 +507,5 @@ class Setup:
             )
         return found
 
-    def _weighting(self, c: ConfigDict) -> dict[str, Any]:
+    def weighting(self, c: ConfigDict) -> dict[str, Any]:
         return {"decay": c.student.decay, "decay_unit": c.student.decay_unit, "user_power": c.student.user_power}

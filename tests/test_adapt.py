@@ -15,9 +15,9 @@ from kd_jax import adapt, pipeline
 from kd_jax.catalogue import Soft
 from kd_jax.data import text
 from kd_jax.models import hf
-from kd_jax.pipeline import Run
 from kd_jax.progress import Log
-from kd_jax.setup import changed
+from kd_jax.run import Run
+from kd_jax.settings import changed
 
 SHORT = ("steps=40", "eval_every=10", "batch_size=32", "top_n=1", "warmup_steps=2")
 KINDS = ("held_out", "learned")

@@ -363,10 +363,10 @@ LAUNCH = """
 import sys
 sys.argv = ["launch.py", *sys.argv[1:]]
 sys.path[:0] = {paths}
-import launch, test_pipeline
-from kd_jax import pipeline
+import test_pipeline
+from kd_jax import command, pipeline
 from pathlib import Path
-launch._quiet()
+command.quiet()
 c = test_pipeline.config(Path(sys.argv[1]), stages=("data", "student"), **{fields})
 sys.exit(pipeline.main(c, Path(sys.argv[2])))
 """

@@ -1,0 +1,92 @@
+"""What single sections of a configuration mean, and what a command may change in them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd_jax.errors import InputError, nearest
+from kd_jax.models.language import LanguageModel
+from kd_jax.train import Recipe
+
+SHARED = tuple(f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched"))
+
+
+def settings_of(config: ConfigDict, model: str) -> ConfigDict:
+    """The configuration with what was tuned for ``model`` on top."""
+    c = ConfigDict(config.to_dict())
+    for field, value in config.tuned[model]:
+        section, _, name = field.partition(".")
+        if section not in c or name not in c[section]:
+            known = [f"{s}.{n}" for s in ("teacher", "student", "distill", "train") for n in c[s]]
+            raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
+        if field in SHARED:
+            raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
+        c[section][name] = value
+    if model == "control_teacher":
+        c.teacher.update(form="bi", item_features="id", context="items", train="head", softmax="full", hard_negatives=0)
+    return c
+
+
+def selects(config: ConfigDict) -> str:
+    """The validation metric that selects."""
+    return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
+
+
+def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = ()) -> ConfigDict:
+    """The config with 'teacher.steps=200', … (Python literals) set. fields: of ``teacher`` that may be; () = all.
+
+    Raises InputError for anything else.
+    """
+    config = ConfigDict(config.to_dict())
+    for change in changes:
+        field, _, value = change.partition("=")
+        section, _, name = field.partition(".")
+        known = tuple(fields) or tuple(config.teacher)
+        if section != "teacher" or name not in known or not value:
+            raise InputError(
+                f"--set {change}: give teacher.<field>=<value>{nearest(field, [f'teacher.{name}' for name in known])}"
+            )
+        new: Any = value
+        with contextlib.suppress(ValueError, SyntaxError):  # a word stands for itself
+            new = ast.literal_eval(value)
+        old = config.teacher[name]
+        if isinstance(old, (list, tuple)):
+            new = type(old)(new) if isinstance(new, (list, tuple)) else type(old)([new])
+        try:
+            if new is None:
+                raise TypeError
+            config.teacher[name] = new
+        except TypeError:
+            kind = type(old).__name__
+            raise InputError(f"--set {change}: teacher.{name} is {old!r} now; give another {kind}") from None
+    return config
+
+
+def reads_text(teacher: ConfigDict) -> bool:
+    """Whether a teacher with these settings (section ``teacher``) has a language model."""
+    return teacher.form == "cross" or "text" in (*teacher.item_features.split("+"), teacher.context)
+
+
+def recipe(section: ConfigDict) -> Recipe:
+    """How a model is trained, of the section ``teacher`` or ``train``."""
+    return Recipe(**{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section})
+
+
+def language_model(teacher: ConfigDict, cache: Path) -> LanguageModel:
+    """The language model of the section ``teacher``."""
+    names = (
+        "backend", "pooling", "normalize", "max_tokens", "train", "top_n", "lora_rank", "dtype", "remat"
+    )  # fmt: skip
+    return LanguageModel(
+        teacher.weights,
+        lora_targets=tuple(teacher.lora_targets),
+        cache=cache,
+        **{name: teacher[name] for name in names},
+    )
