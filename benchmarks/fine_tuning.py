@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--name", default="top_n", help="of this way to adapt, in the table")
     parser.add_argument("--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora")
-    parser.add_argument("--mix", default="0.5", help="of kd_jax.adapt: how far to go towards the trained weights")
+    parser.add_argument("--mix", help="of kd_jax.adapt: how far to go towards the trained weights")
     options, launch = parser.parse_known_args()
     workdir, seeds = options.workdir.absolute(), [int(seed) for seed in options.seeds.split(",")]
     config = [arg for arg in launch if arg.startswith("--config=")]
@@ -70,15 +70,16 @@ def main() -> int:
     teacher(workdir / "frozen", seeds)
     teacher(workdir / "ids", seeds, "--config.teacher.item_features=text+id")
     way, changes = workdir / options.name, [part for change in options.set for part in ("--set", change)]
-    how, asked = way / "how.json", {"set": options.set, "mix": options.mix}
+    changes += [f"--mix={options.mix}"] if options.mix else []
+    how, asked = way / "how.json", {"arguments": changes}
     if how.exists() and json.loads(how.read_text()) != asked:
         parser.error(f"{way} was made with {how.read_text()}; choose another --name")
     way.mkdir(parents=True, exist_ok=True)
     how.write_text(json.dumps(asked))
     for seed in seeds:
         if not (way / f"lm{seed}/adapted.json").exists():
-            call("-m", "kd_jax.adapt", f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}", f"--seed={seed}",
-                 f"--mix={options.mix}", *changes)  # fmt: skip
+            folders = f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}"
+            call("-m", "kd_jax.adapt", *folders, f"--seed={seed}", *changes)
         teacher(way / f"seed{seed}", [seed], f"--config.teacher.weights={way / f'lm{seed}'}")
     adapted = [json.loads((way / f"lm{seed}/adapted.json").read_text())["train_seconds"] for seed in seeds]
     ids = row("frozen, and item IDs", [workdir / "ids"], [])

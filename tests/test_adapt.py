@@ -89,6 +89,20 @@ def test_a_language_model_leaves_and_what_was_frozen_stays(world, run, tmp_path,
     assert pipeline.main(config(world, stages=stages, **fields), tmp_path / "run") == 0
 
 
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_what_learned_has_moved_and_nothing_else(world, run, tmp_path, train):
+    out = tmp_path / train
+    assert adapt.main([f"--workdir={run}", f"--out={out}", *FEW, f"--set=teacher.train={train}"]) == 0
+    first, last = (
+        dict(nnx.to_flat_state(nnx.state(hf.load_encoder(folder)[0].model))) for folder in (world / "bert", out)
+    )
+    moved = {path for path in first if np.abs(np.asarray(first[path][...] - last[path][...])).max() > 1e-5}
+    if train == "full":
+        assert {("words", "embedding"), ("layers", 0, "up", "kernel")} <= moved
+    else:
+        assert moved == {("layers", n, name, "kernel") for n in (0, 1) for name in ("query", "value")}
+
+
 def test_weights_are_mixed_on_the_line_and_adapters_by_what_they_add(run):
     first, last = {"a": {"kernel": np.zeros(3)}}, {"a": {"kernel": np.arange(3.0)}}
     np.testing.assert_allclose(adapt.mixed(first, last, 0.25)["a"]["kernel"], [0, 0.25, 0.5])
