@@ -229,6 +229,19 @@ def test_a_bad_line_is_refused_with_its_number(data, tmp_path, row, message):
     toy.refused(lambda: lists.read(path, data), message)
 
 
+def test_all_bad_lines_are_named_at_once(data, tmp_path):
+    good, bad = {"user": 100, "items": [500]}, '{"user": 101'
+    path = jsonl(tmp_path / "l.jsonl", bad, good, {"user": 102}, *[bad] * 6)
+    told = "l.jsonl:1: no JSON (", "write one object per line; lines 3, 4, 5, 6, 7 and 2 more are wrong, too"
+    toy.refused(lambda: lists.read(path, data), *told)
+    path = jsonl(tmp_path / "l.jsonl", good, {"user": 101, "items": ["b", 9, "b"]}, {"user": 9, "items": [501, "b"]})
+    toy.refused(
+        lambda: lists.read(path, data),
+        "l.jsonl:2: 5 of 9",
+        "'b' in line 2, 3 times in all; 9 in line 2; user 9 in line 3",
+    )
+
+
 def test_an_empty_file_is_refused(data, tmp_path):
     toy.refused(lambda: lists.read(jsonl(tmp_path / "l.jsonl"), data), "l.jsonl holds no list")
 

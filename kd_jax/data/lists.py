@@ -82,34 +82,34 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
     by_user = np.zeros(dataset.num_users, np.int32)
     by_history: dict[bytes, int] = {}
     first_line: dict[Any, int] = {}
-    names, unmatched = 0, Counter[str]()
-    first_unmatched = 0
+    names, unmatched, met = 0, Counter[str](), dict[str, int]()  # met: in which line first
     kinds, ignored = Counter[str](), Counter[str]()
     repeated = empty = 0
 
     def find(values: list[Any], number: int) -> list[int | None]:
-        nonlocal names, first_unmatched
+        nonlocal names
         positions: list[int | None] = []
         for value in values:
             same = lookup.items(value)
             names += 1
             positions.append(same[0] if len(same) == 1 else None)
             if len(same) != 1:
-                unmatched[f"{value!r}" + (f" ({len(same)} items have this title)" if same else "")] += 1
-                first_unmatched = first_unmatched or number
+                miss(f"{value!r}" + (f" ({len(same)} items have this title)" if same else ""), number)
         return positions
 
-    for number, line in _objects(path):
+    def miss(name: str, number: int) -> None:
+        unmatched[name] += 1
+        met.setdefault(name, number)
+
+    for number, line, kind, given, weight in _lines(path):
         where = f"{path}:{number}"
-        kind, given, weight = _checked(line, where)
         ignored.update(line.keys() - set(FIELDS))
         key: Any = None
         if "user" in line:
             key = lookup.user(line["user"])
             names += 1
             if key is None:
-                unmatched[f"user {line['user']!r}"] += 1
-                first_unmatched = first_unmatched or number
+                miss(f"user {line['user']!r}", number)
         else:
             history = find(line["history"], number)
             if None not in history:
@@ -138,11 +138,14 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
         rows.append((list(items), list(items.values()), weight))
 
     missing = unmatched.total()
-    listed = "; ".join(f"{name}, {count} times" if count > 1 else name for name, count in unmatched.most_common(SHOWN))
+    listed = "; ".join(
+        f"{name} in line {met[name]}" + (f", {count} times in all" if count > 1 else "")
+        for name, count in unmatched.most_common(SHOWN)
+    )
     listed += f"; and {len(unmatched) - SHOWN:,} more" if len(unmatched) > SHOWN else ""
     if missing > max_unmatched * names or (missing and len(rows) == 1):
         raise InputError(
-            f"{path}:{first_unmatched}: {missing:,} of {names:,} users, items and titles are not in the data set, or "
+            f"{path}:{min(met.values())}: {missing:,} of {names:,} users, items and titles are not in the data set, or "
             f"ambiguous: {listed}; ids and titles must be those of the data, or raise distill.max_unmatched"
         )
     if len(rows) == 1:
@@ -168,22 +171,40 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
     return Lists(table, logits, weights, by_user, by_history, tuple(notes))
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is not blank."""
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str, list[float] | None, float]]:
+    """(line number, object, and what ``_checked`` says of it) of every line that is not blank.
+
+    Raises InputError at the end, if some cannot be read: what is wrong with the first, and where the others are.
+    """
+    wrong: dict[int, InputError] = {}
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             if not raw.strip():
                 continue
+            where = f"{path}:{number}"
             try:
-                value = json.loads(raw)
-            except (ValueError, RecursionError) as error:
-                said = getattr(error, "msg", str(error))  # without the place within the line
-                raise InputError(f"{path}:{number}: no JSON ({said}); write one object per line") from None
-            if not isinstance(value, dict):
-                raise InputError(
-                    f"{path}:{number}: {str(value)[:40]!r} is no object; write {{'user': …, 'items': […]}}"
-                )
-            yield number, value
+                line = _object(raw, where)
+                checked = _checked(line, where)
+            except InputError as error:
+                wrong[number] = error
+            else:
+                yield number, line, *checked
+    if wrong:
+        first, *others = wrong
+        more = f"; lines {', '.join(map(str, others[:SHOWN]))}" if others else ""
+        more += f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
+        raise InputError(f"{wrong[first]}{more}{' are wrong, too' if others else ''}")
+
+
+def _object(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", str(error))  # without the place within the line
+        raise InputError(f"{where}: no JSON ({said}); write one object per line") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {str(value)[:40]!r} is no object; write {{'user': …, 'items': […]}}")
+    return value
 
 
 def _checked(line: dict[str, Any], where: str) -> tuple[str, list[float] | None, float]:
