@@ -115,7 +115,7 @@ def _build(folder: Path, dtype: Any, max_length: int) -> tuple[Any, int]:
     kind = str(written.get("model_type"))
     if kind not in flax_classes:
         raise InputError(
-            f"{folder}/config.json: model_type {kind!r} has no Flax class in transformers{nearest(kind, flax_classes)}"
+            f"{folder}/config.json: model_type {kind!r} has no Flax class in transformers{nearest(kind, FAMILIES)}"
         )
     if kind not in FAMILIES:
         raise InputError(
