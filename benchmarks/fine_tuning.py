@@ -4,10 +4,9 @@
         [--set teacher.train=top_n] [--config=… and other arguments of launch.py]
 
 For every seed a teacher with the frozen language model, one with item IDs beside it (``item_features='text+id'``), the
-language model adapted to what that one knows (``kd_jax/adapt.py``, with ``--set``), and a teacher with the adapted
-model, frozen: the same recipe and steps as the first, texts alone. A Markdown table is printed and
-``<workdir>/fine_tuning.json`` written; another ``--name`` with another ``--set`` adds rows to it. The same command
-again resumes.
+language model adapted to what that one knows (``kd_jax/adapt.py``, with ``--set``), and the same two teachers with the
+adapted model, frozen. A Markdown table is printed and ``<workdir>/fine_tuning.json`` written; another ``--name`` with
+another ``--set`` adds rows to it. The same command again resumes.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 METRIC = "ndcg@10"
+IDS = "--config.teacher.item_features=text+id"
 
 
 def call(*command: str) -> None:
@@ -68,7 +68,7 @@ def main() -> int:
         call("launch.py", *config, f"--workdir={folder}", stages, given, *rest, *fields)
 
     teacher(workdir / "frozen", seeds)
-    teacher(workdir / "ids", seeds, "--config.teacher.item_features=text+id")
+    teacher(workdir / "ids", seeds, IDS)
     way, changes = workdir / options.name, [part for change in options.set for part in ("--set", change)]
     changes += [f"--mix={options.mix}"] if options.mix else []
     how, asked = way / "how.json", {"arguments": changes}
@@ -80,15 +80,20 @@ def main() -> int:
         if not (way / f"lm{seed}/adapted.json").exists():
             folders = f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}"
             call("-m", "kd_jax.adapt", *folders, f"--seed={seed}", *changes)
-        teacher(way / f"seed{seed}", [seed], f"--config.teacher.weights={way / f'lm{seed}'}")
+        for name, fields in (("seed", ()), ("ids", (IDS,))):
+            teacher(way / f"{name}{seed}", [seed], f"--config.teacher.weights={way / f'lm{seed}'}", *fields)
     adapted = [json.loads((way / f"lm{seed}/adapted.json").read_text())["train_seconds"] for seed in seeds]
     ids = row("frozen, and item IDs", [workdir / "ids"], [])
-    new = row(f"adapted: {options.name}", [way / f"seed{seed}" for seed in seeds],
-              [a + b for a, b in zip(adapted, ids["seconds"], strict=True)])  # fmt: skip
+    before = [a + b for a, b in zip(adapted, ids["seconds"], strict=True)]
+    new = [
+        row(f"adapted: {options.name}{also}", [way / f"{name}{seed}" for seed in seeds], before)
+        for name, also in (("seed", ""), ("ids", ", and item IDs"))
+    ]
     out = workdir / "fine_tuning.json"
-    before = json.loads(out.read_text()) if out.exists() else {"seeds": seeds, "rows": []}
-    old = [one for one in before["rows"][2:] if one["name"] != new["name"] and before["seeds"] == seeds]
-    rows = [row("frozen", [workdir / "frozen"], []), ids, *old, new]
+    there = json.loads(out.read_text()) if out.exists() else {"seeds": seeds, "rows": []}
+    names = {one["name"] for one in new}
+    old = [one for one in there["rows"][2:] if one["name"] not in names and there["seeds"] == seeds]
+    rows = [row("frozen", [workdir / "frozen"], []), ids, *old, *new]
     out.write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=2) + "\n")
     print(f"| language model | {METRIC}, validation | {METRIC}, test | validation over frozen, by seed | training, s |")
     print("|---|---|---|---|---|")
