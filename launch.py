@@ -48,6 +48,13 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def _last(argv: list[str]) -> list[str]:
+    """Without those --config.<field>=<value> that a later one replaces: absl would join tuples that are given twice."""
+    names = [arg.partition("=")[0] if arg.startswith("--config.") and "=" in arg else "" for arg in argv]
+    last = {name: place for place, name in enumerate(names)}
+    return [arg for place, (arg, name) in enumerate(zip(argv, names, strict=True)) if not name or last[name] == place]
+
+
 def parse(argv: list[str]) -> list[str]:
     """Flags as absl reads them; what cannot be read is one line, and a misspelt field names the nearest."""
     try:
@@ -56,7 +63,7 @@ def parse(argv: list[str]) -> list[str]:
         flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes (docs/clusters.md)")
         flags.DEFINE_integer("num_processes", 0, "how many processes there are (default: what the cluster says)")
         flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0 (default: what the cluster says)")
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_last(argv))
         getattr(flags.FLAGS.config, "seeds", None)  # a file that could not be loaded says so when it is read
         return rest
     except (AttributeError, KeyError) as error:

@@ -36,7 +36,7 @@ from kd_jax.data import text
 from kd_jax.data.loader import Examples
 from kd_jax.distill import Term
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import fingerprint, locked, write_json
+from kd_jax.files import disk_is_full, fingerprint, locked, write_json
 from kd_jax.models.layers import Frozen, factorises, split
 from kd_jax.models.teacher import ItemTower, TeacherSpec, Texts, TextTower
 from kd_jax.progress import Log
@@ -200,7 +200,8 @@ class Adaptation:
     def save(self, folder: Path, params: Params, mix: float) -> None:
         """The language model as a Hugging Face folder. mix: how far from its first weights to the trained ones."""
         encoder = mixed(self.params["encoder"], params["encoder"], mix)
-        self.lm.save(folder, self.graphdef, params | {"encoder": encoder}, self.constants)
+        data = self.run.dataset.checksum
+        self.lm.save(folder, self.graphdef, params | {"encoder": encoder}, self.constants, data)
 
 
 def mixed(first: Params, trained: Params, mix: float) -> Params:
@@ -237,9 +238,15 @@ def adapt(
         raise InputError(f"adapt: {workdir} is not the workdir of a run (no config.json in it)")
     if not 0 < mix <= 1:
         raise InputError(f"adapt: --mix={mix} must be more than 0 and at most 1, the trained weights themselves")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"adapt: --out={out} exists and is not empty; give another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = out.resolve()  # '.' has no name to write beside
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise InputError(f"adapt: --out={out} exists and is not empty; give another folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise InputError(f"adapt: --out={out} cannot be a folder ({error.strerror}); give another") from None
     (workdir / "adapted").mkdir(exist_ok=True)
     with locked(workdir), Log(workdir / "adapted/metrics.jsonl", metric="explained") as log:
         command.keep_compiled(workdir)
@@ -250,8 +257,10 @@ def adapt(
         config = run.settings("teacher")
         config.teacher.update(RECIPE)
         config = changed(config, changes, tuple(RECIPE))
-        if not any(change.startswith("teacher.warmup_steps=") for change in changes):  # a short trial warms up shortly
-            config.teacher.warmup_steps = min(config.teacher.warmup_steps, config.teacher.steps // 10)
+        # A short trial warms up shortly, and is judged as often.
+        for field, most in (("warmup_steps", config.teacher.steps // 10), ("eval_every", config.teacher.steps // 4)):
+            if not any(change.startswith(f"teacher.{field}=") for change in changes):
+                config.teacher[field] = min(config.teacher[field], max(1, most))
         adaptation = Adaptation(run, config, model, seed)
         before = adaptation.shares(adaptation.params) if adaptation.reads else None
         trained = adaptation.fit()

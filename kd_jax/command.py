@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
+import jax
 from absl import logging
 
 from kd_jax.errors import InputError
@@ -40,8 +42,6 @@ def keep_freed_memory() -> None:
 
 def keep_compiled(workdir: Path) -> None:
     """Compiled programs stay in ``workdir``, unless JAX_COMPILATION_CACHE_DIR names a place for those of all runs."""
-    import jax  # a second, which commands that only answer do not wait
-
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
 
@@ -52,16 +52,27 @@ def status(body: Callable[[], int | None], workdir: Path) -> int:
         return body() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except PermissionError as error:
         print(
             f"error: {error.filename}: {error.strerror}; change its permissions, or give another folder",
             file=sys.stderr,
         )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what is saved", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:  # Polars, safetensors and TensorStore report a full disk in types of their own
-        if not disk_is_full(error):
+        if disk_is_full(error):
+            print(
+                f"error: the disk of {workdir} is full; free some space and run the same command again: it resumes",
+                file=sys.stderr,
+            )
+        elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for memory
+            said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+            print(
+                f"error: not enough memory on the device ({said}); lower batch_size (a teacher may accumulate over "
+                "several, or set teacher.remat=True)",
+                file=sys.stderr,
+            )
+        else:
             raise
-        print(
-            f"error: the disk of {workdir} is full; free some space and run the same command again: it resumes",
-            file=sys.stderr,
-        )
     return 2

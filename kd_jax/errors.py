@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad data, configuration, weights or workdir. ``launch.py`` prints it as one line and exits with status 2."""
+    """Bad data, configuration, weights or workdir. Commands print it as one line and exit with status 2."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(str(message).split()))

@@ -86,7 +86,10 @@ def read(folder: Path, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
 
     Raises InputError if a file is missing, damaged or of another data set.
     """
-    cure = f"{folder.parent} is not, or not wholly, exported: run the command that made it again (stage 'export')"
+    cure = (
+        f"{folder.parent} holds no exported student: run the command that made it again, with 'export' and a student "
+        "among its stages"
+    )
     description, tensors = read_json(folder / DESCRIPTION, cure), read_tensors(folder / WEIGHTS, cure)
     spec = StudentSpec(**description["spec"], bias=jnp.zeros(dataset.num_items), warm=jnp.asarray(dataset.warm))
     model = student_class(description["student"])(spec, rngs=nnx.Rngs(0))

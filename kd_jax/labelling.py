@@ -28,8 +28,8 @@ from kd_jax.setup import TEACHER_OF, Built
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """Soft labels of one teacher: where they are, what must have made them, and how they are made."""
+class Wanted:
+    """Soft labels of one teacher that somebody learns from: where they are, what must have made them, and how."""
 
     title: str
     folder: Path
@@ -74,14 +74,23 @@ class Labelling:
 
     def write(self) -> None:
         """Write what each teacher says about every training example, once; every process its share."""
-        for student, teacher in TEACHER_OF.items():
-            if not (self.run.is_trained(teacher, self.run.seeds[0]) or student in self.run.config.stages):
-                continue
-            for wanted in [found for seed in self.run.seeds for found in self.of(student, (seed,))]:
-                if not agreed(wanted.finished is not None):
-                    self._write(wanted)
+        for wanted in self.all().values():
+            if not agreed(wanted.finished is not None):
+                self._write(wanted)
 
-    def _write(self, wanted: Labels) -> None:
+    def all(self) -> dict[Path, Wanted]:
+        """By folder, the labels of the students that this run trains, or whose teacher it has trained; without any,
+        what a distilled student would read of teachers from outside."""
+        run = self.run
+        learn = [
+            student
+            for student, teacher in TEACHER_OF.items()
+            if student in run.config.stages or any(run.is_trained(model, run.seeds[0]) for model in (student, teacher))
+        ]
+        found = [wanted for student in learn or ("distilled",) for wanted in self.of(student, run.seeds, bool(learn))]
+        return {wanted.folder: wanted for wanted in found}
+
+    def _write(self, wanted: Wanted) -> None:
         began, folder = time.perf_counter(), wanted.folder
         labeller, examples = wanted.make()
         if leader():
@@ -100,12 +109,17 @@ class Labelling:
             size = labels.size_of(folder) / 1e6
             write_json(folder / "done.json", {"identity": wanted.identity, "seconds": seconds})
             said = f"labels: {wanted.title}: {examples.size:,} contexts, {size:.1f} MB in {seconds:.1f} s"
-            self.run.log.note(said + ("" if used is None else f"; {used:,} lists are used"))
+            if used is not None:
+                there = len(labeller.shared["list_items"]) - 1  # the first is the empty one
+                said += f"; {used:,} of {there:,} lists are used"
+                said += "" if used == there else ", the others fit no training example (docs/labels.md)"
+            self.run.log.note(said)
         barrier("labels are done")
 
-    def of(self, student: str, seeds: Sequence[int]) -> list[Labels]:
-        """All cached labels that ``student`` learns from, those of its own teacher for each of ``seeds``."""
-        own = self.run.config.distill.labels == "cached"
+    def of(self, student: str, seeds: Sequence[int], own: bool = True) -> list[Wanted]:
+        """All cached labels that ``student`` learns from, those of its own teacher for each of ``seeds``. own: whether
+        to have those, too."""
+        own = own and self.run.config.distill.labels == "cached"
         found = [
             [self._own(student, seed) for seed in seeds if own] if name == OWN else [self._source(student, name)]
             for name in self.run.reads(student)
@@ -131,7 +145,7 @@ class Labelling:
             found[name] = labels.with_top(cached, top) if top and "contexts" in cached.arrays else cached
         return found
 
-    def _own(self, student: str, seed: int) -> Labels:
+    def _own(self, student: str, seed: int) -> Wanted:
         """What the run's own teacher says about every training example of ``student``."""
         teacher = TEACHER_OF[student]
         history, positions = self.run.window(student), self.run.positions(student)
@@ -139,13 +153,13 @@ class Labelling:
         def make() -> tuple[labels.Labeller, Examples]:
             built = self.run.build(teacher, seed)
             params, constants = self.run.best(teacher, seed, built, (TRAIN,))
-            model = labels.of_model(built.graphdef, params, constants, positions=positions, rates=self._rates)
-            return model, self._examples(student, history)
+            labeller = labels.of_model(built.graphdef, params, constants, positions=positions, rates=self._rates)
+            return labeller, self._examples(student, history)
 
         identity = fingerprint([self.run.identity(teacher, seed), positions, history])
-        return Labels(f"{teacher} (seed {seed})", self.run.workdir / f"labels/{teacher}.seed{seed}", identity, make)
+        return Wanted(f"{teacher} (seed {seed})", self.run.workdir / f"labels/{teacher}.seed{seed}", identity, make)
 
-    def _source(self, student: str, name: str) -> Labels:
+    def _source(self, student: str, name: str) -> Wanted:
         """What a teacher from outside says about them. One folder per content: students of one kind share it."""
         source, positions = self.run.sources[name], self.run.positions(student)
         window = self.run.window(student) if positions == "all" else 0  # of others only the teacher knows what it reads
@@ -153,17 +167,17 @@ class Labelling:
         def make() -> tuple[labels.Labeller, Examples]:
             how: dict[str, Any] = {"positions": positions, "confidence": source.confidence}
             if source.folder is None:
-                lists = self._lists(name)
-                labeller = labels.of_lists(lists, self.run.dataset.num_items, **how)
-                return labeller, self._examples(student, window or lists.history)
+                found = self._lists(name)
+                labeller = labels.of_lists(found, self.run.dataset.num_items, **how)
+                return labeller, self._examples(student, window or found.history)
             run, seed = self._other(name)
             built = run.build(source.model, seed)
-            best = run.best(source.model, seed, built)
+            best = run.best(source.model, seed, built, (TRAIN,))
             labeller = labels.of_model(built.graphdef, *best, rates=self._rates, **how)
             return labeller, self._examples(student, window or built.history)
 
         identity = fingerprint([self.run.source_identity(name), self.run.dataset.checksum, positions, window])
-        return Labels(f"{name} ({source.path})", self.run.workdir / "labels" / name / identity, identity, make)
+        return Wanted(f"{name} ({source.path})", self.run.workdir / "labels" / name / identity, identity, make)
 
     def _examples(self, student: str, history: int) -> Examples:
         weighting = self.run.weighting(self.run.settings(student))
@@ -265,12 +279,10 @@ def verify(workdir: Path, rows: int) -> Iterator[labels.Checked]:
     """``rows`` labels of every folder in ``workdir``, computed again by the teacher that wrote them."""
     with Log(workdir / "metrics.jsonl", "", silent=True) as log:
         run = Run.opened(workdir, log)
-        labelling = Labelling(run)
-        written = [found for student in TEACHER_OF for found in labelling.of(student, run.seeds)]
-        written = [found for found in written if (found.folder / "done.json").exists()]
+        written = [found for found in Labelling(run).all().values() if (found.folder / "done.json").exists()]
         if not written:
             raise InputError(f"{workdir} holds no finished labels; run its stage 'labels' first")
-        for wanted in {found.folder: found for found in written}.values():
+        for wanted in written:
             if not wanted.finished:
                 raise InputError(
                     f"{wanted.folder} was written for another config or teacher; run the stage 'labels' again"

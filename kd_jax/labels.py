@@ -211,7 +211,14 @@ def write(
             batch = examples.gather(np.minimum(np.arange(start, start + batch_size + spare), end - 1))
             for name, values in {"row": batch["row"], **labeller.label(batch)}.items():
                 parts.setdefault(name, []).append(np.asarray(values)[: end - start])
-        _save(path, {name: np.concatenate(values) for name, values in parts.items()})
+        arrays = {name: np.concatenate(values) for name, values in parts.items()}
+        for name, values in arrays.items():
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"labels: the teacher of {folder} gives {name} that are not finite; look at its metrics.jsonl and "
+                    "train it again with a lower learning rate"
+                )
+        _save(path, arrays)
     if part[0] == 0:
         _save(folder / ITEMS, labeller.shared | {"size": np.asarray(examples.size)})
 
@@ -319,10 +326,10 @@ def verify(folder: Path, labeller: Labeller, examples: Examples, rows: int, batc
         again = labeller.shared | {name: np.asarray(values) for name, values in labeller.label(batch).items()}
         then = {name: values[batch["row"]] if name in again.keys() - labeller.shared.keys() else values
                 for name, values in cache.items()}  # fmt: skip
-        error = max(error, _difference(then, again))
+        error = np.maximum(error, _difference(then, again))  # NaN stays
     rows_of = cache.get("contexts", cache.get("logits", cache.get("list")))
     assert rows_of is not None
-    return Checked(folder, len(chosen), error, examples.size * rows_of.shape[1], size_of(folder), seconds)
+    return Checked(folder, len(chosen), float(error), examples.size * rows_of.shape[1], size_of(folder), seconds)
 
 
 def _difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
@@ -334,13 +341,13 @@ def _difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) 
         )
         if items[0].shape != items[1].shape or np.any(items[0] != items[1]):
             return np.inf
-        return float(max(np.abs(logits[0] - logits[1]).max(), np.abs(weights[0] - weights[1]).max()))
+        return float(np.maximum(np.abs(logits[0] - logits[1]).max(), np.abs(weights[0] - weights[1]).max()))
     found = [np.abs(one[name] - other[name]).max() for name in ("logits", "weights") if name in other]
     if "contexts" in other:
         for here, there in zip(one["contexts"], other["contexts"], strict=True):
             gap = (here @ one["items"].T + one["bias"][None]) - (there @ other["items"].T + other["bias"][None])
             found.append(np.abs(gap).max())
-    return float(max(found))
+    return float(np.max(found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from kd_jax.labelling import Labelling
 from kd_jax.models.layers import table_rows
 from kd_jax.progress import Log
 from kd_jax.run import Run
-from kd_jax.settings import reads_text, selects
+from kd_jax.settings import reads_text, selects, trains_text
 from kd_jax.setup import MODELS, TEACHER_OF
 from kd_jax.tasks import SPLITS, Judged, Rank
 from kd_jax.train import TABLES_SHARE, Preempted, Trained, train
@@ -87,7 +87,7 @@ class Pipeline(Run):
             start = jax.tree_util.Partial(lambda start, bias: start() | {"bias": bias}, start, bias)
         teachers = {term.teacher: teachers[term.teacher] for term in objective if term.needs_teacher}
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
-        live = model.endswith("teacher") and self.settings(model).teacher.train != "head"
+        live = model.endswith("teacher") and trains_text(self.settings(model).teacher)
         mine = sharding.local_rows(self.mesh, recipe.batch_size)
         examples = self.examples(model, built, seed, recipe.batch_size if mine is None else len(mine))
         teachers, examples = labels.fitting(teachers, examples, int(TABLES_SHARE * sharding.device_memory()))
@@ -127,7 +127,10 @@ class Pipeline(Run):
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
         self.check_form()
-        text.check_template(self.settings("teacher").teacher.template, self.dataset.items.columns)
+        teacher = self.settings("teacher").teacher
+        text.check_template(teacher.template, self.dataset.items.columns)
+        if "teacher" in self.config.stages and reads_text(teacher):
+            _ = self.item_texts  # all have one
         for model in MODELS:
             if model not in self.config.stages:
                 continue
@@ -141,6 +144,7 @@ class Pipeline(Run):
                 self.student_spec(model)
             if model in TEACHER_OF:
                 self.labelling.check(model)
+        self._note_terms()
         stale: dict[str, InputError] = {}
         for model in MODELS:
             for seed in self.seeds:
@@ -153,6 +157,16 @@ class Pipeline(Run):
         if stale:
             first, *others = stale
             raise InputError(str(stale[first]) + (f", and {', '.join(others)} too" if others else ""))
+
+    def _note_terms(self) -> None:
+        """Say which sources nobody reads, and which the control does without."""
+        students = [model for model in TEACHER_OF if model in self.config.stages]
+        read = {model: [term.teacher for term in self.objective(model) if term.needs_teacher] for model in students}
+        if unread := self.sources.keys() - {name for names in read.values() for name in names} if students else ():
+            self.log.note(f"warning: distill.sources: no term of distill.terms reads {', '.join(sorted(unread))}")
+        if left := [name for name in read.get("distilled", ()) if name not in read.get("control", read["distilled"])]:
+            rest = ", ".join(read["control"]) or "clicks alone"
+            self.log.note(f"control: without {', '.join(left)}, which may hold a language model; it learns from {rest}")
 
     def _validate(self, judge: Callable[[Params, PyTree], Judged], params: Params, constants: PyTree) -> float:
         return self.task.score(judge(params, constants))
@@ -207,9 +221,11 @@ class Pipeline(Run):
         barrier("evaluated")
         if not leader():
             return
+        taught = any(term.needs_teacher for term in self.objective("control")) if "control" in models else True
+        compared = {name: seeds for name, seeds in per_user.items() if taught or name != "control"}
         report = {
             "schema": 1, "task": c.task, "dataset": dataset, "models": rows,
-            "gain": gains(per_user, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
+            "gain": gains(compared, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
         }  # fmt: skip
         write_json(self.workdir / "report/metrics.json", report)
 
@@ -259,14 +275,14 @@ class Pipeline(Run):
     def _export_language_model(self) -> bool:
         """A fine-tuned language model of the first seed, as a Hugging Face folder; whether there is one."""
         seed, c = self.seeds[0], self.settings("teacher").teacher
-        if c.train == "head" or not self.is_trained("teacher", seed):
+        if not trains_text(c) or not self.is_trained("teacher", seed):
             return False
         built = self.build("teacher", seed)
         params = self.best_params("teacher", seed, built)  # its constants, vectors of all texts, do not leave
         if leader():
             folder = self.workdir / "export/teacher"
             shutil.rmtree(folder, ignore_errors=True)
-            self.language_model.save(folder, built.graphdef, params, built.constants)
+            self.language_model.save(folder, built.graphdef, params, built.constants, self.dataset.checksum)
             self.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")
         return True
 

@@ -4,8 +4,7 @@ python -m kd_jax.rerank --workdir=runs/quickstart --model=student --candidates=2
 
 It is trained on the run's training interactions, each with what the user had done before, against items drawn by
 popularity, and judged over the whole catalogue: the model's best items that the user has not seen come first, in the
-new order, and all others follow in the old one. It writes rerank/<model>.json into the workdir and leaves the rest
-alone.
+new order, and all others follow in the old one. It writes into rerank/ in the workdir and leaves the rest alone.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from kd_jax import command, evaluate, sharding
 from kd_jax.catalogue import Factors
@@ -32,17 +30,22 @@ from kd_jax.data.loader import TRAIN, last_items, rate_examples
 from kd_jax.data.pairs import Pairs, with_pairs
 from kd_jax.distill import Term
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import locked, read_json, write_json
+from kd_jax.files import fingerprint, locked, write_json
 from kd_jax.models.cross import PairRanker
 from kd_jax.models.layers import split
 from kd_jax.progress import Log
-from kd_jax.run import Run
+from kd_jax.run import Run, written
 from kd_jax.settings import changed, selects
 from kd_jax.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
-from kd_jax.train import train
+from kd_jax.train import Recipe, train
 from kd_jax.types import PAD, Array, Params, PyTree
 
 STUDENTS_OF_A_RUN = ("student", "control", "distilled")
+# What of ``teacher`` a cross-encoder that reranks has a use for.
+FIELDS = (
+    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "history", "train", "top_n", "lora_rank",
+    "lora_targets", "dtype", "remat", "hidden", "dropout", *(field.name for field in dataclasses.fields(Recipe)),
+)  # fmt: skip
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of the cross-encoder beside the first model's scores; the best on validation is taken
 
 
@@ -132,7 +135,7 @@ class Reranker:
             "reranks": run.identity(self.model, self.seed), "teacher": run.settings("teacher").teacher.to_dict(),
             "weights": run.language_model.checksum, "candidates": self.n, "negatives": self.negatives,
         }  # fmt: skip
-        with Checkpoints(folder, identity) as checkpoints:
+        with Checkpoints(folder / fingerprint(identity), identity) as checkpoints:
             trained = train(
                 self.graphdef,
                 self.params,
@@ -197,18 +200,20 @@ def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[
     """
     if not (workdir / "config.json").exists():
         raise InputError(f"rerank: {workdir} is not the workdir of a run (no config.json in it)")
-    config = ConfigDict(read_json(workdir / "config.json", "run launch.py again"))
+    config = written(workdir)
     config.tuned.teacher = ()  # found for a teacher of another form
-    config = changed(config, changes)
-    with locked(workdir), Log(workdir / "metrics.jsonl", metric=selects(config)) as log:
+    config = changed(config, changes, FIELDS)
+    (workdir / "rerank").mkdir(exist_ok=True)
+    with locked(workdir), Log(workdir / "rerank/metrics.jsonl", metric=selects(config)) as log:
         command.keep_compiled(workdir)
-        run, began = Run(config, workdir, log), time.perf_counter()
+        run, began = Run.opened(workdir, log, config), time.perf_counter()
         reranker = Reranker(run, model, n, negatives)
         params, seconds = reranker.fit(workdir / "rerank" / model)
         rows = reranker.judge(params)
+        read = {name: value for name, value in config.teacher.items() if name in FIELDS}
         report = {
             "model": model, "seed": reranker.seed, "candidates": n, "negatives": negatives, "train_seconds": seconds,
-            "seconds": time.perf_counter() - began, "teacher": config.teacher.to_dict(), "rows": rows,
+            "seconds": time.perf_counter() - began, "teacher": read, "rows": rows,
         }  # fmt: skip
         write_json(workdir / "rerank" / f"{model}.json", report)
     return report
@@ -223,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], help="a field of teacher: --set teacher.steps=200")
     options = parser.parse_args(arguments)
     command.start()
+    options.workdir = options.workdir.expanduser()
     return command.status(lambda: _told(options), options.workdir)
 
 

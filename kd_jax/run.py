@@ -15,8 +15,14 @@ from kd_jax.data.loader import TEST, VALID
 from kd_jax.errors import InputError
 from kd_jax.files import read_json
 from kd_jax.progress import Log
+from kd_jax.settings import trains_text
 from kd_jax.setup import Built, Setup
 from kd_jax.types import Params, PyTree
+
+
+def written(workdir: Path) -> ConfigDict:
+    """The configuration of the run that made ``workdir``."""
+    return ConfigDict(read_json(workdir / "config.json", "give the --workdir of a run of launch.py"))
 
 
 class Run(Setup):
@@ -27,9 +33,10 @@ class Run(Setup):
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
 
     @classmethod
-    def opened(cls, workdir: Path, log: Log) -> Self:
-        """The run that made ``workdir``, for reading its models. Raises InputError if it is none."""
-        config = ConfigDict(read_json(workdir / "config.json", "give the --workdir of a run of launch.py"))
+    def opened(cls, workdir: Path, log: Log, config: ConfigDict | None = None) -> Self:
+        """The run that made ``workdir``, for reading its models. config: its own with changes, None: as it is there.
+        Raises InputError if it is no run's."""
+        config = written(workdir) if config is None else config
         config.mesh = ConfigDict({"data": -1, "model": 1})  # the devices at hand, not those that trained it
         run = cls(config, workdir, log)
         run.dataset = datasets.load(workdir / "dataset")  # as it is there, whatever became of its source
@@ -52,6 +59,6 @@ class Run(Setup):
     def best(self, model: str, seed: int, built: Built, splits: Sequence[int] = (VALID, TEST)) -> tuple[Params, PyTree]:
         """``best_params``, and the constants that belong to them. splits: to be judged."""
         params = self.best_params(model, seed, built)
-        if model.endswith("teacher") and self.settings(model).teacher.train != "head":
+        if model.endswith("teacher") and trains_text(self.settings(model).teacher):
             return params, self.refresh(built, splits)(params, built.constants)
         return params, built.constants

@@ -15,20 +15,23 @@ from kd_jax.errors import InputError, nearest
 from kd_jax.models.language import LanguageModel
 from kd_jax.train import Recipe
 
+TUNED = ("teacher", "student", "distill", "train")  # sections of which ``tuned`` may set fields
 SHARED = tuple(f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched"))
 
 
 def settings_of(config: ConfigDict, model: str) -> ConfigDict:
     """The configuration with what was tuned for ``model`` on top."""
     c = ConfigDict(config.to_dict())
-    for field, value in config.tuned[model]:
-        section, _, name = field.partition(".")
-        if section not in c or name not in c[section]:
-            known = [f"{s}.{n}" for s in ("teacher", "student", "distill", "train") for n in c[s]]
+    known = [f"{section}.{name}" for section in TUNED for name in c[section]]
+    for entry in config.tuned[model]:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise InputError(f"tuned.{model}: {entry!r} is no pair; give (('train.learning_rate', 0.01), …)")
+        field, value = entry
+        if field not in known:
             raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
         if field in SHARED:
             raise InputError(f"tuned.{model}: {field} is the same for all models; set it with --config.{field}")
-        c[section][name] = value
+        _put(c, field, value, f"tuned.{model}")
     if model == "control_teacher":
         c.teacher.update(form="bi", item_features="id", context="items", train="head", softmax="full", hard_negatives=0)
     return c
@@ -56,22 +59,32 @@ def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = 
         new: Any = value
         with contextlib.suppress(ValueError, SyntaxError):  # a word stands for itself
             new = ast.literal_eval(value)
-        old = config.teacher[name]
-        if isinstance(old, (list, tuple)):
-            new = type(old)(new) if isinstance(new, (list, tuple)) else type(old)([new])
-        try:
-            if new is None:
-                raise TypeError
-            config.teacher[name] = new
-        except TypeError:
-            kind = type(old).__name__
-            raise InputError(f"--set {change}: teacher.{name} is {old!r} now; give another {kind}") from None
+        _put(config, field, new, f"--set {change}")
     return config
+
+
+def _put(config: ConfigDict, field: str, value: Any, where: str) -> None:
+    """Raises InputError for a value of another type than the field has."""
+    section, _, name = field.partition(".")
+    old = config[section][name]
+    if isinstance(old, (list, tuple)):
+        value = type(old)(value) if isinstance(value, (list, tuple)) else type(old)([value])
+    try:
+        if value is None:
+            raise TypeError
+        config[section][name] = value
+    except TypeError:
+        raise InputError(f"{where}: {field} is {old!r} now; give another {type(old).__name__}") from None
 
 
 def reads_text(teacher: ConfigDict) -> bool:
     """Whether a teacher with these settings (section ``teacher``) has a language model."""
     return teacher.form == "cross" or "text" in (*teacher.item_features.split("+"), teacher.context)
+
+
+def trains_text(teacher: ConfigDict) -> bool:
+    """Whether that language model is trained, in part or in full."""
+    return reads_text(teacher) and teacher.train != "head"
 
 
 def recipe(section: ConfigDict) -> Recipe:

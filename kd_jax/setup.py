@@ -1,6 +1,6 @@
 """What a configuration stands for: the data, the task, the models, their objectives and recipes.
 
-With ``pipeline.py`` the only reader of the configuration; everything below takes plain arguments.
+From ``settings.py`` up the configuration is read; everything below takes plain arguments.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from kd_jax.models.layers import Frozen, split
 from kd_jax.models.student import StudentSpec, student_class
 from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
 from kd_jax.progress import Log
-from kd_jax.settings import language_model, reads_text, recipe, selects, settings_of
+from kd_jax.settings import language_model, reads_text, recipe, selects, settings_of, trains_text
 from kd_jax.tasks import Rank, Rate, Task
 from kd_jax.train import Recipe
 from kd_jax.types import PAD, Array, Params, PyTree
@@ -276,10 +276,9 @@ class Setup:
     @functools.cached_property
     def language_model(self) -> LanguageModel:
         found = language_model(self.settings("teacher").teacher, self.workdir / "cache")
-        note = found.folder / "adapted.json"  # kd_jax/adapt.py
-        if note.is_file() and read_json(note, "adapt it again")["data"] != self.dataset.checksum:
+        if set(found.learned_from) - {self.dataset.checksum}:
             self.log.note(
-                f"warning: {found.folder} was adapted to other data, or another split of these; if what it learned "
+                f"warning: {found.folder} was trained on other data, or another split of these; if what it learned "
                 "from is in valid or test here, what is measured is too good"
             )
         return found
@@ -291,12 +290,19 @@ class Setup:
                 self._encoded[tower] = leader_first(
                     lambda: self.language_model.texts(tower, texts, lambda done, _: bar.update(done))
                 )
+            most = self.language_model.encoder.max_length
+            if full := int(np.sum(self.language_model.lengths(tower) >= most)):
+                self.log.note(
+                    f"{full:,} of {len(texts):,} texts reach {most} tokens, where they are cut (the lesser of "
+                    "teacher.max_tokens and what the language model reads)"
+                )
         return self._encoded[tower]
 
     @functools.cached_property
     def item_texts(self) -> list[str]:
+        items = self.dataset.items
         return text.item_texts(
-            self.dataset.items, self.dataset.items.columns, self.settings("teacher").teacher.template
+            items.with_columns(item=self.dataset.item_ids), items.columns, self.settings("teacher").teacher.template
         )
 
     @functools.cached_property
@@ -494,7 +500,7 @@ class Setup:
             )
         else:
             found = self.task.examples(built.positions, history=built.history, **self.weighting(c))
-        if model.endswith("teacher") and c.teacher.train != "head":
+        if model.endswith("teacher") and trains_text(c.teacher):
             if c.teacher.form == "cross":
                 self.log.note(f"pairs of train: {self.pairs.told(found.gather(np.arange(found.size)))}")
                 return with_pairs(found, self.pairs)

@@ -73,7 +73,11 @@ def claim(metrics: dict[str, Any]) -> tuple[str, str]:
             ),
         )
     if as_number(share.get("relative")) is None:
-        return first, "Without a control, the language model's own share of this is not known." + last
+        return (
+            first,
+            "Without a control distilled from an ID-only teacher, the language model's own share of this is not known."
+            + last,
+        )
     own = verdict(
         share,
         (

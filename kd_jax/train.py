@@ -117,26 +117,29 @@ def _of_language_model(params: Params) -> PyTree:
 
 
 class Preemption:
-    """Turns SIGTERM into a request that the loop honours between two programs: checkpoint, then exit.
+    """Turns SIGTERM and SIGINT (Ctrl-C; a second one ends at once) into a request that the loop honours between two
+    programs: checkpoint, then exit.
 
     With several processes JAX's own handler of SIGTERM stays in place, and all of them agree on where to stop.
     """
 
     def __init__(self) -> None:
+        self.signal = signal.SIGTERM
         self._requested = False
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Preemption:
         if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+            self._previous = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        self._requested = True
+        self._requested, self.signal = True, signal.Signals(signum)
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def requested(self) -> bool:
         """Whether to stop here; every process asks equally often and gets the same answer."""
@@ -144,10 +147,10 @@ class Preemption:
 
 
 class Preempted(SystemExit):
-    """Raised after the checkpoint is on disk; exit status 143, as for any process ended by SIGTERM."""
+    """Raised after the checkpoint is on disk; exit status 143 or 130, as for any process ended by such a signal."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, by: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__(128 + by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +295,9 @@ def train(
                 checkpoints.wait()
                 saved = checkpoints.latest()
                 barrier("preempted")  # the first to leave would take the others' runtime with it
-                log.note(f"SIGTERM: {name} (seed {seed}) is saved at step {saved or 0}; the same command resumes it")
-                raise Preempted
+                by = preemption.signal.name
+                log.note(f"{by}: {name} (seed {seed}) is saved at step {saved or 0}; the same command resumes it")
+                raise Preempted(preemption.signal)
     checkpoints.wait()
     assert best is not None
     return Trained(

@@ -27,6 +27,7 @@ from kd_jax.errors import InputError
 from kd_jax.types import PAD
 
 FIELDS = ("user", "history", "items", "scores", "probabilities", "weight")
+LINES = 20  # numbers of lines that are wrong, too
 SHOWN = 5  # names of what was not found
 
 
@@ -101,8 +102,15 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
         unmatched[name] += 1
         met.setdefault(name, number)
 
-    for number, line, kind, given, weight in _lines(path):
+    wrong: dict[int, InputError] = {}
+    for number, raw in _numbered(path):
         where = f"{path}:{number}"
+        try:
+            line = _object(raw, where)
+            kind, given, weight = _checked(line, where)
+        except InputError as error:
+            wrong[number] = error
+            continue
         ignored.update(line.keys() - set(FIELDS))
         key: Any = None
         if "user" in line:
@@ -128,7 +136,10 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
             continue
         if key in first_line:
             what = f"user {line['user']!r}" if "user" in line else f"history {line['history']!r}"
-            raise InputError(f"{where}: {what} has a list already, in line {first_line[key]}; keep one of them")
+            wrong[number] = InputError(
+                f"{where}: {what} has a list already, in line {first_line[key]}; keep one of them"
+            )
+            continue
         first_line[key] = number
         kinds[kind or "ranks alone"] += 1
         if "user" in line:
@@ -137,6 +148,7 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
             by_history[key] = len(rows)
         rows.append((list(items), list(items.values()), weight))
 
+    _refuse(path, wrong)
     missing = unmatched.total()
     listed = "; ".join(
         f"{name} in line {met[name]}" + (f", {count} times in all" if count > 1 else "")
@@ -171,29 +183,23 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
     return Lists(table, logits, weights, by_user, by_history, tuple(notes))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str, list[float] | None, float]]:
-    """(line number, object, and what ``_checked`` says of it) of every line that is not blank.
-
-    Raises InputError at the end, if some cannot be read: what is wrong with the first, and where the others are.
-    """
-    wrong: dict[int, InputError] = {}
+def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank."""
     with path.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            if not raw.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                line = _object(raw, where)
-                checked = _checked(line, where)
-            except InputError as error:
-                wrong[number] = error
-            else:
-                yield number, line, *checked
-    if wrong:
-        first, *others = wrong
-        more = f"; lines {', '.join(map(str, others[:SHOWN]))}" if others else ""
-        more += f" and {len(others) - SHOWN:,} more" if len(others) > SHOWN else ""
-        raise InputError(f"{wrong[first]}{more}{' are wrong, too' if others else ''}")
+        yield from ((number, raw) for number, raw in enumerate(lines, 1) if raw.strip())
+
+
+def _refuse(path: Path, wrong: dict[int, InputError]) -> None:
+    """Raises one InputError for all the lines that are ``wrong``, if any: what it is with the first few, and where."""
+    if not wrong:
+        return
+    first, *others = wrong
+    told = [str(wrong[first]), *(f"line {n}: {wrong[n]}".replace(f"{path}:{n}: ", "") for n in others[: SHOWN - 1])]
+    if rest := others[SHOWN - 1 :]:
+        told.append(
+            f"and {len(rest):,} more, in lines {', '.join(map(str, rest[:LINES]))}{' …' if rest[LINES:] else ''}"
+        )
+    raise InputError("; ".join(told))
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:

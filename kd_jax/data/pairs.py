@@ -33,7 +33,7 @@ class Pairs:
         space = " " if _counts_spaces(tokenizer) else ""
         words = verdicts(num_classes)
         entries = [f"{space}{text}{word};" for word in words for text in texts]
-        frame = _frame(tokenizer, texts[0])
+        frame = _frame(tokenizer)
         self.frame_length = sum(map(len, frame))
         if max_length < self.frame_length + FEWEST:
             raise InputError(
@@ -108,7 +108,7 @@ def _counts_spaces(tokenizer: Any) -> bool:
     return len(alone) == len(inside) and alone != inside
 
 
-def _frame(tokenizer: Any, sample: str) -> tuple[list[int], list[int], list[int]]:
+def _frame(tokenizer: Any, sample: str = "a") -> tuple[list[int], list[int], list[int]]:
     """Special tokens before, between and after the two texts of a pair; where the tokenizer puts nothing between
     (decoders), a separator token, a line break or the end-of-text token."""
     plain = tokenizer(sample, add_special_tokens=False)["input_ids"]

@@ -37,11 +37,12 @@ def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") 
             text = ". ".join(cell for cell in cells if cell)
         else:
             text = _fill(template, dict(zip(columns, cells, strict=True)))
-        if not any(cells):
+        if not any(cells) or not text:
             name = items["item"][row] if "item" in items.columns else row
+            where = f"what teacher.template={template!r} names" if any(cells) else ", ".join(columns)
             raise InputError(
-                f"item {name!r} has no text in {', '.join(columns)}; give it a title, drop the item, or use "
-                "teacher.item_features='id'"
+                f"item {name!r} has no text in {where}; give it a title, drop the item, or use "
+                + ("another template" if any(cells) else "teacher.item_features='id'")
             )
         texts.append(text)
     return texts
@@ -63,7 +64,7 @@ def _plain(value: Any) -> str:
 def _fill(template: str, cells: dict[str, str]) -> str:
     try:
         return " ".join(template.format(**cells).split())
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"teacher.template={template!r} cannot be filled ({error}){nearest(error, cells)}") from None
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders and GGUF files in: finding, reading. Never a pickle, never remote code."""
+"""Hugging Face folders and GGUF files: finding, reading, saving. Never a pickle, never remote code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import atomic, write_json
+from kd_jax.files import atomic, read_json, write_json
 from kd_jax.models import bert, distilbert, gguf, gpt2, llama, mpnet
 from kd_jax.models.encoder import Architecture, NativeEncoder, TextEncoder, merged
 
@@ -153,7 +153,10 @@ class Checkpoint:
         if single.is_file():
             return [single]
         if index.is_file():
-            paths = [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            written = read_json(index, "copy the folder again")
+            if not isinstance(written, dict) or not isinstance(written.get("weight_map"), dict):
+                raise InputError(f"{index} has no weight_map; copy the folder again")
+            paths = [self.folder / str(name) for name in sorted(set(written["weight_map"].values()))]
             missing = [path.name for path in paths if not path.is_file()]
             if missing:
                 raise InputError(f"{self.folder} lacks {', '.join(missing)} (see {index.name}); copy the folder again")
@@ -262,9 +265,14 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
     written = read_config(folder)
     kind, source = written.get("model_type"), folder if gguf.is_gguf(folder) else folder / "config.json"
     if kind not in ARCHITECTURES:
+        from kd_jax.models.hf_flax import FAMILIES as FLAX  # it reads folders as this module does
+
+        cure = "set teacher.backend='hf_flax', which reads it, or " if kind in FLAX and folder.is_dir() else ""
         raise InputError(
             f"{source}: model_type {kind!r} is not supported by the native backend "
-            f"(supported: {', '.join(ARCHITECTURES)}); set teacher.backend='hf_flax' or choose other weights"
+            f"(supported: {', '.join(ARCHITECTURES)}); {cure}choose other weights"
+            if kind
+            else f"{source} has no model_type; give a folder as the Hugging Face hub has them"
         )
     architecture = ARCHITECTURES[str(kind)]
     try:

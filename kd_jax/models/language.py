@@ -14,7 +14,7 @@ from flax import nnx
 
 from kd_jax.data import text
 from kd_jax.errors import InputError, nearest
-from kd_jax.files import fingerprint
+from kd_jax.files import fingerprint, read_json, write_json
 from kd_jax.models import hf
 from kd_jax.models.encoder import TextEncoder
 from kd_jax.models.layers import Frozen, split
@@ -24,6 +24,7 @@ from kd_jax.types import Params, PyTree
 TRAINED = ("head", "top_n", "lora", "full")
 DTYPES = ("float32", "bfloat16")
 MAX_STATES = 2 * 2**30  # bytes of hidden states that are kept, on disk and on the device
+LEARNED_FROM = "kd_jax.json"  # beside saved weights
 Progress = Callable[[int, int], None]
 
 
@@ -128,8 +129,16 @@ class LanguageModel:
             tower.vectors = Frozen(jnp.asarray(text.encode(tower.encoder, table, states=states)))
         return split(model)[2]
 
-    def save(self, folder: Path, graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> None:
-        """The language model of a trained teacher as a folder; see ``hf.save_encoder``."""
+    @functools.cached_property
+    def learned_from(self) -> list[str]:
+        """Checksums of the data sets that a kd_jax has trained these weights on."""
+        note = self.folder / LEARNED_FROM
+        return list(read_json(note, "save the language model again")) if note.is_file() else []
+
+    def save(self, folder: Path, graphdef: nnx.GraphDef, params: Params, constants: PyTree, data: str) -> None:
+        """The language model of a trained teacher as a folder; see ``hf.save_encoder``. data: checksum of what the
+        teacher was trained on, which the folder remembers."""
         model: Any = nnx.merge(graphdef, params, constants)
         encoder = next(part for _, part in nnx.iter_modules(model) if isinstance(part, TextEncoder))
         hf.save_encoder(encoder, self.tokenizer, self.folder, folder)
+        write_json(folder / LEARNED_FROM, sorted({*self.learned_from, data}))

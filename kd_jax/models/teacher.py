@@ -170,7 +170,7 @@ class TextTower(nnx.Module):
 class BiEncoder(Scorer):
     """Context vector · item vector + item bias over the catalogue; or class logits of a user-item pair.
 
-    encoder: the language model when it is trained (``teacher.train`` 'top_n' or 'full'), else None: then the
+    encoder: the language model when it is trained (``teacher.train`` not 'head'), else None: then the
     texts' vectors were computed once and for all. While it is trained, the items of the batch
     (``batch['live_items']``) are encoded in the step and the rest of the catalogue enters the softmax with the
     vectors of the last refresh: the softmax is over the whole catalogue at the cost of a batch (``spec.softmax``).
