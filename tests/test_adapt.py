@@ -196,6 +196,9 @@ def test_workdirs_that_have_nothing_to_teach_are_refused(world, tmp_path, capsys
     assert pipeline.main(config(world, stages=("data", "teacher")), run) == 0
     assert "what their text says and no more" in refused(f"--workdir={run}", f"--out={tmp_path / 'out'}")
     assert "exists and is not empty" in refused(f"--workdir={run}", f"--out={world}")
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        assert "cannot be a folder" in refused(f"--workdir={run}", f"--out={tmp_path / out}")
     toy.write_csv(tmp_path / "few")
     toy.tiny_bert(tmp_path / "few/bert")
     stages, fields = ("data", "teacher"), {"teacher.item_features": "text+id"}

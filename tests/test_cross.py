@@ -295,6 +295,21 @@ def test_a_student_learns_from_a_cross_encoder(world, tmp_path, capsys):
     assert rows["teacher"]["params"] > 5000 and (tmp_path / "run/labels/teacher.seed0/done.json").exists()
 
 
+def test_a_cross_encoder_of_another_workdir_teaches(world, tmp_path, capsys):
+    assert pipeline.main(cross(world, stages=("data", "teacher")), tmp_path / "judge") == 0
+    fields = {
+        "task": "rate",
+        "data.split": "ratio",
+        "train.steps": 4,
+        "distill.sources": (("judge", str(tmp_path / "judge/teacher")),),
+        "distill.terms": (("kl", 1.0, 1.0, "constant", "all", "judge"),),
+    }
+    stages = ("data", "labels", "distilled")
+    assert pipeline.main(config(world, stages=stages, **fields), tmp_path / "run") == 0
+    assert labels.main([f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, capsys):
     run = tmp_path / "run"
     fields = {"teacher.max_tokens": LONGEST, "eval.metrics": ("ndcg", "recall"), "eval.ks": (5, 10)}
@@ -304,6 +319,11 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
     assert "reranked by the cross-encoder alone: valid ndcg@10" in capsys.readouterr().out
     rows = list(json.loads((run / "rerank/student.json").read_text())["rows"].values())
     assert rows[0]["test"] != rows[1]["test"]
+    assert '"rerank"' not in (run / "metrics.jsonl").read_text(), "the run stays as it was"
+    written = json.loads((run / "config.json").read_text()) | {"mesh": {"data": 4, "model": 1}}
+    (run / "config.json").write_text(json.dumps(written))  # trained on other devices than are here
+    assert rerank.main([f"--workdir={run}", "--candidates=5", "--negatives=2", *options]) == 0
+    capsys.readouterr()
     for judged in rows[1:]:  # what is below the candidates stays where it was
         assert judged["test"]["recall@10"] == pytest.approx(rows[0]["test"]["recall@10"])
     assert rerank.main([f"--workdir={run}", "--model=control"]) == 2
@@ -311,6 +331,7 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
     for wrong, told in (
         ("--model=teacher", "known: control, distilled, student"),
         ("--set=teacher.step=3", "did you mean 'teacher.steps'"),
+        ("--set=teacher.form=bi", "--set teacher.form=bi: give teacher.<field>=<value>"),
         ("--candidates=1", "--candidates=1 must be from 2"),
         ("--negatives=0", "--negatives=0 must be at least 1"),
     ):
@@ -331,6 +352,8 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
         ({"teacher.max_tokens": 8}, "teacher.max_tokens=8 leaves no room for a user's text and an item's"),
         ({"teacher.dropout": 1.5}, "teacher.dropout=1.5"),
         ({"teacher.template": "{title"}, "teacher.template="),
+        ({"teacher.template": "{title.year}"}, "teacher.template="),
+        ({"teacher.template": "{title[year]}"}, "teacher.template="),
     ],
 )
 def test_what_a_cross_encoder_cannot_do_is_refused_in_one_line(world, tmp_path, capsys, fields, told):

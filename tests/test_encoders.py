@@ -252,6 +252,11 @@ def test_another_architecture_lists_the_supported_ones(folder):
     set_config(folder, model_type="funnel")
     message = error(load_encoder, folder)
     assert f"'funnel' is not supported by the native backend (supported: {', '.join(ARCHITECTURES)})" in message
+    assert "hf_flax" not in message, "which does not read it, either"
+    set_config(folder, model_type="electra")
+    assert "set teacher.backend='hf_flax', which reads it" in error(load_encoder, folder)
+    set_config(folder, model_type=None)
+    assert "config.json has no model_type" in error(load_encoder, folder)
     assert {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet"} <= set(ARCHITECTURES)
 
 

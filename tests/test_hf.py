@@ -139,6 +139,10 @@ def test_shards(folder, saved):
     same_as(folder, saved[1])
     (folder / "b.safetensors").unlink()
     assert "lacks b.safetensors" in error(load_model, folder)
+    index = folder / "model.safetensors.index.json"
+    for broken, told in (('{"weight_map": {', "cannot be read"), ("{}", "has no weight_map")):
+        index.write_text(broken)
+        assert told in error(load_model, folder)
 
 
 def test_load_encoder_with_tokenizer(saved):

@@ -313,9 +313,35 @@ def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished,
     save_file(rows | {"contexts": rows["contexts"] * 1.01}, file)
     assert labels.main(["--workdir", str(workdir)]) == 1
     assert "labels/big" in (said := capsys.readouterr().out) and said.count("(WRONG)") == 1
+    save_file(rows | {"contexts": rows["contexts"] * np.nan}, file)
+    assert labels.main(["--workdir", str(workdir)]) == 1
+    assert "differ by at most nan" in capsys.readouterr().out
     file.write_bytes(whole)
     assert labels.main(["--workdir", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_path, capsys):
+    path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]})
+    fields = {"distill.sources": (("llm", str(path)),), "distill.terms": (TEACHING[1],)}
+    run(config(world, stages=("data", "labels"), **fields), tmp_path / "run")
+    assert "1 of 2 lists are used, the others fit no training example" in capsys.readouterr().out
+    assert labels.main(["--workdir", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("rows again") == 1
+
+
+def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big, tmp_path, capsys):
+    path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
+    fields = {"distill.terms": TEACHING[:2], "train.steps": 4, "train.eval_every": 2, "stages": (*SOURCES, "student")}
+    c = taught(world, big, path, **fields)
+    c.stages = (*c.stages, "evaluate", "report")
+    run(c, tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no term of distill.terms reads big" in said
+    assert "control: without llm, which may hold a language model; it learns from clicks alone" in said
+    assert "Without a control distilled from an ID-only teacher" in said
+    gain = json.loads((tmp_path / "run/report/metrics.json").read_text())["gain"]["ndcg@10"]
+    assert "distilled" in gain and "lm_share" not in gain
 
 
 def test_other_lists_are_another_run(finished, world, big, capsys):

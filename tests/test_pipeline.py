@@ -18,8 +18,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import kd_jax
+import launch as launcher
 from configs import csv
-from kd_jax import checkpoint, pipeline, recommend, sharding
+from kd_jax import checkpoint, command, pipeline, recommend, sharding
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import InputError
 from kd_jax.files import locked
@@ -196,7 +197,7 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     copy = tmp_path / "copy"
     copy.mkdir()
     subprocess.run(["cp", "-r", finished / "dataset", copy], check=True)
-    with pytest.raises(InputError, match=r"student\.json is missing; .* is not, or not wholly, exported"):
+    with pytest.raises(InputError, match=r"student\.json is missing; .* holds no exported student"):
         kd_jax.load(copy)
     subprocess.run(["cp", "-r", finished / "export", copy], check=True)
     weights = copy / "export/student.safetensors"
@@ -238,6 +239,48 @@ def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
     hf.load_encoder(tmp_path / "run/export/teacher")
     assert pipeline.main(config(world, stages=stages, **steps), tmp_path / "frozen") == 2
     assert "nothing to export" in capsys.readouterr().err
+
+
+def test_a_teacher_without_text_has_no_language_model_to_train_or_to_save(world, tmp_path, capsys):
+    fields = {"teacher.item_features": "id", "teacher.train": "top_n", "teacher.steps": 2, "teacher.eval_every": 2}
+    run(config(world, stages=("data", "teacher", "evaluate"), **fields), tmp_path / "run")
+    assert pipeline.main(config(world, stages=("data", "teacher", "export"), **fields), tmp_path / "run") == 2
+    assert "nothing to export" in capsys.readouterr().err
+
+
+def test_of_a_flag_given_twice_the_last_counts():
+    given = ["launch.py", "--config=a.py", "--config.seeds=(0,1)", "--workdir=x", "--config.seeds=(2,)"]
+    assert launcher._last(given) == ["launch.py", "--config=a.py", "--workdir=x", "--config.seeds=(2,)"]
+
+
+@pytest.mark.parametrize(("tuned", "told"), [
+    ((("eval.select", "recall@10"),), "no field 'eval.select'"),
+    ((("student.dropout", "x"),), "tuned.student: student.dropout is 0.5 now; give another float"),
+    (("student.dropout", 0.1), "'student.dropout' is no pair"),
+    ((("task", "rate"),), "no field 'task'"),
+], ids=str)  # fmt: skip
+def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told):
+    assert pipeline.main(config(world, **{"tuned.student": tuned}), tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
+    def out_of_memory():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 34745853344 bytes.")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for body, status, told in (
+        (out_of_memory, 2, "34745853344 bytes.); lower batch_size"),
+        (interrupted, 130, "goes on"),
+    ):
+        assert command.status(body, tmp_path) == status
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    with pytest.raises(ZeroDivisionError):
+        command.status(lambda: 1 // 0, tmp_path)
 
 
 def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(world, tmp_path, monkeypatch):
@@ -362,7 +405,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
      r"error: .*No such file or directory: 'configs/nothing.py' \(there are configs/csv.py, .*configs/quickstart.py\)"),
     (["--confg.train.steps=3"], r"error: --confg.train.steps: no such flag; did you mean --config.train.steps\?"),
     (["--config.train.steps=many"], r"error: .*--config.train.steps=many: invalid literal"),
-    (["--config.seeds=('a',)"], r"error: seeds=\(0, 'a'\): give one or more different numbers"),
+    (["--config.seeds=('a',)"], r"error: seeds=\('a',\): give one or more different numbers"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
     done = launch(*flags(world, tmp_path / "run"), *arguments)

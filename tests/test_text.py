@@ -45,6 +45,7 @@ def test_item_texts_with_a_template():
         (["title"], "{titel}", "did you mean 'title'"),
         (["title"], "{title", "cannot be filled"),
         (["genres"], None, "item 'b' has no text in genres"),
+        (["title", "genres"], "{genres}", "item 'b' has no text in what teacher.template='{genres}' names"),
     ],
 )
 def test_item_texts_that_cannot_be(columns, template, message):

@@ -348,15 +348,17 @@ def final_state(folder):
     return checkpoints.plain(checkpoints.latest())
 
 
-def test_a_run_stopped_by_sigterm_saves_and_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_stopped_by_a_signal_saves_and_ends_as_if_it_had_not_been(tmp_path, number, status):
     whole = Fit(tmp_path / "whole")()
     cut = Fit(tmp_path / "cut")
-    cut.watch = lambda evaluation: os.kill(os.getpid(), signal.SIGTERM) if evaluation in (2, 4) else None
+    cut.watch = lambda evaluation: os.kill(os.getpid(), number) if evaluation in (2, 4) else None
     for saved in (10, 20):
         with pytest.raises(Preempted) as stopped:
             cut()
-        assert stopped.value.code == 143
+        assert stopped.value.code == status
         assert Checkpoints(tmp_path / "cut/student").latest() == saved
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed = cut()
     assert (resumed.best_step, resumed.best_score) == (whole.best_step, whole.best_score)
     assert_same(resumed.params, whole.params)
