@@ -222,10 +222,10 @@ class Pipeline(Run):
         if not leader():
             return
         taught = any(term.needs_teacher for term in self.objective("control")) if "control" in models else True
-        compared = {name: seeds for name, seeds in per_user.items() if taught or name != "control"}
+        measured = {name: seeds for name, seeds in per_user.items() if taught or name != "control"}
         report = {
             "schema": 1, "task": c.task, "dataset": dataset, "models": rows,
-            "gain": gains(compared, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
+            "gain": gains(measured, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
         }  # fmt: skip
         write_json(self.workdir / "report/metrics.json", report)
 
