@@ -221,7 +221,7 @@ class Pipeline(Run):
         barrier("evaluated")
         if not leader():
             return
-        taught = any(term.needs_teacher for term in self.objective("control")) if "control" in models else True
+        taught = "control" in models and bool(self.reads("control"))  # else it is but another plain student
         measured = {name: seeds for name, seeds in per_user.items() if taught or name != "control"}
         report = {
             "schema": 1, "task": c.task, "dataset": dataset, "models": rows,
