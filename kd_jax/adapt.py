@@ -49,7 +49,7 @@ from kd_jax.types import Array, Batch, Params, PyTree
 # What of ``teacher`` says how the language model learns; the rest is the run's own.
 RECIPE = {
     "train": "top_n", "top_n": 2, "lora_rank": 8, "lora_targets": ("query", "value"), "dtype": "float32",
-    "remat": False, "dropout": 0.0, "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4,
+    "remat": False, "dropout": 0.1, "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4,
     "schedule": "cosine", "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0,
     "eval_every": 100, "patience": 4,
 }  # fmt: skip
