@@ -40,7 +40,7 @@ from kd_jax.files import disk_is_full, fingerprint, locked, write_json
 from kd_jax.models.layers import Frozen, factorises, split
 from kd_jax.models.teacher import ItemTower, TeacherSpec, Texts, TextTower
 from kd_jax.progress import Log
-from kd_jax.run import Run
+from kd_jax.run import Run, written
 from kd_jax.settings import changed, language_model, recipe
 from kd_jax.setup import MODELS
 from kd_jax.train import Trained, train
@@ -234,8 +234,7 @@ def adapt(
     run that was cut off goes on from its checkpoints in the workdir. Raises InputError for a workdir without that
     model, and for a folder that is not empty.
     """
-    if not (workdir / "config.json").exists():
-        raise InputError(f"adapt: {workdir} is not the workdir of a run (no config.json in it)")
+    config = written(workdir)
     if not 0 < mix <= 1:
         raise InputError(f"adapt: --mix={mix} must be more than 0 and at most 1, the trained weights themselves")
     out = out.resolve()  # '.' has no name to write beside
@@ -250,7 +249,7 @@ def adapt(
     (workdir / "adapted").mkdir(exist_ok=True)
     with locked(workdir), Log(workdir / "adapted/metrics.jsonl", metric="explained") as log:
         command.keep_compiled(workdir)
-        run = Run.opened(workdir, log)
+        run = Run.opened(workdir, log, config)
         seed = run.seeds[0] if seed is None else seed
         if seed not in run.seeds:
             raise InputError(f"adapt: --seed={seed} is none of the run's seeds {run.seeds}")

@@ -198,8 +198,6 @@ def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[
 
     Raises InputError for a workdir without that model, and for what the cross-encoder cannot do.
     """
-    if not (workdir / "config.json").exists():
-        raise InputError(f"rerank: {workdir} is not the workdir of a run (no config.json in it)")
     config = written(workdir)
     config.tuned.teacher = ()  # found for a teacher of another form
     config = changed(config, changes, FIELDS)

@@ -21,8 +21,11 @@ from kd_jax.types import Params, PyTree
 
 
 def written(workdir: Path) -> ConfigDict:
-    """The configuration of the run that made ``workdir``."""
-    return ConfigDict(read_json(workdir / "config.json", "give the --workdir of a run of launch.py"))
+    """The configuration of the run that made ``workdir``. Raises InputError if there was none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"{workdir} is not the workdir of a run (no {path.name} in it); give that of launch.py")
+    return ConfigDict(read_json(path, "run launch.py again"))
 
 
 class Run(Setup):

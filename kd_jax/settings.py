@@ -51,7 +51,7 @@ def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = 
     for change in changes:
         field, _, value = change.partition("=")
         section, _, name = field.partition(".")
-        known = tuple(fields) or tuple(config.teacher)
+        known = [name for name in config.teacher if name in fields or not fields]
         if section != "teacher" or name not in known or not value:
             raise InputError(
                 f"--set {change}: give teacher.<field>=<value>{nearest(field, [f'teacher.{name}' for name in known])}"

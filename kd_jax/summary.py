@@ -73,11 +73,8 @@ def claim(metrics: dict[str, Any]) -> tuple[str, str]:
             ),
         )
     if as_number(share.get("relative")) is None:
-        return (
-            first,
-            "Without a control distilled from an ID-only teacher, the language model's own share of this is not known."
-            + last,
-        )
+        taught = "a control distilled from an ID-only teacher"
+        return first, f"Without {taught}, the language model's own share of this is not known.{last}"
     own = verdict(
         share,
         (

@@ -332,6 +332,7 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
         ("--model=teacher", "known: control, distilled, student"),
         ("--set=teacher.step=3", "did you mean 'teacher.steps'"),
         ("--set=teacher.form=bi", "--set teacher.form=bi: give teacher.<field>=<value>"),
+        ("--set=teacher.log_every=5", "--set teacher.log_every=5: give teacher.<field>=<value>"),
         ("--candidates=1", "--candidates=1 must be from 2"),
         ("--negatives=0", "--negatives=0 must be at least 1"),
     ):

@@ -108,9 +108,10 @@ def _counts_spaces(tokenizer: Any) -> bool:
     return len(alone) == len(inside) and alone != inside
 
 
-def _frame(tokenizer: Any, sample: str = "a") -> tuple[list[int], list[int], list[int]]:
+def _frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
     """Special tokens before, between and after the two texts of a pair; where the tokenizer puts nothing between
     (decoders), a separator token, a line break or the end-of-text token."""
+    sample = "a"
     plain = tokenizer(sample, add_special_tokens=False)["input_ids"]
     whole = tokenizer(sample, sample)["input_ids"]
     places = [n for n in range(len(whole)) if whole[n : n + len(plain)] == plain]

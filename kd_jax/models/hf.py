@@ -264,6 +264,8 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
     folder = Path(folder)
     written = read_config(folder)
     kind, source = written.get("model_type"), folder if gguf.is_gguf(folder) else folder / "config.json"
+    if not kind:
+        raise InputError(f"{source} has no model_type; give a folder as the Hugging Face hub has them")
     if kind not in ARCHITECTURES:
         from kd_jax.models.hf_flax import FAMILIES as FLAX  # it reads folders as this module does
 
@@ -271,8 +273,6 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
         raise InputError(
             f"{source}: model_type {kind!r} is not supported by the native backend "
             f"(supported: {', '.join(ARCHITECTURES)}); {cure}choose other weights"
-            if kind
-            else f"{source} has no model_type; give a folder as the Hugging Face hub has them"
         )
     architecture = ARCHITECTURES[str(kind)]
     try:
