@@ -23,20 +23,28 @@ FLAGS = ("config", "workdir", "coordinator", "num_processes", "process_id")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _refuse(f"unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
-    from kd_jax import command, distributed, errors, pipeline  # after the flags are parsed: typos answer at once
+    from kd_jax.core import errors, process
+    from kd_jax.devices import processes
+    from kd_jax.experiment import pipeline
 
-    command.start()
+    process.start()
     try:
-        distributed.initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+        processes.initialize(
+            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
+        )
     except errors.InputError as error:
         _refuse(str(error))
-    except ConnectionError as error:  # JAX still waits in a thread, and would end with a stack trace
+    except (
+        ConnectionError
+    ) as error:  # JAX still waits in a thread, and would end with a stack trace
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(os.EX_TEMPFAIL)
     name, _, arg = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    workdir = flags.FLAGS.workdir or f"runs/{'-'.join([Path(name).stem, *filter(None, arg.split(','))])}"
+    workdir = (
+        flags.FLAGS.workdir or f"runs/{'-'.join([Path(name).stem, *filter(None, arg.split(','))])}"
+    )
     status = pipeline.main(flags.FLAGS.config, Path(workdir).expanduser())
-    if status and distributed.several():  # JAX would wait for the others, who wait for this one
+    if status and processes.several():  # JAX would wait for the others, who wait for this one
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -49,22 +57,44 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _last(argv: list[str]) -> list[str]:
-    """Without those --config.<field>=<value> that a later one replaces: absl would join tuples that are given twice."""
-    names = [arg.partition("=")[0] if arg.startswith("--config.") and "=" in arg else "" for arg in argv]
+    """Without those --config.<field>=<value> that a later one replaces: absl would join tuples that
+    are given twice.
+    """
+    names = [
+        arg.partition("=")[0] if arg.startswith("--config.") and "=" in arg else "" for arg in argv
+    ]
     last = {name: place for place, name in enumerate(names)}
-    return [arg for place, (arg, name) in enumerate(zip(argv, names, strict=True)) if not name or last[name] == place]
+    return [
+        arg
+        for place, (arg, name) in enumerate(zip(argv, names, strict=True))
+        if not name or last[name] == place
+    ]
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Flags as absl reads them; what cannot be read is one line, and a misspelt field names the nearest."""
+    """Flags as absl reads them; what cannot be read is one line, and a misspelt field names the
+    nearest.
+    """
     try:
-        config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
-        flags.DEFINE_string("workdir", "", "where everything is written (default: runs/<config>-<its argument>)")
-        flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes (docs/clusters.md)")
-        flags.DEFINE_integer("num_processes", 0, "how many processes there are (default: what the cluster says)")
-        flags.DEFINE_integer("process_id", -1, "which of them this one is, from 0 (default: what the cluster says)")
+        config_flags.DEFINE_config_file(
+            "config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG"
+        )
+        flags.DEFINE_string(
+            "workdir", "", "where everything is written (default: runs/<config>-<its argument>)"
+        )
+        flags.DEFINE_string(
+            "coordinator", "", "HOST:PORT of process 0, for several processes (docs/clusters.md)"
+        )
+        flags.DEFINE_integer(
+            "num_processes", 0, "how many processes there are (default: what the cluster says)"
+        )
+        flags.DEFINE_integer(
+            "process_id", -1, "which of them this one is, from 0 (default: what the cluster says)"
+        )
         rest = flags.FLAGS(_last(argv))
-        getattr(flags.FLAGS.config, "seeds", None)  # a file that could not be loaded says so when it is read
+        getattr(
+            flags.FLAGS.config, "seeds", None
+        )  # a file that could not be loaded says so when it is read
         return rest
     except (AttributeError, KeyError) as error:
         said = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
@@ -78,10 +108,17 @@ def parse(argv: list[str]) -> list[str]:
         names = difflib.get_close_matches(section, FLAGS, n=1)
         near = f"did you mean --{names[0]}{dot}{field}? " if names else ""
         _refuse(f"--{error.flagname}: no such flag; {near}launch.py --help lists them")
-    except (flags.Error, OSError) as error:  # the last line is what went wrong, those before it where
+    except (
+        flags.Error,
+        OSError,
+    ) as error:  # the last line is what went wrong, those before it where
         where = "launch.py --help lists the flags"
         if "No such file" in str(error):  # of --config; its own error has no errno
-            found = (f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+            found = (
+                f"configs/{path.name}"
+                for path in (ROOT / "configs").glob("*.py")
+                if path.stem != "common"
+            )
             where = f"there are {', '.join(sorted(found))}"
         _refuse(f"{str(error).strip().splitlines()[-1].strip()} ({where})")
 

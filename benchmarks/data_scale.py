@@ -1,9 +1,11 @@
-"""How long a data set of ML-25M's shape takes from its files to indexed arrays, and how much memory.
+"""How long a data set of ML-25M's shape takes from its files to indexed arrays, and how much
+memory.
 
     python benchmarks/data_scale.py [--rows=25_000_000] [--folder=FOLDER]
 
-Generates 25 million ratings of 162,541 users on 59,047 of 62,423 films in the layout of MovieLens 25M (once, into
-``folder``), then reads, filters (5-core), indexes and splits them in a fresh process. One line is printed.
+Generates 25 million ratings of 162,541 users on 59,047 of 62,423 films in the layout of MovieLens
+25M (once, into ``folder``), then reads, filters (5-core), indexes and splits them in a fresh
+process. One line is printed.
 """
 
 import argparse
@@ -22,11 +24,17 @@ USERS, RATED, FILMS = 162_541, 59_047, 62_423
 
 
 def generate(folder: Path, rows: int) -> None:
-    """Distinct user-film pairs, in the order of users as in the original; films have a long tail."""
+    """Distinct user-film pairs, in the order of users as in the original; films have a long
+    tail.
+    """
     rng = np.random.default_rng(0)
     weight = 1 / (np.arange(1, USERS + 1) + 200.0)
-    users = np.concatenate([np.arange(USERS), rng.choice(USERS, int(rows * 1.35), p=weight / weight.sum())])
-    films = np.concatenate([np.arange(USERS) % RATED, (RATED * rng.random(int(rows * 1.35)) ** 3).astype(np.int64)])
+    users = np.concatenate(
+        [np.arange(USERS), rng.choice(USERS, int(rows * 1.35), p=weight / weight.sum())]
+    )
+    films = np.concatenate(
+        [np.arange(USERS) % RATED, (RATED * rng.random(int(rows * 1.35)) ** 3).astype(np.int64)]
+    )
     pairs = np.unique(users * RATED + films)
     pairs = np.sort(rng.choice(pairs, min(rows, len(pairs)), replace=False))
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,23 +53,26 @@ def generate(folder: Path, rows: int) -> None:
 
 
 def measure(folder: Path) -> None:
-    from kd_jax.data import dataset, sources
+    from kd_jax.data import dataset, readers
 
     start = time.perf_counter()
-    raw = sources.read("movielens", folder)
+    raw = readers.read("movielens", folder)
     read = time.perf_counter()
     data = dataset.build(raw, split="temporal", min_user_interactions=5, min_item_interactions=5)
     built = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{raw.interactions.height:,} ratings -> {data.num_users:,} users, {data.num_items:,} items, "
-        f"{len(data.user):,} interactions: read {read - start:.1f} s, filter, index and split {built - read:.1f} s, "
-        f"total {built - start:.1f} s, peak RSS {peak:.2f} GiB, {len(os.sched_getaffinity(0))} cores"
+        f"{raw.interactions.height:,} ratings -> {data.num_users:,} users, {data.num_items:,}"
+        f" items, {len(data.user):,} interactions: read {read - start:.1f} s, filter, index and"
+        f" split {built - read:.1f} s, total {built - start:.1f} s, peak RSS {peak:.2f} GiB,"
+        f" {len(os.sched_getaffinity(0))} cores"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=lambda text: int(text.replace("_", "")), default=25_000_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)

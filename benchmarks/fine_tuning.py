@@ -1,11 +1,13 @@
-"""A fine-tuned language model against a frozen one, as teachers: NDCG@10 on validation and test, means over seeds.
+"""A fine-tuned language model against a frozen one, as teachers: NDCG@10 on validation and test,
+means over seeds.
 
     python benchmarks/fine_tuning.py [--workdir=runs/fine_tuning] [--seeds=0,1,2] [--name=top_n] \\
         [--set teacher.train=top_n] [--config=… and other arguments of launch.py]
 
-For every seed a teacher with the frozen language model, one with item IDs beside it (``item_features='text+id'``), the
-language model adapted to what that one knows (``kd_jax/adapt.py``, with ``--set``), and the same two teachers with the
-adapted model, frozen. A Markdown table is printed and ``<workdir>/fine_tuning.json`` written; another ``--name`` with
+For every seed a teacher with the frozen language model, one with item IDs beside it
+(``item_features='text+id'``), the language model adapted to what that one knows
+(``kd_jax/adapt.py``, with ``--set``), and the same two teachers with the adapted model, frozen. A
+Markdown table is printed and ``<workdir>/fine_tuning.json`` written; another ``--name`` with
 another ``--set`` adds rows to it. The same command again resumes.
 """
 
@@ -31,7 +33,9 @@ def call(*command: str) -> None:
 
 
 def row(name: str, folders: list[Path], seconds: list[float]) -> dict[str, Any]:
-    """Of the teachers of these workdirs; seconds: that were spent on each before its own training."""
+    """Of the teachers of these workdirs; seconds: that were spent on each before its own
+    training.
+    """
     models = [
         model
         for folder in folders
@@ -47,15 +51,23 @@ def row(name: str, folders: list[Path], seconds: list[float]) -> dict[str, Any]:
 
 
 def told(values: list[float]) -> str:
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}".replace("0.", ".")
+    return (
+        f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}".replace(
+            "0.", "."
+        )
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/fine_tuning"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--name", default="top_n", help="of this way to adapt, in the table")
-    parser.add_argument("--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora")
+    parser.add_argument(
+        "--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora"
+    )
     parser.add_argument("--mix", help="of kd_jax.adapt: how far to go towards the trained weights")
     options, launch = parser.parse_known_args()
     workdir, seeds = options.workdir.absolute(), [int(seed) for seed in options.seeds.split(",")]
@@ -69,7 +81,10 @@ def main() -> int:
 
     teacher(workdir / "frozen", seeds)
     teacher(workdir / "ids", seeds, IDS)
-    way, changes = workdir / options.name, [part for change in options.set for part in ("--set", change)]
+    way, changes = (
+        workdir / options.name,
+        [part for change in options.set for part in ("--set", change)],
+    )
     changes += [f"--mix={options.mix}"] if options.mix else []
     how, asked = way / "how.json", {"arguments": changes}
     if how.exists() and json.loads(how.read_text()) != asked:
@@ -81,8 +96,15 @@ def main() -> int:
             folders = f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}"
             call("-m", "kd_jax.adapt", *folders, f"--seed={seed}", *changes)
         for name, fields in (("seed", ()), ("ids", (IDS,))):
-            teacher(way / f"{name}{seed}", [seed], f"--config.teacher.weights={way / f'lm{seed}'}", *fields)
-    adapted = [json.loads((way / f"lm{seed}/adapted.json").read_text())["train_seconds"] for seed in seeds]
+            teacher(
+                way / f"{name}{seed}",
+                [seed],
+                f"--config.teacher.weights={way / f'lm{seed}'}",
+                *fields,
+            )
+    adapted = [
+        json.loads((way / f"lm{seed}/adapted.json").read_text())["train_seconds"] for seed in seeds
+    ]
     ids = row("frozen, and item IDs", [workdir / "ids"], [])
     before = [a + b for a, b in zip(adapted, ids["seconds"], strict=True)]
     new = [
@@ -95,13 +117,19 @@ def main() -> int:
     old = [one for one in there["rows"][2:] if one["name"] not in names and there["seeds"] == seeds]
     rows = [row("frozen", [workdir / "frozen"], []), ids, *old, *new]
     out.write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=2) + "\n")
-    print(f"| language model | {METRIC}, validation | {METRIC}, test | validation over frozen, by seed | training, s |")
+    print(
+        f"| language model | {METRIC}, validation | {METRIC}, test | validation over frozen, by"
+        " seed | training, s |"
+    )
     print("|---|---|---|---|---|")
     for found in rows:
         over = [a / b - 1 for a, b in zip(found["valid"], rows[0]["valid"], strict=True)]
         gain = "–" if found is rows[0] else ", ".join(f"{x:+.1%}" for x in over)
         seconds = f"{np.mean(found['seconds']):.0f}"
-        print(f"| {found['name']} | {told(found['valid'])} | {told(found['test'])} | {gain} | {seconds} |")
+        print(
+            f"| {found['name']} | {told(found['valid'])} | {told(found['test'])} | {gain} |"
+            f" {seconds} |"
+        )
     return 0
 
 

@@ -1,14 +1,16 @@
-"""How time and memory grow with interactions, users, items and batch: one of them at a time, from one middle point.
+"""How time and memory grow with interactions, users, items and batch: one of them at a time, from
+one middle point.
 
     python benchmarks/growth.py [--interactions=1e6,4e6] [--users=1e5] [--items=1e4,1e5] [--batch=256,1024]
 
-Every point takes generated data through ``large.py`` in a process of its own: prepared, MF (d=64, CE over the whole
-catalogue) trained for a few steps, some users ranked for. Users with fewer than five interactions are left out, and the
-sizes shown are what is left. prepare: reading, filtering, splitting, saving, loading and the training examples. ms a
-step: of training, compilation apart. GFLOP/s: of its matrix products, 3 x 2 x batch x items x d, or 4 where tiles of
-items make the logits twice. users/s: top-10 of the whole catalogue. peak: of resident memory in training: data set,
-tables, optimiser and all. A table is printed; ``--out`` holds its numbers, and a plot lies beside it (.svg). How the
-same work is divided among devices is ``scaling.py``'s.
+Every point takes generated data through ``large.py`` in a process of its own: prepared, MF (d=64,
+CE over the whole catalogue) trained for a few steps, some users ranked for. Users with fewer than
+five interactions are left out, and the sizes shown are what is left. prepare: reading, filtering,
+splitting, saving, loading and the training examples. ms a step: of training, compilation apart.
+GFLOP/s: of its matrix products, 3 x 2 x batch x items x d, or 4 where tiles of items make the
+logits twice. users/s: top-10 of the whole catalogue. peak: of resident memory in training: data
+set, tables, optimiser and all. A table is printed; ``--out`` holds its numbers, and a plot lies
+beside it (.svg). How the same work is divided among devices is ``scaling.py``'s.
 """
 
 from __future__ import annotations
@@ -24,14 +26,25 @@ MIDDLE = {"interactions": 4_000_000, "users": 200_000, "items": 100_000, "batch"
 FIXED = {"dim": 64, "history": 50, "steps": 8, "judged": 512, "eval_batch": 256}
 PREPARE = ("read", "filter, index, split", "save", "load", "training examples")
 HEAD = ("axis", *MIDDLE, "prepare s", "ms a step", "GFLOP/s", "users/s", "peak GB")
-SHOWN = {"prepare": "prepare, s", "step": "a training step, s", "user": "top-10 of a user, ms", "peak": "peak, GB"}
+SHOWN = {
+    "prepare": "prepare, s",
+    "step": "a training step, s",
+    "user": "top-10 of a user, ms",
+    "peak": "peak, GB",
+}
 
 
 def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     into = folder / "-".join(str(sizes[name]) for name in ("interactions", "users", "items"))
     wanted = [FIXED | {"batch": sizes["batch"], "folder": str(into)}]
     if not (into / "items.parquet").exists():
-        wanted.insert(0, {"into": str(into), "sizes": [sizes[name] for name in ("interactions", "users", "items")]})
+        wanted.insert(
+            0,
+            {
+                "into": str(into),
+                "sizes": [sizes[name] for name in ("interactions", "users", "items")],
+            },
+        )
     for spec in wanted:
         found = measuring.child(LARGE, spec)
         if "failed" in found:
@@ -52,8 +65,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     labels = [("times the middle point", label) for label in SHOWN.values()]
     with measuring.plot(path, labels, (13, 3.4)) as axes:
         for axis, key in zip(axes, SHOWN, strict=True):
-            for name, colour in zip(MIDDLE, ("#0068a6", "#d35400", "#2e8540", "#7d3c98"), strict=True):
-                chosen = sorted((row for row in rows if row["axis"] == name), key=lambda row: row[name])
+            for name, colour in zip(
+                MIDDLE, ("#0068a6", "#d35400", "#2e8540", "#7d3c98"), strict=True
+            ):
+                chosen = sorted(
+                    (row for row in rows if row["axis"] == name), key=lambda row: row[name]
+                )
                 middle = next(row[name] for row in chosen if row["middle"])
                 points = [row[name] / middle for row in chosen], [row[key] for row in chosen]
                 axis.plot(*points, marker="o", markersize=4, color=colour, label=name)
@@ -63,7 +80,9 @@ def main() -> None:
     parser = measuring.parser(__doc__, "runs/benchmarks/growth.json")
     for name, middle in MIDDLE.items():
         default = [middle // 4, middle, middle * 4]
-        parser.add_argument(f"--{name}", type=measuring.numbers, default=default, help="the middle point is added")
+        parser.add_argument(
+            f"--{name}", type=measuring.numbers, default=default, help="the middle point is added"
+        )
     args = parser.parse_args()
     print(measuring.table(HEAD, []), flush=True)
     rows: list[dict[str, Any]] = []
@@ -71,7 +90,9 @@ def main() -> None:
         middle = point(Path(folder), MIDDLE)
         for name in MIDDLE:
             for value in sorted({*getattr(args, name), MIDDLE[name]}):
-                found = middle if value == MIDDLE[name] else point(Path(folder), MIDDLE | {name: value})
+                found = (
+                    middle if value == MIDDLE[name] else point(Path(folder), MIDDLE | {name: value})
+                )
                 rows.append({"axis": name, "middle": found is middle} | found)
                 cells = [
                     name, *(f"{found[key]:,}" for key in MIDDLE), f"{found['prepare']:.1f}",

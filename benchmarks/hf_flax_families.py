@@ -2,9 +2,9 @@
 
     python benchmarks/hf_flax_families.py [family …]       # needs torch beside transformers 4; a minute on 2 cores
 
-For every family that has a Flax class: a tiny random folder as the PyTorch class saves it is loaded as a teacher would
-be, and its hidden states are held against PyTorch's (no padding, right, left; real tokens only), its gradient against
-NaN. Prints the table of docs/teachers.md.
+For every family that has a Flax class: a tiny random folder as the PyTorch class saves it is loaded
+as a teacher would be, and its hidden states are held against PyTorch's (no padding, right, left;
+real tokens only), its gradient against NaN. Prints the table of docs/teachers.md.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.parity_fixtures import DISTILBERT, SMALL, build, outputs
-from kd_jax.errors import InputError
-from kd_jax.models.hf import ARCHITECTURES
-from kd_jax.models.hf_flax import HFFlaxEncoder, _flax_classes
+from kd_jax.core.errors import InputError
+from kd_jax.models.language.hf import ARCHITECTURES
+from kd_jax.models.language.hf_flax import HFFlaxEncoder, _flax_classes
 
 GPT = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 20}
 NARROW = SMALL | {"embedding_size": 8}
@@ -42,7 +42,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma": GROUPED,
     "gpt-sw3": GPT,
     "gpt2": GPT,
-    "gpt_neo": {"vocab_size": 40, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 20}
+    "gpt_neo": {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_position_embeddings": 20,
+    }
     | {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "gptj": GPT | {"rotary_dim": 4},
     "llama": GROUPED,
@@ -51,8 +57,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "roberta": SMALL,
     "roberta-prelayernorm": SMALL,
     "roformer": SMALL,
-    "xglm": {"vocab_size": 40, "d_model": 16, "num_layers": 2, "attention_heads": 4, "ffn_dim": 24}
-    | {"max_position_embeddings": 20},
+    "xglm": (
+        {"vocab_size": 40, "d_model": 16, "num_layers": 2, "attention_heads": 4, "ffn_dim": 24}
+        | {"max_position_embeddings": 20}
+    ),
     "xlm-roberta": SMALL,
 }
 TOLERANCE = 1e-5
@@ -71,7 +79,9 @@ def difference(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> dict[s
 def finite_gradient(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> bool:
     graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
     ids, mask = tensors["ids.right"], tensors["mask.right"]
-    grads = jax.jit(jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum()))(params)
+    grads = jax.jit(
+        jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum())
+    )(params)
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
 
 
@@ -100,7 +110,11 @@ def verdict(family: str) -> str:
         prefixed = {f"{model.base_model_prefix}.{name}": value for name, value in weights.items()}
         save_file(prefixed, folder / "model.safetensors")
         HFFlaxEncoder(folder, max_length=12)
-    wrong = [f"{padding} padding {value:.0e}" for padding, value in differences.items() if not value < TOLERANCE]
+    wrong = [
+        f"{padding} padding {value:.0e}"
+        for padding, value in differences.items()
+        if not value < TOLERANCE
+    ]
     return (
         ("works" if not wrong else f"differs from PyTorch: {', '.join(wrong)}")
         + (f"; {max(differences.values()):.0e}" if not wrong else "")

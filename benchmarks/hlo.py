@@ -6,13 +6,27 @@ import math
 import re
 from typing import Any
 
-WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
+WIDTH = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
+}
 COLLECTIVE = re.compile(
     r"= (?P<shape>\(.*?\)|\S+) "
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast)(?P<start>-start)?\("
 )
-CALLED = re.compile(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+CALLED = re.compile(
+    r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
@@ -32,7 +46,9 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a while loop runs: as XLA says, or the constant that its condition compares with."""
+    """How often a while loop runs: as XLA says, or the constant that its condition compares
+    with.
+    """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     if known:
         return int(known[1])
@@ -47,7 +63,10 @@ def _trips(line: str, computations: dict[str, list[str]]) -> int:
 def _shapes(text: str) -> list[tuple[str, int]]:
     """(shape, bytes) of every array in an instruction's type."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", text)
-    return [(f"{t}[{d}]", WIDTH.get(t, 4) * math.prod(int(n) for n in d.split(",") if n)) for t, d in found]
+    return [
+        (f"{t}[{d}]", WIDTH.get(t, 4) * math.prod(int(n) for n in d.split(",") if n))
+        for t, d in found
+    ]
 
 
 def _group(line: str, devices: int) -> int:
@@ -60,7 +79,9 @@ def _group(line: str, devices: int) -> int:
 
 
 def collectives(text: str) -> list[dict[str, Any]]:
-    """Every collective of the program among two or more devices. times: it runs; bytes: each device sends in a ring."""
+    """Every collective of the program among two or more devices. times: it runs; bytes: each device
+    sends in a ring.
+    """
     computations, entry = _computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     devices = int(partitions[1]) if partitions else 1
@@ -68,7 +89,9 @@ def collectives(text: str) -> list[dict[str, Any]]:
 
     def visit(name: str, times: int) -> None:
         for line in computations[name]:
-            repeated = times * _trips(line, computations) if re.search(r"\bwhile\(", line) else times
+            repeated = (
+                times * _trips(line, computations) if re.search(r"\bwhile\(", line) else times
+            )
             called = CALLED.findall(line)
             for names in BRANCHES.findall(line):
                 called += [part.strip().lstrip("%") for part in names.split(",")]

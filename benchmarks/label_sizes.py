@@ -1,15 +1,18 @@
-"""What soft labels cost on disk and what lists lose: exact context vectors against the teacher's top k.
+"""What soft labels cost on disk and what lists lose: exact context vectors against the teacher's
+top k.
 
     python benchmarks/label_sizes.py [--items=10_000,100_000] [--contexts=10_000] [--dim=64] [--k=20,64,256]
 
-A made teacher: random contexts and item vectors of ``--dim`` numbers whose products have standard deviation 2, and
-biases log(1 / rank), as popularity has. Exact labels are one vector per context and, once for all, the item vectors and
-biases; a list is k items and their logits per context, softmax over the list. Both go through ``kd_jax/labels.py``;
-the time to write includes finding the top k, one product with the catalogue.
+A made teacher: random contexts and item vectors of ``--dim`` numbers whose products have standard
+deviation 2, and biases log(1 / rank), as popularity has. Exact labels are one vector per context
+and, once for all, the item vectors and biases; a list is k items and their logits per context,
+softmax over the list. Both go through ``kd_jax/labels.py``; the time to write includes finding the
+top k, one product with the catalogue.
 
-The loss is KL(teacher || student) at temperature 1. Its student is the teacher with its products shrunk to a half:
-like it, and flatter. The error of a list is that of the mean loss and of the gradient in the contexts, relative to the
-exact ones; beside it the probability that the listed items have under the teacher.
+The loss is KL(teacher || student) at temperature 1. Its student is the teacher with its products
+shrunk to a half: like it, and flatter. The error of a list is that of the mean loss and of the
+gradient in the contexts, relative to the exact ones; beside it the probability that the listed
+items have under the teacher.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from kd_jax import labels, sampled
-    from kd_jax.catalogue import Factors, Listed, Soft
-    from kd_jax.data.loader import Examples
-    from kd_jax.distill import Term, mean_loss
+    from kd_jax.core.scores import Factors, Listed, TeacherScores
+    from kd_jax.data.examples.base import Examples
+    from kd_jax.distillation import label_cache
+    from kd_jax.distillation.objective import mean_loss
+    from kd_jax.distillation.term import Term
+    from kd_jax.losses import sampled
 
     items, dim, number = spec["items"], spec["dim"], spec["contexts"]
     rng = np.random.default_rng(0)
@@ -43,22 +48,28 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     vectors = rng.standard_normal((items, dim), np.float32) * np.float32(2 / dim**0.5)
     bias = -np.log(1.0 + rng.permutation(items)).astype(np.float32)
     examples = Examples(
-        number, {"contexts": contexts}, lambda xp, tables, rows: {"row": rows, "contexts": tables["contexts"][rows]}
+        number,
+        {"contexts": contexts},
+        lambda xp, tables, rows: {"row": rows, "contexts": tables["contexts"][rows]},
     )
 
-    def exact() -> labels.Labeller:
-        return labels.Labeller({"items": vectors, "bias": bias}, lambda batch: {"contexts": batch["contexts"]})
+    def exact() -> label_cache.Labeller:
+        return label_cache.Labeller(
+            {"items": vectors, "bias": bias}, lambda batch: {"contexts": batch["contexts"]}
+        )
 
-    def lists(k: int) -> labels.Labeller:
+    def lists(k: int) -> label_cache.Labeller:
         @jax.jit
         def find(*factors: Any) -> dict[str, Any]:
             scores = Factors(*factors)
             top = sampled.top_items(scores, k)
-            near = jnp.einsum("bpd,bpkd->bpk", scores.contexts, scores.vectors[top]) + scores.bias[top]
+            near = (
+                jnp.einsum("bpd,bpkd->bpk", scores.contexts, scores.vectors[top]) + scores.bias[top]
+            )
             return {"top": top, "top_logits": near}
 
         catalogue = jnp.asarray(vectors), jnp.asarray(bias)
-        return labels.Labeller({}, lambda batch: find(batch["contexts"], *catalogue))
+        return label_cache.Labeller({}, lambda batch: find(batch["contexts"], *catalogue))
 
     part = jnp.asarray(contexts[:ROWS])
     student = Factors(part / 2, jnp.asarray(vectors), jnp.asarray(bias))
@@ -69,11 +80,15 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     def loss(student: Any, soft: Any) -> Any:
         def value(contexts: Any) -> Any:
             scores = student._replace(contexts=contexts)
-            return mean_loss((Term("kl"),), scores, batch, {"teacher": soft}, None, jnp.zeros(()))[0]
+            return mean_loss((Term("kl"),), scores, batch, {"teacher": soft}, None, jnp.zeros(()))[
+                0
+            ]
 
         return jax.value_and_grad(value)(student.contexts)
 
-    true_loss, true_slope = loss(student, Soft(Factors(part, student.vectors, student.bias)))
+    true_loss, true_slope = loss(
+        student, TeacherScores(Factors(part, student.vectors, student.bias))
+    )
     normaliser = jax.nn.logsumexp(Factors(part, student.vectors, student.bias).dense(), axis=-1)
     found = []
     for kind, k in (("exact", 0), *(("top", k) for k in spec["k"])):
@@ -82,17 +97,17 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             start = time.perf_counter()
-            labels.write(folder, labeller, examples)
+            label_cache.write(folder, labeller, examples)
             written = time.perf_counter()
-            cache = labels.read(folder)
+            cache = label_cache.read(folder)
             read = time.perf_counter()
-            shared = (folder / labels.ITEMS).stat().st_size
-            size = labels.size_of(folder) - shared
+            shared = (folder / label_cache.ITEMS).stat().st_size
+            size = label_cache.size_of(folder) - shared
         row = {"labels": "exact vectors" if kind == "exact" else f"top {k}", "items": items, "bytes": size / number,
                "shared": shared, "write": written - start, "read": read - written}  # fmt: skip
         if kind == "top":
             listed = Listed(*(jnp.asarray(cache[name][:ROWS]) for name in ("top", "top_logits")))
-            value, slope = loss(student, Soft(listed))
+            value, slope = loss(student, TeacherScores(listed))
             share = jnp.exp(jax.nn.logsumexp(listed.logits, axis=-1) - normaliser).mean()
             row |= {"share": float(share), "loss": float(value), "error": float(value / true_loss - 1),
                     "slope": float(jnp.linalg.norm(slope - true_slope) / jnp.linalg.norm(true_slope))}  # fmt: skip
@@ -112,7 +127,10 @@ def main() -> None:
     if args.measure:
         print(measuring.json.dumps(measure(args.measure)))
         return
-    specs = [{"items": items, "contexts": args.contexts, "dim": args.dim, "k": args.k} for items in args.items]
+    specs = [
+        {"items": items, "contexts": args.contexts, "dim": args.dim, "k": args.k}
+        for items in args.items
+    ]
     results = [measuring.child(__file__, spec) for spec in specs]
     cells = [
         (

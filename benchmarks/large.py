@@ -1,12 +1,14 @@
-"""100 million interactions of a million users with a million items: time and peak memory of every stage.
+"""100 million interactions of a million users with a million items: time and peak memory of every
+stage.
 
     python benchmarks/large.py [--interactions=1e6] [--users=1e5] [--items=1e5] [--folder=FOLDER]
 
-Generates a log in the order of time (Zipf users and items, once, into ``folder``; a part at a time), then takes it
-through the library's own code in one fresh process: read; filter, index and split; save; load; training examples;
-train MF (d=64, full-catalogue CE); top-10 and ranking metrics of some users; export. A table is printed; ``--out``
-holds its numbers. peak: the highest resident memory within the stage, with all that earlier stages left in it. At full
-size the folder takes about 2.5 GB of disk.
+Generates a log in the order of time (Zipf users and items, once, into ``folder``; a part at a
+time), then takes it through the library's own code in one fresh process: read; filter, index and
+split; save; load; training examples; train MF (d=64, full-catalogue CE); top-10 and ranking metrics
+of some users; export. A table is printed; ``--out`` holds its numbers. peak: the highest resident
+memory within the stage, with all that earlier stages left in it. At full size the folder takes
+about 2.5 GB of disk.
 """
 
 from __future__ import annotations
@@ -27,14 +29,18 @@ START, SPAN = 1_500_000_000, 3 * 365 * 86_400
 
 
 def generate(folder: Path, interactions: int, users: int, items: int) -> None:
-    """interactions.parquet/, a folder of parts, and items.parquet. Weights are 1 / (rank + q): a long tail, but no item
-    that everybody has; q is a tenth of the users, and 100 items."""
+    """interactions.parquet/, a folder of parts, and items.parquet. Weights are 1 / (rank + q): a
+    long tail, but no item that everybody has; q is a tenth of the users, and 100 items.
+    """
     import numpy as np
     import polars as pl
 
     rng = np.random.default_rng(0)
     (folder / "interactions.parquet").mkdir(parents=True, exist_ok=True)
-    shares = [np.cumsum(1 / (np.arange(1, n + 1) + q)) for n, q in ((users, users / 10), (items, min(100, items)))]
+    shares = [
+        np.cumsum(1 / (np.arange(1, n + 1) + q))
+        for n, q in ((users, users / 10), (items, min(100, items)))
+    ]
     names = [rng.permutation(len(share)) for share in shares]
     for start in range(0, interactions, PART):
         size = min(PART, interactions - start)
@@ -43,11 +49,13 @@ def generate(folder: Path, interactions: int, users: int, items: int) -> None:
             for share, name in zip(shares, names, strict=True)
         )
         moment = START + (start + np.arange(size)) * SPAN // interactions
-        frame = pl.DataFrame(dict(zip(("user", "item"), drawn, strict=True)) | {"timestamp": moment})
+        frame = pl.DataFrame(
+            dict(zip(("user", "item"), drawn, strict=True)) | {"timestamp": moment}
+        )
         frame.write_parquet(folder / f"interactions.parquet/{start // PART:05d}.parquet")
-    pl.DataFrame({"item": np.arange(items)}).with_columns(title=pl.format("Item number {}", "item")).write_parquet(
-        folder / "items.parquet"
-    )
+    pl.DataFrame({"item": np.arange(items)}).with_columns(
+        title=pl.format("Item number {}", "item")
+    ).write_parquet(folder / "items.parquet")
 
 
 class Stages:
@@ -68,28 +76,37 @@ class Stages:
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    from kd_jax.command import keep_freed_memory
+    from kd_jax.core.process import keep_freed_memory
 
     keep_freed_memory()
     import jax
     import numpy as np
     from flax import nnx
 
-    from kd_jax import evaluate, export, sharding
-    from kd_jax.catalogue import plan, tile_size
-    from kd_jax.data import dataset, loader, sources
-    from kd_jax.distill import Term
-    from kd_jax.models.layers import split
-    from kd_jax.models.student import StudentSpec, student_class
-    from kd_jax.tasks import score_function
-    from kd_jax.train import Recipe, compiled_step
+    from kd_jax.core.tiling import tile_shape, tile_size
+    from kd_jax.data import dataset, readers
+    from kd_jax.data.examples import base, user
+    from kd_jax.devices import sharding
+    from kd_jax.distillation.term import Term
+    from kd_jax.evaluation import evaluator
+    from kd_jax.evaluation.tasks import score_function
+    from kd_jax.models.scorer import split
+    from kd_jax.models.students import student_class
+    from kd_jax.models.students.base import StudentSpec
+    from kd_jax.serving import exporters
+    from kd_jax.training.loop import compiled_step
+    from kd_jax.training.recipe import Recipe
 
     folder, stage = Path(spec["folder"]), Stages()
     with stage("read"):
-        raw = sources.read("files", folder / "interactions.parquet", items_path=folder / "items.parquet")
+        raw = readers.read(
+            "files", folder / "interactions.parquet", items_path=folder / "items.parquet"
+        )
     with stage("filter, index, split") as row:
         data = dataset.build(raw, min_user_interactions=5)
-        row["note"] = ", ".join(f"{data.counts[name]:,} {name}" for name in ("users", "items", "interactions"))
+        row["note"] = ", ".join(
+            f"{data.counts[name]:,} {name}" for name in ("users", "items", "interactions")
+        )
     del raw
     with stage("save"):
         data.save(folder / "dataset")
@@ -97,14 +114,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     with stage("load"):
         data = dataset.load(folder / "dataset")
     with stage("training examples") as row:
-        examples = loader.user_examples(data, history=spec["history"], decay=20.0)
+        examples = user.user_examples(data, history=spec["history"], decay=20.0)
         row["note"] = f"{examples.size:,} users, tables {examples.nbytes / 1e9:.2f} GB"
 
     steps, chunk, batch = spec["steps"], 2, spec["batch"]
     mesh = sharding.make_mesh()
     with stage("model, optimiser and compilation"):
         bias = np.log1p(data.item_counts).astype(np.float32)
-        sizes = StudentSpec(data.num_users, data.num_items, bias, data.warm, dim=spec["dim"], dropout=0.1)
+        sizes = StudentSpec(
+            data.num_users, data.num_items, bias, data.warm, dim=spec["dim"], dropout=0.1
+        )
         graphdef, params, constants = split(student_class("mf")(sizes, rngs=nnx.Rngs(0)))
         step, state = compiled_step(
             graphdef, params, objective=(Term("ce"),), tx=Recipe(steps, batch, 0.01).tx(), total_steps=steps, mesh=mesh,
@@ -112,29 +131,41 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         del params
         tables, constants = sharding.put_whole(examples.tables, mesh), sharding.put(constants, mesh)
-        stream = loader.batches(examples, batch_size=batch, num_batches=steps, seed=0, chunk=chunk, gather=False)
+        stream = base.batches(
+            examples, batch_size=batch, num_batches=steps, seed=0, chunk=chunk, gather=False
+        )
         compiled = step.lower(state, next(stream), tables, constants, None).compile()
     with stage(f"train, {steps} steps") as row:
-        stream = loader.batches(examples, batch_size=batch, num_batches=steps, seed=0, chunk=chunk, gather=False)
+        stream = base.batches(
+            examples, batch_size=batch, num_batches=steps, seed=0, chunk=chunk, gather=False
+        )
         times = []
         for rows in stream:
             start = time.perf_counter()
             state, metrics = jax.block_until_ready(compiled(state, rows, tables, constants, None))
             times.append((time.perf_counter() - start) / chunk)
         one = float(np.median(times[1:] or times))
-        length = float(np.minimum(np.diff(data.targets(0)[0]), loader.MAX_TARGETS).sum() / examples.size)
-        tiled = plan(batch, data.num_items, tile_size())[1] < data.num_items
-        flops = (3 + tiled) * 2 * batch * data.num_items * spec["dim"] / one  # tiles of items make the logits twice
-        row |= {"steps_per_second": 1 / one, "interactions_per_second": batch * length / one, "flops_per_second": flops}
+        length = float(
+            np.minimum(np.diff(data.targets(0)[0]), user.MAX_TARGETS).sum() / examples.size
+        )
+        tiled = tile_shape(batch, data.num_items, tile_size())[1] < data.num_items
+        flops = (
+            (3 + tiled) * 2 * batch * data.num_items * spec["dim"] / one
+        )  # tiles of items make the logits twice
+        row |= {
+            "steps_per_second": 1 / one,
+            "interactions_per_second": batch * length / one,
+            "flops_per_second": flops,
+        }
         buffers = compiled.memory_analysis().temp_size_in_bytes / 1e9
         row["note"] = (
-            f"batch {batch}: {one:.3g} s a step, {batch / one:,.0f} users/s, {batch * length / one:,.0f} "
-            f"interactions/s, {flops / 1e9:.0f} GFLOP/s, loss {float(metrics['loss']):.3f}, "
-            f"XLA's buffers {buffers:.2f} GB"
+            f"batch {batch}: {one:.3g} s a step, {batch / one:,.0f} users/s,"
+            f" {batch * length / one:,.0f} interactions/s, {flops / 1e9:.0f} GFLOP/s, loss"
+            f" {float(metrics['loss']):.3f}, XLA's buffers {buffers:.2f} GB"
         )
     params = state.params
     del state, compiled, tables, examples
-    known = evaluate.eval_users(data, 2)
+    known = evaluator.eval_users(data, 2)
     chosen = np.random.default_rng(0).choice(known, min(spec["judged"], len(known)), replace=False)
     chosen.sort()
     score = score_function(data, graphdef, 2, spec["history"])(params, constants)
@@ -143,20 +174,29 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
         def lists() -> float:
             start = time.perf_counter()
-            evaluate.top_k(score, chosen, 10, seen, batch_size=block)
+            evaluator.top_k(score, chosen, 10, seen, batch_size=block)
             return time.perf_counter() - start
 
         first, seconds = lists(), lists()
         row |= {"users_per_second": len(chosen) / seconds, "first": first}
-        row["note"] = f"{len(chosen) / seconds:,.1f} users/s in blocks of {block}; {first:.1f} s with compilation"
+        row["note"] = (
+            f"{len(chosen) / seconds:,.1f} users/s in blocks of {block}; {first:.1f} s with"
+            " compilation"
+        )
     with stage(f"ranking metrics of {len(chosen)} users") as row:
         left_out = (data.split == 2) & ~np.isin(data.user, chosen)
-        some = dataclasses.replace(data, split=np.where(left_out, np.int8(4), data.split))  # 4: in no split
+        some = dataclasses.replace(
+            data, split=np.where(left_out, np.int8(4), data.split)
+        )  # 4: in no split
         del left_out
-        found = evaluate.evaluate_rank(score, some, 2, metrics=("ndcg", "recall"), ks=(10,), batch_size=block)
-        row["note"] = f"{found.counts['all']['targets']:,} targets, ndcg@10 {found.metrics['ndcg@10']:.4f}"
+        found = evaluator.evaluate_rank(
+            score, some, 2, metrics=("ndcg", "recall"), ks=(10,), batch_size=block
+        )
+        row["note"] = (
+            f"{found.counts['all']['targets']:,} targets, ndcg@10 {found.metrics['ndcg@10']:.4f}"
+        )
     with stage("export"):
-        export.write(
+        exporters.write(
             folder / "export", data, "mf", sizes, graphdef, params, constants, history=spec["history"], task="rank",
             model="student",
         )  # fmt: skip
@@ -169,11 +209,15 @@ def main() -> None:
     parser.add_argument("--interactions", type=measuring.number, default=100_000_000)
     parser.add_argument("--users", type=measuring.number, default=1_000_000)
     parser.add_argument("--items", type=measuring.number, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="where data are generated to, and kept (default: temporary)")
+    parser.add_argument(
+        "--folder", type=Path, help="where data are generated to, and kept (default: temporary)"
+    )
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--history", type=int, default=50)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=8, help="an even number; the first two are not timed")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="an even number; the first two are not timed"
+    )
     parser.add_argument("--judged", type=int, default=512, help="users that are ranked for")
     parser.add_argument("--eval-batch", type=int, default=256)
     args = parser.parse_args()
@@ -191,13 +235,18 @@ def main() -> None:
         if not (folder / "items.parquet").exists():
             stages.append(measuring.child(__file__, {"into": str(folder), "sizes": sizes}))
         names = ("dim", "history", "batch", "steps", "judged", "eval_batch")
-        found = measuring.child(__file__, {name: getattr(args, name) for name in names} | {"folder": str(folder)})
+        found = measuring.child(
+            __file__, {name: getattr(args, name) for name in names} | {"folder": str(folder)}
+        )
     if "failed" in found:
         raise SystemExit(f"error: {found['failed']}")
     stages += found["stages"]
     cells = [(s["stage"], f"{s['seconds']:.1f}", f"{s['peak'] / 1e9:.2f}", f"{s['left'] / 1e9:.2f}", s.get("note", ""))
              for s in stages]  # fmt: skip
-    print(f"{args.interactions:,} interactions, {found['cores']} cores, {found['device']}, JAX {found['jax']}\n")
+    print(
+        f"{args.interactions:,} interactions, {found['cores']} cores, {found['device']}, JAX"
+        f" {found['jax']}\n"
+    )
     print(measuring.table(("stage", "s", "peak GB", "left GB", ""), cells))
     measuring.write(args.out, found | {"stages": stages, "sizes": sizes})
 

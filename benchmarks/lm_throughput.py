@@ -2,21 +2,24 @@
 
     python benchmarks/lm_throughput.py [--torch=peers/torch/bin/python] [--beauty=FOLDER] [--out=lm_throughput.json]
 
-Same weights (all-MiniLM-L6-v2, or --weights), same token ids, same machine, same run. Texts are the film texts of the
-embedded MovieTweetings (title and genres), with --beauty those of a folder with items.parquet (title, categories);
-also the films that have the commonest length, and histories of 128 tokens, to compare without any padding. --texts
-of each are drawn. Each library is a process that stays, so that everything is compiled once; in every round each
-contestant runs once, one after another, and medians over the rounds are shown. 'first s' is what the first call took
-longer: compilation, where there is any.
+Same weights (all-MiniLM-L6-v2, or --weights), same token ids, same machine, same run. Texts are the
+film texts of the embedded MovieTweetings (title and genres), with --beauty those of a folder with
+items.parquet (title, categories); also the films that have the commonest length, and histories of
+128 tokens, to compare without any padding. --texts of each are drawn. Each library is a process
+that stays, so that everything is compiled once; in every round each contestant runs once, one after
+another, and medians over the rounds are shown. 'first s' is what the first call took longer:
+compilation, where there is any.
 
-Contestants: texts padded to the longest of their batch, in batches of 32 or 128 as they come; sorted by length, as
-sentence-transformers does; batches of one length alone (PyTorch's best case); Flax's jitted class on padded batches;
-``text.encode``. One step of fine-tuning moves 64 texts' mean vectors towards fixed random ones: squared error, AdamW,
-all parameters, no dropout. That vectors and losses are the same is checked.
+Contestants: texts padded to the longest of their batch, in batches of 32 or 128 as they come;
+sorted by length, as sentence-transformers does; batches of one length alone (PyTorch's best case);
+Flax's jitted class on padded batches; ``text.encode``. One step of fine-tuning moves 64 texts' mean
+vectors towards fixed random ones: squared error, AdamW, all parameters, no dropout. That vectors
+and losses are the same is checked.
 
-Tokens are real ones; 'computed' says how many were computed for each, padding included. FLOPs are those of the matrix
-products on real tokens alone. 'of ceiling' holds them against the fastest product of two large matrices that any of
-the libraries made in this run. --lowered runs nothing: it counts FLOPs and bytes of a BERT-base in bfloat16.
+Tokens are real ones; 'computed' says how many were computed for each, padding included. FLOPs are
+those of the matrix products on real tokens alone. 'of ceiling' holds them against the fastest
+product of two large matrices that any of the libraries made in this run. --lowered runs nothing: it
+counts FLOPs and bytes of a BERT-base in bfloat16.
 
 PyTorch runs in an environment of its own and is skipped without one; with Python 3.11:
 
@@ -56,35 +59,43 @@ PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
 def texts_of(beauty: Path | None) -> dict[str, list[str]]:
     import polars as pl
 
-    from kd_jax.data import sources, text
+    from kd_jax.data import readers
+    from kd_jax.data.text import item_texts
 
-    films = text.item_texts(sources.read("movietweetings").items, ["title", "genres"])
+    films = item_texts(readers.read("movietweetings").items, ["title", "genres"])
     found = {"films": films}
     if beauty is not None:
-        found["Beauty"] = text.item_texts(pl.read_parquet(beauty / "items.parquet"), ["title", "categories"])
+        found["Beauty"] = item_texts(
+            pl.read_parquet(beauty / "items.parquet"), ["title", "categories"]
+        )
     return found
 
 
 def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, str], dict[str, Any]]:
-    """Case -> file of its tokens; case -> what is counted of it: texts, tokens and matrix-product FLOPs."""
-    from kd_jax.data import text
-    from kd_jax.models.hf import load_encoder
+    """Case -> file of its tokens; case -> what is counted of it: texts, tokens and matrix-product
+    FLOPs.
+    """
+    from kd_jax.data.text import history_text, tokenize
+    from kd_jax.models.language.hf import load_encoder
 
     encoder, tokenizer = load_encoder(options.weights, max_length=MAX_LENGTH)
     rng = np.random.default_rng(0)
     found = {}
     for case, texts in texts_of(options.beauty).items():
-        distinct = list(dict.fromkeys(rng.permutation(texts).tolist()))  # ours would compute no text twice
-        found[case] = text.tokenize(tokenizer, distinct[: options.texts], MAX_LENGTH)
+        distinct = list(
+            dict.fromkeys(rng.permutation(texts).tolist())
+        )  # ours would compute no text twice
+        found[case] = tokenize(tokenizer, distinct[: options.texts], MAX_LENGTH)
         if case == "films":
             common = np.bincount(found[case].lengths).argmax()
-            lengths = text.tokenize(tokenizer, distinct, MAX_LENGTH).lengths
+            lengths = tokenize(tokenizer, distinct, MAX_LENGTH).lengths
             same = [distinct[row] for row in np.flatnonzero(lengths == common)[: options.texts]]
-            found[f"films of {common} tokens"] = text.tokenize(tokenizer, same, MAX_LENGTH)
+            found[f"films of {common} tokens"] = tokenize(tokenizer, same, MAX_LENGTH)
             histories = [
-                text.history_text(distinct[start : start + 20], 20) for start in range(0, len(distinct) - 20, 20)
+                history_text(distinct[start : start + 20], 20)
+                for start in range(0, len(distinct) - 20, 20)
             ]
-            found[f"histories of {MAX_LENGTH} tokens"] = text.tokenize(
+            found[f"histories of {MAX_LENGTH} tokens"] = tokenize(
                 tokenizer, histories[: max(1, options.texts // 16)], MAX_LENGTH
             )
     files, counts = {}, {}
@@ -92,7 +103,9 @@ def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, st
     for number, (case, table) in enumerate(found.items()):
         files[case] = str(folder / f"{number}.npz")
         targets = rng.standard_normal((len(table), encoder.dim), np.float32)
-        np.savez(files[case], ids=table.ids, indptr=table.indptr, pad_id=table.pad_id, targets=targets)
+        np.savez(
+            files[case], ids=table.ids, indptr=table.indptr, pad_id=table.pad_id, targets=targets
+        )
         counts[case] = {
             "lengths": table.lengths.tolist(),
             "encoding": forward(table.lengths).tolist(),
@@ -102,12 +115,14 @@ def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, st
 
 
 def flops_by_length(encoder: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """FLOPs of the matrix products of one text by its length, encoding and fine-tuning: polynomials of degree two."""
+    """FLOPs of the matrix products of one text by its length, encoding and fine-tuning: polynomials
+    of degree two.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
-    from kd_jax import meter
+    from kd_jax.devices import profiling
 
     graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
 
@@ -117,21 +132,30 @@ def flops_by_length(encoder: Any) -> tuple[Callable[..., Any], Callable[..., Any
     lengths = np.array([8, 16, 32])
     counted = []
     for function in (total, jax.grad(total)):
-        flops = [meter.matmul_flops(function, params, np.zeros((1, length), np.int32)) for length in lengths]
+        flops = [
+            profiling.matmul_flops(function, params, np.zeros((1, length), np.int32))
+            for length in lengths
+        ]
         counted.append(np.poly1d(np.polyfit(lengths, flops, 2)))
     return counted[0], counted[1]
 
 
 def groups(lengths: np.ndarray, unit: int = 8) -> list[tuple[int, int, int]]:
-    """(start, stop, width) of at most three groups that every batch fits in once its texts are sorted, longest first.
+    """(start, stop, width) of at most three groups that every batch fits in once its texts are
+    sorted, longest first.
 
-    lengths: [batches, texts], sorted so. As the teacher's training groups the texts of a batch (loader.live_items).
+    lengths: [batches, texts], sorted so. As the teacher's training groups the texts of a batch
+    (loader.live_items).
     """
     longest = lengths.max(0)
     size = len(longest)
     edges = range(unit, size, unit)
-    choices = [(0, *cuts, size) for count in range(3) for cuts in itertools.combinations(edges, count)]
-    best = min(choices, key=lambda cuts: sum((b - a) * longest[a] for a, b in itertools.pairwise(cuts)))
+    choices = [
+        (0, *cuts, size) for count in range(3) for cuts in itertools.combinations(edges, count)
+    ]
+    best = min(
+        choices, key=lambda cuts: sum((b - a) * longest[a] for a, b in itertools.pairwise(cuts))
+    )
     return [(a, b, int(longest[a])) for a, b in itertools.pairwise(best)]
 
 
@@ -142,31 +166,39 @@ def ours(spec: dict[str, Any]) -> None:
     import optax
     from flax import nnx
 
-    from kd_jax.command import keep_freed_memory
-    from kd_jax.data import text
-    from kd_jax.models.hf import load_encoder
+    from kd_jax.core.process import keep_freed_memory
+    from kd_jax.data.text import TokenTable
+    from kd_jax.models.language.encoding import batch_shapes, encode
+    from kd_jax.models.language.hf import load_encoder
 
     keep_freed_memory()  # as every run does
-    encoder, _ = load_encoder(spec["weights"], dtype=jnp.dtype(spec["dtype"]), max_length=MAX_LENGTH)
+    encoder, _ = load_encoder(
+        spec["weights"], dtype=jnp.dtype(spec["dtype"]), max_length=MAX_LENGTH
+    )
     graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
     tx = optax.adamw(spec["rate"], weight_decay=0.01)
 
     def encoding(tokens: Tokens) -> Contestant:
-        table = text.TokenTable(tokens.ids, tokens.indptr, tokens.pad_id)
+        table = TokenTable(tokens.ids, tokens.indptr, tokens.pad_id)
         batch_tokens = spec["tokens"] if jax.default_backend() == "cpu" else None
         at_once = batch_tokens or 65536
-        shapes = text.plan(np.sort(table.lengths), at_once)
-        computed = sum(-(-(stop - start) // rows) * rows * width for start, stop, rows, width in shapes)
-        return lambda: (text.encode(encoder, table, batch_tokens=batch_tokens), computed)
+        shapes = batch_shapes(np.sort(table.lengths), at_once)
+        computed = sum(
+            -(-(stop - start) // rows) * rows * width for start, stop, rows, width in shapes
+        )
+        return lambda: (encode(encoder, table, batch_tokens=batch_tokens), computed)
 
     def loss(params: Any, parts: list[Any], targets: Any) -> Any:
         model = nnx.merge(graphdef, params, rest)
         return ((jnp.concatenate([model(ids, mask) for ids, mask in parts]) - targets) ** 2).mean()
 
     def training(tokens: Tokens) -> Contestant:
-        batches = [rows[np.argsort(-tokens.lengths[rows], kind="stable")] for rows in tokens.as_they_come(BATCH)]
+        batches = [
+            rows[np.argsort(-tokens.lengths[rows], kind="stable")]
+            for rows in tokens.as_they_come(BATCH)
+        ]
         spans = groups(np.stack([tokens.lengths[rows] for rows in batches]))
-        table = text.TokenTable(tokens.ids, tokens.indptr, tokens.pad_id)
+        table = TokenTable(tokens.ids, tokens.indptr, tokens.pad_id)
 
         def inputs(rows: np.ndarray) -> tuple[Any, ...]:
             return [table.padded(rows[a:b], width) for a, b, width in spans], tokens.targets[rows]
@@ -177,19 +209,25 @@ def ours(spec: dict[str, Any]) -> None:
 
 
 def flax(spec: dict[str, Any]) -> None:
-    """The worker of transformers' Flax class, jitted; padded to a multiple of 16, as every width is compiled."""
+    """The worker of transformers' Flax class, jitted; padded to a multiple of 16, as every width is
+    compiled.
+    """
     import jax
     import jax.numpy as jnp
     import optax
     from transformers import FlaxAutoModel, logging
 
     logging.set_verbosity_error()
-    model = FlaxAutoModel.from_pretrained(spec["weights"], dtype=getattr(jnp, spec["dtype"]), local_files_only=True)
+    model = FlaxAutoModel.from_pretrained(
+        spec["weights"], dtype=getattr(jnp, spec["dtype"]), local_files_only=True
+    )
     params = {name: value for name, value in model.params.items() if name != "pooler"}
     tx = optax.adamw(spec["rate"], weight_decay=0.01)
 
     def vectors(params: Any, ids: Any, mask: Any) -> Any:
-        hidden = model(ids, mask, params=params | {"pooler": model.params["pooler"]}).last_hidden_state
+        hidden = model(
+            ids, mask, params=params | {"pooler": model.params["pooler"]}
+        ).last_hidden_state
         weights = mask[..., None].astype(jnp.float32)
         return (hidden.astype(jnp.float32) * weights).sum(1) / weights.sum(1)
 
@@ -201,7 +239,9 @@ def flax(spec: dict[str, Any]) -> None:
         def run() -> tuple[np.ndarray, int]:
             found, computed = np.zeros_like(tokens.targets), 0
             for rows in batches:
-                filled = np.concatenate([rows, np.repeat(rows[:1], 32 - len(rows))])  # one shape less to compile
+                filled = np.concatenate(
+                    [rows, np.repeat(rows[:1], 32 - len(rows))]
+                )  # one shape less to compile
                 ids, mask = tokens.padded(filled, 16)
                 found[rows] = np.asarray(forward(params, ids, mask))[: len(rows)]
                 computed += ids.size
@@ -229,7 +269,9 @@ def train(
     batches: Sequence[np.ndarray],
     inputs: Callable[[np.ndarray], tuple[Any, ...]],
 ) -> Contestant:
-    """A contestant that goes through the batches, from its own copy of ``params`` on; its values are the losses."""
+    """A contestant that goes through the batches, from its own copy of ``params`` on; its values
+    are the losses.
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -257,7 +299,9 @@ def train(
 
 
 def run_jax(
-    spec: dict[str, Any], encoding: Callable[[Tokens], Contestant], training: Callable[[Tokens], Contestant]
+    spec: dict[str, Any],
+    encoding: Callable[[Tokens], Contestant],
+    training: Callable[[Tokens], Contestant],
 ) -> None:
     import jax
 
@@ -278,7 +322,11 @@ class Worker:
     def __init__(self, library: str, command: list[str], spec: Path, threads: int):
         self.library, pipe = library, subprocess.PIPE
         self.process = subprocess.Popen(
-            [*command, f"--spec={spec}"], env=environment(threads), stdin=pipe, stdout=pipe, text=True
+            [*command, f"--spec={spec}"],
+            env=environment(threads),
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
         )
         self.about = self._answer()
 
@@ -301,21 +349,36 @@ class Worker:
 
 
 def compete(workers: Sequence[Worker], rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """One row for each contestant: the seconds of its runs after the first, and the file of the values it gave."""
+    """One row for each contestant: the seconds of its runs after the first, and the file of the
+    values it gave.
+    """
     rows: list[dict[str, Any]] = []
     for worker in workers:
         for name in worker.about["contestants"]:
             case, _, how = name.partition(": ")
             kind = "fine-tuning" if how.startswith("fine-tuning") else "encoding"
-            rows.append({"case": case, "kind": kind, "library": worker.library, "how": how.removeprefix(kind + ", ")})
-            rows[-1] |= {"seconds": [], "ceilings": [], "values": folder / f"values-{len(rows)}.npy"}
+            rows.append(
+                {
+                    "case": case,
+                    "kind": kind,
+                    "library": worker.library,
+                    "how": how.removeprefix(kind + ", "),
+                }
+            )
+            rows[-1] |= {
+                "seconds": [],
+                "ceilings": [],
+                "values": folder / f"values-{len(rows)}.npy",
+            }
             rows[-1] |= {"run": functools.partial(worker.run, name)}
     cases = list(dict.fromkeys(row["case"] for row in rows))
     rows.sort(key=lambda row: (cases.index(row["case"]), row["kind"]))
     for turn in range(rounds + 1):
         for row in rows:
             print(
-                f"round {turn} of {rounds}: {row['case']}, {row['library']} {row['how']}", file=sys.stderr, flush=True
+                f"round {turn} of {rounds}: {row['case']}, {row['library']} {row['how']}",
+                file=sys.stderr,
+                flush=True,
             )
             found = row["run"](row["values"] if turn == 0 else None)
             row["ceilings"].append(found["ceiling"])
@@ -329,18 +392,33 @@ def compete(workers: Sequence[Worker], rounds: int, folder: Path) -> list[dict[s
 
 
 def judge(rows: list[dict[str, Any]], counts: dict[str, Any], trained: int) -> float:
-    """Adds rates, shares and differences from ours to the rows, in place. Returns the ceiling, FLOP/s."""
+    """Adds rates, shares and differences from ours to the rows, in place. Returns the ceiling,
+    FLOP/s.
+    """
     ceiling = max(value for row in rows for value in row["ceilings"])
     for row in rows:
         values = np.load(row["values"], allow_pickle=False)
-        ours = next(o for o in rows if (o["case"], o["kind"], o["library"]) == (row["case"], row["kind"], "kd_jax"))
-        row["difference"] = float(np.abs(values - np.load(ours["values"], allow_pickle=False)).max())
+        ours = next(
+            o
+            for o in rows
+            if (o["case"], o["kind"], o["library"]) == (row["case"], row["kind"], "kd_jax")
+        )
+        row["difference"] = float(
+            np.abs(values - np.load(ours["values"], allow_pickle=False)).max()
+        )
         first = trained if row["kind"] == "fine-tuning" else None
         lengths, flops = (counts[row["case"]][key][:first] for key in ("lengths", row["kind"]))
         median = float(np.median(row["seconds"]))
-        row |= {"median": median, "compile": row["first"] - median, "ratio": median / float(np.median(ours["seconds"]))}
+        row |= {
+            "median": median,
+            "compile": row["first"] - median,
+            "ratio": median / float(np.median(ours["seconds"])),
+        }
         row |= {"texts_per_s": len(lengths) / median, "tokens_per_s": sum(lengths) / median}
-        row |= {"padding": row["computed"] / sum(lengths), "of_ceiling": sum(flops) / median / ceiling}
+        row |= {
+            "padding": row["computed"] / sum(lengths),
+            "of_ceiling": sum(flops) / median / ceiling,
+        }
     for row in rows:
         del row["values"]
     return ceiling
@@ -364,17 +442,21 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 
 def lowered() -> None:
-    """FLOPs and bytes of a BERT-base in bfloat16 at 128 tokens: encoding 512 texts, a fine-tuning step on 64."""
+    """FLOPs and bytes of a BERT-base in bfloat16 at 128 tokens: encoding 512 texts, a fine-tuning
+    step on 64.
+    """
     import jax
     import jax.numpy as jnp
     import optax
     from flax import nnx
 
-    from kd_jax import meter
-    from kd_jax.models.bert import Bert, BertConfig
-    from kd_jax.models.encoder import NativeEncoder
+    from kd_jax.devices import profiling
+    from kd_jax.models.language.bert import Bert, BertConfig
+    from kd_jax.models.language.encoder import NativeEncoder
 
-    encoder = nnx.eval_shape(lambda: NativeEncoder(Bert(BertConfig(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
+    encoder = nnx.eval_shape(
+        lambda: NativeEncoder(Bert(BertConfig(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    )
     graphdef, params = nnx.split(encoder)
     tx = optax.adamw(RATE)
 
@@ -392,14 +474,19 @@ def lowered() -> None:
         ("fine-tuning step", step, 64, (params, jax.eval_shape(tx.init, params))),
     ):
         ids = jax.ShapeDtypeStruct((texts, MAX_LENGTH), jnp.int32)
-        flops = meter.matmul_flops(function, *given, ids)
+        flops = profiling.matmul_flops(function, *given, ids)
         traced = jax.jit(function).trace(*given, ids)
         start = time.perf_counter()
         compiled = traced.lower().compile()
         seconds, planned = time.perf_counter() - start, compiled.memory_analysis()
         moved = compiled.cost_analysis()["bytes accessed"]
-        programs = [traced.lower(lowering_platforms=(target,)).as_text() for target in ("cuda", "tpu")]
-        products = [[line for line in text.splitlines() if "stablehlo.dot_general" in line] for text in programs]
+        programs = [
+            traced.lower(lowering_platforms=(target,)).as_text() for target in ("cuda", "tpu")
+        ]
+        products = [
+            [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+            for text in programs
+        ]
         half = [f"{sum('bf16' in line for line in lines)} of {len(lines)}" for lines in products]
         rows.append(
             [
@@ -410,23 +497,44 @@ def lowered() -> None:
         )  # fmt: skip
     head = ("BERT-base, bfloat16, 128 tokens", "texts", "TFLOP", "GB moved", "FLOP/byte", "GB given", "GB scratch",
             "compile s", "bfloat16 products, cuda", "tpu")  # fmt: skip
-    print(f"Compiled for {jax.devices()[0].device_kind}, not run.\n\n" + measuring.table(head, rows))
+    print(
+        f"Compiled for {jax.devices()[0].device_kind}, not run.\n\n" + measuring.table(head, rows)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="sentence-transformers/all-MiniLM-L6-v2", help="a BERT-like encoder")
-    parser.add_argument("--torch", help="the interpreter of the environment that has torch and transformers")
-    parser.add_argument("--beauty", type=Path, help="a folder with items.parquet: title, categories")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights", default="sentence-transformers/all-MiniLM-L6-v2", help="a BERT-like encoder"
+    )
+    parser.add_argument(
+        "--torch", help="the interpreter of the environment that has torch and transformers"
+    )
+    parser.add_argument(
+        "--beauty", type=Path, help="a folder with items.parquet: title, categories"
+    )
     parser.add_argument("--texts", type=int, default=4096, help="of each kind, at most")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of fine-tuning in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=1024, help="in a batch of ours, and of PyTorch's on one length")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=1024,
+        help="in a batch of ours, and of PyTorch's on one length",
+    )
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--square", type=int, default=4096, help="side of the matrices whose product is the ceiling")
-    parser.add_argument("--cpu-time", action="store_true", help="s of CPU: for a busy machine, with --threads=1")
-    parser.add_argument("--lowered", action="store_true", help="count a BERT-base in bfloat16 instead")
+    parser.add_argument(
+        "--square", type=int, default=4096, help="side of the matrices whose product is the ceiling"
+    )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="s of CPU: for a busy machine, with --threads=1"
+    )
+    parser.add_argument(
+        "--lowered", action="store_true", help="count a BERT-base in bfloat16 instead"
+    )
     parser.add_argument("--out", type=Path, help="all that was measured as JSON")
     parser.add_argument("--worker", choices=("ours", "flax"), help=argparse.SUPPRESS)
     parser.add_argument("--spec", type=Path, help=argparse.SUPPRESS)
@@ -437,29 +545,43 @@ def main() -> None:
     if options.lowered:
         lowered()
         return
-    from kd_jax.files import write_json
-    from kd_jax.models.hf import resolve_weights
+    from kd_jax.core.files import write_json
+    from kd_jax.models.language.weights import resolve_weights
 
     options.weights = str(resolve_weights(options.weights))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases, counts = write_cases(folder, options)
         trained = options.steps * BATCH
-        spec = {"cases": cases, "trained": trained, "batch": BATCH, "rate": RATE, "square": options.square}
-        spec |= {key: getattr(options, key) for key in ("weights", "threads", "tokens", "dtype", "cpu_time")}
+        spec = {
+            "cases": cases,
+            "trained": trained,
+            "batch": BATCH,
+            "rate": RATE,
+            "square": options.square,
+        }
+        spec |= {
+            key: getattr(options, key)
+            for key in ("weights", "threads", "tokens", "dtype", "cpu_time")
+        }
         write_json(folder / "spec.json", spec)
         here = [sys.executable, __file__]
         commands = {"kd_jax": [*here, "--worker=ours"], "Flax": [*here, "--worker=flax"]}
         if options.torch:
-            commands["PyTorch"] = [options.torch, str(Path(__file__).with_name("peer_transformers.py"))]
+            commands["PyTorch"] = [
+                options.torch,
+                str(Path(__file__).with_name("peer_transformers.py")),
+            ]
         else:
             print("PyTorch is skipped: no --torch")
         workers = [
-            Worker(library, command, folder / "spec.json", options.threads) for library, command in commands.items()
+            Worker(library, command, folder / "spec.json", options.threads)
+            for library, command in commands.items()
         ]
         for worker in workers:
             print(
-                f"{worker.library}: " + ", ".join(f"{key} {value}" for key, value in worker.about["versions"].items())
+                f"{worker.library}: "
+                + ", ".join(f"{key} {value}" for key, value in worker.about["versions"].items())
             )
         rows = compete(workers, options.rounds, folder)
         for worker in workers:
@@ -467,16 +589,22 @@ def main() -> None:
         ceiling = judge(rows, counts, trained)
     for case, count in counts.items():
         lengths = count["lengths"]
-        print(f"{case}: {len(lengths):,} texts, {sum(lengths):,} tokens, {sum(count['encoding']) / 1e12:.2f} TFLOP")
+        print(
+            f"{case}: {len(lengths):,} texts, {sum(lengths):,} tokens,"
+            f" {sum(count['encoding']) / 1e12:.2f} TFLOP"
+        )
     machine = {"threads": options.threads, "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
     print(
-        f"{Path(options.weights).name}, {options.dtype}, {options.threads} threads of {os.cpu_count()}, load "
-        f"{machine['load']:.1f} at the end; ceiling {ceiling / 1e9:.0f} GFLOP/s; fine-tuning: {BATCH} texts a step\n"
+        f"{Path(options.weights).name}, {options.dtype}, {options.threads} threads of"
+        f" {os.cpu_count()}, load {machine['load']:.1f} at the end; ceiling {ceiling / 1e9:.0f}"
+        f" GFLOP/s; fine-tuning: {BATCH} texts a step\n"
     )
     print(show(rows))
     if options.out:
         about = {worker.library: worker.about["versions"] for worker in workers}
-        write_json(options.out, {"machine": machine, "versions": about, "ceiling": ceiling, "rows": rows})
+        write_json(
+            options.out, {"machine": machine, "versions": about, "ceiling": ceiling, "rows": rows}
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the benchmarks of speed and memory share: a fresh process per measurement, peaks, the ceiling, tables."""
+"""What the benchmarks of speed and memory share: a fresh process per measurement, peaks, the
+ceiling, tables.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     """With ``--out``, and the hidden ``--measure`` by which a script calls itself."""
-    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--out", type=Path, default=Path(out), help=f"JSON of all that was measured ({out})")
+    found = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument(
+        "--out", type=Path, default=Path(out), help=f"JSON of all that was measured ({out})"
+    )
     found.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     return found
 
@@ -36,9 +42,13 @@ def numbers(text: str) -> list[int]:
 
 
 def child(script: str, spec: dict[str, Any], **env: str) -> dict[str, Any]:
-    """What ``script --measure=SPEC`` prints on its last line, as JSON, from a process of its own."""
+    """What ``script --measure=SPEC`` prints on its last line, as JSON, from a process of its
+    own.
+    """
     command = [sys.executable, script, f"--measure={json.dumps(spec)}"]
-    done = subprocess.run(command, check=False, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, check=False, env=os.environ | env, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode:
         return spec | {"failed": f"exit status {done.returncode}"}
     return spec | json.loads(done.stdout.splitlines()[-1])
@@ -71,7 +81,9 @@ def machine() -> dict[str, Any]:
 
 
 def ceiling(dtype: str = "float32", size: int = 4096) -> Callable[[], float]:
-    """A function that multiplies two matrices [size, size] and returns the FLOP/s of that one product."""
+    """A function that multiplies two matrices [size, size] and returns the FLOP/s of that one
+    product.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -100,8 +112,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 @contextlib.contextmanager
-def plot(path: Path, labels: Sequence[tuple[str, str]], size: tuple[float, float]) -> Iterator[Sequence[Any]]:
-    """Axes side by side to draw into, one for each (x label, y label), in the style of the report; saved on leaving.
+def plot(
+    path: Path, labels: Sequence[tuple[str, str]], size: tuple[float, float]
+) -> Iterator[Sequence[Any]]:
+    """Axes side by side to draw into, one for each (x label, y label), in the style of the report;
+    saved on leaving.
 
     All are logarithmic, with ticks in plain numbers: the style writes text, not formulas.
     """
@@ -110,7 +125,7 @@ def plot(path: Path, labels: Sequence[tuple[str, str]], size: tuple[float, float
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    pyplot.style.use(ROOT / "kd_jax/templates/report.mplstyle")
+    pyplot.style.use(ROOT / "kd_jax/report/templates/report.mplstyle")
     figure, panels = pyplot.subplots(1, len(labels), figsize=size)
     yield panels
     for axes, (across, up) in zip(panels, labels, strict=True):
@@ -125,7 +140,7 @@ def plot(path: Path, labels: Sequence[tuple[str, str]], size: tuple[float, float
 
 
 def write(path: Path, value: Any) -> None:
-    from kd_jax.files import write_json
+    from kd_jax.core.files import write_json
 
     write_json(path, value)
     print(f"\nAll numbers: {path}")

@@ -2,16 +2,17 @@
 
     python benchmarks/parity_fixtures.py [family …]        # needs torch and transformers, nothing else
 
-writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and parity.safetensors with
-inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden states that PyTorch computes from them
-(``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the embeddings) and ``last.<padding>``, which a norm may tell
-from the last layer's. The padding is 'none' (called without a mask), 'right' or 'left'. Adding a family is one line of
-FAMILIES.
+writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and
+parity.safetensors with inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden
+states that PyTorch computes from them (``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the
+embeddings) and ``last.<padding>``, which a norm may tell from the last layer's. The padding is
+'none' (called without a mask), 'right' or 'left'. Adding a family is one line of FAMILIES.
 
     python benchmarks/parity_fixtures.py FOLDER            # a folder of real weights, with its tokenizer
 
-writes tests/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts, padded on the right, and
-``first.<layer>``: f32 [3, 64], the start of the first token's hidden state, and ``mean``: f32 [3, D] over the tokens.
+writes tests/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts, padded
+on the right, and ``first.<layer>``: f32 [3, 64], the start of the first token's hidden state, and
+``mean``: f32 [3, D] over the tokens.
 """
 
 from __future__ import annotations
@@ -34,11 +35,18 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 24,
     "max_position_embeddings": 20,
 }
-DISTILBERT: dict[str, Any] = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}
+DISTILBERT: dict[str, Any] = {
+    "vocab_size": 40,
+    "dim": 16,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 24,
+}
 DISTILBERT |= {"max_position_embeddings": 20}
 DECODER = SMALL | {"bos_token_id": 1, "eos_token_id": 2}
 GROUPED = DECODER | {"num_key_value_heads": 2}
-# A context so short that, with rope_theta 100, all three kinds of waves occur: left, stretched, and in between.
+# A context so short that, with rope_theta 100, all three kinds of waves occur: left, stretched, and
+# in between.
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -51,29 +59,43 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("distilbert", DISTILBERT),
     "mpnet": ("mpnet", SMALL),
     "roberta": ("roberta", SMALL | {"type_vocab_size": 1}),
-    # Decoders: two query heads share a key, heads are wider than hidden_size / heads where the family allows it.
+    # Decoders: two query heads share a key, heads are wider than hidden_size / heads where the
+    # family allows it.
     "gpt2": ("gpt2", {**DECODER, "n_inner": 24}),
     "llama": ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True, "rope_theta": 500.0}),
-    "llama_llama3": ("llama", {**GROUPED, "head_dim": 8, "rope_theta": 100.0, "rope_scaling": LLAMA3}),
+    "llama_llama3": (
+        "llama",
+        {**GROUPED, "head_dim": 8, "rope_theta": 100.0, "rope_scaling": LLAMA3},
+    ),
     "llama_linear": ("llama", {**GROUPED, "rope_scaling": {"type": "linear", "factor": 3.0}}),
     "mistral": ("mistral", {**GROUPED, "head_dim": 8, "sliding_window": 4}),
-    "qwen2": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    "qwen2": (
+        "qwen2",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", {**GROUPED, "head_dim": 8, "attention_bias": True, "rope_theta": 1e6}),
 }
 TEXTS = [
     "Heat (1995). Crime, Drama",
     "Toy Story",
-    "A long line of animals followed the fox through the wood and up to a house on the hill that nobody lived in.",
+    (
+        "A long line of animals followed the fox through the wood and up to a house on the hill"
+        " that nobody lived in."
+    ),
 ]
 
 
 def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
-    """A PyTorch model with everything that it learns random: at initialisation biases and norms would hide mistakes."""
+    """A PyTorch model with everything that it learns random: at initialisation biases and norms
+    would hide mistakes.
+    """
     import torch
     from transformers import AutoConfig, AutoModel
 
     torch.manual_seed(seed)
-    model = AutoModel.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval()
+    model = AutoModel.from_config(
+        AutoConfig.for_model(kind, **fields), attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -81,13 +103,18 @@ def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
 
 
 def inputs(vocab_size: int, pad_id: int | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Padding -> token ids and mask, int32 [B, L]. No token is a padding id; padding is ``pad_id``, or 0."""
+    """Padding -> token ids and mask, int32 [B, L]. No token is a padding id; padding is ``pad_id``,
+    or 0.
+    """
     pad, length = pad_id or 0, max(LENGTHS)
     ids = np.random.default_rng(0).integers(pad + 1, vocab_size, (len(LENGTHS), length), np.int32)
     columns, lengths = np.arange(length)[None], np.array(LENGTHS)[:, None]
     masks = {"none": columns >= 0, "right": columns < lengths, "left": columns >= length - lengths}
     rows = {name: np.broadcast_to(mask, ids.shape) for name, mask in masks.items()}
-    return {name: (np.where(mask, ids, pad).astype(np.int32), mask.astype(np.int32)) for name, mask in rows.items()}
+    return {
+        name: (np.where(mask, ids, pad).astype(np.int32), mask.astype(np.int32))
+        for name, mask in rows.items()
+    }
 
 
 def outputs(model: Any) -> dict[str, np.ndarray]:
@@ -97,12 +124,21 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
     tensors = {}
     for padding, (ids, mask) in inputs(model.config.vocab_size, model.config.pad_token_id).items():
         masked = {} if padding == "none" else {"attention_mask": torch.from_numpy(mask)}
-        if model.config.model_type == "gpt2":  # it counts padding on the left as text unless it is told
+        if (
+            model.config.model_type == "gpt2"
+        ):  # it counts padding on the left as text unless it is told
             masked["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))
         with torch.no_grad():
             output = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked)
-        tensors |= {f"ids.{padding}": ids, f"mask.{padding}": mask, f"last.{padding}": output.last_hidden_state.numpy()}
-        tensors |= {f"hidden.{padding}.{layer}": state.numpy() for layer, state in enumerate(output.hidden_states)}
+        tensors |= {
+            f"ids.{padding}": ids,
+            f"mask.{padding}": mask,
+            f"last.{padding}": output.last_hidden_state.numpy(),
+        }
+        tensors |= {
+            f"hidden.{padding}.{layer}": state.numpy()
+            for layer, state in enumerate(output.hidden_states)
+        }
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
@@ -131,7 +167,10 @@ def write_real(folder: Path, path: Path) -> None:
         )
     mask = batch["attention_mask"].numpy().astype(np.int32)
     tensors = {"ids": batch["input_ids"].numpy().astype(np.int32), "mask": mask}
-    tensors |= {f"first.{layer}": state[:, 0, :64].numpy() for layer, state in enumerate(output.hidden_states)}
+    tensors |= {
+        f"first.{layer}": state[:, 0, :64].numpy()
+        for layer, state in enumerate(output.hidden_states)
+    }
     last = output.last_hidden_state.numpy().astype(np.float64)
     tensors["mean"] = ((last * mask[..., None]).sum(1) / mask.sum(1)[:, None]).astype(np.float32)
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)

@@ -1,8 +1,10 @@
-"""What every contestant of ``peers.py`` shares. Only numpy: it is imported in the peers' own environments.
+"""What every contestant of ``peers.py`` shares. Only numpy: it is imported in the peers' own
+environments.
 
-A contestant is a script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N | --seconds=S]
-[--learning-rate=R]``. The last line it prints is one JSON object with the FIELDS below. One that cannot run says why by
-``SystemExit("why")`` and is skipped. ``python benchmarks/peer_common.py`` prints the machine's matrix-product ceiling.
+A contestant is a script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N |
+--seconds=S] [--learning-rate=R]``. The last line it prints is one JSON object with the FIELDS
+below. One that cannot run says why by ``SystemExit("why")`` and is skipped. ``python
+benchmarks/peer_common.py`` prints the machine's matrix-product ceiling.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ FIELDS = {
     "epochs": "passes over the training data in fit_s",
     "epoch_s": "s of one epoch: the median",
     "interactions_per_s": "training interactions that an epoch learns from, divided by epoch_s",
-    "users_per_s": "users whose 10 best unseen items were found in a second, the best of three passes over all users",
+    "users_per_s": (
+        "users whose 10 best unseen items were found in a second, the best of three passes over all"
+        " users"
+    ),
     "rss_mb": "peak resident memory of the process in MB (2**20 bytes)",
     "hr": "HR@10 on test",
     "ndcg": "NDCG@10 on test",
@@ -40,9 +45,9 @@ K = 10
 class Split:
     """Leave-one-out by time: U users, I items.
 
-    indptr, items: the train interactions of user u, oldest first, are items[indptr[u]:indptr[u + 1]].
-    valid, test: the held-out item of each user.
-    fit_valid: whether models learn from valid too, as nothing is selected on it.
+    indptr, items: the train interactions of user u, oldest first, are items[indptr[u]:indptr[u +
+    1]]. valid, test: the held-out item of each user. fit_valid: whether models learn from valid
+    too, as nothing is selected on it.
     """
 
     indptr: np.ndarray  # int64 [U + 1]
@@ -61,15 +66,21 @@ class Split:
         return self.seen() if self.fit_valid else (self.indptr, self.items)
 
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
-        """(indptr, items) of what is known when test is predicted: train, then valid, oldest first."""
+        """(indptr, items) of what is known when test is predicted: train, then valid, oldest
+        first.
+        """
         indptr = self.indptr + np.arange(self.num_users + 1)
         return indptr, np.insert(self.items, self.indptr[1:], self.valid)
 
     def earlier(self) -> Split:
-        """The same a step earlier, to choose settings by: learn from train, judged on valid; test is not in it."""
+        """The same a step earlier, to choose settings by: learn from train, judged on valid; test
+        is not in it.
+        """
         last = self.indptr[1:] - 1
         indptr = self.indptr - np.arange(self.num_users + 1)
-        return Split(indptr, np.delete(self.items, last), self.items[last], self.valid, self.num_items, True)
+        return Split(
+            indptr, np.delete(self.items, last), self.items[last], self.valid, self.num_items, True
+        )
 
     def save(self, path: Path) -> None:
         np.savez(path, **vars(self))
@@ -87,15 +98,24 @@ def users_of(indptr: np.ndarray) -> np.ndarray:
 
 
 def hit_ndcg(top: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Mean HR@K and NDCG@K of lists ``top`` [U, K], best first, with one relevant item ``target`` [U] per user."""
+    """Mean HR@K and NDCG@K of lists ``top`` [U, K], best first, with one relevant item ``target``
+    [U] per user.
+    """
     hits = top == target[:, None]
-    return float(hits.any(1).mean()), float((hits / np.log2(np.arange(2, top.shape[1] + 2))).sum(1).mean())
+    return float(hits.any(1).mean()), float(
+        (hits / np.log2(np.arange(2, top.shape[1] + 2))).sum(1).mean()
+    )
 
 
 def judge(top: np.ndarray, split: Split) -> tuple[float, float]:
-    """HR@10 and NDCG@10 on test. Raises ValueError unless each user has 10 different items, none of them seen."""
+    """HR@10 and NDCG@10 on test. Raises ValueError unless each user has 10 different items, none of
+    them seen.
+    """
     if top.shape != (split.num_users, K) or top.min() < 0 or top.max() >= split.num_items:
-        raise ValueError(f"lists of shape {top.shape}, items {top.min()} to {top.max()}: not {K} items for each user")
+        raise ValueError(
+            f"lists of shape {top.shape}, items {top.min()} to {top.max()}: not {K} items for each"
+            " user"
+        )
     indptr, items = split.seen()
     pairs = np.arange(split.num_users)[:, None] * split.num_items + top
     if len(np.unique(pairs)) != pairs.size:
@@ -116,7 +136,9 @@ def best_of(count: int, call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def timed_epochs(options: argparse.Namespace, epoch: Callable[[], None]) -> list[float]:
-    """Seconds of each epoch: ``options.epochs`` of them, or as many as start within ``options.seconds``, if given."""
+    """Seconds of each epoch: ``options.epochs`` of them, or as many as start within
+    ``options.seconds``, if given.
+    """
 
     def wanted() -> Iterator[None]:
         if options.seconds is None:
@@ -132,22 +154,30 @@ def timed_epochs(options: argparse.Namespace, epoch: Callable[[], None]) -> list
 
 
 def peak_rss_mb() -> float:
-    """Of this process alone: on Linux ``ru_maxrss`` of a child starts at what its parent held when it was started."""
+    """Of this process alone: on Linux ``ru_maxrss`` of a child starts at what its parent held when
+    it was started.
+    """
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            2**20 if sys.platform == "darwin" else 2**10
+        )
 
 
 def arguments(doc: str | None, models: tuple[str, ...], epochs: int) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", choices=models)
     parser.add_argument("--data", type=Path, required=True, help="the .npz that peers.py wrote")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument(
-        "--seconds", type=float, help="train for so long instead; the epoch in which they end is finished"
+        "--seconds",
+        type=float,
+        help="train for so long instead; the epoch in which they end is finished",
     )
     parser.add_argument("--learning-rate", type=float, help="instead of the script's own")
     return parser.parse_args()
@@ -164,7 +194,9 @@ def report(
     packages: str,
     **more: Any,
 ) -> None:
-    """Judges and prints. times: seconds of each epoch; interactions: learned from in one; rank_s: for all users."""
+    """Judges and prints. times: seconds of each epoch; interactions: learned from in one; rank_s:
+    for all users.
+    """
     hr, ndcg = judge(top, split)
     values = {
         "settings": settings,
@@ -176,15 +208,19 @@ def report(
         "rss_mb": peak_rss_mb(),
         "hr": hr,
         "ndcg": ndcg,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages.split()},
+        "versions": (
+            {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in packages.split()}
+        ),
         "epoch_times": times,
     }
     print(json.dumps(values | more, allow_nan=False), flush=True)
 
 
 def ceiling(size: int = 4096) -> dict[str, float]:
-    """GFLOP/s of a float32 product of two square matrices: {'numpy': …} and, where it is installed, {'torch': …}."""
+    """GFLOP/s of a float32 product of two square matrices: {'numpy': …} and, where it is installed,
+    {'torch': …}.
+    """
     left, right = np.random.default_rng(0).random((2, size, size), np.float32)
     out = np.empty_like(left)
     flops = 2 * size**3 / 1e9
@@ -196,7 +232,9 @@ def ceiling(size: int = 4096) -> dict[str, float]:
         return found
     operands = torch.from_numpy(left), torch.from_numpy(right)
     torch.mm(operands[0][:512], operands[1])
-    return found | {"torch": flops / best_of(3, lambda: torch.mm(*operands, out=torch.from_numpy(out)))[0]}
+    return found | {
+        "torch": flops / best_of(3, lambda: torch.mm(*operands, out=torch.from_numpy(out)))[0]
+    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/peer_implicit.py als|bpr --data=SPLIT.npz --threads=2
 
-implicit runs threads of its own and warns where BLAS does too, hence the variable, which ``peers.py`` sets.
+implicit runs threads of its own and warns where BLAS does too, hence the variable, which
+``peers.py`` sets.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ FACTORS = 128
 
 def matrix(split: Split, indptr: np.ndarray, items: np.ndarray) -> csr_matrix:
     ones = np.ones(len(items), np.float32)
-    return csr_matrix((ones, items, indptr), shape=(split.num_users, split.num_items)).sorted_indices()
+    return csr_matrix(
+        (ones, items, indptr), shape=(split.num_users, split.num_items)
+    ).sorted_indices()
 
 
 def main() -> None:
@@ -33,7 +36,11 @@ def main() -> None:
 
     def build(iterations: int):
         return MODELS[options.model](
-            factors=FACTORS, iterations=iterations, num_threads=options.threads, random_state=0, use_gpu=False
+            factors=FACTORS,
+            iterations=iterations,
+            num_threads=options.threads,
+            random_state=0,
+            use_gpu=False,
         )
 
     build(1).fit(train, show_progress=False)  # loads libraries, starts threads
@@ -47,10 +54,14 @@ def main() -> None:
         started = now
 
     model = build(iterations)
-    started = time.perf_counter()  # the first iteration's time includes the transposed matrix and the first factors
+    started = (
+        time.perf_counter()
+    )  # the first iteration's time includes the transposed matrix and the first factors
     model.fit(train, show_progress=False, callback=finished)
     users = np.arange(split.num_users)
-    rank_s, (top, scores) = best_of(3, lambda: model.recommend(users, seen, N=K, filter_already_liked_items=True))
+    rank_s, (top, scores) = best_of(
+        3, lambda: model.recommend(users, seen, N=K, filter_already_liked_items=True)
+    )
     if not np.isfinite(scores).all() or (np.diff(scores) > 0).any():
         raise ValueError("scores that are not finite, or not in order")
     report(

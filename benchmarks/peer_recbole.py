@@ -1,4 +1,5 @@
-"""RecBole's BPR as a contestant of ``peers.py``: its defaults, trained and evaluated by its own Trainer.
+"""RecBole's BPR as a contestant of ``peers.py``: its defaults, trained and evaluated by its own
+Trainer.
 
 python benchmarks/peer_recbole.py bpr --data=SPLIT.npz [--epochs=5 | --seconds=60]
 """
@@ -27,14 +28,27 @@ def write(split: Split, folder: Path) -> None:
     """RecBole's atomic files, one for each part of the split."""
     users = np.arange(split.num_users)
     indptr, items = split.fit()
-    parts = {"train": (users_of(indptr), items), "valid": (users, split.valid), "test": (users, split.test)}
+    parts = {
+        "train": (users_of(indptr), items),
+        "valid": (users, split.valid),
+        "test": (users, split.test),
+    }
     for part, pairs in parts.items():
         header = "user_id:token\titem_id:token"
-        np.savetxt(folder / f"data.{part}.inter", np.stack(pairs, 1), "%d", "\t", header=header, comments="")
+        np.savetxt(
+            folder / f"data.{part}.inter",
+            np.stack(pairs, 1),
+            "%d",
+            "\t",
+            header=header,
+            comments="",
+        )
 
 
 def prepare(options, epochs: int):
-    """Config, dataset and loaders; RecBole reads files, and writes logs and checkpoints into the current folder."""
+    """Config, dataset and loaders; RecBole reads files, and writes logs and checkpoints into the
+    current folder.
+    """
     config = Config(
         model="BPR",
         dataset="data",
@@ -47,7 +61,12 @@ def prepare(options, epochs: int):
             "topk": [K],
             "valid_metric": f"NDCG@{K}",
             "metric_decimal_place": 6,
-            "eval_args": {"mode": "full", "order": "TO", "group_by": "user", "split": {"LS": "valid_and_test"}},
+            "eval_args": {
+                "mode": "full",
+                "order": "TO",
+                "group_by": "user",
+                "split": {"LS": "valid_and_test"},
+            },
             "show_progress": False,
             **({"learning_rate": options.learning_rate} if options.learning_rate else {}),
         },
@@ -66,7 +85,9 @@ def main() -> None:
     os.chdir(folder.name)
     (Path.cwd() / "data").mkdir()
     write(split, Path.cwd() / "data")
-    config, dataset, train, _, test = prepare(options, options.epochs if options.seconds is None else 10**6)
+    config, dataset, train, _, test = prepare(
+        options, options.epochs if options.seconds is None else 10**6
+    )
     times: list[float] = []
 
     class Enough(Exception):
@@ -93,8 +114,10 @@ def main() -> None:
     if not np.allclose(own, hit_ndcg(top, split.test), atol=2e-3):
         raise ValueError(f"RecBole says {own}, its lists say {hit_ndcg(top, split.test)}")
     report(
-        settings=f"BPR, defaults (64 factors, batch {config['train_batch_size']}), lr {config['learning_rate']:g}, "
-        f"{len(times)} epochs",
+        settings=(
+            f"BPR, defaults (64 factors, batch {config['train_batch_size']}), lr"
+            f" {config['learning_rate']:g}, {len(times)} epochs"
+        ),
         times=times,
         interactions=len(split.fit()[1]),
         rank_s=min(evaluate_s, topk_s),

@@ -1,10 +1,12 @@
-"""RecTools' SASRec as a contestant of ``peers.py``: d=64, 2 heads, 2 blocks, the last 50 items, softmax over all items.
+"""RecTools' SASRec as a contestant of ``peers.py``: d=64, 2 heads, 2 blocks, the last 50 items,
+softmax over all items.
 
     python benchmarks/peer_rectools.py flat|model --data=SPLIT.npz [--epochs=3 | --seconds=600]
 
-flat: ``rectools.fast_transformers.FlatSASRecNet`` and ``build_sequences`` in a plain loop, with PyTorch's fused Adam.
-It starts as SASRecModel does (Xavier): from its own start, N(0, 1) embeddings, the first epoch's mean loss is 25.
-model: ``rectools.models.SASRecModel``, the documented class, through Lightning, with its own ``recommend``.
+flat: ``rectools.fast_transformers.FlatSASRecNet`` and ``build_sequences`` in a plain loop, with
+PyTorch's fused Adam. It starts as SASRecModel does (Xavier): from its own start, N(0, 1)
+embeddings, the first epoch's mean loss is 25. model: ``rectools.models.SASRecModel``, the
+documented class, through Lightning, with its own ``recommend``.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def flat(split: Split, options) -> None:
     columns = [users_of(fit_indptr), fit_items.astype(np.int64), np.arange(len(fit_items))]
     x, y, known, _ = build_sequences(*map(torch.from_numpy, columns), max_len=LENGTH)
     sequences_s = time.perf_counter() - start
-    number = np.zeros(split.num_items, np.int64)  # 0: without a train interaction, the net has no such item
+    number = np.zeros(
+        split.num_items, np.int64
+    )  # 0: without a train interaction, the net has no such item
     number[known.numpy()] = np.arange(1, len(known) + 1)
 
     def build():
@@ -71,8 +75,9 @@ def flat(split: Split, options) -> None:
     indptr, items = split.seen()
     seen = torch.from_numpy(number[items] - 1)
 
-    # PyTorch's fused attention of eval mode turns positions of padding into NaN, which the next block hands to the last
-    # one: without this line every user with fewer than LENGTH items, 1,796 of ML-1M's 6,040, is ranked by NaN.
+    # PyTorch's fused attention of eval mode turns positions of padding into NaN, which the next
+    # block hands to the last one: without this line every user with fewer than LENGTH items, 1,796
+    # of ML-1M's 6,040, is ranked by NaN.
     torch.backends.mha.set_fastpath_enabled(False)
 
     @torch.inference_mode()
@@ -97,7 +102,9 @@ def flat(split: Split, options) -> None:
     rank_batch = min(ranked, key=lambda batch: ranked[batch][0])
     rank_s, top = ranked[rank_batch]
     report(
-        settings=f"FlatSASRecNet, {SETTINGS}, lr {options.learning_rate or RATE:g}, {len(times)} epochs",
+        settings=(
+            f"FlatSASRecNet, {SETTINGS}, lr {options.learning_rate or RATE:g}, {len(times)} epochs"
+        ),
         times=times,
         interactions=int((y > 0).sum()),
         rank_s=rank_s,
@@ -171,12 +178,15 @@ def model(split: Split, options) -> None:
     recommender.fit(table(*split.fit()))
     history = table(*split.seen())
     rank_s, found = best_of(
-        3, lambda: recommender.recommend(np.arange(split.num_users), history, k=K, filter_viewed=True)
+        3,
+        lambda: recommender.recommend(np.arange(split.num_users), history, k=K, filter_viewed=True),
     )
     found = found.sort_values([Columns.User, Columns.Rank])
     lengths = np.minimum(np.diff(split.fit()[0]) - 1, LENGTH)
     report(
-        settings=f"SASRecModel, {SETTINGS}, lr {options.learning_rate or RATE:g}, {len(times)} epochs",
+        settings=(
+            f"SASRecModel, {SETTINGS}, lr {options.learning_rate or RATE:g}, {len(times)} epochs"
+        ),
         times=times,
         interactions=int(lengths[lengths > 0].sum()),
         rank_s=rank_s,

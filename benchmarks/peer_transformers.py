@@ -1,4 +1,5 @@
-"""transformers' PyTorch classes as a contestant of ``lm_throughput.py``; needs torch and transformers, not kd_jax.
+"""transformers' PyTorch classes as a contestant of ``lm_throughput.py``; needs torch and
+transformers, not kd_jax.
 
     python benchmarks/peer_transformers.py --spec=SPEC.json        # then names of contestants on stdin, one a line
 
@@ -21,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-# A contestant is called with nothing; it returns its vectors or losses, and how many tokens it computed, padding too.
+# A contestant is called with nothing; it returns its vectors or losses, and how many tokens it
+# computed, padding too.
 Contestant = Callable[[], tuple[np.ndarray, int]]
 
 
@@ -34,13 +36,18 @@ class Tokens:
             self.ids, self.pad_id = file["ids"], int(file["pad_id"])
             self.indptr = file["indptr"][: None if first is None else first + 1]
             self.ids = self.ids[: self.indptr[-1]]
-            self.targets = file["targets"][:first]  # f32 [N, D], what fine-tuning moves the vectors to
+            self.targets = file["targets"][
+                :first
+            ]  # f32 [N, D], what fine-tuning moves the vectors to
         self.lengths = np.diff(self.indptr)
 
     def padded(self, rows: np.ndarray, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask, padded on the right to the longest text, and on to a ``multiple``."""
         length = -(-int(self.lengths[rows].max()) // multiple) * multiple
-        ids, mask = np.full((len(rows), length), self.pad_id, np.int32), np.zeros((len(rows), length), np.int32)
+        ids, mask = (
+            np.full((len(rows), length), self.pad_id, np.int32),
+            np.zeros((len(rows), length), np.int32),
+        )
         for place, row in enumerate(rows):
             found = self.ids[self.indptr[row] : self.indptr[row + 1]]
             ids[place, : len(found)], mask[place, : len(found)] = found, 1
@@ -58,21 +65,32 @@ class Tokens:
     def of_one_length(self, batch: int) -> list[np.ndarray]:
         """Batches without any padding."""
         groups = (np.flatnonzero(self.lengths == length) for length in np.unique(self.lengths))
-        return [rows[start : start + batch] for rows in groups for start in range(0, len(rows), batch)]
+        return [
+            rows[start : start + batch] for rows in groups for start in range(0, len(rows), batch)
+        ]
 
 
 def serve(
-    contestants: dict[str, Contestant], ceiling: Callable[[], float], versions: dict[str, str], cpu_time: bool
+    contestants: dict[str, Contestant],
+    ceiling: Callable[[], float],
+    versions: dict[str, str],
+    cpu_time: bool,
 ) -> None:
-    """Says what it is, then runs one contestant for each line of stdin: seconds, computed tokens, ceiling in FLOP/s.
+    """Says what it is, then runs one contestant for each line of stdin: seconds, computed tokens,
+    ceiling in FLOP/s.
 
-    A line may go on with a path, where the values are then written. cpu_time: seconds of this process, not of the wall.
+    A line may go on with a path, where the values are then written. cpu_time: seconds of this
+    process, not of the wall.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    print(json.dumps({"contestants": list(contestants), "versions": versions}), file=answers, flush=True)
+    print(
+        json.dumps({"contestants": list(contestants), "versions": versions}),
+        file=answers,
+        flush=True,
+    )
     for line in sys.stdin:
         name, _, path = line.rstrip("\n").partition("\t")
         found: dict[str, Any] = {"ceiling": ceiling()}
@@ -105,17 +123,25 @@ def main() -> None:
     plain = spec["dtype"] == "float32"
 
     def model() -> Any:
-        found = AutoModel.from_pretrained(spec["weights"], local_files_only=True, torch_dtype=torch.float32)
+        found = AutoModel.from_pretrained(
+            spec["weights"], local_files_only=True, torch_dtype=torch.float32
+        )
         found.pooler = None  # vectors come from hidden states
         return found.eval().to(device)  # without dropout, as everybody here
 
     def computing() -> Any:
-        return contextlib.nullcontext() if plain else torch.autocast(device, getattr(torch, spec["dtype"]))
+        return (
+            contextlib.nullcontext()
+            if plain
+            else torch.autocast(device, getattr(torch, spec["dtype"]))
+        )
 
     def vectors(model: Any, ids: np.ndarray, mask: np.ndarray) -> Any:
         given = torch.from_numpy(mask).to(device)
         with computing():
-            hidden = model(input_ids=torch.from_numpy(ids).to(device), attention_mask=given).last_hidden_state
+            hidden = model(
+                input_ids=torch.from_numpy(ids).to(device), attention_mask=given
+            ).last_hidden_state
         weights = given[..., None].float()
         return (hidden.float() * weights).sum(1) / weights.sum(1)
 
@@ -140,7 +166,11 @@ def main() -> None:
         def run() -> tuple[np.ndarray, int]:
             if not trained:
                 trained.append(model())
-                trained.append(torch.optim.AdamW(trained[0].parameters(), spec["rate"], weight_decay=0.01, fused=True))
+                trained.append(
+                    torch.optim.AdamW(
+                        trained[0].parameters(), spec["rate"], weight_decay=0.01, fused=True
+                    )
+                )
             net, optimizer = trained
             losses, computed = np.zeros(len(batches), np.float32), 0
             for step, rows in enumerate(batches):
@@ -160,15 +190,21 @@ def main() -> None:
         tokens = Tokens(path)
         if len(np.unique(tokens.lengths)) == 1:
             best = max(1, spec["tokens"] // int(tokens.lengths[0]))
-            contestants[f"{case}: equal lengths, {best}"] = encoding(tokens, tokens.of_one_length(best))
+            contestants[f"{case}: equal lengths, {best}"] = encoding(
+                tokens, tokens.of_one_length(best)
+            )
             continue
         for batch in (32, 128):
             contestants[f"{case}: padded, {batch}"] = encoding(tokens, tokens.as_they_come(batch))
         contestants[f"{case}: sorted, 32"] = encoding(tokens, tokens.by_length(32))
         contestants[f"{case}: equal lengths, 64"] = encoding(tokens, tokens.of_one_length(64))
-        contestants[f"{case}: fine-tuning, padded"] = training(Tokens(path, spec["trained"]), spec["batch"])
+        contestants[f"{case}: fine-tuning, padded"] = training(
+            Tokens(path, spec["trained"]), spec["batch"]
+        )
 
-    square = torch.ones(spec["square"], spec["square"], dtype=getattr(torch, spec["dtype"]), device=device)
+    square = torch.ones(
+        spec["square"], spec["square"], dtype=getattr(torch, spec["dtype"]), device=device
+    )
 
     def ceiling() -> float:
         torch.mm(square[:512], square)

@@ -1,10 +1,11 @@
-"""kd_jax as a contestant of ``peers.py``: matrix factorisation, and SASRec in the peers' size (d=64, 2 heads, 2 blocks,
-the last 50 items, softmax over all items), through the library's own examples, train step and top-k.
+"""kd_jax as a contestant of ``peers.py``: matrix factorisation, and SASRec in the peers' size
+(d=64, 2 heads, 2 blocks, the last 50 items, softmax over all items), through the library's own
+examples, train step and top-k.
 
     python benchmarks/peers_ours.py mf|sasrec --data=SPLIT.npz [--epochs=N | --seconds=S]
 
-An epoch is one pass over the users: MF learns from all interactions of a user at once, SASRec from a target after each
-of the last 50.
+An epoch is one pass over the users: MF learns from all interactions of a user at once, SASRec from
+a target after each of the last 50.
 """
 
 from __future__ import annotations
@@ -19,18 +20,32 @@ import numpy as np
 import polars as pl
 from flax import nnx
 
-from benchmarks.peer_common import K, Split, arguments, best_of, read_split, report, timed_epochs, users_of
-from kd_jax import sharding
-from kd_jax.command import keep_freed_memory
+from benchmarks.peer_common import (
+    K,
+    Split,
+    arguments,
+    best_of,
+    read_split,
+    report,
+    timed_epochs,
+    users_of,
+)
+from kd_jax.core.process import keep_freed_memory
 from kd_jax.data.dataset import Dataset
-from kd_jax.data.loader import MAX_TARGETS, TEST, TRAIN, VALID, batches, sequence_examples, user_examples
-from kd_jax.distill import Term
-from kd_jax.evaluate import top_k
-from kd_jax.meter import matmul_flops
-from kd_jax.models.layers import split as take_apart
-from kd_jax.models.student import STUDENTS, StudentSpec
-from kd_jax.tasks import score_function
-from kd_jax.train import Recipe, compiled_step
+from kd_jax.data.examples.base import batches
+from kd_jax.data.examples.sequence import sequence_examples
+from kd_jax.data.examples.user import MAX_TARGETS, user_examples
+from kd_jax.data.splits import TEST, TRAIN, VALID
+from kd_jax.devices import sharding
+from kd_jax.devices.profiling import matmul_flops
+from kd_jax.distillation.term import Term
+from kd_jax.evaluation.evaluator import top_k
+from kd_jax.evaluation.tasks import score_function
+from kd_jax.models.scorer import split as take_apart
+from kd_jax.models.students import STUDENTS
+from kd_jax.models.students.base import StudentSpec
+from kd_jax.training.loop import compiled_step
+from kd_jax.training.recipe import Recipe
 
 LENGTH = 50
 SETTINGS = {  # student, recipe, epochs
@@ -109,7 +124,12 @@ def main() -> None:
         )
         chunk = max(n for n in range(1, 17) if per_epoch % n == 0)
         stream = batches(
-            examples, batch_size=steps.batch_size, num_batches=steps.steps, seed=0, chunk=chunk, gather=False
+            examples,
+            batch_size=steps.batch_size,
+            num_batches=steps.steps,
+            seed=0,
+            chunk=chunk,
+            gather=False,
         )
         return graphdef, constants, step, state, stream, per_epoch // chunk
 
@@ -136,9 +156,15 @@ def main() -> None:
     rank()
     rank_s, top = best_of(3, rank)
     lengths = np.diff(split.fit()[0])
-    learned = int(np.minimum(*((lengths, MAX_TARGETS) if options.model == "mf" else (lengths - 1, LENGTH))).sum())
+    learned = int(
+        np.minimum(
+            *((lengths, MAX_TARGETS) if options.model == "mf" else (lengths - 1, LENGTH))
+        ).sum()
+    )
     batch = next(stream)
-    flops = matmul_flops(step, state, batch, tables, constants, None) / len(batch) * per_epoch  # of an epoch
+    flops = (
+        matmul_flops(step, state, batch, tables, constants, None) / len(batch) * per_epoch
+    )  # of an epoch
     if student.positions == "all":  # no work on padding counts
         flops *= learned / (per_epoch * steps.batch_size * LENGTH)
     report(

@@ -1,14 +1,17 @@
-"""How far losses over a sample of the catalogue are from those over all of it: one Markdown table, under a minute.
+"""How far losses over a sample of the catalogue are from those over all of it: one Markdown table,
+under a minute.
 
     python benchmarks/sampled_bias.py [--items=20000]
 
-A teacher is made up (tastes in clusters, popularity by Zipf's law), users click what it says, and a matrix
-factorisation learns from the clicks with the full loss for a few hundred steps. For one batch of its users each loss
-and its gradient in contexts, item vectors and biases is then estimated from many independent draws of negatives.
+A teacher is made up (tastes in clusters, popularity by Zipf's law), users click what it says, and a
+matrix factorisation learns from the clicks with the full loss for a few hundred steps. For one
+batch of its users each loss and its gradient in contexts, item vectors and biases is then estimated
+from many independent draws of negatives.
 
-bias: of the mean over draws, relative to the full catalogue; that of the gradient is the length of its error without
-the noise that the mean still has (a U-statistic; '0' where nothing is left), its norm the mean's length along the full
-gradient. one draw: what a step sees, root mean square for the loss, else the mean.
+bias: of the mean over draws, relative to the full catalogue; that of the gradient is the length of
+its error without the noise that the mean still has (a U-statistic; '0' where nothing is left), its
+norm the mean's length along the full gradient. one draw: what a step sees, root mean square for the
+loss, else the mean.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kd_jax import catalogue, sampled
-from kd_jax.catalogue import Factors, Loss, Rows
+from kd_jax.core.scores import Factors
+from kd_jax.losses import sampled, streamed
+from kd_jax.losses.streamed import Loss, Rows
 
 USERS, WIDTH, TARGETS, DRAWS, TOP = 256, 32, 8, 48, 64
 LOSSES = (Loss("ce"), Loss("kl", 1.0))
@@ -39,16 +43,22 @@ PROPOSALS = {  # power of the counts, and whether the correction is made
 
 
 def world(items: int, steps: int, seed: int = 0) -> tuple[Factors, Factors, Rows, np.ndarray]:
-    """A student [USERS, WIDTH] trained on clicks, its teacher, the clicks, and how often each item was clicked [I]."""
+    """A student [USERS, WIDTH] trained on clicks, its teacher, the clicks, and how often each item
+    was clicked [I].
+    """
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(40, WIDTH))
 
     def taste(count: int) -> np.ndarray:
-        return (centres[rng.integers(0, 40, count)] + 0.7 * rng.normal(size=(count, WIDTH))) / WIDTH**0.25
+        return (
+            centres[rng.integers(0, 40, count)] + 0.7 * rng.normal(size=(count, WIDTH))
+        ) / WIDTH**0.25
 
     bias = -0.8 * np.log(rng.permutation(items) + 10.0)
     teacher = Factors(*(jnp.asarray(x, jnp.float32) for x in (taste(USERS), taste(items), bias)))
-    scores = teacher.dense()[None] + jax.random.gumbel(jax.random.key(seed), (TARGETS, USERS, items))
+    scores = teacher.dense()[None] + jax.random.gumbel(
+        jax.random.key(seed), (TARGETS, USERS, items)
+    )
     targets = jnp.argmax(scores, -1).T.astype(jnp.int32)
     rows = Rows(targets, jnp.full(targets.shape, 1 / TARGETS), jnp.full(USERS, 1 / USERS))
     # Popularity as a data set of 20 clicks per item would count it.
@@ -61,7 +71,9 @@ def world(items: int, steps: int, seed: int = 0) -> tuple[Factors, Factors, Rows
     def train(student: Factors) -> Factors:
         def step(carry, _):
             student, state = carry
-            slope = jax.grad(lambda s: catalogue.mean_losses(LOSSES, jnp.ones(2), s, rows, teacher)[0])(student)
+            slope = jax.grad(
+                lambda s: streamed.mean_losses(LOSSES, jnp.ones(2), s, rows, teacher)[0]
+            )(student)
             updates, state = tx.update(slope, state)
             return (optax.apply_updates(student, updates), state), None
 
@@ -75,7 +87,9 @@ def flat(slope: Factors) -> jax.Array:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=100, help="of training with the full loss")
     options = parser.parse_args()
@@ -85,25 +99,32 @@ def main() -> None:
     @jax.jit
     def full(which: jax.Array):
         def value(s: Factors) -> jax.Array:
-            return catalogue.mean_losses(LOSSES, which, s, rows, teacher)[0]
+            return streamed.mean_losses(LOSSES, which, s, rows, teacher)[0]
 
         total, slope = jax.value_and_grad(value)(student)
         return total, flat(slope)
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
     def estimate(
-        starts: jax.Array, number: int, top: int, corrected: jax.Array, which: jax.Array, reference: jax.Array
+        starts: jax.Array,
+        number: int,
+        top: int,
+        corrected: jax.Array,
+        which: jax.Array,
+        reference: jax.Array,
     ):
-        """Mean gradient over the draws, and of single draws: loss, norm, angle's cosine, squared error."""
+        """Mean gradient over the draws, and of single draws: loss, norm, angle's cosine, squared
+        error.
+        """
         read = teacher._replace(top=sampled.top_items(teacher, top) if top else None)
 
         def one(key: jax.Array):
             draws = sampled.draw(starts, number, key)
             naive = jnp.full(number, math.log(number / options.items))
             draws = draws._replace(log_expected=jnp.where(corrected, draws.log_expected, naive))
-            total, slope = jax.value_and_grad(lambda s: sampled.mean_losses(LOSSES, which, s, rows, draws, read)[0])(
-                student
-            )
+            total, slope = jax.value_and_grad(
+                lambda s: sampled.mean_losses(LOSSES, which, s, rows, draws, read)[0]
+            )(student)
             slope = flat(slope)
             norm, long = jnp.linalg.norm(slope), jnp.linalg.norm(reference)
             error = jnp.sum((slope - reference) ** 2)
@@ -113,10 +134,15 @@ def main() -> None:
             *values, slope = one(key)
             return mean + slope / DRAWS, values
 
-        return jax.lax.scan(step, jnp.zeros_like(reference), jax.random.split(jax.random.key(1), DRAWS))
+        return jax.lax.scan(
+            step, jnp.zeros_like(reference), jax.random.split(jax.random.key(1), DRAWS)
+        )
 
     losses = [float(full(jnp.eye(2)[i])[0]) for i in range(2)]
-    print(f"{options.items:,} items, {USERS} users, ce {losses[0]:.3f}, kl {losses[1]:.3f}, {DRAWS} draws\n")
+    print(
+        f"{options.items:,} items, {USERS} users, ce {losses[0]:.3f}, kl {losses[1]:.3f}, {DRAWS}"
+        " draws\n"
+    )
     print("| loss | proposal | top | negatives | loss: bias | one draw | gradient: bias | norm | "
           "one draw: norm | angle |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -132,13 +158,16 @@ def main() -> None:
                     typical = jnp.sqrt(jnp.mean((totals / total - 1) ** 2))
                     single = math.degrees(math.acos(min(1.0, float(cosines.mean()))))
                     long = float(jnp.linalg.norm(slope))
-                    square = float(DRAWS * jnp.sum((mean - slope) ** 2) - errors.mean()) / (DRAWS - 1)
+                    square = float(DRAWS * jnp.sum((mean - slope) ** 2) - errors.mean()) / (
+                        DRAWS - 1
+                    )
                     bias = math.sqrt(max(0.0, square)) / long
                     norm = float(mean @ slope) / long**2
                     print(
-                        f"| {loss.name} | {name} | {top or ''} | {number} | {float(totals.mean() / total) - 1:+.2%} "
-                        f"| {float(typical):.2%} | {bias:.1%} | {norm - 1:+.1%} | {float(norms.mean()) - 1:+.1%} "
-                        f"| {single:.1f}° |",
+                        f"| {loss.name} | {name} | {top or ''} | {number} |"
+                        f" {float(totals.mean() / total) - 1:+.2%} | {float(typical):.2%} |"
+                        f" {bias:.1%} | {norm - 1:+.1%} | {float(norms.mean()) - 1:+.1%} |"
+                        f" {single:.1f}° |",
                         flush=True,
                     )
     print(f"\n{time.perf_counter() - began:.0f} s")

@@ -1,25 +1,27 @@
-"""The same training on 1, 2, 4 and 8 virtual devices, and in 1, 2 and 4 processes: losses, and the bytes that the step
-sends between devices.
+"""The same training on 1, 2, 4 and 8 virtual devices, and in 1, 2 and 4 processes: losses, and the
+bytes that the step sends between devices.
 
     python benchmarks/scaling.py [--devices=1,2,4,8] [--processes=2,4] [--models=mf,sasrec] [--axes=data,model]
         [--teacher]
 
-Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and users; then one
-item and user less, as few devices divide what real data sets hold. The losses of the first steps must be those of one
-device on the same problem, to a relative 1e-4: sums are rounded in another order. The devices are virtual
-(JAX_NUM_CPU_DEVICES) and share the cores, and so do processes, each of which has one and sends through gloo; so the
-time of a step, best of those after the first, is that of the same work cut into parts, next to one device's; only its
-overhead means something.
+Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and
+users; then one item and user less, as few devices divide what real data sets hold. The losses of
+the first steps must be those of one device on the same problem, to a relative 1e-4: sums are
+rounded in another order. The devices are virtual (JAX_NUM_CPU_DEVICES) and share the cores, and so
+do processes, each of which has one and sends through gloo; so the time of a step, best of those
+after the first, is that of the same work cut into parts, next to one device's; only its overhead
+means something.
 
-Bytes: sent by each device in one step, as a ring would: of an array of S bytes among n devices an all-reduce sends
-2 S (n - 1) / n, an all-gather (S gathered), a reduce-scatter (S before) and an all-to-all S (n - 1) / n, a permutation
-S. Read from the compiled program; what stands in a loop counts as often as it runs.
-Least, over ``data``: an all-reduce of the gradient of every parameter; 'sparse' is the same with no more than the
-batch's rows of a table that is only looked up (MF's users), which are gathered.
-Least, over ``model``, where tables are split: the vectors that the batch looks up (S = looked-up rows x width x 4)
-arrive by an all-gather, the contexts' gradients are added up (MF: reduce-scattered, as only the owner of a user needs
-them; SASRec: all-reduced), and per row and softmax the maximum and the sum, and per row the target's logit, are
-all-reduced; a teacher adds three more numbers. Everything else can be done where it is.
+Bytes: sent by each device in one step, as a ring would: of an array of S bytes among n devices an
+all-reduce sends 2 S (n - 1) / n, an all-gather (S gathered), a reduce-scatter (S before) and an
+all-to-all S (n - 1) / n, a permutation S. Read from the compiled program; what stands in a loop
+counts as often as it runs. Least, over ``data``: an all-reduce of the gradient of every parameter;
+'sparse' is the same with no more than the batch's rows of a table that is only looked up (MF's
+users), which are gathered. Least, over ``model``, where tables are split: the vectors that the
+batch looks up (S = looked-up rows x width x 4) arrive by an all-gather, the contexts' gradients are
+added up (MF: reduce-scattered, as only the owner of a user needs them; SASRec: all-reduced), and
+per row and softmax the maximum and the sum, and per row the target's logit, are all-reduced; a
+teacher adds three more numbers. Everything else can be done where it is.
 """
 
 from __future__ import annotations
@@ -45,20 +47,27 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from flax import nnx
     from hlo import collectives
 
-    from kd_jax import distributed, sharding
-    from kd_jax.catalogue import Factors, Soft
-    from kd_jax.distill import Term
-    from kd_jax.models.layers import split
-    from kd_jax.models.student import StudentSpec, student_class
-    from kd_jax.train import Recipe, compiled_step
+    from kd_jax.core.scores import Factors, TeacherScores
+    from kd_jax.devices import sharding
+    from kd_jax.devices.processes import initialize
+    from kd_jax.distillation.term import Term
+    from kd_jax.models.scorer import split
+    from kd_jax.models.students import student_class
+    from kd_jax.models.students.base import StudentSpec
+    from kd_jax.training.loop import compiled_step
+    from kd_jax.training.recipe import Recipe
 
-    count, batch, items, dim, length = (spec[k] for k in ("count", "batch", "items", "dim", "length"))
+    count, batch, items, dim, length = (
+        spec[k] for k in ("count", "batch", "items", "dim", "length")
+    )
     if spec.get("processes", 1) > 1:
-        distributed.initialize(spec["coordinator"], spec["processes"], spec["process"])
+        initialize(spec["coordinator"], spec["processes"], spec["process"])
     mesh = sharding.make_mesh(**{"data": 1, "model": 1, spec["axis"]: count})
     rng, users = np.random.default_rng(0), items
     warm = np.ones(items, bool)
-    model_spec = StudentSpec(users, items, np.zeros(items, np.float32), warm, dim=dim, dropout=0.2, history=length)
+    model_spec = StudentSpec(
+        users, items, np.zeros(items, np.float32), warm, dim=dim, dropout=0.2, history=length
+    )
     graphdef, params, constants = split(student_class(spec["model"])(model_spec, rngs=nnx.Rngs(0)))
     positions, targets = (length, 1) if spec["model"] == "sasrec" else (1, 16)
     made = {
@@ -78,8 +87,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             "bias": np.zeros(items, np.float32),
         }
 
-    def labels(teacher: Any, batch: Any) -> Soft:
-        return Soft(Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"]))
+    def labels(teacher: Any, batch: Any) -> TeacherScores:
+        return TeacherScores(
+            Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
+        )
 
     step, state = compiled_step(
         graphdef, params, objective=(Term("ce"), Term("kl"))[: 1 + spec["teacher"]], tx=Recipe(STEPS, batch, 0.01).tx(),
@@ -87,10 +98,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         teacher_scores={"teacher": labels} if spec["teacher"] else None,
     )  # fmt: skip
     constants, teacher = sharding.put(constants, mesh), sharding.put_labels(teacher, mesh)
-    sizes = {jax.tree_util.keystr(p, simple=True): x.size for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    sizes = {
+        jax.tree_util.keystr(p, simple=True): x.size
+        for p, x in jax.tree_util.tree_leaves_with_path(params)
+    }
     mine = sharding.local_rows(mesh, batch)
     local = {name: x if mine is None else x[:, :, mine] for name, x in batches.items()}
-    parts = [sharding.put_batches({name: x[i] for name, x in local.items()}, mesh, batch) for i in range(STEPS)]
+    parts = [
+        sharding.put_batches({name: x[i] for name, x in local.items()}, mesh, batch)
+        for i in range(STEPS)
+    ]
     compiled = step.lower(state, parts[0], None, constants, teacher).compile()
     sent = collectives(compiled.as_text()) if count > 1 else []
     losses, times = [], []
@@ -107,11 +124,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 def least(spec: dict[str, Any], sizes: dict[str, int], positions: int) -> dict[str, float]:
     """Bytes that a device must send in a step; see above."""
     count, batch, dim, length = (spec[k] for k in ("count", "batch", "dim", "length"))
-    share = 4 * (count - 1) / count  # of one f32 that is gathered or scattered; an all-reduce is both
+    share = (
+        4 * (count - 1) / count
+    )  # of one f32 that is gathered or scattered; an all-reduce is both
     if spec["axis"] == "data":
         looked_up = 0 if spec["model"] == "sasrec" else sizes["user"]
         dense = 2 * share * sum(sizes.values())
-        return {"least": dense, "sparse": dense - 2 * share * looked_up + share * min(looked_up, batch * dim)}
+        return {
+            "least": dense,
+            "sparse": dense - 2 * share * looked_up + share * min(looked_up, batch * dim),
+        }
     rows = batch * positions
     per_row = 3 + 3 * spec["teacher"]
     contexts = batch * dim if spec["model"] == "mf" else 2 * rows * dim
@@ -124,10 +146,18 @@ def in_processes(spec: dict[str, Any], count: int) -> dict[str, Any]:
     """What process 0 of ``count`` measures, one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        spec = spec | {"count": count, "processes": count, "coordinator": f"localhost:{free.getsockname()[1]}"}
+        spec = spec | {
+            "count": count,
+            "processes": count,
+            "coordinator": f"localhost:{free.getsockname()[1]}",
+        }
     env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     with ThreadPoolExecutor(count) as pool:
-        found = list(pool.map(lambda i: measuring.child(__file__, spec | {"process": i}, **env), range(count)))
+        found = list(
+            pool.map(
+                lambda i: measuring.child(__file__, spec | {"process": i}, **env), range(count)
+            )
+        )
     return next((one for one in found if "failed" in one), found[0])
 
 
@@ -138,15 +168,29 @@ def _cut(text: str) -> str:
 def main() -> None:
     parser = measuring.parser(__doc__, "runs/benchmarks/scaling.json")
     parser.add_argument("--devices", type=measuring.numbers, default=[1, 2, 4, 8])
-    parser.add_argument("--processes", type=measuring.numbers, default=[], help="each with one device (default: none)")
+    parser.add_argument(
+        "--processes",
+        type=measuring.numbers,
+        default=[],
+        help="each with one device (default: none)",
+    )
     parser.add_argument("--models", type=lambda text: text.split(","), default=["mf", "sasrec"])
     parser.add_argument("--axes", type=lambda text: text.split(","), default=["data", "model"])
     parser.add_argument("--batch", type=int, default=64, help="rows; over 'data' of each device")
-    parser.add_argument("--items", type=measuring.number, default=8192, help="and users; over 'model' of each device")
+    parser.add_argument(
+        "--items",
+        type=measuring.number,
+        default=8192,
+        help="and users; over 'model' of each device",
+    )
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--length", type=int, default=20, help="of SASRec's histories")
-    parser.add_argument("--teacher", action="store_true", help="CE + KL against cached labels, instead of CE")
-    parser.add_argument("--largest", type=int, default=3, help="instructions shown for every program")
+    parser.add_argument(
+        "--teacher", action="store_true", help="CE + KL against cached labels, instead of CE"
+    )
+    parser.add_argument(
+        "--largest", type=int, default=3, help="instructions shown for every program"
+    )
     args = parser.parse_args()
     if args.measure:
         return print(json.dumps(measure(args.measure)))
@@ -164,7 +208,13 @@ def main() -> None:
                 scale = {"batch": args.batch, "items": args.items}
                 scale["batch" if axis == "data" else "items"] *= count
                 scale["items"] -= less
-                spec = {"model": model, "axis": axis, **scale, "dim": args.dim, "length": args.length}
+                spec = {
+                    "model": model,
+                    "axis": axis,
+                    **scale,
+                    "dim": args.dim,
+                    "length": args.length,
+                }
                 spec["teacher"] = args.teacher
 
                 def on(devices: int, spec: dict[str, Any] = spec) -> dict[str, Any]:
@@ -186,13 +236,23 @@ def main() -> None:
                 ]  # fmt: skip
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
                 for one in sorted(row["collectives"], key=lambda c: -c["bytes"])[: args.largest]:
-                    what = f"{one['kind']} {_cut(one['shape'])}, {one['times']} x: {_cut(one['op'])}"
-                    notes.append((f"{model}, {axis} {count} in {processes}", f"{one['bytes'] / 1e6:.3f}", what))
+                    what = (
+                        f"{one['kind']} {_cut(one['shape'])}, {one['times']} x: {_cut(one['op'])}"
+                    )
+                    notes.append(
+                        (
+                            f"{model}, {axis} {count} in {processes}",
+                            f"{one['bytes'] / 1e6:.3f}",
+                            what,
+                        )
+                    )
     print(f"\nThe largest\n\n{measuring.table(('program', 'MB sent', 'instruction'), notes)}")
     measuring.write(args.out, rows)
     wrong = [r for r in rows if r["difference"] > 1e-4]
     if wrong:
-        raise SystemExit(f"losses differ from one device's by more than 1e-4 in {len(wrong)} of {len(rows)} rows")
+        raise SystemExit(
+            f"losses differ from one device's by more than 1e-4 in {len(wrong)} of {len(rows)} rows"
+        )
 
 
 if __name__ == "__main__":

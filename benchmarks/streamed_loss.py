@@ -1,17 +1,21 @@
-"""Catalogue losses a tile at a time, against whole [rows, items] logits: time, memory and FLOPs as the catalogue grows.
+"""Catalogue losses a tile at a time, against whole [rows, items] logits: time, memory and FLOPs as
+the catalogue grows.
 
     python benchmarks/streamed_loss.py [--rows=512] [--items=10_000,100_000]
 
-Value and gradient of CE, and of CE + KL against a teacher, from random factors; every line of the table is measured in
-a process of its own. By default (4096 rows up to 1M items) that is some ten minutes on two cores. A table is printed;
-``--out`` holds its numbers and a plot of memory and time lies beside it (.svg). It runs on whatever device JAX finds.
+Value and gradient of CE, and of CE + KL against a teacher, from random factors; every line of the
+table is measured in a process of its own. By default (4096 rows up to 1M items) that is some ten
+minutes on two cores. A table is printed; ``--out`` holds its numbers and a plot of memory and time
+lies beside it (.svg). It runs on whatever device JAX finds.
 
-s: the best of the runs after the first that fit in ``--seconds``, at least one. extra: the memory peak of the first run
-less what was in use before it (inputs among it) and less the gradients; on a CPU resident memory, XLA's scratch space
-included. temp: the buffers that XLA planned (``temp_size_in_bytes``). FLOPs: of the matrix products, each 2 x rows x
-items x width. Useful are 3 for the student (logits, gradients of contexts and of items) and 1 for the teacher; tiles
-of items make both logits twice, 4 and 2. ceiling: the best product of two 4096 x 4096 matrices before, between and
-after the runs, in the same process. The last column is the time over what the FLOPs done would take at the ceiling.
+s: the best of the runs after the first that fit in ``--seconds``, at least one. extra: the memory
+peak of the first run less what was in use before it (inputs among it) and less the gradients; on a
+CPU resident memory, XLA's scratch space included. temp: the buffers that XLA planned
+(``temp_size_in_bytes``). FLOPs: of the matrix products, each 2 x rows x items x width. Useful are 3
+for the student (logits, gradients of contexts and of items) and 1 for the teacher; tiles of items
+make both logits twice, 4 and 2. ceiling: the best product of two 4096 x 4096 matrices before,
+between and after the runs, in the same process. The last column is the time over what the FLOPs
+done would take at the ceiling.
 """
 
 from __future__ import annotations
@@ -25,7 +29,12 @@ from typing import Any
 import measuring
 
 LOSSES = {"ce": ("ce",), "ce+kl": ("ce", "kl")}
-PRODUCTS = {"useful": (3, 1), "rows": (3, 1), "items": (4, 2), "plain": (3, 1)}  # of the student, of the teacher
+PRODUCTS = {
+    "useful": (3, 1),
+    "rows": (3, 1),
+    "items": (4, 2),
+    "plain": (3, 1),
+}  # of the student, of the teacher
 LIVE = 6  # arrays of [rows, items] in f32 that the plain version has at once, about
 HEAD = (
     "version", "losses", "items", "tiling", "s", "extra MB", "temp MB", "TFLOP useful", "TFLOP done", "GFLOP/s ceiling",
@@ -38,9 +47,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from kd_jax import losses
-    from kd_jax.catalogue import Factors, Loss, Rows, mean_losses, plan, tile_size
-    from kd_jax.command import keep_freed_memory
+    from kd_jax.core.process import keep_freed_memory
+    from kd_jax.core.scores import Factors
+    from kd_jax.core.tiling import tile_shape, tile_size
+    from kd_jax.losses import softmax
+    from kd_jax.losses.streamed import Loss, Rows, mean_losses
 
     rows, items, width = spec["rows"], spec["items"], spec["width"]
     names, rng = LOSSES[spec["losses"]], np.random.default_rng(0)
@@ -48,8 +59,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     coefficients = jnp.ones(len(names))
 
     def factors() -> Factors:
-        vectors, contexts = (rng.standard_normal((n, width), np.float32) * width**-0.25 for n in (items, rows))
-        return Factors(jnp.asarray(contexts, spec["dtype"]), jnp.asarray(vectors, spec["dtype"]), jnp.zeros(items))
+        vectors, contexts = (
+            rng.standard_normal((n, width), np.float32) * width**-0.25 for n in (items, rows)
+        )
+        return Factors(
+            jnp.asarray(contexts, spec["dtype"]),
+            jnp.asarray(vectors, spec["dtype"]),
+            jnp.zeros(items),
+        )
 
     student, teacher = factors(), factors() if "kl" in names else None
     targets = jnp.asarray(rng.integers(0, items, (rows, 1)), jnp.int32)
@@ -57,13 +74,17 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     def plain(contexts: Any, vectors: Any, bias: Any, teacher: Factors | None, given: Rows) -> Any:
         logits = Factors(contexts, vectors, bias).dense()
-        per_row = losses.cross_entropy(logits, given.targets, given.target_weights)
+        per_row = softmax.cross_entropy(logits, given.targets, given.target_weights)
         if teacher is not None:
-            per_row = per_row + losses.kl(teacher.dense(), logits)
+            per_row = per_row + softmax.kl(teacher.dense(), logits)
         return jnp.sum(per_row * given.weights)
 
-    def streamed(contexts: Any, vectors: Any, bias: Any, teacher: Factors | None, given: Rows) -> Any:
-        return mean_losses(wanted, coefficients, Factors(contexts, vectors, bias), given, teacher)[0]
+    def streamed(
+        contexts: Any, vectors: Any, bias: Any, teacher: Factors | None, given: Rows
+    ) -> Any:
+        return mean_losses(wanted, coefficients, Factors(contexts, vectors, bias), given, teacher)[
+            0
+        ]
 
     function = {"plain": plain, "streamed": streamed}[spec["version"]]
     arguments = (*student[:3], teacher, given)
@@ -72,7 +93,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     on_device = jax.devices()[0].memory_stats()
     before = on_device["bytes_in_use"] if on_device else measuring.reset_peak()
     value, gradients = jax.block_until_ready(compiled(*arguments))
-    peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"] if on_device else measuring.memory("VmHWM")
+    peak = (
+        jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        if on_device
+        else measuring.memory("VmHWM")
+    )
     extra = peak - before - sum(g.nbytes for g in gradients)
     del gradients
 
@@ -85,7 +110,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             times.append(measuring.seconds(lambda: compiled(*arguments)))
         rates.append(rate())
 
-    tiling = "rows" if plan(rows, items, tile_size())[1] == items else "items"
+    tiling = "rows" if tile_shape(rows, items, tile_size())[1] == items else "items"
     done = tiling if spec["version"] == "streamed" else "plain"
     memory = compiled.memory_analysis()
     found: dict[str, Any] = {
@@ -115,40 +140,66 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    with measuring.plot(path, [("items", "extra memory, MB"), ("items", "time, s")], (9, 3.6)) as axes:
+    with measuring.plot(
+        path, [("items", "extra memory, MB"), ("items", "time, s")], (9, 3.6)
+    ) as axes:
         for axis, key, scale in ((axes[0], "extra", 1e6), (axes[1], "time", 1)):
             for version, style in (("plain", "--"), ("streamed", "-")):
                 for kind, colour in (("ce", "#0068a6"), ("ce+kl", "#d35400")):
-                    chosen = [r for r in rows if (r["version"], r["losses"]) == (version, kind) and "time" in r]
+                    chosen = [
+                        r
+                        for r in rows
+                        if (r["version"], r["losses"]) == (version, kind) and "time" in r
+                    ]
                     points = [r["items"] for r in chosen], [r[key] / scale for r in chosen]
-                    axis.plot(*points, style, marker="o", markersize=4, color=colour, label=f"{version}, {kind}")
+                    axis.plot(
+                        *points,
+                        style,
+                        marker="o",
+                        markersize=4,
+                        color=colour,
+                        label=f"{version}, {kind}",
+                    )
 
 
 def main() -> None:
     parser = measuring.parser(__doc__, "runs/benchmarks/streamed_loss.json")
     parser.add_argument("--rows", type=measuring.number, default=4096)
-    parser.add_argument("--items", type=measuring.numbers, default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
-    parser.add_argument("--width", type=int, default=128, help="of the student's vectors and of the teacher's")
+    parser.add_argument(
+        "--items", type=measuring.numbers, default=[10_000, 30_000, 100_000, 300_000, 1_000_000]
+    )
+    parser.add_argument(
+        "--width", type=int, default=128, help="of the student's vectors and of the teacher's"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--seconds", type=float, default=3.0, help="to repeat a measurement for")
-    parser.add_argument("--plain-limit", type=float, default=4.0, help="GB that the plain version may take")
+    parser.add_argument(
+        "--plain-limit", type=float, default=4.0, help="GB that the plain version may take"
+    )
     args = parser.parse_args()
     if args.measure:
         return print(json.dumps(measure(args.measure)))
     run = functools.partial(measuring.child, __file__)
     rows = []
-    print(f"{args.rows:,} rows, width {args.width}, {args.dtype}\n\n{measuring.table(HEAD, [])}", flush=True)
+    print(
+        f"{args.rows:,} rows, width {args.width}, {args.dtype}\n\n{measuring.table(HEAD, [])}",
+        flush=True,
+    )
     for items in args.items:
-        for losses in LOSSES:
+        for softmax in LOSSES:
             for version in ("plain", "streamed"):
-                spec = {"version": version, "losses": losses, "items": items}
+                spec = {"version": version, "losses": softmax, "items": items}
                 if version == "plain" and args.rows * items * 4 * LIVE > args.plain_limit * 1e9:
                     rows.append(spec | {"failed": "does not fit"})
                 else:
-                    given = {name: getattr(args, name) for name in ("rows", "width", "dtype", "seconds")}
+                    given = {
+                        name: getattr(args, name) for name in ("rows", "width", "dtype", "seconds")
+                    }
                     rows.append(run(spec | given))
                 print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
-    pairs = [(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True) if "value" in a and "value" in b]
+    pairs = [
+        (a, b) for a, b in zip(rows[::2], rows[1::2], strict=True) if "value" in a and "value" in b
+    ]
     worst = max((abs(a["value"] / b["value"] - 1) for a, b in pairs), default=float("nan"))
     print(f"\nStreamed and plain losses differ by {worst:.1e} at most, relatively.")
     measuring.write(args.out, rows)

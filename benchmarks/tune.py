@@ -1,12 +1,14 @@
-"""The search behind ``tuned`` in a config: the same draws for both teachers, and the same for the three students.
+"""The search behind ``tuned`` in a config: the same draws for both teachers, and the same for the
+three students.
 
     python launch.py                                                                          # once: data and labels
     python benchmarks/tune.py --workdir=runs/quickstart --models teacher control_teacher --trials=12
     python benchmarks/tune.py --workdir=runs/quickstart --models student control distilled   # once labels are final
 
-Every trial trains the first seed; the best ``--finalists`` then train the others too, and the best mean wins. All
-scores are of validation; the test split is never read. Each model gets the same number of trials from the
-same random draws. Prints every trial and each model's winner, as a line for the config.
+Every trial trains the first seed; the best ``--finalists`` then train the others too, and the best
+mean wins. All scores are of validation; the test split is never read. Each model gets the same
+number of trials from the same random draws. Prints every trial and each model's winner, as a line
+for the config.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kd_jax.pipeline import Pipeline
-from kd_jax.progress import Log
-from kd_jax.settings import selects
+from kd_jax.core.logging import Log
+from kd_jax.experiment.config import selects
+from kd_jax.experiment.pipeline import Pipeline
 
 TEACHERS, STUDENTS = ("teacher", "control_teacher"), ("student", "control", "distilled")
 SPACES = {
@@ -48,7 +50,11 @@ SPACES = {
     },
 }
 
-TEMPERATURES = (1.0, 2.0, 4.0)  # of a student's KL term; a plain student has none, and as many trials
+TEMPERATURES = (
+    1.0,
+    2.0,
+    4.0,
+)  # of a student's KL term; a plain student has none, and as many trials
 
 Point = tuple[tuple[str, object], ...]
 
@@ -71,7 +77,9 @@ def draws(model: str, trials: int, seed: int = 0) -> list[Point]:
 
 
 class Trial(Pipeline):
-    """A run whose models are trained in ``tune/<n>`` from the data and the labels of the workdir."""
+    """A run whose models are trained in ``tune/<n>`` from the data and the labels of the
+    workdir.
+    """
 
     def __init__(self, config: ConfigDict, workdir: Path, log: Log, number: int):
         super().__init__(config, workdir, log)
@@ -89,7 +97,9 @@ class Trial(Pipeline):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--finalists", type=int, default=3)
@@ -98,18 +108,23 @@ def main() -> None:
     config = ConfigDict(json.loads((options.workdir / "config.json").read_text()))
     config.searched = tuple(options.models)
     config.every_seed = all_seeds = tuple(config.seeds)
-    with Log(options.workdir / f"tune-{'-'.join(options.models)}.jsonl", metric=selects(config)) as log:
+    with Log(
+        options.workdir / f"tune-{'-'.join(options.models)}.jsonl", metric=selects(config)
+    ) as log:
 
         def score(model: str, number: int, point: Point, seeds: tuple[int, ...]) -> float:
             """Mean over ``seeds`` of the best validation score."""
             config.seeds, config.tuned[model] = seeds, point
             run = Trial(config, options.workdir, log, number)
             run.fit(model)
-            results = [json.loads((run.folder(model, seed) / "result.json").read_text()) for seed in seeds]
+            results = [
+                json.loads((run.folder(model, seed) / "result.json").read_text()) for seed in seeds
+            ]
             mean = sum(result["best_score"] for result in results) / len(seeds)
             print(
-                f"{model:10s} trial {number:2d} valid {mean:.4f} ({len(seeds)} seeds), best step "
-                f"{results[-1]['best_step']} of {results[-1]['steps']}, {results[-1]['seconds']:.0f} s  {dict(point)}",
+                f"{model:10s} trial {number:2d} valid {mean:.4f} ({len(seeds)} seeds), best step"
+                f" {results[-1]['best_step']} of {results[-1]['steps']},"
+                f" {results[-1]['seconds']:.0f} s  {dict(point)}",
                 flush=True,
             )
             return mean
@@ -119,9 +134,14 @@ def main() -> None:
             searched = dict(points[0])
             fixed = tuple(tuple(pair) for pair in config.tuned[model] if pair[0] not in searched)
             points = [fixed + point for point in points]
-            first = {number: score(model, number, point, all_seeds[:1]) for number, point in enumerate(points)}
+            first = {
+                number: score(model, number, point, all_seeds[:1])
+                for number, point in enumerate(points)
+            }
             finalists = sorted(first, key=lambda number: -first[number])[: options.finalists]
-            final = {number: score(model, number, points[number], all_seeds) for number in finalists}
+            final = {
+                number: score(model, number, points[number], all_seeds) for number in finalists
+            }
             best = max(final, key=lambda number: final[number])
             config.tuned[model] = points[best]
             print(f"c.tuned.{model} = {points[best]}  # valid {final[best]:.4f}", flush=True)

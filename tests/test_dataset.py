@@ -1,4 +1,6 @@
-"""Filters against brute force, splits against their definitions, and no history that knows the future."""
+"""Filters against brute force, splits against their definitions, and no history that knows the
+future.
+"""
 
 import json
 from collections import Counter
@@ -8,8 +10,8 @@ import polars as pl
 import pytest
 from toy import refused
 
-from kd_jax.data import dataset, filters, sources
-from kd_jax.data.tables import RawData
+from kd_jax.data import dataset, filters, readers
+from kd_jax.data.raw import RawData
 
 TRAIN, VALID, TEST, FOLD_IN = range(4)
 
@@ -17,10 +19,14 @@ TRAIN, VALID, TEST, FOLD_IN = range(4)
 def raw_data(rows, columns=("user", "item", "rating", "timestamp"), items=None) -> RawData:
     frame = pl.DataFrame(rows, list(columns), orient="row")
     ids = frame["item"].unique().sort() if items is None else pl.Series("item", items)
-    return RawData("test", frame, pl.DataFrame({"item": ids}).with_columns(title=pl.format("Item {}", "item")))
+    return RawData(
+        "test", frame, pl.DataFrame({"item": ids}).with_columns(title=pl.format("Item {}", "item"))
+    )
 
 
-def random_data(seed: int, rows: int = 600, users: int = 40, items: int = 30, moments: int = 50) -> RawData:
+def random_data(
+    seed: int, rows: int = 600, users: int = 40, items: int = 30, moments: int = 50
+) -> RawData:
     """Shuffled in time, with many ties, repeated pairs and users of very different activity."""
     rng = np.random.default_rng(seed)
     user = np.minimum(rng.geometric(0.08, rows), users)
@@ -90,7 +96,9 @@ def test_arrays_are_consistent_and_complete(split):
     level = np.where(data.split == FOLD_IN, TRAIN, data.split)
     assert not ((np.diff(level) < 0) & (np.diff(data.user) == 0)).any()
     found = set(zip(data.user_ids.gather(data.user), data.item_ids.gather(data.item), strict=True))
-    assert len(found) == len(data.user) and found == set(raw.interactions.select("user", "item").iter_rows())
+    assert len(found) == len(data.user) and found == set(
+        raw.interactions.select("user", "item").iter_rows()
+    )
     kinds = [getattr(data, name).dtype for name in (*dataset.ARRAYS, "indptr")]
     assert kinds == [np.int32, np.int32, np.float32, np.int64, np.int8, np.int64]
     counts = np.zeros(data.num_items, int)
@@ -100,7 +108,11 @@ def test_arrays_are_consistent_and_complete(split):
 
 
 def test_leave_one_out():
-    backwards, two, three = [(1, i, 1.0, 10 - i) for i in range(5)], [(2, 0, 1.0, 1), (2, 1, 1.0, 2)], range(3)
+    backwards, two, three = (
+        [(1, i, 1.0, 10 - i) for i in range(5)],
+        [(2, 0, 1.0, 1), (2, 1, 1.0, 2)],
+        range(3),
+    )
     raw = raw_data([*backwards, *two, *((3, i, 1.0, i) for i in three)])
     data = dataset.build(raw, split="leave_one_out")
     assert per_user(data.history(VALID)) == [[4, 3, 2], [0, 1], [0]]
@@ -154,16 +166,26 @@ def test_column_split_names_and_order():
     names = ["Train", "train", "validation", "TEST"]
     raw = raw_data([(1, i, n) for i, n in enumerate(names)], ("user", "item", "split"))
     assert dataset.build(raw, split="column").split.tolist() == [0, 0, 1, 2]
-    mixed = raw_data([(1, 0, "test"), (1, 1, "valid"), (1, 2, "train"), (1, 3, "train")], ("user", "item", "split"))
+    mixed = raw_data(
+        [(1, 0, "test"), (1, 1, "valid"), (1, 2, "train"), (1, 3, "train")],
+        ("user", "item", "split"),
+    )
     data = dataset.build(mixed, split="column")
     assert data.split.tolist() == [0, 0, 1, 2] and data.item.tolist() == [2, 3, 1, 0]
     timed = raw_data(
         [(1, 0, "train", 5), (1, 1, "valid", 6), (1, 2, "test", 7), (1, 3, "train", 9)],
         ("user", "item", "split", "timestamp"),
     )
-    refused(lambda: dataset.build(timed, split="column"), "timestamp 9", "test at 7", "data.columns.timestamp=''")
     refused(
-        lambda: dataset.build(raw_data([(1, 1, "tset")], ("user", "item", "split")), split="column"),
+        lambda: dataset.build(timed, split="column"),
+        "timestamp 9",
+        "test at 7",
+        "data.columns.timestamp=''",
+    )
+    refused(
+        lambda: dataset.build(
+            raw_data([(1, 1, "tset")], ("user", "item", "split")), split="column"
+        ),
         "'tset'",
         "did you mean 'test'?",
     )
@@ -187,19 +209,28 @@ def test_core_is_the_fixed_point(seed, min_user, min_item):
     pairs = np.unique(np.minimum(rng.geometric(0.12, (150, 2)), 30), axis=0)
     user, item = pairs.T.astype(np.int32)
     kept = filters.core(user, item, min_user, min_item)
-    assert set(map(tuple, pairs[kept].tolist())) == brute_force_core(map(tuple, pairs.tolist()), min_user, min_item)
+    assert set(map(tuple, pairs[kept].tolist())) == brute_force_core(
+        map(tuple, pairs.tolist()), min_user, min_item
+    )
 
 
 def test_core_of_real_data():
     data = dataset.build(
-        sources.read("movietweetings"), split="leave_one_out", min_user_interactions=5, min_item_interactions=5
+        readers.read("movietweetings"),
+        split="leave_one_out",
+        min_user_interactions=5,
+        min_item_interactions=5,
     )
     assert (len(data.user), data.num_users, data.num_items) == (68_055, 4_333, 2_414)
 
 
 def test_default_scenario_has_cold_films():
-    data = dataset.build(sources.read("movietweetings"), min_user_interactions=5)
-    assert (data.num_users, data.num_items, len(data.user)) == (4_692, 10_506, 80_854)  # every film stays
+    data = dataset.build(readers.read("movietweetings"), min_user_interactions=5)
+    assert (data.num_users, data.num_items, len(data.user)) == (
+        4_692,
+        10_506,
+        80_854,
+    )  # every film stays
     cold = ~data.warm[data.targets(TEST)[1]]
     assert 0.15 < cold.mean() < 0.25
     assert np.bincount(data.split) / len(data.user) == pytest.approx([0.8, 0.1, 0.1], abs=0.001)
@@ -217,10 +248,17 @@ def test_filters_in_order():
     ]
     raw = raw_data(rows, items=range(1, 6))
     data = dataset.build(raw, split="leave_one_out", min_rating=4.0, min_user_interactions=2)
-    assert data.timestamp.tolist() == [1, 5, 8]  # the first of 1-1 that is rated high enough; user 2 has one left
+    assert data.timestamp.tolist() == [
+        1,
+        5,
+        8,
+    ]  # the first of 1-1 that is rated high enough; user 2 has one left
     assert data.rating.tolist() == [4.0, 5.0, 5.0]
     assert data.item_ids.to_list() == [1, 2, 3, 4, 5]  # the whole items table
-    assert {key: data.counts[key] for key in ("rows", "below_min_rating", "repeated", "below_min_interactions")} == {
+    assert {
+        key: data.counts[key]
+        for key in ("rows", "below_min_rating", "repeated", "below_min_interactions")
+    } == {
         "rows": 7,
         "below_min_rating": 2,
         "repeated": 1,
@@ -235,7 +273,9 @@ def test_filters_in_order():
 def test_ties_and_missing_timestamps_keep_the_order_of_the_rows(timed):
     items = np.random.default_rng(0).permutation(5000).tolist()
     rows = [(9, item, 3) for item in items] if timed else [(9, item) for item in items]
-    data = dataset.build(raw_data(rows, ("user", "item", "timestamp")[: 2 + timed]), split="leave_one_out")
+    data = dataset.build(
+        raw_data(rows, ("user", "item", "timestamp")[: 2 + timed]), split="leave_one_out"
+    )
     assert data.item_ids.gather(data.item).to_list() == items
     assert data.timestamp.tolist() == ([3] * 5000 if timed else list(range(5000)))
     assert set(data.rating) == {1.0}
@@ -252,7 +292,11 @@ def test_the_order_of_rows_does_not_matter_but_for_ties():
 def test_string_ids_and_sparse_numbers():
     names = raw_data([(f"u{u}", f"i{i}", 1.0, i) for u in (2, 10, 1) for i in (30, 4, 5)])
     data = dataset.build(names, split="leave_one_out")
-    assert data.user_ids.to_list() == ["u1", "u10", "u2"] and data.item_ids.to_list() == ["i30", "i4", "i5"]
+    assert data.user_ids.to_list() == ["u1", "u10", "u2"] and data.item_ids.to_list() == [
+        "i30",
+        "i4",
+        "i5",
+    ]
     assert data.item_ids.gather(data.item).to_list() == ["i4", "i5", "i30"] * 3
     far = raw_data([(u, i, 1.0, i) for u in (2**40, 5) for i in (2**50, 3, 7)])
     data = dataset.build(far, split="leave_one_out")
@@ -261,12 +305,18 @@ def test_string_ids_and_sparse_numbers():
 
 def test_texts():
     rows = [(1, i, 1.0, i) for i in range(3)]
-    items = pl.DataFrame({"item": [2, 0, 1], "year": [1999, 2000, None], "title": [" Two ", "", "One"]})
+    items = pl.DataFrame(
+        {"item": [2, 0, 1], "year": [1999, 2000, None], "title": [" Two ", "", "One"]}
+    )
     raw = RawData("films", raw_data(rows).interactions, items)
     data = dataset.build(raw, split="leave_one_out", text_columns=["title", "year"])
     assert data.items.rows() == [("", "2000"), ("One", ""), ("Two", "1999")]
     assert data.titles == ["0", "One", "Two"]
-    refused(lambda: dataset.build(raw, split="leave_one_out", text_columns=["titel"]), "'titel'", "mean 'title'?")
+    refused(
+        lambda: dataset.build(raw, split="leave_one_out", text_columns=["titel"]),
+        "'titel'",
+        "mean 'title'?",
+    )
     refused(
         lambda: dataset.build(raw, split="leave_one_out", text_columns=["title"]),
         "films, items table: 1 of 3 items have an empty text (0)",
@@ -274,14 +324,23 @@ def test_texts():
     )
     named = dataset.build(raw, split="leave_one_out", text_columns=["title"], missing_text="id")
     assert named.items.rows() == [("0",), ("One",), ("Two",)]
-    absent = RawData("films", raw.interactions, items.filter(pl.col("item") == 1))  # 0 and 2 aren't in the table
-    refused(lambda: dataset.build(absent, split="leave_one_out"), "2 of 3 items of films are not in it (0, 2)")
+    absent = RawData(
+        "films", raw.interactions, items.filter(pl.col("item") == 1)
+    )  # 0 and 2 aren't in the table
+    refused(
+        lambda: dataset.build(absent, split="leave_one_out"),
+        "2 of 3 items of films are not in it (0, 2)",
+    )
     bare = RawData("films", raw.interactions, items.select("item"))
     refused(
         lambda: dataset.build(bare, split="leave_one_out"),
         "films: 3 items have no text, because there is no items table",
     )
-    assert dataset.build(bare, split="leave_one_out", missing_text="id").items.rows() == [("0",), ("1",), ("2",)]
+    assert dataset.build(bare, split="leave_one_out", missing_text="id").items.rows() == [
+        ("0",),
+        ("1",),
+        ("2",),
+    ]
 
 
 def test_max_users():
@@ -304,7 +363,12 @@ def test_save_and_load(tmp_path, ids):
         assert getattr(again, name).equals(getattr(data, name))
     for name in ("name", "split_name", "counts", "checksum"):
         assert getattr(again, name) == getattr(data, name)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".parquet", ".parquet", ".parquet"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [
+        ".json",
+        ".parquet",
+        ".parquet",
+        ".parquet",
+    ]
 
     pl.read_parquet(tmp_path / "users.parquet").reverse().write_parquet(tmp_path / "users.parquet")
     refused(lambda: dataset.load(tmp_path), "has changed since it was written", data.checksum)
@@ -316,7 +380,10 @@ def test_save_and_load(tmp_path, ids):
 
 def test_nothing_left_says_which_option():
     raw = random_data(0)
-    refused(lambda: dataset.build(raw, min_rating=6), "none of 600 interactions is left after data.min_rating=6; lower")
+    refused(
+        lambda: dataset.build(raw, min_rating=6),
+        "none of 600 interactions is left after data.min_rating=6; lower",
+    )
     refused(
         lambda: dataset.build(raw, min_user_interactions=99, min_item_interactions=5),
         "none of 600",
@@ -341,10 +408,19 @@ def test_everyone_has_one_interaction(split):
 
 def test_empty_split():
     raw = raw_data([(u, i, 1.0, 5) for u in range(4) for i in range(4)])
-    refused(lambda: dataset.build(raw, split="temporal"), "leaves train empty", "16 interactions of 4 users")
+    refused(
+        lambda: dataset.build(raw, split="temporal"),
+        "leaves train empty",
+        "16 interactions of 4 users",
+    )
     refused(lambda: dataset.build(raw, split="tempral"), "'tempral'", "did you mean 'temporal'?")
-    refused(lambda: dataset.build(raw, split="ratio", ratios=(0.9, 0.2, 0.1)), "data.ratios=(0.9, 0.2, 0.1)")
-    refused(lambda: dataset.build(raw, split="ratio", ratios=(1.0, 0.0, 0.0)), "three positive shares")
+    refused(
+        lambda: dataset.build(raw, split="ratio", ratios=(0.9, 0.2, 0.1)),
+        "data.ratios=(0.9, 0.2, 0.1)",
+    )
+    refused(
+        lambda: dataset.build(raw, split="ratio", ratios=(1.0, 0.0, 0.0)), "three positive shares"
+    )
 
 
 @pytest.mark.parametrize(
@@ -371,4 +447,6 @@ def test_items_from_elsewhere_are_checked():
     refused(build([1, 2, 1]), "row 2: item id 1 is there twice")
     refused(build([1, -2]), "row 1: item id -2 is negative")
     refused(build([1, None]), "row 1: the item has no id")
-    refused(build(["1", "2"]), "item ids are Int64 in the interactions and String in the items table")
+    refused(
+        build(["1", "2"]), "item ids are Int64 in the interactions and String in the items table"
+    )

@@ -1,4 +1,6 @@
-"""Llama, Mistral, Qwen and GPT-2 against transformers, layer by layer, and what is particular to decoders."""
+"""Llama, Mistral, Qwen and GPT-2 against transformers, layer by layer, and what is particular to
+decoders.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ from safetensors.numpy import load_file, save_file
 from test_bert import inputs, masks
 from test_hf import torch_named
 
-from kd_jax.errors import InputError
-from kd_jax.models.encoder import NativeEncoder
-from kd_jax.models.gpt2 import GPT2, GPT2Config
-from kd_jax.models.hf import load_encoder, load_head, load_model, resolve_weights
-from kd_jax.models.layers import Frozen
-from kd_jax.models.llama import Llama, LlamaConfig
+from kd_jax.core.errors import InputError
+from kd_jax.models.language.encoder import NativeEncoder
+from kd_jax.models.language.gpt2 import GPT2, GPT2Config
+from kd_jax.models.language.hf import load_encoder, load_head, load_model
+from kd_jax.models.language.llama import Llama, LlamaConfig
+from kd_jax.models.language.weights import resolve_weights
+from kd_jax.models.scorer import Frozen
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = ("gpt2", "llama", "llama_linear", "llama_llama3", "mistral", "qwen2", "qwen3")
@@ -43,7 +46,9 @@ def assert_same(ours: Any, theirs: Any, mask: np.ndarray | None, tolerance: floa
     assert len(ours) == len(theirs)
     tokens = np.ones(ours[0].shape[:2], bool) if mask is None else mask == 1
     for mine, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(np.asarray(mine)[tokens], np.asarray(other)[tokens], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(
+            np.asarray(mine)[tokens], np.asarray(other)[tokens], rtol=0, atol=tolerance
+        )
         assert np.isfinite(np.asarray(mine)).all()
 
 
@@ -84,10 +89,14 @@ def test_every_layer_equals_the_flax_classes(name, tmp_path):
         pytest.skip("transformers 5 has no Flax classes")
     config, changes = FLAX[name]
     with jax.numpy_rank_promotion("allow"):
-        theirs = getattr(transformers, name)(getattr(transformers, config)(**SMALL | changes), _do_init=False)
+        theirs = getattr(transformers, name)(
+            getattr(transformers, config)(**SMALL | changes), _do_init=False
+        )
     random = np.random.default_rng(0)
     shapes = theirs.params_shape_tree
-    params = jax.tree.map(lambda leaf: random.normal(leaf.ndim == 1, 0.2, leaf.shape).astype("f"), shapes)
+    params = jax.tree.map(
+        lambda leaf: random.normal(leaf.ndim == 1, 0.2, leaf.shape).astype("f"), shapes
+    )
     theirs.config.save_pretrained(tmp_path)
     save_file(torch_named(params), tmp_path / "model.safetensors")
     ours = load_model(tmp_path)
@@ -95,7 +104,9 @@ def test_every_layer_equals_the_flax_classes(name, tmp_path):
 
     @jax.jit
     def reference(mask, positions):
-        return theirs(ids, mask, position_ids=positions, params=params, output_hidden_states=True).hidden_states
+        return theirs(
+            ids, mask, position_ids=positions, params=params, output_hidden_states=True
+        ).hidden_states
 
     for padding in ("full", "right", "left"):
         mask = masks()[padding]
@@ -107,13 +118,17 @@ def test_every_layer_equals_the_flax_classes(name, tmp_path):
 def small(kind: str, **how: Any) -> Any:
     if kind == "gpt2":
         return GPT2(GPT2Config(**SMALL), rngs=nnx.Rngs(0), **how)
-    config = LlamaConfig.from_dict(SMALL | {"model_type": kind, "head_dim": 8, "num_key_value_heads": 2})
+    config = LlamaConfig.from_dict(
+        SMALL | {"model_type": kind, "head_dim": 8, "num_key_value_heads": 2}
+    )
     return Llama(config, rngs=nnx.Rngs(0), **how)
 
 
 @partial(jax.jit, static_argnums=0)
 def gradient(graphdef: Any, params: Any, rest: Any, ids: Any, mask: Any) -> Any:
-    return jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum())(params)
+    return jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum())(
+        params
+    )
 
 
 @pytest.mark.parametrize("kind", ["qwen3"])
@@ -123,7 +138,9 @@ def test_gradient_reaches_everything_above_the_frozen_layers(kind):
     encoder.model.remat = True  # computes the same
     full = gradient(*nnx.split(encoder, nnx.Param, ...), ids, masks()["right"])
     encoder.model.remat, encoder.model.stop_gradient_below = False, 1
-    part = dict(nnx.to_flat_state(gradient(*nnx.split(encoder, nnx.Param, ...), ids, masks()["right"])))
+    part = dict(
+        nnx.to_flat_state(gradient(*nnx.split(encoder, nnx.Param, ...), ids, masks()["right"]))
+    )
     for path, leaf in nnx.to_flat_state(full):
         assert abs(leaf[...]).max() > 0, path
         above = path[:3] == ("model", "layers", 1) or path[:2] == ("model", "norm")
@@ -139,7 +156,9 @@ def test_frozen_layers_leave_training_and_their_states_can_be_kept(kind):
     before = states(model, ids, mask)
     model.freeze_below(1)
     _, params, frozen = nnx.split(model, nnx.Param, ...)
-    trained = {path[:2] if path[0] == "layers" else path[:1] for path, _ in nnx.to_flat_state(params)}
+    trained = {
+        path[:2] if path[0] == "layers" else path[:1] for path, _ in nnx.to_flat_state(params)
+    }
     assert trained == {("layers", 1), ("norm",)}
     assert all(isinstance(leaf, Frozen) for _, leaf in nnx.to_flat_state(frozen))
     resumed = _states(*nnx.split(model), ids, mask, before[1])
@@ -158,7 +177,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_f32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half))} == {jnp.dtype("float32")}
     tokens = masks()["left"] == 1  # two layers of values of size 1 with 8 bits of mantissa
     expected = states(small("mistral"), ids, masks()["left"])[-1]
-    np.testing.assert_allclose(np.float32(last)[tokens], np.asarray(expected)[tokens], rtol=0, atol=0.1)
+    np.testing.assert_allclose(
+        np.float32(last)[tokens], np.asarray(expected)[tokens], rtol=0, atol=0.1
+    )
 
 
 def copy(family: str, folder: Path, **config: Any) -> Path:
@@ -193,15 +214,24 @@ def test_the_window_is_used_where_the_model_uses_it():
     assert window(model_type="mistral") == (4096, (True,) * 3)
     assert window(model_type="mistral", sliding_window=None) == (None, (False,) * 3)
     assert window(model_type="qwen2", sliding_window=7) == (None, (False,) * 3)
-    assert window(model_type="qwen3", use_sliding_window=True, max_window_layers=2) == (4096, (False, False, True))
+    assert window(model_type="qwen3", use_sliding_window=True, max_window_layers=2) == (
+        4096,
+        (False, False, True),
+    )
     assert window(model_type="llama", sliding_window=7) == (None, (False,) * 3)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling type 'yarn' is not computed"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks low_freq_factor, high_freq_factor"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "rope_scaling type 'yarn' is not computed",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "lacks low_freq_factor, high_freq_factor",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "not divisible by num_key_value_heads 3"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
@@ -210,7 +240,9 @@ def test_the_window_is_used_where_the_model_uses_it():
     ids=str,
 )
 def test_configs_that_cannot_be_computed(tmp_path, changes, message):
-    assert f"{tmp_path}/config.json" in (said := error(load_model, copy("llama", tmp_path, **changes)))
+    assert f"{tmp_path}/config.json" in (
+        said := error(load_model, copy("llama", tmp_path, **changes))
+    )
     assert message in said
 
 
@@ -249,7 +281,9 @@ def test_next_token_with_a_head_of_its_own(tmp_path):
     np.testing.assert_array_equal(loaded, head)
     ids, _ = inputs(VOCABULARY)
     last = np.asarray(states(model, ids, masks()["right"])[-1])[np.arange(3), [8, 4, 0]]
-    np.testing.assert_allclose(next_token(*nnx.split(model), ids, masks()["right"], loaded), last @ head.T, atol=1e-4)
+    np.testing.assert_allclose(
+        next_token(*nnx.split(model), ids, masks()["right"], loaded), last @ head.T, atol=1e-4
+    )
     assert load_head(copy("llama", tmp_path, tie_word_embeddings=True)) is None
 
 
@@ -259,7 +293,12 @@ def test_smollm2_knows_the_capital_of_france():
             pytest.skip(f"{package} is not installed")
     assert resolve_weights("HuggingFaceTB/SmolLM2-135M-Instruct").suffix == ".gguf"
     encoder, tokenizer = load_encoder("HuggingFaceTB/SmolLM2-135M-Instruct", max_length=8)
-    assert (encoder.dim, encoder.num_layers, encoder.max_length, encoder.num_params) == (576, 30, 8, 134_515_008)
+    assert (encoder.dim, encoder.num_layers, encoder.max_length, encoder.num_params) == (
+        576,
+        30,
+        8,
+        134_515_008,
+    )
     texts = ["The capital of France is", "The capital of Germany is", "It rains"]
     batch = tokenizer(texts, padding="max_length", max_length=8, return_tensors="np")
     logits = next_token(*nnx.split(encoder.model), batch["input_ids"], batch["attention_mask"])

@@ -1,4 +1,6 @@
-"""Streamed evaluation against a brute-force oracle that builds every user's full list, one user at a time."""
+"""Streamed evaluation against a brute-force oracle that builds every user's full list, one user at
+a time.
+"""
 
 import gc
 import re
@@ -11,14 +13,16 @@ import polars as pl
 import pytest
 
 from benchmarks import hlo
-from kd_jax import evaluate as ev
-from kd_jax import metrics as m
-from kd_jax import ranking, sharding
-from kd_jax.catalogue import TILE, Factors
+from kd_jax.core.errors import InputError
+from kd_jax.core.scores import Factors
+from kd_jax.core.tiling import TILE
+from kd_jax.core.types import PAD
 from kd_jax.data.dataset import build
-from kd_jax.data.tables import RawData
-from kd_jax.errors import InputError
-from kd_jax.types import PAD
+from kd_jax.data.raw import RawData
+from kd_jax.devices.sharding import make_mesh, put
+from kd_jax.evaluation import evaluator as ev
+from kd_jax.evaluation import metrics as m
+from kd_jax.evaluation import ranking
 
 USERS, ITEMS = 37, 50
 
@@ -46,7 +50,9 @@ class TinyDataset:
 
 
 def make_dataset(seed=0, repeat=False):
-    """Skewed popularity; the last 12 items are cold; some users lack a history, some lack targets."""
+    """Skewed popularity; the last 12 items are cold; some users lack a history, some lack
+    targets.
+    """
     rng = np.random.default_rng(seed)
     parts = ([], [], [])
     for user in range(USERS):
@@ -59,7 +65,9 @@ def make_dataset(seed=0, repeat=False):
         parts[1].extend((user, i) for i in valid)
         if user % 7 != 3:
             test = warm[history + 2 : history + 2 + user % 5] + cold[: user % 4] or cold[:1]
-            parts[2].extend((user, i) for i in test + (warm[:1] + valid[-1:] if repeat and history else []))
+            parts[2].extend(
+                (user, i) for i in test + (warm[:1] + valid[-1:] if repeat and history else [])
+            )
     return TinyDataset([tuple(np.array(part).T) for part in parts])
 
 
@@ -99,7 +107,13 @@ def brute_force(score_fn, data, split):
     warm = [i for i in range(ITEMS) if counts[i]]
     cold = [i for i in range(ITEMS) if not counts[i]]
     head = sorted(warm, key=lambda i: (-counts[i], i))[: int(np.ceil(len(warm) / 5))]
-    kinds = {"all": range(ITEMS), "warm": warm, "cold": cold, "head": head, "tail": [i for i in warm if i not in head]}
+    kinds = {
+        "all": range(ITEMS),
+        "warm": warm,
+        "cold": cold,
+        "head": head,
+        "tail": [i for i in warm if i not in head],
+    }
     out = {name: {} for name in [*kinds, "cold_only", "short", "long"]}
     history, targets = by_user(data.history(split)), by_user(data.targets(split))
     evaluated = [u for u in range(USERS) if history[u] and targets[u]]
@@ -110,7 +124,9 @@ def brute_force(score_fn, data, split):
             if mine := [t for t in targets[u] if t in kind and t in candidates]:
                 out[name][u] = oracle(scores[u], mine, candidates)
                 if name == "cold":
-                    out["cold_only"][u] = oracle(scores[u], mine, [i for i in candidates if i in cold])
+                    out["cold_only"][u] = oracle(
+                        scores[u], mine, [i for i in candidates if i in cold]
+                    )
         if u in out["all"]:
             out["short" if len(history[u]) <= median else "long"][u] = out["all"][u]
     return evaluated, out
@@ -127,7 +143,9 @@ def assert_same(result, expected_users, expected):
         assert result.counts[name]["users"] == len(per_user)
         for metric in next(iter(per_user.values())):
             want = [per_user[u][metric] if u in per_user else np.nan for u in expected_users]
-            np.testing.assert_allclose(ours[metric], want, rtol=1e-5, atol=1e-7, err_msg=f"{name} {metric}")
+            np.testing.assert_allclose(
+                ours[metric], want, rtol=1e-5, atol=1e-7, err_msg=f"{name} {metric}"
+            )
             assert means[metric] == pytest.approx(np.nanmean(want), rel=1e-5), (name, metric)
 
 
@@ -150,13 +168,18 @@ def test_counts_of_targets():
     indptr, _ = make_dataset().targets(2)
     assert targets["all"] == np.diff(indptr)[result.users].sum()
     assert targets["all"] == targets["warm"] + targets["cold"] == targets["short"] + targets["long"]
-    assert targets["warm"] == targets["head"] + targets["tail"] and targets["cold"] == targets["cold_only"]
+    assert (
+        targets["warm"] == targets["head"] + targets["tail"]
+        and targets["cold"] == targets["cold_only"]
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batch_size_changes_nothing(batch_size):
     data, score_fn = make_dataset(), make_scorer()
-    scores = score_fn(np.arange(USERS))  # rows of one product, so that no rounding differs between batch sizes
+    scores = score_fn(
+        np.arange(USERS)
+    )  # rows of one product, so that no rounding differs between batch sizes
     want = ev.evaluate_rank(lambda users: scores[users], data, 2, batch_size=16)
     got = ev.evaluate_rank(lambda users: scores[users], data, 2, batch_size=batch_size)
     assert got.metrics == want.metrics and got.slices == want.slices and got.counts == want.counts
@@ -166,7 +189,9 @@ def test_batch_size_changes_nothing(batch_size):
 
 def test_list_metrics_match_lists():
     data, score_fn = make_dataset(), make_scorer()
-    result = ev.evaluate_rank(score_fn, data, 2, metrics=["coverage", "novelty"], ks=(3, 7), batch_size=8)
+    result = ev.evaluate_rank(
+        score_fn, data, 2, metrics=["coverage", "novelty"], ks=(3, 7), batch_size=8
+    )
     scores, seen = np.array(score_fn(np.arange(USERS))), by_user(data.history(2))
     for u in range(USERS):
         scores[u, seen[u]] = -np.inf
@@ -174,7 +199,9 @@ def test_list_metrics_match_lists():
     for k in (3, 7):
         lists = np.argsort(-scores, axis=1)[result.users, :k]
         assert result.metrics[f"coverage@{k}"] == len(set(lists.ravel())) / ITEMS
-        assert result.metrics[f"novelty@{k}"] == pytest.approx(-np.log2(share[lists]).mean(), rel=1e-5)
+        assert result.metrics[f"novelty@{k}"] == pytest.approx(
+            -np.log2(share[lists]).mean(), rel=1e-5
+        )
 
 
 def test_one_program_for_all_batches_and_for_the_next_evaluation():
@@ -219,19 +246,26 @@ def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
 def test_a_scorer_without_an_opinion_scores_nothing(value):
     data = make_dataset()
     data.pairs[1] = tuple(np.array(data.pairs[1])[:, data.pairs[1][1] != ITEMS - 1])
-    data.pairs[2] = (np.arange(USERS), np.full(USERS, ITEMS - 1))  # one target each, which nobody has seen
+    data.pairs[2] = (
+        np.arange(USERS),
+        np.full(USERS, ITEMS - 1),
+    )  # one target each, which nobody has seen
 
     def constant(users):
         return jnp.full((len(users), ITEMS), value)
 
-    result = ev.evaluate_rank(constant, data, 2, metrics=["ndcg", "recall", "mrr", "auc"], batch_size=8)
+    result = ev.evaluate_rank(
+        constant, data, 2, metrics=["ndcg", "recall", "mrr", "auc"], batch_size=8
+    )
     assert result.metrics["ndcg@20"] == result.metrics["recall@20"] == result.metrics["auc"] == 0
     unseen = ITEMS - np.diff(data.history(2)[0])[result.users]
     np.testing.assert_allclose(result.per_user["mrr"], 1 / unseen, rtol=1e-6)
 
 
 def test_seen_items_are_masked_unless_asked():
-    """A scorer that puts what the user has seen first is perfect once these are masked, and useless otherwise."""
+    """A scorer that puts what the user has seen first is perfect once these are masked, and useless
+    otherwise.
+    """
     data = make_dataset()
     table = np.zeros((USERS, ITEMS), np.float32)
     for csr, value in ((data.history(2), 2.0), (data.targets(2), 1.0)):
@@ -242,7 +276,9 @@ def test_seen_items_are_masked_unless_asked():
         return jnp.asarray(table)[users]
 
     masked = ev.evaluate_rank(score_fn, data, 2, metrics=["ndcg", "auc"], batch_size=8)
-    assert masked.metrics["ndcg@10"] == pytest.approx(1) and masked.metrics["auc"] == pytest.approx(1)
+    assert masked.metrics["ndcg@10"] == pytest.approx(1) and masked.metrics["auc"] == pytest.approx(
+        1
+    )
     open_ = ev.evaluate_rank(score_fn, data, 2, metrics=["mrr"], batch_size=8, exclude_seen=False)
     length = np.diff(data.history(2)[0])[open_.users]
     np.testing.assert_allclose(open_.per_user["mrr"], 1 / (1 + length), rtol=1e-6)
@@ -251,7 +287,9 @@ def test_seen_items_are_masked_unless_asked():
 def test_repeats_count_when_nothing_is_masked():
     data = make_dataset(repeat=True)
     masked = ev.evaluate_rank(make_scorer(), data, 2, metrics=["mrr"], batch_size=8)
-    open_ = ev.evaluate_rank(make_scorer(), data, 2, metrics=["mrr"], batch_size=8, exclude_seen=False)
+    open_ = ev.evaluate_rank(
+        make_scorer(), data, 2, metrics=["mrr"], batch_size=8, exclude_seen=False
+    )
     assert open_.repeats == 0
     assert open_.counts["all"]["targets"] == masked.counts["all"]["targets"] + masked.repeats
 
@@ -271,7 +309,11 @@ def test_slices_can_be_left_out_and_empty_ones_are_absent():
     assert plain.slices == {} and plain.metrics == full.metrics
     data.pairs[2] = tuple(np.array(data.pairs[2])[:, np.array(data.pairs[2][1]) < ITEMS - 12])
     no_cold = ev.evaluate_rank(make_scorer(), data, 2, batch_size=8)
-    assert "cold" not in no_cold.slices and "cold_only" not in no_cold.slices and "warm" in no_cold.slices
+    assert (
+        "cold" not in no_cold.slices
+        and "cold_only" not in no_cold.slices
+        and "warm" in no_cold.slices
+    )
 
 
 def test_users_known_only_by_a_fold_in_history_are_evaluated():
@@ -289,9 +331,13 @@ def test_users_known_only_by_a_fold_in_history_are_evaluated():
 
 
 def test_users_without_anything_to_train_on_are_left_out():
-    """Sequence models could read such a user's validation items; matrix factorisation never trained a vector for it."""
+    """Sequence models could read such a user's validation items; matrix factorisation never trained
+    a vector for it.
+    """
     data = make_dataset()
-    late = TinyDataset([data.pairs[0], (np.array([5]), np.array([2])), (np.array([5]), np.array([7]))])
+    late = TinyDataset(
+        [data.pairs[0], (np.array([5]), np.array([2])), (np.array([5]), np.array([7]))]
+    )
     assert ev.eval_users(late, 2).tolist() == []
 
 
@@ -319,13 +365,20 @@ def test_the_real_dataset_gives_the_same_result():
 def test_head_is_a_fifth_of_the_warm_items_with_ties_by_index():
     counts = np.array([0, 5, 9, 5, 1, 1, 1, 0, 1])
     kinds = {name: np.flatnonzero(mask).tolist() for name, mask in ev.item_slices(counts).items()}
-    assert kinds == {"warm": [1, 2, 3, 4, 5, 6, 8], "cold": [0, 7], "head": [1, 2], "tail": [3, 4, 5, 6, 8]}
+    assert kinds == {
+        "warm": [1, 2, 3, 4, 5, 6, 8],
+        "cold": [0, 7],
+        "head": [1, 2],
+        "tail": [3, 4, 5, 6, 8],
+    }
 
 
 def test_popularity_ranks_by_training_count():
     data = make_dataset()
     scores = np.asarray(ev.popularity(data)(np.arange(3, dtype=np.int32)).dense())
-    np.testing.assert_array_equal(scores, np.tile(np.bincount(data.pairs[0][1], minlength=ITEMS), (3, 1)))
+    np.testing.assert_array_equal(
+        scores, np.tile(np.bincount(data.pairs[0][1], minlength=ITEMS), (3, 1))
+    )
     result = ev.evaluate_rank(ev.popularity(data), data, 2, metrics=["auc"], batch_size=8)
     assert result.slices["warm"]["auc"] > result.slices["cold"]["auc"]
 
@@ -360,7 +413,9 @@ def test_top_k_returns_the_best_unseen_items(batch_size):
 def test_top_k_pads_and_ranks_nan_last():
     everything_but_3 = (np.array([0, ITEMS - 3, ITEMS - 3]), np.arange(3, ITEMS, dtype=np.int32))
     table = jnp.zeros((2, ITEMS)).at[0, 1].set(jnp.nan).at[0, 2].set(1.0)
-    items, values = ev.top_k(lambda users: table[users], np.array([0]), 5, everything_but_3, batch_size=2)
+    items, values = ev.top_k(
+        lambda users: table[users], np.array([0]), 5, everything_but_3, batch_size=2
+    )
     assert items.tolist() == [[2, 0, 1, PAD, PAD]]
     assert np.isneginf(values[0, 3:]).all() and np.isfinite(values[0, :3]).all()
     items, _ = ev.top_k(lambda users: table[users], np.array([1]), ITEMS + 2, batch_size=2)
@@ -373,23 +428,32 @@ def test_top_k_pads_and_ranks_nan_last():
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
 def test_sharded_scores_give_the_same_result():
     data, score_fn = make_dataset(), make_scorer()
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    mesh = jax.make_mesh(
+        (2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2]
+    )
     sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))
     want = ev.evaluate_rank(score_fn, data, 2, batch_size=8)
-    got = ev.evaluate_rank(lambda users: jax.device_put(score_fn(users), sharding), data, 2, batch_size=8)
+    got = ev.evaluate_rank(
+        lambda users: jax.device_put(score_fn(users), sharding), data, 2, batch_size=8
+    )
     assert got.metrics == want.metrics and got.slices == want.slices
 
 
 @pytest.mark.parametrize(("shape", "items"), [((1, 8), ITEMS), ((2, 4), 48), ((8, 1), ITEMS)])
 def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape, items):
-    mesh = sharding.make_mesh(*shape)
+    mesh = make_mesh(*shape)
     spec = jax.P("data", "model") if items % shape[1] == 0 else jax.P("data")
-    table = np.random.default_rng(0).integers(0, 9, (USERS + 3, items)).astype(np.float32)  # with many ties
+    table = (
+        np.random.default_rng(0).integers(0, 9, (USERS + 3, items)).astype(np.float32)
+    )  # with many ties
     table[3, :40], table[4] = np.nan, 7.0
     scores = jax.device_put(table, jax.NamedSharding(mesh, spec))
     seen = (np.repeat(np.arange(3, dtype=np.int32), 45), np.tile(np.arange(45, dtype=np.int32), 3))
     how = {"num_items": items, "k": 7}
-    one, many = ranking.top_k(table, seen, mesh=None, **how), ranking.top_k(scores, seen, mesh=mesh, **how)
+    one, many = (
+        ranking.top_k(table, seen, mesh=None, **how),
+        ranking.top_k(scores, seen, mesh=mesh, **how),
+    )
     np.testing.assert_array_equal(one, many)
     text = ranking.top_k.lower(scores, seen, mesh=mesh, **how).compile().as_text()
     best = [f"{kind}[{len(table) // shape[0]},{shape[1] * 7}]" for kind in ("f32", "s32")]
@@ -399,7 +463,9 @@ def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape
 @pytest.mark.parametrize("shape", [None, (1, 1), (1, 8), (2, 4), (8, 1)])
 @pytest.mark.parametrize("batch_size", [8, 30])
 def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatch):
-    """Factors whose scores are whole numbers, so that they tie often and no order of sums changes them."""
+    """Factors whose scores are whole numbers, so that they tie often and no order of sums changes
+    them.
+    """
     monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
     monkeypatch.setitem(TILE, "cpu", 7 * batch_size)
     data, rng = make_dataset(), np.random.default_rng(0)
@@ -407,11 +473,11 @@ def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatc
     bias = rng.integers(0, 3, ITEMS).astype(np.float32)
     bias[[4, 45]] = np.nan, -np.inf
     scores = jnp.asarray(user @ item.T + bias)
-    mesh = None if shape is None else sharding.make_mesh(*shape)
+    mesh = None if shape is None else make_mesh(*shape)
 
     def factors(users):
         found = Factors(jnp.asarray(user[users]), jnp.asarray(item), jnp.asarray(bias))
-        return found if mesh is None else sharding.put(found, mesh)
+        return found if mesh is None else put(found, mesh)
 
     want = ev.evaluate_rank(lambda users: scores[users], data, 2, ks=(3, 7), batch_size=batch_size)
     jax.clear_caches()  # the sizes of chunks are no arguments
@@ -437,7 +503,9 @@ def test_a_target_never_competes_with_itself(off, monkeypatch):
 
     def lower(self, *where):
         visits.append(where)
-        return chunk(self, *where) - (off if len(visits) > 2 else 0.0)  # a loop and the rest make a visit
+        return chunk(self, *where) - (
+            off if len(visits) > 2 else 0.0
+        )  # a loop and the rest make a visit
 
     monkeypatch.setattr(ranking._Ranked, "_chunk", lower)
     jax.clear_caches()
@@ -454,7 +522,7 @@ def test_a_target_never_competes_with_itself(off, monkeypatch):
 @pytest.mark.parametrize("shape", [None, (2, 4)])
 def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 2**13)
-    mesh = None if shape is None else sharding.make_mesh(*shape)
+    mesh = None if shape is None else make_mesh(*shape)
     users, pairs = 32, jax.ShapeDtypeStruct((64,), np.int32)
 
     def compiled(items):
@@ -469,14 +537,21 @@ def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, mon
     small, large = compiled(2**12), compiled(2**16)
     temporary = [program.memory_analysis().temp_size_in_bytes for program in (small, large)]
     assert temporary[1] <= 1.1 * temporary[0] < 4 * users * 2**16 / 8
-    one = re.compile(r"= (.+?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
+    one = re.compile(
+        r"= (.+?)"
+        r" (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+    )
     sent = [sorted(one.findall(program.as_text())) for program in (small, large)]
     assert sent[0] == sent[1] and bool(sent[0]) == (mesh is not None)
 
 
 def test_evaluate_rate_streams_the_same_numbers():
     rng = np.random.default_rng(0)
-    logits, labels, values = rng.normal(size=(23, 5)).astype(np.float32), rng.integers(0, 5, 23), np.arange(1.0, 6.0)
+    logits, labels, values = (
+        rng.normal(size=(23, 5)).astype(np.float32),
+        rng.integers(0, 5, 23),
+        np.arange(1.0, 6.0),
+    )
     ratings = rng.uniform(1, 5, 23)
     probabilities = np.exp(logits.astype(np.float64))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -487,7 +562,9 @@ def test_evaluate_rate_streams_the_same_numbers():
         seen.shapes.add(rows.shape)
         return jnp.asarray(logits)[rows]
 
-    found, probabilities = ev.evaluate_rate(logits_fn, labels, values=values, ratings=ratings, batch_size=8)
+    found, probabilities = ev.evaluate_rate(
+        logits_fn, labels, values=values, ratings=ratings, batch_size=8
+    )
     assert found == pytest.approx(want)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), rtol=1e-5)
     assert seen.shapes == {(8,)}
@@ -499,7 +576,9 @@ def test_evaluate_rate_of_nan_and_infinite_logits():
     labels, values = np.array([0, 1, 0, 1]), np.array([0.0, 1.0])
 
     def rate(value):
-        return ev.evaluate_rate(lambda rows: jnp.full((len(rows), 2), value), labels, values=values, batch_size=4)[0]
+        return ev.evaluate_rate(
+            lambda rows: jnp.full((len(rows), 2), value), labels, values=values, batch_size=4
+        )[0]
 
     for value in (np.nan, np.inf, -np.inf):
         assert rate(value)["accuracy"] == 0 and rate(value)["mae"] == 1

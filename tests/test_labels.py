@@ -13,15 +13,23 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax, softmax
 from test_pipeline import config, run
 
-from kd_jax import labels, losses, pipeline, sampled
-from kd_jax.catalogue import Factors, Listed, Soft
+from kd_jax import labels as labels_command
+from kd_jax.core.scores import Factors, Listed, TeacherScores
+from kd_jax.core.types import PAD
 from kd_jax.data import lists
 from kd_jax.data.lookup import Lookup
-from kd_jax.distill import Term, gathered, mean_loss
-from kd_jax.models.layers import Frozen
-from kd_jax.models.student import MatrixFactorization, StudentSpec
-from kd_jax.tasks import Rank
-from kd_jax.types import PAD
+from kd_jax.distillation import label_cache
+from kd_jax.distillation.objective import mean_loss
+from kd_jax.distillation.teachers import cached_teacher
+from kd_jax.distillation.term import Term
+from kd_jax.evaluation.tasks import Rank
+from kd_jax.experiment import pipeline
+from kd_jax.losses import sampled
+from kd_jax.losses.softmax import listed
+from kd_jax.models.scorer import Frozen
+from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students.mf import MatrixFactorization
+from kd_jax.training.step import gathered
 
 B, P, N, D, K = 6, 2, 40, 5, 4
 RNG = np.random.default_rng(0)
@@ -36,7 +44,11 @@ def factors(width=D):
 
 def list_of(size=K):
     """Listed items of every position, the last position of the last row without any."""
-    items = np.stack([RNG.permutation(N)[:size] for _ in range(B * P)]).reshape(B, P, size).astype(np.int32)
+    items = (
+        np.stack([RNG.permutation(N)[:size] for _ in range(B * P)])
+        .reshape(B, P, size)
+        .astype(np.int32)
+    )
     items[-1, -1], items[0, 0, 2:] = PAD, PAD
     return Listed(jnp.asarray(items), jnp.asarray(RNG.normal(size=items.shape), jnp.float32))
 
@@ -50,15 +62,23 @@ BATCH = {
     "weights": jnp.asarray(RNG.random((B, P)), jnp.float32),
     "user": jnp.arange(B),
 }
-TEACHERS = {"teacher": Soft(OWN), "big": Soft(BIG, 1 - TRUST), "llm": Soft(LIST, TRUST)}
+TEACHERS = {
+    "teacher": TeacherScores(OWN),
+    "big": TeacherScores(BIG, 1 - TRUST),
+    "llm": TeacherScores(LIST, TRUST),
+}
 
 
 def by_hand(term, logits, trust):
-    """KL or cross-entropy of the lists in LIST against student logits [B, P, N], in numpy, term by term."""
+    """KL or cross-entropy of the lists in LIST against student logits [B, P, N], in numpy, term by
+    term.
+    """
     total, t = 0.0, term.temperature
     for b in range(B):
         for p in range(P):
-            listed = [(i, x) for i, x in zip(LIST.items[b, p], LIST.logits[b, p], strict=True) if i != PAD]
+            listed = [
+                (i, x) for i, x in zip(LIST.items[b, p], LIST.logits[b, p], strict=True) if i != PAD
+            ]
             listed = [(int(i), float(x)) for i, x in listed if WARM[i] or not term.warm]
             if not listed:
                 continue
@@ -73,11 +93,15 @@ def by_hand(term, logits, trust):
 
 
 TERMS = tuple(
-    Term(n, 0.7, t, items=i, teacher="llm") for n in ("kl", "soft_ce") for t, i in ((1.0, "all"), (2.5, "warm"))
+    Term(n, 0.7, t, items=i, teacher="llm")
+    for n in ("kl", "soft_ce")
+    for t, i in ((1.0, "all"), (2.5, "warm"))
 )
 
 
-@pytest.mark.parametrize("term", TERMS, ids=lambda term: f"{term.name}-{term.temperature}-{term.items}")
+@pytest.mark.parametrize(
+    "term", TERMS, ids=lambda term: f"{term.name}-{term.temperature}-{term.items}"
+)
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_loss_of_a_list_is_that_of_the_definition(term, dense):
     logits = STUDENT.dense()
@@ -91,23 +115,31 @@ def test_the_loss_of_a_list_is_that_of_the_definition(term, dense):
 
 def test_the_gradient_of_a_list_is_the_same_from_factors_and_from_logits():
     objective = (Term("ce"), *TERMS)
-    value = jax.jit(lambda scores: loss_of(objective, scores, BATCH, TEACHERS, jnp.asarray(WARM), START)[0])
+    value = jax.jit(
+        lambda scores: loss_of(objective, scores, BATCH, TEACHERS, jnp.asarray(WARM), START)[0]
+    )
     from_logits = jax.grad(lambda s: value(s.dense()))(STUDENT)
-    for one, other in zip(jax.tree.leaves(jax.grad(value)(STUDENT)), jax.tree.leaves(from_logits), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(jax.grad(value)(STUDENT)), jax.tree.leaves(from_logits), strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
 
 
 def test_a_list_of_all_items_is_the_teacher_itself():
     everything = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, P, N))
-    whole = {"teacher": Soft(OWN), "list": Soft(Listed(everything, OWN.dense()))}
+    whole = {"teacher": TeacherScores(OWN), "list": TeacherScores(Listed(everything, OWN.dense()))}
     for name in ("kl", "soft_ce"):
         terms = [Term(name, 1.0, 2.0, items="warm", teacher=teacher) for teacher in whole]
-        one, other = (loss_of((t,), STUDENT, BATCH, whole, jnp.asarray(WARM), START)[0] for t in terms)
+        one, other = (
+            loss_of((t,), STUDENT, BATCH, whole, jnp.asarray(WARM), START)[0] for t in terms
+        )
         assert float(one) == pytest.approx(float(other), rel=1e-5)
 
 
 def test_a_list_on_a_sample_of_every_item_is_the_list_on_the_catalogue():
-    objective = tuple(dataclasses.replace(t, items=f"sampled{'_warm' * t.warm}", negatives=N) for t in TERMS)
+    objective = tuple(
+        dataclasses.replace(t, items=f"sampled{'_warm' * t.warm}", negatives=N) for t in TERMS
+    )
     once = sampled.Draws(jnp.arange(N, dtype=jnp.int32), jnp.zeros(N))
     full, _ = loss_of(TERMS, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
     part, _ = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START, None, once)
@@ -121,7 +153,8 @@ def test_several_teachers_are_the_sum_of_each_alone():
     )  # fmt: skip
     total, means = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
     alone = [
-        loss_of((t,), STUDENT, BATCH, {t.teacher: TEACHERS[t.teacher]}, jnp.asarray(WARM), START) for t in objective
+        loss_of((t,), STUDENT, BATCH, {t.teacher: TEACHERS[t.teacher]}, jnp.asarray(WARM), START)
+        for t in objective
     ]
     assert float(total) == pytest.approx(float(sum(value for value, _ in alone)), rel=1e-5)
     assert list(means) == ["ce", "kl", "kl:big", "kl:llm", "soft_ce:big"]
@@ -133,24 +166,33 @@ def test_several_teachers_are_the_sum_of_each_alone():
 def test_an_example_of_weight_zero_adds_nothing_and_lifts_no_other():
     term = (Term("kl", teacher="llm"),)
     some = TRUST.at[:3].set(0.0)
-    parts = [loss_of(term, STUDENT, BATCH, {"llm": Soft(LIST, w)}, None, START)[0] for w in (TRUST, some, TRUST - some)]
+    parts = [
+        loss_of(term, STUDENT, BATCH, {"llm": TeacherScores(LIST, w)}, None, START)[0]
+        for w in (TRUST, some, TRUST - some)
+    ]
     assert float(parts[0]) == pytest.approx(float(parts[1] + parts[2]), rel=1e-5)
-    slope = jax.grad(lambda s: loss_of(term, s, BATCH, {"llm": Soft(LIST, some)}, None, START)[0])(STUDENT)
+    slope = jax.grad(
+        lambda s: loss_of(term, s, BATCH, {"llm": TeacherScores(LIST, some)}, None, START)[0]
+    )(STUDENT)
     assert not np.any(slope.contexts[:3]) and np.any(slope.contexts[3:])
 
 
 def test_certainty_is_one_less_the_share_of_the_largest_entropy():
     logits = RNG.normal(size=(3, 7)).astype(np.float32)
     p = softmax(logits, -1)
-    np.testing.assert_allclose(labels.certainty(logits), 1 + (p * np.log(p)).sum(-1) / np.log(7), rtol=1e-4)
-    assert labels.certainty(jnp.zeros((1, 7))) == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(
+        label_cache.certainty(logits), 1 + (p * np.log(p)).sum(-1) / np.log(7), rtol=1e-4
+    )
+    assert label_cache.certainty(jnp.zeros((1, 7))) == pytest.approx(0.0, abs=1e-6)
 
 
 # reading
 
 
 def jsonl(path, *rows):
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    path.write_text(
+        "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    )
     return path
 
 
@@ -181,15 +223,21 @@ def test_every_kind_of_list_is_a_distribution_and_what_is_not_found_is_counted(d
     np.testing.assert_array_equal(found.items, [[PAD, PAD], [0, 2], [3, 4], [5, 7]])
     assert found.weights.tolist() == [0.0, 0.5, 1.0, 1.0] and found.history == 2
     np.testing.assert_array_equal(found.by_user[:4], [1, 2, 0, 0])
-    p, _ = losses.listed(found.items, found.logits)
-    np.testing.assert_allclose(p[1:], [softmax([0, -2 / 2.0]), softmax([2.0, -1.0]), [0.75, 0.25]], rtol=1e-5)
-    warmer, _ = losses.listed(found.items[3], found.logits[3], 2.0)
+    p, _ = listed(found.items, found.logits)
+    np.testing.assert_allclose(
+        p[1:], [softmax([0, -2 / 2.0]), softmax([2.0, -1.0]), [0.75, 0.25]], rtol=1e-5
+    )
+    warmer, _ = listed(found.items[3], found.logits[3], 2.0)
     np.testing.assert_allclose(warmer, np.sqrt([3, 1]) / np.sqrt([3, 1]).sum(), rtol=1e-5)
     said = " | ".join(found.notes)
     assert "3 lists of up to 2 items" in said and "2 of 15 users, items and titles" in said
     assert "'nobody'" in said and "user 5" in said and "1 lines are left" in said
     assert "1 items stand in their list twice" in said and "say nothing here: model" in said
-    toy.refused(lambda: lists.read(path, data, max_unmatched=0.1), "l.jsonl:1: 2 of 15", "distill.max_unmatched")
+    toy.refused(
+        lambda: lists.read(path, data, max_unmatched=0.1),
+        "l.jsonl:1: 2 of 15",
+        "distill.max_unmatched",
+    )
 
 
 def test_a_list_belongs_to_the_positions_that_end_with_its_history(data, tmp_path):
@@ -202,7 +250,9 @@ def test_a_list_belongs_to_the_positions_that_end_with_its_history(data, tmp_pat
     found = lists.read(path, data)
     history = np.array([[PAD, 1, 2, 3], [2, 3, 4, 2], [PAD, PAD, 1, 2]], np.int32)
     user = np.array([0, 1, 2])
-    np.testing.assert_array_equal(found.place(user, history, "all"), [[0, 0, 2, 0], [1, 0, 0, 3], [0, 0, 0, 2]])
+    np.testing.assert_array_equal(
+        found.place(user, history, "all"), [[0, 0, 2, 0], [1, 0, 0, 3], [0, 0, 0, 2]]
+    )
     np.testing.assert_array_equal(found.place(user, history, "user"), [[0], [3], [2]])
     np.testing.assert_array_equal(found.place(user, history[:, -1:], "user"), [[0], [3], [1]])
 
@@ -231,10 +281,27 @@ def test_a_bad_line_is_refused_with_its_number(data, tmp_path, row, message):
 
 def test_all_bad_lines_are_named_at_once(data, tmp_path):
     good, bad = {"user": 100, "items": [500]}, '{"user": 101'
-    path = jsonl(tmp_path / "l.jsonl", bad, good, {"user": 102}, *[bad] * 5, {"user": 103, "items": [501]}, good)
-    told = "l.jsonl:1: no JSON (", "; line 3: 'items' is None; it must be", "; and 3 more, in lines 7, 8, 10"
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        bad,
+        good,
+        {"user": 102},
+        *[bad] * 5,
+        {"user": 103, "items": [501]},
+        good,
+    )
+    told = (
+        "l.jsonl:1: no JSON (",
+        "; line 3: 'items' is None; it must be",
+        "; and 3 more, in lines 7, 8, 10",
+    )
     toy.refused(lambda: lists.read(path, data), *told)
-    path = jsonl(tmp_path / "l.jsonl", good, {"user": 101, "items": ["b", 9, "b"]}, {"user": 9, "items": [501, "b"]})
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        good,
+        {"user": 101, "items": ["b", 9, "b"]},
+        {"user": 9, "items": [501, "b"]},
+    )
     toy.refused(
         lambda: lists.read(path, data),
         "l.jsonl:2: 5 of 9",
@@ -266,14 +333,21 @@ def big(world, tmp_path_factory):
 
 def taught(world, big, path, **fields):
     sources = (("llm", str(path)), ("big", str(big), "entropy"))
-    return config(world, **{"stages": SOURCES, "distill.sources": sources, "distill.terms": TEACHING} | fields)
+    return config(
+        world, **{"stages": SOURCES, "distill.sources": sources, "distill.terms": TEACHING} | fields
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(world, big, tmp_path_factory):
-    """A run that learns from lists for half of the users and from another workdir, without a teacher of its own."""
+    """A run that learns from lists for half of the users and from another workdir, without a
+    teacher of its own.
+    """
     folder = tmp_path_factory.mktemp("taught")
-    path = jsonl(folder / "l.jsonl", *({"user": u, "items": [500 + u % 24, f"film {u % 10}"]} for u in range(100, 120)))
+    path = jsonl(
+        folder / "l.jsonl",
+        *({"user": u, "items": [500 + u % 24, f"film {u % 10}"]} for u in range(100, 120)),
+    )
     run(taught(world, big, path), folder / "run")
     return folder / "run", path
 
@@ -290,13 +364,15 @@ def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, 
     workdir, path = finished
     logged = losses_of(workdir)
     assert {"ce", "kl:llm", "kl:big"} <= logged["distilled"]
-    assert "kl:big" in logged["control"] and "kl:llm" not in logged["control"], "lists may come from a language model"
+    assert "kl:big" in logged["control"] and "kl:llm" not in logged["control"], (
+        "lists may come from a language model"
+    )
     assert not (workdir / "teacher").exists()
     kinds = {one.parent.name for one in (workdir / "labels").glob("*/*/done.json")}
     assert len(list((workdir / "labels").glob("*/*/done.json"))) == 2 and len(kinds) == 2
-    found = labels.read(next((workdir / "labels/llm").iterdir()))
+    found = label_cache.read(next((workdir / "labels/llm").iterdir()))
     assert np.count_nonzero(found["list"]) == 20
-    assert 0 < labels.read(next((workdir / "labels/big").iterdir()))["weights"].min() < 1
+    assert 0 < label_cache.read(next((workdir / "labels/big").iterdir()))["weights"].min() < 1
     capsys.readouterr()
     run(taught(world, big, path), workdir)
     assert "labels:" not in capsys.readouterr().out, "nothing is parsed again"
@@ -304,41 +380,50 @@ def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, 
 
 def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished, tmp_path, capsys):
     workdir, _ = finished
-    assert labels.main(["--workdir", str(workdir), "--rows", "30"]) == 0
+    assert labels_command.main(["--workdir", str(workdir), "--rows", "30"]) == 0
     said = capsys.readouterr().out
     assert said.count("30 rows again") == 2 and "bytes each, read in" in said
     (file,) = (workdir / "labels/big").glob("*/rows-*.safetensors")
     whole = file.read_bytes()
     rows = load_file(file)
     save_file(rows | {"contexts": rows["contexts"] * 1.01}, file)
-    assert labels.main(["--workdir", str(workdir)]) == 1
+    assert labels_command.main(["--workdir", str(workdir)]) == 1
     assert "labels/big" in (said := capsys.readouterr().out) and said.count("(WRONG)") == 1
     save_file(rows | {"contexts": rows["contexts"] * np.nan}, file)
-    assert labels.main(["--workdir", str(workdir)]) == 1
+    assert labels_command.main(["--workdir", str(workdir)]) == 1
     assert "differ by at most nan" in capsys.readouterr().out
     file.write_bytes(whole)
-    assert labels.main(["--workdir", str(tmp_path)]) == 2
+    assert labels_command.main(["--workdir", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
 
 
 def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_path, capsys):
-    path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]})
+    path = jsonl(
+        tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]}
+    )
     fields = {"distill.sources": (("llm", str(path)),), "distill.terms": (TEACHING[1],)}
     run(config(world, stages=("data", "labels"), **fields), tmp_path / "run")
     assert "1 of 2 lists are used, the others fit no training example" in capsys.readouterr().out
-    assert labels.main(["--workdir", str(tmp_path / "run")]) == 0
+    assert labels_command.main(["--workdir", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("rows again") == 1
 
 
 def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big, tmp_path, capsys):
     path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
-    fields = {"distill.terms": TEACHING[:2], "train.steps": 4, "train.eval_every": 2, "stages": (*SOURCES, "student")}
+    fields = {
+        "distill.terms": TEACHING[:2],
+        "train.steps": 4,
+        "train.eval_every": 2,
+        "stages": (*SOURCES, "student"),
+    }
     c = taught(world, big, path, **fields)
     c.stages = (*c.stages, "evaluate", "report")
     run(c, tmp_path / "run")
     said = " ".join(capsys.readouterr().out.split())
     assert "no term of distill.terms reads big" in said
-    assert "control: without llm, which may hold a language model; it learns from clicks alone" in said
+    assert (
+        "control: without llm, which may hold a language model; it learns from clicks alone" in said
+    )
     assert "Without a control distilled from an ID-only teacher" in said
     gain = json.loads((tmp_path / "run/report/metrics.json").read_text())["gain"]["ndcg@10"]
     assert "distilled" in gain and "lm_share" not in gain
@@ -357,17 +442,25 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
     indptr, items = data.targets(0)
     one = [int(500 + item) for item in items[indptr[3] + 4 : indptr[3] + 7]]
     path = jsonl(
-        tmp_path / "l.jsonl", {"history": one, "items": [500, 501]}, {"user": 110, "items": [505], "weight": 3}
+        tmp_path / "l.jsonl",
+        {"history": one, "items": [500, 501]},
+        {"user": 110, "items": [505], "weight": 3},
     )
     examples = Rank(data, "ndcg@10", ("ndcg",), (10,), 16).examples("all", history=6)
-    labeller = labels.of_lists(lists.read(path, data), data.num_items, positions="all", confidence="entropy")
-    labels.write(tmp_path / "labels", labeller, examples, batch_size=16)
-    found = labels.read(tmp_path / "labels")
+    labeller = label_cache.of_lists(
+        lists.read(path, data), data.num_items, positions="all", confidence="entropy"
+    )
+    label_cache.write(tmp_path / "labels", labeller, examples, batch_size=16)
+    found = label_cache.read(tmp_path / "labels")
     assert found["list"].shape == (40, 6) and found["list"][10, -1] == 2
-    np.testing.assert_array_equal(found["list"][3], [0, 0, 0, 1, 0, 0])  # the window starts at the user's fourth item
+    np.testing.assert_array_equal(
+        found["list"][3], [0, 0, 0, 1, 0, 0]
+    )  # the window starts at the user's fourth item
     p = softmax([0, -0.1])
-    np.testing.assert_allclose(found["list_weights"], [0, 1 + np.sum(p * np.log(p)) / np.log(24), 3.0], rtol=1e-5)
-    teacher = labels.cached(tmp_path / "labels")
+    np.testing.assert_allclose(
+        found["list_weights"], [0, 1 + np.sum(p * np.log(p)) / np.log(24), 3.0], rtol=1e-5
+    )
+    teacher = cached_teacher(tmp_path / "labels")
     said = teacher.scores(teacher.arrays, examples.gather(np.array([10, 3])))
     assert said.scores.items.shape == (2, 6, 2) and np.count_nonzero(said.weights) == 2
 
@@ -392,7 +485,9 @@ def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
     names = {"LISTS": str(path), "BIG": str(big), "FOLDER": str(tmp_path)}
     if "distill.sources" in fields:
         fields = fields | {
-            "distill.sources": tuple(tuple(names.get(x, x) for x in one) for one in fields["distill.sources"])
+            "distill.sources": tuple(
+                tuple(names.get(x, x) for x in one) for one in fields["distill.sources"]
+            )
         }
     capsys.readouterr()
     assert pipeline.main(taught(world, big, path, **fields), tmp_path / "run") == 2
@@ -402,16 +497,24 @@ def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
 
 
 def test_gathered_rows_hold_the_listed_items():
-    model = MatrixFactorization(StudentSpec(B, N, np.zeros(N, np.float32), WARM, dim=D), rngs=nnx.Rngs(0))
+    model = MatrixFactorization(
+        StudentSpec(B, N, np.zeros(N, np.float32), WARM, dim=D), rngs=nnx.Rngs(0)
+    )
     model.proposal = Frozen(jnp.asarray(sampled.proposal(np.ones(N), 0.0)))
     objective = (
         Term("ce", items="sampled", negatives=8, top=2),
         Term("kl", items="sampled", negatives=8, top=2, teacher="llm"),
     )
-    teachers = {"llm": Soft(LIST), "big": Soft(BIG)}
-    given = jax.jit(lambda key: gathered(model, objective, BATCH, teachers, key, False))(jax.random.key(0))
+    teachers = {"llm": TeacherScores(LIST), "big": TeacherScores(BIG)}
+    given = jax.jit(lambda key: gathered(model, objective, BATCH, teachers, key, False))(
+        jax.random.key(0)
+    )
     places = np.asarray(given.teachers["llm"].scores.items)
     there = np.asarray(LIST.items) != PAD
-    np.testing.assert_array_equal(np.asarray(given.rows["item"])[places[there]], np.asarray(LIST.items)[there])
+    np.testing.assert_array_equal(
+        np.asarray(given.rows["item"])[places[there]], np.asarray(LIST.items)[there]
+    )
     assert np.all(places[~there] == PAD)
-    np.testing.assert_allclose(given.teachers["big"].scores.vectors[places[0, 0, 0]], BIG.vectors[LIST.items[0, 0, 0]])
+    np.testing.assert_allclose(
+        given.teachers["big"].scores.vectors[places[0, 0, 0]], BIG.vectors[LIST.items[0, 0, 0]]
+    )

@@ -1,4 +1,6 @@
-"""Training examples and trends against brute force: nothing later than a target, and nothing of the target, is read."""
+"""Training examples and trends against brute force: nothing later than a target, and nothing of the
+target, is read.
+"""
 
 import dataclasses
 
@@ -7,12 +9,17 @@ import numpy as np
 import pytest
 import toy
 
-from kd_jax import tasks
+from kd_jax.core.types import PAD
 from kd_jax.data import dataset as datasets
-from kd_jax.data import loader
-from kd_jax.data.loader import TEST, TRAIN, VALID, rate_examples, sequence_examples, snapshot_examples, user_examples
-from kd_jax.data.trends import DAY, SCALES, trends
-from kd_jax.types import PAD
+from kd_jax.data.examples import base
+from kd_jax.data.examples.rating import rate_examples
+from kd_jax.data.examples.sequence import sequence_examples
+from kd_jax.data.examples.snapshot import snapshot_examples
+from kd_jax.data.examples.user import user_examples
+from kd_jax.data.popularity import DAY, SCALES, trends
+from kd_jax.data.splits import TEST, TRAIN, VALID
+from kd_jax.evaluation import tasks
+from kd_jax.models import scorer
 
 
 def data(split="temporal", **options):
@@ -35,20 +42,30 @@ def real(row):
 @pytest.mark.parametrize("unit", ["interactions", "days"])
 def test_user_examples_weigh_by_age_and_a_row_sums_to_one(unit):
     d = data()
-    got = user_examples(d, history=5, decay=0.01 if unit == "days" else 2.0, decay_unit=unit, user_power=0.0)
+    got = user_examples(
+        d, history=5, decay=0.01 if unit == "days" else 2.0, decay_unit=unit, user_power=0.0
+    )
     batch = got.gather(np.arange(got.size))
-    np.testing.assert_allclose(batch["target_weights"].sum((1, 2)), 1, rtol=1e-5)  # even long after the last one
+    np.testing.assert_allclose(
+        batch["target_weights"].sum((1, 2)), 1, rtol=1e-5
+    )  # even long after the last one
     got = user_examples(d, history=5, decay=3.0, decay_unit=unit)
     batch = got.gather(np.arange(got.size))
     end = d.timestamp[d.split == TRAIN].max()
     for row, user in enumerate(batch["user"]):
         mine = events(d, user, [TRAIN])
-        ages = np.array([(end - t) / DAY for t, _ in mine]) if unit == "days" else np.arange(len(mine))[::-1]
+        ages = (
+            np.array([(end - t) / DAY for t, _ in mine])
+            if unit == "days"
+            else np.arange(len(mine))[::-1]
+        )
         share = np.exp(-ages / 3.0) / np.exp(-ages / 3.0).sum()
         order = np.argsort([i for _, i in mine])
         kept = batch["targets"][row, 0] != PAD
         place = np.argsort(batch["targets"][row, 0][kept])
-        np.testing.assert_allclose(batch["target_weights"][row, 0][kept][place], share[order], rtol=1e-4)
+        np.testing.assert_allclose(
+            batch["target_weights"][row, 0][kept][place], share[order], rtol=1e-4
+        )
         assert real(batch["history"][row]) == [i for _, i in mine[-5:]]
 
 
@@ -90,7 +107,9 @@ def test_trends_count_what_was_strictly_before_each_moment():
         for scale, days in enumerate(SCALES):
             age = (found.times[row] - d.timestamp[before]) / (days * DAY)
             counts = np.bincount(d.item[before], np.exp(-age), d.num_items)
-            np.testing.assert_allclose(found.features[row, :, scale], 0.3 * np.log1p(counts / 0.03), atol=2e-4)
+            np.testing.assert_allclose(
+                found.features[row, :, scale], 0.3 * np.log1p(counts / 0.03), atol=2e-4
+            )
         np.testing.assert_array_equal(
             found.features[row, :, -2], np.bincount(d.item[before], minlength=d.num_items) == 0
         )
@@ -119,13 +138,16 @@ def test_positions_beyond_32_bits_stay_on_the_host_and_are_read_there():
     assert got.on_device
     far = 2**31 + 5  # interactions, of which the second user has the last seven
     items = np.broadcast_to(np.int32(9), far)
-    indptr = loader._compact(np.array([0, far - 7, far]))
+    indptr = base.compact(np.array([0, far - 7, far]))
     tables = {"users": np.arange(2, dtype=np.int32), "indptr": indptr, "items": items}
     got = dataclasses.replace(got, size=2, tables=tables)
     assert indptr.dtype == np.int64 and not got.on_device
     batch = got.gather(np.array([1]))
     assert batch["history"].tolist() == [[9, 9, 9]] and batch["targets"].tolist() == [[[9]]]
-    assert loader._compact(np.array([2**31, 4])).dtype == np.int64 and loader._compact(indptr - 7).dtype == np.int32
+    assert (
+        base.compact(np.array([2**31, 4])).dtype == np.int64
+        and base.compact(indptr - 7).dtype == np.int32
+    )
 
 
 class Echo:
@@ -143,7 +165,9 @@ class Echo:
 def test_ranking_reads_what_happened_before_the_split(split, monkeypatch):
     d = data()
     monkeypatch.setattr(tasks, "nnx", Echo)
-    monkeypatch.setattr(tasks, "factorises", lambda _: False)
-    shown = np.asarray(tasks.score_function.__wrapped__(d, None, split, 50)({}, {})(np.arange(d.num_users)))
+    monkeypatch.setattr(scorer, "factorises", lambda _: False)
+    shown = np.asarray(
+        tasks.score_function.__wrapped__(d, None, split, 50)({}, {})(np.arange(d.num_users))
+    )
     for user in range(d.num_users):
         assert real(shown[user]) == [i for _, i in events(d, user, list(range(split)))]

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 from test_train import HISTORY, OBJECTIVE, student_of, task_of
 
-from kd_jax import sharding
-from kd_jax.data.loader import batches
-from kd_jax.meter import Meter, ceiling, device_time, matmul_flops, peak_memory, trace
-from kd_jax.models.layers import split
-from kd_jax.train import Recipe, compiled_step
+from kd_jax.data.examples.base import batches
+from kd_jax.devices import sharding
+from kd_jax.devices.profiling import Meter, ceiling, device_time, matmul_flops, peak_memory, trace
+from kd_jax.models.scorer import split
+from kd_jax.training.loop import compiled_step
+from kd_jax.training.recipe import Recipe
 
 
 def test_matrix_products_are_counted_in_loops_branches_and_gradients():
@@ -31,7 +32,9 @@ def test_matrix_products_are_counted_in_loops_branches_and_gradients():
     assert matmul_flops(jax.jit(scanned), a, b) == 5 * once
     assert matmul_flops(looped, a, b) == 3 * once
     assert matmul_flops(either, a, b) == 3 * once
-    assert matmul_flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), a, b) == 3 * once
+    assert (
+        matmul_flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), a, b) == 3 * once
+    )
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
@@ -45,8 +48,12 @@ def test_a_step_of_matrix_factorisation_costs_what_the_count_says(mesh):
         look_up=examples.look_up,
     )  # fmt: skip
     rows = next(batches(examples, batch_size=16, num_batches=3, seed=0, chunk=3, gather=False))
-    found = matmul_flops(step, state, rows, sharding.put_whole(examples.tables, mesh), constants, None)
-    assert found == 3 * (3 * 2 * 16 * task.dataset.num_items * 16)  # steps x (logits, two gradients)
+    found = matmul_flops(
+        step, state, rows, sharding.put_whole(examples.tables, mesh), constants, None
+    )
+    assert found == 3 * (
+        3 * 2 * 16 * task.dataset.num_items * 16
+    )  # steps x (logits, two gradients)
 
 
 def test_the_times_add_up_and_the_rate_is_held_against_the_ceiling():
@@ -60,7 +67,11 @@ def test_the_times_add_up_and_the_rate_is_held_against_the_ceiling():
     meter.step(2)
     cost = meter.read(8)
     elapsed = time.perf_counter() - began
-    assert cost["step_ms"]["input"] >= 10 and cost["step_ms"]["wait"] >= 5 and cost["step_ms"]["dispatch"] == 0
+    assert (
+        cost["step_ms"]["input"] >= 10
+        and cost["step_ms"]["wait"] >= 5
+        and cost["step_ms"]["dispatch"] == 0
+    )
     assert sum(cost["step_ms"].values()) <= 500 * elapsed + 0.01
     assert cost["flops_utilisation"] == pytest.approx(2e6 / elapsed / (2 * ceiling()), abs=2e-4)
     assert meter.read(8) == {}

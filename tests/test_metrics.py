@@ -1,4 +1,6 @@
-"""Metrics against ranx, scikit-learn, closed forms and a brute-force oracle; ties, masks and NaN."""
+"""Metrics against ranx, scikit-learn, closed forms and a brute-force oracle; ties, masks and
+NaN.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +9,31 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from kd_jax import metrics as m
-from kd_jax.errors import InputError
+from kd_jax.core import types
+from kd_jax.core.errors import InputError
+from kd_jax.evaluation import metrics as m
+from kd_jax.evaluation import significance
 
-numba.config.DISABLE_JIT = True  # compiling ranx takes most of a minute, running it uncompiled a second
+numba.config.DISABLE_JIT = (
+    True  # compiling ranx takes most of a minute, running it uncompiled a second
+)
 import ranx  # noqa: E402, I001
 
 
 @jax.jit
 def target_ranks(scores, rows, items):
-    """As ``kd_jax/ranking.py`` puts the two together where all is on one device and in one chunk."""
+    """As ``kd_jax/ranking.py`` puts the two together where all is on one device and in one
+    chunk.
+    """
     raw = scores.astype(jnp.float32).at[rows, items].get(mode="clip")
     counts = m.count_not_below(scores.astype(jnp.float32), rows, raw) - m.not_below(raw, raw)
     return m.ranks_of(counts, raw, rows, *scores.shape)
 
 
 def brute_force_rank(scores, targets, target):
-    """The definition, written out: pessimistic about ties with non-targets, list order among targets."""
+    """The definition, written out: pessimistic about ties with non-targets, list order among
+    targets.
+    """
     value = {i: -np.inf if np.isnan(scores[i]) else scores[i] for i in targets}
     if scores[target] == -np.inf:
         return len(scores) + 1
@@ -61,16 +71,28 @@ def test_ranks_match_the_definition(case):
     targets = random_targets(rng, 23, 40, 12)
     rows, items = flatten(targets)
     assert len(rows) > m._CHUNK and len(rows) % m._CHUNK  # several chunks, the last one partly full
-    expected = [brute_force_rank(scores[r], targets[r], i) for r, i in zip(rows, items, strict=True)]
+    expected = [
+        brute_force_rank(scores[r], targets[r], i) for r, i in zip(rows, items, strict=True)
+    ]
     np.testing.assert_array_equal(target_ranks(jnp.asarray(scores), rows, items), expected)
 
-    shuffled = rng.permutation(np.append(np.arange(len(rows)), [len(rows)] * 70))  # pairs in any order, with padding
+    shuffled = rng.permutation(
+        np.append(np.arange(len(rows)), [len(rows)] * 70)
+    )  # pairs in any order, with padding
     kept = shuffled < len(rows)
-    padded_rows, padded_items = np.append(rows, 23).astype(np.int32), np.append(items, 0).astype(np.int32)
-    ranks = np.asarray(target_ranks(jnp.asarray(scores), padded_rows[shuffled], padded_items[shuffled]))
+    padded_rows, padded_items = (
+        np.append(rows, 23).astype(np.int32),
+        np.append(items, 0).astype(np.int32),
+    )
+    ranks = np.asarray(
+        target_ranks(jnp.asarray(scores), padded_rows[shuffled], padded_items[shuffled])
+    )
     if case in ("plain", "masked"):  # elsewhere the order of the list decides ties
         np.testing.assert_array_equal(ranks[kept], np.array(expected)[shuffled[kept]])
-    assert all(set(ranks[kept & (padded_rows[shuffled] == r)]) == set(np.array(expected)[rows == r]) for r in range(23))
+    assert all(
+        set(ranks[kept & (padded_rows[shuffled] == r)]) == set(np.array(expected)[rows == r])
+        for r in range(23)
+    )
 
 
 def test_no_pairs_no_ranks():
@@ -84,7 +106,9 @@ def test_a_constant_scorer_ranks_the_target_last():
     np.testing.assert_array_equal(ranks, 300)
     r = m.Ranking(ranks, rows, np.full(5, 300))
     values = m.rank_metrics(m.expand([*m.AT_K, *m.WHOLE], [20]), r)
-    assert max(float(v.max()) for v in values.values()) == pytest.approx(1 / 300)  # the MRR; all others are 0
+    assert max(float(v.max()) for v in values.values()) == pytest.approx(
+        1 / 300
+    )  # the MRR; all others are 0
     assert values["auc"].max() == 0
 
 
@@ -96,7 +120,9 @@ def test_a_target_that_ties_with_others_comes_after_them(ties):
 
 
 def test_nan_never_helps():
-    """Replacing any score by NaN, of a target or of a competitor, never improves the rank of any target."""
+    """Replacing any score by NaN, of a target or of a competitor, never improves the rank of any
+    target.
+    """
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(1, 12)).astype(np.float32)
     rows, items = np.zeros(1, np.int32), np.array([5], np.int32)
@@ -138,7 +164,12 @@ def ranked():
     rows, items = flatten(targets)
     ranks = np.asarray(target_ranks(jnp.asarray(scores), rows, items))
     qrels = ranx.Qrels({f"u{u:02}": {f"i{i:02}": 1 for i in t} for u, t in enumerate(targets)})
-    run = ranx.Run({f"u{u:02}": {f"i{i:02}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)})
+    run = ranx.Run(
+        {
+            f"u{u:02}": {f"i{i:02}": float(s) for i, s in enumerate(row)}
+            for u, row in enumerate(scores)
+        }
+    )
     return m.Ranking(ranks, rows, np.full(40, 60)), qrels, run, scores, targets
 
 
@@ -149,16 +180,22 @@ def test_ranking_metrics_match_ranx(ranked, k):
     ours = m.rank_metrics(names, r)
     theirs = ranx.evaluate(qrels, run, names, return_mean=False)
     sizes = np.array([len(t) for t in targets])
-    theirs[f"map@{k}"] = theirs[f"map@{k}"] * sizes / np.minimum(sizes, k)  # ranx divides by all targets, beyond k too
+    theirs[f"map@{k}"] = (
+        theirs[f"map@{k}"] * sizes / np.minimum(sizes, k)
+    )  # ranx divides by all targets, beyond k too
     for name in names:
         assert ours[name].std() > 0
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-6, err_msg=name)
-    np.testing.assert_allclose(m.rank_metrics(["mrr"], r)["mrr"], ranx.evaluate(qrels, run, "mrr", return_mean=False))
+    np.testing.assert_allclose(
+        m.rank_metrics(["mrr"], r)["mrr"], ranx.evaluate(qrels, run, "mrr", return_mean=False)
+    )
 
 
 def test_auc_per_user_matches_scikit_learn(ranked):
     r, _, _, scores, targets = ranked
-    expected = [sk.roc_auc_score(np.isin(np.arange(60), t), s) for s, t in zip(scores, targets, strict=True)]
+    expected = [
+        sk.roc_auc_score(np.isin(np.arange(60), t), s) for s, t in zip(scores, targets, strict=True)
+    ]
     np.testing.assert_allclose(m.auc(r), expected, rtol=1e-12)
 
 
@@ -182,9 +219,11 @@ def test_a_perfect_ranking_scores_one_even_with_more_targets_than_k():
 
 
 def test_coverage_and_novelty_closed_form():
-    lists = np.array([[0, 1], [1, m.PAD], [m.PAD, m.PAD]])
+    lists = np.array([[0, 1], [1, types.PAD], [types.PAD, types.PAD]])
     assert m.coverage(lists, 8) == 2 / 8
-    counts = np.array([3, 0, 0, 0, 0, 0, 0, 5])  # p = (count + 1) / 16: 2 bits for item 0, 4 for item 1
+    counts = np.array(
+        [3, 0, 0, 0, 0, 0, 0, 5]
+    )  # p = (count + 1) / 16: 2 bits for item 0, 4 for item 1
     np.testing.assert_allclose(m.novelty(lists, counts), [3.0, 4.0, np.nan])
 
 
@@ -214,7 +253,9 @@ def test_expand_refuses(metrics, ks, message):
 def test_rate_metrics_match_scikit_learn(num_classes, ties):
     rng = np.random.default_rng(num_classes)
     labels = rng.integers(0, num_classes, 400)
-    raw = rng.random((400, num_classes)) + 0.5 * (labels[:, None] == np.arange(num_classes)[None, :])
+    raw = rng.random((400, num_classes)) + 0.5 * (
+        labels[:, None] == np.arange(num_classes)[None, :]
+    )
     probabilities = np.round(raw, 1) + 0.1 if ties else raw
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     values, ratings = np.linspace(1, 5, num_classes), rng.uniform(1, 5, 400)
@@ -242,7 +283,9 @@ def test_rate_metrics_match_scikit_learn(num_classes, ties):
 def test_rate_metrics_average_over_the_classes_that_occur():
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 3])
     ours = m.rate_metrics(np.eye(5)[predicted], labels, np.arange(5.0))
-    p, r, f, _ = sk.precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    p, r, f, _ = sk.precision_recall_fscore_support(
+        labels, predicted, average="macro", zero_division=0
+    )
     assert (ours["precision"], ours["recall"], ours["f1"]) == pytest.approx((p, r, f))
     assert ours["mae"] == pytest.approx(3 / 4) and ours["rmse"] == pytest.approx(np.sqrt(5 / 4))
 
@@ -259,62 +302,83 @@ def test_rate_metrics_of_a_constant_and_of_nan():
 
 def test_loss_example_in_nats():
     student = np.array([[0.6, 0.4]])
-    assert 0.8 * m.log_loss(student, np.array([0]))[0] + 0.2 * m.log_loss(student, np.array([1]))[0] == pytest.approx(
-        0.591919, abs=1e-6
-    )
+    assert 0.8 * m.log_loss(student, np.array([0]))[0] + 0.2 * m.log_loss(student, np.array([1]))[
+        0
+    ] == pytest.approx(0.591919, abs=1e-6)
 
 
 def test_bootstrap_is_deterministic_and_its_numbers_agree():
     rng = np.random.default_rng(0)
     a = rng.random((3, 500))
     b = a + rng.normal(0.03, 0.2, a.shape)
-    first, again = m.paired_bootstrap(a, b, seed=7), m.paired_bootstrap(a, b, seed=7)
-    assert first == again and first != m.paired_bootstrap(a, b, seed=8)
+    first, again = (
+        significance.paired_bootstrap(a, b, seed=7),
+        significance.paired_bootstrap(a, b, seed=7),
+    )
+    assert first == again and first != significance.paired_bootstrap(a, b, seed=8)
     assert first.baseline == pytest.approx(a.mean()) and first.candidate == pytest.approx(b.mean())
     assert first.relative == pytest.approx(b.mean() / a.mean() - 1)
     low, high = first.ci95
     assert low < first.relative < high and first.p_value < 0.01
-    flat = m.paired_bootstrap(a.mean(axis=0), b.mean(axis=0), seed=7)
+    flat = significance.paired_bootstrap(a.mean(axis=0), b.mean(axis=0), seed=7)
     assert flat.ci95 == pytest.approx(first.ci95)
 
 
 def test_bootstrap_is_paired():
-    """A small gain that every user has is certain, however much users differ; unpaired it would drown."""
+    """A small gain that every user has is certain, however much users differ; unpaired it would
+    drown.
+    """
     a = np.random.default_rng(0).exponential(size=200)
-    gain = m.paired_bootstrap(a, 1.01 * a, resamples=2000)
-    assert gain.ci95 == pytest.approx((0.01, 0.01)) and gain.p_value == 2 / 2001  # the least it can be: never 0
-    assert m.paired_bootstrap(a, np.random.default_rng(1).permutation(1.01 * a), resamples=2000).p_value > 0.5
+    gain = significance.paired_bootstrap(a, 1.01 * a, resamples=2000)
+    assert (
+        gain.ci95 == pytest.approx((0.01, 0.01)) and gain.p_value == 2 / 2001
+    )  # the least it can be: never 0
+    assert (
+        significance.paired_bootstrap(
+            a, np.random.default_rng(1).permutation(1.01 * a), resamples=2000
+        ).p_value
+        > 0.5
+    )
 
 
 def test_bootstrap_interval_covers_and_p_value_is_calibrated():
-    """400 experiments of 80 users: 95 % intervals hold the true gain, and p < 0.05 happens in 5 % of null ones.
+    """400 experiments of 80 users: 95 % intervals hold the true gain, and p < 0.05 happens in 5 %
+    of null ones.
 
-    Binomial spread at 400 draws is 1.1 points; the band of 4 points allows for the known optimism of percentile
-    intervals at this size.
+    Binomial spread at 400 draws is 1.1 points; the band of 4 points allows for the known optimism
+    of percentile intervals at this size.
     """
     rng = np.random.default_rng(5)
     covered, rejected = [], []
     for i in range(400):
         a = rng.normal(1.0, 0.3, 80)
         b = a + rng.normal(0.1, 0.3, 80)
-        low, high = m.paired_bootstrap(a, b, resamples=1000, seed=i).ci95
+        low, high = significance.paired_bootstrap(a, b, resamples=1000, seed=i).ci95
         covered.append(low <= 0.1 <= high)
-        rejected.append(m.paired_bootstrap(a, b - 0.1, resamples=1000, seed=i).p_value < 0.05)
+        rejected.append(
+            significance.paired_bootstrap(a, b - 0.1, resamples=1000, seed=i).p_value < 0.05
+        )
     assert np.mean(covered) == pytest.approx(0.95, abs=0.04)
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.04)
 
 
 def test_bootstrap_edges():
-    nothing = m.paired_bootstrap(np.zeros(20), np.full(20, 0.1), resamples=500)
+    nothing = significance.paired_bootstrap(np.zeros(20), np.full(20, 0.1), resamples=500)
     assert nothing.relative is None and nothing.ci95 == (None, None) and nothing.p_value < 0.01
-    same = m.paired_bootstrap(np.ones(20), np.ones(20), resamples=500)
+    same = significance.paired_bootstrap(np.ones(20), np.ones(20), resamples=500)
     assert same.relative == 0 and same.p_value == 1 and same.ci95 == (0, 0)
     rare = np.zeros(40)
-    rare[0] = 1.0  # a third of the resamples hold nobody whom the baseline serves: the upper bound does not exist
-    assert m.paired_bootstrap(rare, np.ones(40), resamples=500).ci95[1] is None
-    gap = m.paired_bootstrap(np.array([1.0, np.nan, 2.0]), np.array([1.0, 5.0, np.nan]), resamples=500)
+    rare[0] = (
+        # a third of the resamples hold nobody whom the baseline serves: the upper bound does not
+        # exist
+        1.0
+    )
+    assert significance.paired_bootstrap(rare, np.ones(40), resamples=500).ci95[1] is None
+    gap = significance.paired_bootstrap(
+        np.array([1.0, np.nan, 2.0]), np.array([1.0, 5.0, np.nan]), resamples=500
+    )
     assert (gap.baseline, gap.candidate) == (1.0, 1.0)
     with pytest.raises(InputError, match="3 users.*2"):
-        m.paired_bootstrap(np.ones(3), np.ones(2))
+        significance.paired_bootstrap(np.ones(3), np.ones(2))
     with pytest.raises(InputError, match="no user"):
-        m.paired_bootstrap(np.full(3, np.nan), np.ones(3))
+        significance.paired_bootstrap(np.full(3, np.nan), np.ones(3))

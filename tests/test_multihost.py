@@ -1,4 +1,6 @@
-"""Several processes on one machine, each with its own CPU device: like one process, stopped together, resumed alike."""
+"""Several processes on one machine, each with its own CPU device: like one process, stopped
+together, resumed alike.
+"""
 
 import os
 import shutil
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 from test_pipeline import ROOT, config, flags, metrics_of, run
 
-from kd_jax import labels
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.distillation import label_cache
+from kd_jax.training.checkpoint import Checkpoints
 
 FIELDS = {
     "stages": ("data", "student"),
@@ -99,7 +101,9 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
     assert statuses == [0], said
     assert f"goes on from the checkpoint of step {saved}" in said[0]
     found, expected = (final(folder)["params"] for folder in (tmp_path / "alone", whole))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected
+    )
 
 
 def test_a_process_that_fails_alone_ends_at_once_and_says_why(world, tmp_path):
@@ -115,7 +119,9 @@ def test_a_process_that_fails_alone_ends_at_once_and_says_why(world, tmp_path):
 
 
 def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, tmp_path):
-    """A language model in training, labels, students and ranking, all of them over 2 x 2 devices of four processes."""
+    """A language model in training, labels, students and ranking, all of them over 2 x 2 devices of
+    four processes.
+    """
     fields = {
         "stages": ("data", "teacher", "labels", "distilled", "evaluate"),
         "student.dim": 1024,  # enough for tables that are split
@@ -125,14 +131,23 @@ def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, 
         "eval.ks": (10, 20),
         "train.steps": 20,
     }
-    statuses, said = Job(world, tmp_path / "four", 4, **fields, **{"mesh.data": 2, "mesh.model": 2}).wait()
+    statuses, said = Job(
+        world, tmp_path / "four", 4, **fields, **{"mesh.data": 2, "mesh.model": 2}
+    ).wait()
     assert statuses == [0] * 4, said
     run(config(world, **FIELDS | fields), tmp_path / "one")
-    one, four = (labels.read(tmp_path / name / "labels/teacher.seed0") for name in ("one", "four"))
+    one, four = (
+        label_cache.read(tmp_path / name / "labels/teacher.seed0") for name in ("one", "four")
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), four, one)
-    one, four = (Checkpoints(tmp_path / name / "distilled").plain(20)["params"] for name in ("one", "four"))
+    one, four = (
+        Checkpoints(tmp_path / name / "distilled").plain(20)["params"] for name in ("one", "four")
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), four, one)
     one, four = (metrics_of(tmp_path / name)["models"] for name in ("one", "four"))
     for row, other in zip(one, four, strict=True):
         for metric in ("auc", "ndcg@10", "coverage@10"):
-            assert other["test"][metric] == pytest.approx(row["test"][metric], abs=0.01), (row["name"], metric)
+            assert other["test"][metric] == pytest.approx(row["test"][metric], abs=0.01), (
+                row["name"],
+                metric,
+            )

@@ -1,4 +1,6 @@
-"""benchmarks/peers.py without any peer: the split's file, the metrics, and what becomes of those who cannot run."""
+"""benchmarks/peers.py without any peer: the split's file, the metrics, and what becomes of those
+who cannot run.
+"""
 
 import argparse
 import sys
@@ -30,7 +32,9 @@ def test_the_split_is_read_as_it_was_written(tmp_path, fit_valid):
 
 def test_settings_are_chosen_a_step_earlier_without_test():
     earlier = split().earlier()
-    assert [part.tolist() for part in earlier.fit()] == [[0, 2, 3], [5, 6, 7]], "what was train, is learned from"
+    assert [part.tolist() for part in earlier.fit()] == [[0, 2, 3], [5, 6, 7]], (
+        "what was train, is learned from"
+    )
     assert earlier.test.tolist() == [8, 9], "what was valid, is judged by"
     assert not np.isin([10, 11], np.concatenate([*earlier.seen(), earlier.test])).any()
 
@@ -39,7 +43,9 @@ def test_generated_data_keep_their_shape_and_leave_one_out():
     raw = peers.generate(users=60, items=40, rows=1500)
     found = peers.prepare(raw)
     assert (found.num_users, found.num_items) == (60, 40)
-    newest = raw.interactions.sort("timestamp").group_by("user", maintain_order=True).last().sort("user")
+    newest = (
+        raw.interactions.sort("timestamp").group_by("user", maintain_order=True).last().sort("user")
+    )
     np.testing.assert_array_equal(found.test, newest["item"])
     assert len(found.items) == raw.interactions.height - 2 * 60
 
@@ -54,7 +60,12 @@ def test_hr_and_ndcg_by_hand():
 def test_lists_are_judged_only_if_they_are_what_was_asked_for():
     top = np.arange(10, 20) + np.zeros((2, 1), int)
     assert peer_common.judge(top, split()) == (1.0, pytest.approx((1 + 1 / np.log2(3)) / 2))
-    for user, item, message in ((0, 12, "twice"), (1, 9, "has seen"), (0, 30, "not 10 items"), (0, -1, "not 10 items")):
+    for user, item, message in (
+        (0, 12, "twice"),
+        (1, 9, "has seen"),
+        (0, 30, "not 10 items"),
+        (0, -1, "not 10 items"),
+    ):
         wrong = top.copy()
         wrong[user, 3 if item != 12 else 5] = item
         with pytest.raises(ValueError, match=message):
@@ -65,8 +76,22 @@ def test_lists_are_judged_only_if_they_are_what_was_asked_for():
 
 def test_epochs_are_counted_or_end_with_the_seconds():
     done = []
-    assert len(peer_common.timed_epochs(argparse.Namespace(epochs=3, seconds=None), lambda: done.append(1))) == 3
-    assert len(peer_common.timed_epochs(argparse.Namespace(epochs=3, seconds=1e-9), lambda: done.append(1))) == 1
+    assert (
+        len(
+            peer_common.timed_epochs(
+                argparse.Namespace(epochs=3, seconds=None), lambda: done.append(1)
+            )
+        )
+        == 3
+    )
+    assert (
+        len(
+            peer_common.timed_epochs(
+                argparse.Namespace(epochs=3, seconds=1e-9), lambda: done.append(1)
+            )
+        )
+        == 1
+    )
     assert len(done) == 4
 
 
@@ -92,7 +117,9 @@ def test_what_a_contestant_comes_to(tmp_path, monkeypatch, code, state):
     (tmp_path / "script.py").write_text(code)
     monkeypatch.setattr(peers, "HERE", tmp_path)
     options = argparse.Namespace(threads=1, epochs=None, seconds=None, timeout=1.0)
-    found = peers.run(peers.Contestant("", "script.py", "mf"), sys.executable, tmp_path / "split.npz", options)
+    found = peers.run(
+        peers.Contestant("", "script.py", "mf"), sys.executable, tmp_path / "split.npz", options
+    )
     assert found.keys() == state.keys()
     for name, value in state.items():
         assert found[name] == value or str(found[name]).startswith(str(value))
@@ -103,10 +130,18 @@ def test_who_is_not_installed_is_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(peers, "generate", lambda: small)
     monkeypatch.setattr(peers, "ceilings", lambda *_: {"numpy": 1.0})
     status = peers.main(
-        [f"--implicit={tmp_path / 'absent'}", "--only", "als", "recbole", f"--out={tmp_path / 'out.json'}"]
+        [
+            f"--implicit={tmp_path / 'absent'}",
+            "--only",
+            "als",
+            "recbole",
+            f"--out={tmp_path / 'out.json'}",
+        ]
     )
     printed = capsys.readouterr().out
     assert status == 0
-    assert f"| implicit ALS | skipped: {tmp_path / 'absent'}: No such file or directory |" in printed
+    assert (
+        f"| implicit ALS | skipped: {tmp_path / 'absent'}: No such file or directory |" in printed
+    )
     assert "| RecBole BPR | skipped: no --recbole |" in printed
     assert "kd_jax" not in printed and (tmp_path / "out.json").exists()

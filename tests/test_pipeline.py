@@ -1,4 +1,6 @@
-"""The whole way on a small world: every stage, twice; both tasks; every kind of teacher and student; user errors."""
+"""The whole way on a small world: every stage, twice; both tasks; every kind of teacher and
+student; user errors.
+"""
 
 import errno
 import json
@@ -20,16 +22,21 @@ from safetensors.numpy import load_file
 import kd_jax
 import launch as launcher
 from configs import csv
-from kd_jax import checkpoint, command, pipeline, recommend, sharding
-from kd_jax.checkpoint import Checkpoints
-from kd_jax.errors import InputError
-from kd_jax.files import locked
-from kd_jax.models import hf
-from kd_jax.models.layers import split
-from kd_jax.models.student import student_class
-from kd_jax.progress import Log
-from kd_jax.setup import Setup
-from kd_jax.train import Recipe, compiled_step
+from kd_jax import recommend as recommend_command
+from kd_jax.core import process
+from kd_jax.core.errors import InputError
+from kd_jax.core.files import locked
+from kd_jax.core.logging import Log
+from kd_jax.devices import sharding
+from kd_jax.experiment import pipeline
+from kd_jax.experiment.setup import MODELS, Setup
+from kd_jax.models.language import hf
+from kd_jax.models.scorer import split
+from kd_jax.models.students import student_class
+from kd_jax.training import checkpoint, loop
+from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.loop import compiled_step
+from kd_jax.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +105,7 @@ def test_the_workdir_keeps_its_contract(finished):
     report = metrics_of(finished)
     assert report["schema"] == 1
     rows = {(m["name"], m["seed"]): m for m in report["models"]}
-    assert rows.keys() == {("popularity", None)} | {(n, s) for n in pipeline.MODELS for s in (0, 3)}
+    assert rows.keys() == {("popularity", None)} | {(n, s) for n in MODELS for s in (0, 3)}
     for (name, _), row in rows.items():
         assert 0 <= row["test"]["ndcg@10"] <= 1 and 0 <= row["valid"]["recall@5"] <= 1
         if name != "popularity":
@@ -107,27 +114,41 @@ def test_the_workdir_keeps_its_contract(finished):
     bert = sum(
         tensor.size
         for tensor in load_file(
-            Path(json.loads((finished / "config.json").read_text())["teacher"]["weights"]) / "model.safetensors"
+            Path(json.loads((finished / "config.json").read_text())["teacher"]["weights"])
+            / "model.safetensors"
         ).values()
     )
     assert rows["teacher", 0]["params"] > bert
     gain = report["gain"]["ndcg@10"]
-    mean = {n: np.mean([rows[n, s]["test"]["ndcg@10"] for s in (0, 3)]) for n in ("student", "control", "distilled")}
+    mean = {
+        n: np.mean([rows[n, s]["test"]["ndcg@10"] for s in (0, 3)])
+        for n in ("student", "control", "distilled")
+    }
     assert gain["relative"] == pytest.approx(mean["distilled"] / mean["student"] - 1, rel=1e-4)
-    assert gain["lm_share"]["relative"] == pytest.approx(mean["distilled"] / mean["control"] - 1, rel=1e-4)
+    assert gain["lm_share"]["relative"] == pytest.approx(
+        mean["distilled"] / mean["control"] - 1, rel=1e-4
+    )
     assert gain["ci95"][0] <= gain["relative"] <= gain["ci95"][1]
     for line in (finished / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["model"] in pipeline.MODELS
+        assert json.loads(line)["model"] in MODELS
 
 
 def test_a_second_run_redoes_nothing_and_changes_nothing(finished, world, capsys):
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if "checkpoints" in str(p) and p.is_file()}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in finished.rglob("*")
+        if "checkpoints" in str(p) and p.is_file()
+    }
     old = metrics_of(finished)
     capsys.readouterr()
     run(config(world, seeds=(0, 3)), finished)
     printed = capsys.readouterr().out
     assert printed.count("up to date") == 10 and "labels:" not in printed
-    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if "checkpoints" in str(p) and p.is_file()}
+    assert before == {
+        p: p.stat().st_mtime_ns
+        for p in finished.rglob("*")
+        if "checkpoints" in str(p) and p.is_file()
+    }
     for one, other in zip(old["models"], metrics_of(finished)["models"], strict=True):
         assert one["test"] == other["test"]
 
@@ -136,11 +157,15 @@ def test_exported_vectors_and_weights_give_the_scores_of_the_recommender(finishe
     recommender = kd_jax.load(finished)
     users = pl.read_parquet(finished / "export/user_vectors.parquet")
     items = pl.read_parquet(finished / "export/item_vectors.parquet")
-    scores = users["vector"].to_numpy() @ items["vector"].to_numpy().T + items["bias"].to_numpy()[None]
+    scores = (
+        users["vector"].to_numpy() @ items["vector"].to_numpy().T + items["bias"].to_numpy()[None]
+    )
     user = users["user"][7]
     best = recommender.recommend(user=user, k=5)
     index = {item: i for i, item in enumerate(items["item"])}
-    np.testing.assert_allclose(best["score"], scores[7, [index[i] for i in best["item"]]], rtol=1e-5)
+    np.testing.assert_allclose(
+        best["score"], scores[7, [index[i] for i in best["item"]]], rtol=1e-5
+    )
     data = recommender.dataset
     seen = set(data.item_ids[data.item[data.indptr[7] : data.indptr[8]]])
     unseen = [(s, i) for s, i in zip(scores[7], items["item"], strict=True) if i not in seen]
@@ -157,11 +182,14 @@ def test_recommendations_for_a_new_user_follow_the_history(finished, capsys):
     other = recommender.recommend(history=titles[1:13:4], k=3)
     assert one["title"].to_list() != other["title"].to_list()
     assert not set(one["title"]) & set(titles[0:12:4])
-    assert recommender.recommend(history=[recommender.dataset.item_ids[0]], k=99).height == len(titles) - 1
+    assert (
+        recommender.recommend(history=[recommender.dataset.item_ids[0]], k=99).height
+        == len(titles) - 1
+    )
     arguments = ["--workdir", str(finished), "--history", f"{titles[0]}|{titles[4]}", "-k", "2"]
-    assert recommend.main(arguments) == 0
+    assert recommend_command.main(arguments) == 0
     assert len(capsys.readouterr().out.strip().splitlines()) == 2
-    assert recommend.main(["--workdir", str(finished), "--user", "107"]) == 0
+    assert recommend_command.main(["--workdir", str(finished), "--user", "107"]) == 0
 
 
 def test_fold_in_of_a_known_history_ranks_like_the_trained_user(finished):
@@ -226,7 +254,7 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
 def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     run(config(world, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
-    assert names == {"popularity", *pipeline.MODELS}
+    assert names == {"popularity", *MODELS}
     trained = "teacher.train" in fields
     assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
     if trained:
@@ -235,22 +263,46 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
 
 def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
     stages, steps = ("data", "teacher", "export"), {"teacher.steps": 2, "teacher.eval_every": 2}
-    run(config(world, stages=stages, **steps, **{"teacher.train": "top_n", "teacher.top_n": 1}), tmp_path / "run")
+    run(
+        config(world, stages=stages, **steps, **{"teacher.train": "top_n", "teacher.top_n": 1}),
+        tmp_path / "run",
+    )
     hf.load_encoder(tmp_path / "run/export/teacher")
     assert pipeline.main(config(world, stages=stages, **steps), tmp_path / "frozen") == 2
     assert "nothing to export" in capsys.readouterr().err
 
 
 def test_a_teacher_without_text_has_no_language_model_to_train_or_to_save(world, tmp_path, capsys):
-    fields = {"teacher.item_features": "id", "teacher.train": "top_n", "teacher.steps": 2, "teacher.eval_every": 2}
+    fields = {
+        "teacher.item_features": "id",
+        "teacher.train": "top_n",
+        "teacher.steps": 2,
+        "teacher.eval_every": 2,
+    }
     run(config(world, stages=("data", "teacher", "evaluate"), **fields), tmp_path / "run")
-    assert pipeline.main(config(world, stages=("data", "teacher", "export"), **fields), tmp_path / "run") == 2
+    assert (
+        pipeline.main(
+            config(world, stages=("data", "teacher", "export"), **fields), tmp_path / "run"
+        )
+        == 2
+    )
     assert "nothing to export" in capsys.readouterr().err
 
 
 def test_of_a_flag_given_twice_the_last_counts():
-    given = ["launch.py", "--config=a.py", "--config.seeds=(0,1)", "--workdir=x", "--config.seeds=(2,)"]
-    assert launcher._last(given) == ["launch.py", "--config=a.py", "--workdir=x", "--config.seeds=(2,)"]
+    given = [
+        "launch.py",
+        "--config=a.py",
+        "--config.seeds=(0,1)",
+        "--workdir=x",
+        "--config.seeds=(2,)",
+    ]
+    assert launcher._last(given) == [
+        "launch.py",
+        "--config=a.py",
+        "--workdir=x",
+        "--config.seeds=(2,)",
+    ]
 
 
 @pytest.mark.parametrize(("tuned", "told"), [
@@ -267,7 +319,9 @@ def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told
 
 def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
     def out_of_memory():
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 34745853344 bytes.")
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 34745853344 bytes."
+        )
 
     def interrupted():
         raise KeyboardInterrupt
@@ -276,19 +330,24 @@ def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
         (out_of_memory, 2, "34745853344 bytes.); lower batch_size"),
         (interrupted, 130, "goes on"),
     ):
-        assert command.status(body, tmp_path) == status
+        assert process.status(body, tmp_path) == status
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
     with pytest.raises(ZeroDivisionError):
-        command.status(lambda: 1 // 0, tmp_path)
+        process.status(lambda: 1 // 0, tmp_path)
 
 
-def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(world, tmp_path, monkeypatch):
+def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(
+    world, tmp_path, monkeypatch
+):
     fields = {"stages": ("data", "teacher", "labels", "distilled"), "train.steps": 20}
     run(config(world, **fields), tmp_path / "device")
-    monkeypatch.setattr(pipeline, "TABLES_SHARE", 0)
+    monkeypatch.setattr(loop, "TABLES_SHARE", 0)
     run(config(world, **fields), tmp_path / "host")
-    one, other = (Checkpoints(tmp_path / name / "distilled").plain(20)["params"] for name in ("device", "host"))
+    one, other = (
+        Checkpoints(tmp_path / name / "distilled").plain(20)["params"]
+        for name in ("device", "host")
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
@@ -301,14 +360,26 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
             "train.learning_rate": 0.03,
             "student.dropout": 0.0,
             "data.split": "ratio",
-            "distill.terms": (("ce", 1.0, 1.0, "constant", "all"), ("kl", 1.0, 2.0, "linear", "all")),
+            "distill.terms": (
+                ("ce", 1.0, 1.0, "constant", "all"),
+                ("kl", 1.0, 2.0, "linear", "all"),
+            ),
         },
     )
     run(c, tmp_path / "run")
     report = metrics_of(tmp_path / "run")
     rows = {row["name"]: row["test"] for row in report["models"]}
     assert rows["student"]["auc"] > rows["popularity"]["auc"]
-    assert rows["distilled"].keys() >= {"accuracy", "precision", "recall", "f1", "auc", "log_loss", "rmse", "mae"}
+    assert rows["distilled"].keys() >= {
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "auc",
+        "log_loss",
+        "rmse",
+        "mae",
+    }
     for metric in ("log_loss", "accuracy"):  # means over pairs, as in the table
         for model in ("student", "distilled"):
             assert report["gain"][metric][model] == pytest.approx(rows[model][metric], rel=1e-5)
@@ -316,7 +387,9 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
     assert (tmp_path / "run/report/index.html").exists()
 
 
-def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_not(world, tmp_path):
+def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_not(
+    world, tmp_path
+):
     c = config(
         world,
         stages=("data", "teacher"),
@@ -363,7 +436,12 @@ def flags(world, workdir, **fields):
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_path):
-    fields = {"stages": ("data", "student"), "train.steps": 200, "train.eval_every": 4, "train.patience": 1000}
+    fields = {
+        "stages": ("data", "student"),
+        "train.steps": 200,
+        "train.eval_every": 4,
+        "train.patience": 1000,
+    }
     assert launch(*flags(world, tmp_path / "whole", **fields)).returncode == 0
     kills = 0
     for attempt in range(12):
@@ -376,7 +454,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
         )
         steps = tmp_path / "cut/student/checkpoints"
         seen = set(os.listdir(steps)) if steps.exists() else set()
-        while kills < 3 and child.poll() is None and not (steps.exists() and set(os.listdir(steps)) - seen):
+        while (
+            kills < 3
+            and child.poll() is None
+            and not (steps.exists() and set(os.listdir(steps)) - seen)
+        ):
             time.sleep(0.02)
         if kills < 3 and child.poll() is None:
             time.sleep(0.05 * attempt)
@@ -451,24 +533,45 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(world, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["mf", "sasrec"])
-def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(name, world, tmp_path, monkeypatch):
+def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
+    name, world, tmp_path, monkeypatch
+):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     fields = {"student.name": name, "student.dim": 24}
     with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
         setup = Setup(config(world, **fields), tmp_path, log)
-        built, objective, spec = setup.build("student", 7), setup.objective("student"), setup.student_spec("student")
+        built, objective, spec = (
+            setup.build("student", 7),
+            setup.objective("student"),
+            setup.student_spec("student"),
+        )
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(built.params))
     mesh = sharding.make_mesh(1, 4)
     before = {id(array) for array in jax.live_arrays()}
     _, state = compiled_step(
-        built.graphdef, built.start, objective=objective, tx=Recipe(1, 8, 0.1).tx(), total_steps=1, mesh=mesh, seed=0
+        built.graphdef,
+        built.start,
+        objective=objective,
+        tx=Recipe(1, 8, 0.1).tx(),
+        total_steps=1,
+        mesh=mesh,
+        seed=0,
     )
     shape = built.params["item"].shape
-    tables = [array for array in jax.live_arrays() if id(array) not in before and array.shape == shape]
-    assert len(tables) >= 3 and all(a.sharding.shard_shape(shape) == (shape[0] // 4, shape[1]) for a in tables)
+    tables = [
+        array for array in jax.live_arrays() if id(array) not in before and array.shape == shape
+    ]
+    assert len(tables) >= 3 and all(
+        a.sharding.shard_shape(shape) == (shape[0] // 4, shape[1]) for a in tables
+    )
     where = sharding.tree_shardings(built.params, mesh)
-    text = jax.jit(lambda start: start(), out_shardings=where).lower(built.start).compile().as_text()
-    made = [np.prod([int(n) for n in found.split(",")]) for found in re.findall(r"\w\d+\[([\d,]+)\]", text)]
+    text = (
+        jax.jit(lambda start: start(), out_shardings=where).lower(built.start).compile().as_text()
+    )
+    made = [
+        np.prod([int(n) for n in found.split(",")])
+        for found in re.findall(r"\w\d+\[([\d,]+)\]", text)
+    ]
     assert max(made) < np.prod(shape)
     graphdef, eager, _ = split(student_class(name)(spec, rngs=nnx.Rngs(7)))
     assert graphdef == built.graphdef

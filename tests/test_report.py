@@ -1,4 +1,6 @@
-"""The report: what the page and the table say is what metrics.json holds, whatever is in it or missing from it."""
+"""The report: what the page and the table say is what metrics.json holds, whatever is in it or
+missing from it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from kd_jax import report
-from kd_jax.errors import InputError
+from kd_jax.core.errors import InputError
+from kd_jax.report import page, summary
+from kd_jax.report.page import console_table, render, write
 
 HOSTILE = "<script>alert(1)</script>\"'&$\\alpha$ ${x}"
 NDCG = {
@@ -44,7 +47,10 @@ def rank_metrics() -> dict[str, Any]:
     models = []
     for i, (name, values) in enumerate(NDCG.items()):
         for seed, value in enumerate(values):
-            slices = {part: {"ndcg@10": value * f, "recall@20": value * f * 2} for part, f in FACTORS.items()}
+            slices = {
+                part: {"ndcg@10": value * f, "recall@20": value * f * 2}
+                for part, f in FACTORS.items()
+            }
             models.append(
                 {
                     "name": name,
@@ -63,8 +69,21 @@ def rank_metrics() -> dict[str, Any]:
         "task": "rank",
         "models": models,
         "gain": {"ndcg@10": GAIN, "ndcg@10/warm": GAIN},
-        "dataset": {"name": "Films", "users": 8204, "items": 10506, "interactions": 89112, "split": "temporal"},
-        "serving": [{"name": "reading text", "users_per_second": 3.21, "new_item_seconds": 0.0125, "note": "slow"}],
+        "dataset": {
+            "name": "Films",
+            "users": 8204,
+            "items": 10506,
+            "interactions": 89112,
+            "split": "temporal",
+        },
+        "serving": [
+            {
+                "name": "reading text",
+                "users_per_second": 3.21,
+                "new_item_seconds": 0.0125,
+                "note": "slow",
+            }
+        ],
     }
 
 
@@ -79,7 +98,14 @@ def rate_metrics() -> dict[str, Any]:
         "task": "rate",
         "models": models,
         "dataset": {"name": "Stars"},
-        "gain": {"auc": {"student": 0.8123, "distilled": 0.8234, "relative": 0.0137, "ci95": [0.001, 0.02]}},
+        "gain": {
+            "auc": {
+                "student": 0.8123,
+                "distilled": 0.8234,
+                "relative": 0.0137,
+                "ci95": [0.001, 0.02],
+            }
+        },
     }
 
 
@@ -97,14 +123,29 @@ def learning_log() -> str:
     lines = []
     for seed in (0, 1):
         for step in range(0, 1000, 2):
-            losses = {"loss": 9 - step / 500 + step // 2 % 2, "kl": 2.0, "grad_norm": 1.0, "peak_bytes": 1e9}
-            lines.append(json.dumps({"time": 1.0, "model": "distilled", "seed": seed, "step": step, **losses}))
-        lines.append(json.dumps({"model": "distilled", "seed": seed, "step": 999, "valid": {"ndcg@10": 0.0777}}))
+            losses = {
+                "loss": 9 - step / 500 + step // 2 % 2,
+                "kl": 2.0,
+                "grad_norm": 1.0,
+                "peak_bytes": 1e9,
+            }
+            lines.append(
+                json.dumps(
+                    {"time": 1.0, "model": "distilled", "seed": seed, "step": step, **losses}
+                )
+            )
+        lines.append(
+            json.dumps(
+                {"model": "distilled", "seed": seed, "step": 999, "valid": {"ndcg@10": 0.0777}}
+            )
+        )
     return "\n".join(lines) + "\n"
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and collects text, tables, figures and whatever a browser would load."""
+    """Checks that tags nest, and collects text, tables, figures and whatever a browser would
+    load.
+    """
 
     VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -155,8 +196,10 @@ class Page(HTMLParser):
 @pytest.fixture
 def full(tmp_path: Path) -> Page:
     config = {"data": {"source": "movietweetings"}}
-    workdir = make(tmp_path / "run", rank_metrics(), learning_log(), config=config, manifest={"jax": "0.10.2"})
-    path = report.write(workdir)
+    workdir = make(
+        tmp_path / "run", rank_metrics(), learning_log(), config=config, manifest={"jax": "0.10.2"}
+    )
+    path = write(workdir)
     assert path == workdir / "report" / "index.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -168,7 +211,9 @@ def test_results_hold_every_model_as_measured(full: Page) -> None:
         spread = f"±{statistics.stdev(values):.4f}".replace("0.", ".") if len(values) > 1 else ""
         assert row[1] == mean + spread
         assert row[2].startswith(f"{statistics.fmean(values) * 1.25:.4f}"[1:])
-        assert row[4].startswith(f"{statistics.fmean(values) * 1.6:.4f}"[1:])  # cold among cold only
+        assert row[4].startswith(
+            f"{statistics.fmean(values) * 1.6:.4f}"[1:]
+        )  # cold among cold only
         assert row[5].startswith(f"{statistics.fmean(values) * 2:.4f}"[1:])
     assert full.row("distilled")[-4:] == ["6,172,835", "24.7 MB", "8,539", "6.9 min"]
     assert full.row("popularity")[-1] == "–"  # it was not trained
@@ -181,12 +226,20 @@ def test_gains_serving_dataset_config_and_manifest_are_shown(full: Page) -> None
     assert full.row("NDCG@10") == ["NDCG@10", *cells]
     assert full.row("NDCG@10, warm items") == ["NDCG@10, warm items", *cells]
     assert full.row("reading text") == ["reading text", "3.21", "12.5 ms", "slow"]
-    for text in ("8,204", "10,506", "89,112", "temporal", '"source": "movietweetings"', '"jax": "0.10.2"', "9.1250"):
+    for text in (
+        "8,204",
+        "10,506",
+        "89,112",
+        "temporal",
+        '"source": "movietweetings"',
+        '"jax": "0.10.2"',
+        "9.1250",
+    ):
         assert text in full.text
 
 
 def test_headline_of_the_page_is_the_headline_function(full: Page) -> None:
-    for sentence in re.split(r"(?<=\.) (?=[A-Z])", report.headline(rank_metrics())):
+    for sentence in re.split(r"(?<=\.) (?=[A-Z])", summary.headline(rank_metrics())):
         assert sentence in full.text.replace("\xa0", " ")
 
 
@@ -197,12 +250,19 @@ def test_page_loads_nothing_and_its_ids_are_unique(full: Page) -> None:
             assert (attrs.get(key) or "#").startswith("#")
     assert len(full.ids) == len(set(full.ids))
     references = [a[key] for _, a in full.tags for key in ("href",) if key in a]
-    references += [f"#{i}" for _, a in full.tags if a.get("aria-labelledby") for i in str(a["aria-labelledby"]).split()]
+    references += [
+        f"#{i}"
+        for _, a in full.tags
+        if a.get("aria-labelledby")
+        for i in str(a["aria-labelledby"]).split()
+    ]
     assert references and {str(reference)[1:] for reference in references} <= set(full.ids)
 
 
-def test_styles_load_nothing_and_every_variable_has_a_light_and_a_dark_value(tmp_path: Path) -> None:
-    html = report.render(make(tmp_path / "run", rank_metrics(), learning_log()))
+def test_styles_load_nothing_and_every_variable_has_a_light_and_a_dark_value(
+    tmp_path: Path,
+) -> None:
+    html = render(make(tmp_path / "run", rank_metrics(), learning_log()))
     assert "http" not in html and "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
     light, dark = re.findall(r":root \{(.*?)\}", html, re.S)
@@ -211,7 +271,9 @@ def test_styles_load_nothing_and_every_variable_has_a_light_and_a_dark_value(tmp
     for palette in (light, dark):
         assert used <= set(re.findall(r"--(\w+):", palette))
     svg = "".join(re.findall(r"<svg.*?</svg>", html, re.S))
-    assert re.findall(r"#[0-9a-f]{6}\b", svg) == []  # a fixed colour would vanish on one of the two backgrounds
+    assert (
+        re.findall(r"#[0-9a-f]{6}\b", svg) == []
+    )  # a fixed colour would vanish on one of the two backgrounds
 
 
 def test_charts_and_tables_are_labelled(full: Page) -> None:
@@ -224,20 +286,30 @@ def test_charts_and_tables_are_labelled(full: Page) -> None:
 def test_learning_curves_survive_kills_and_stay_small(tmp_path: Path) -> None:
     log = learning_log()
     cut = '{"model": "distilled", "seed": 0, "st\n[1, 2]\nnull\n{"stage": "data"}\n'
-    again = "".join(f'{{"model": "distilled", "seed": {s}, "step": 998, "loss": 3.25, "kl": NaN}}\n' for s in (0, 1))
-    html = report.render(make(tmp_path / "run", {}, log + cut + again))
-    assert "loss 3.2500; kl 2.0000" in html  # the step logged again replaces the first; NaN is no point
+    again = "".join(
+        f'{{"model": "distilled", "seed": {s}, "step": 998, "loss": 3.25, "kl": NaN}}\n'
+        for s in (0, 1)
+    )
+    html = render(make(tmp_path / "run", {}, log + cut + again))
+    assert (
+        "loss 3.2500; kl 2.0000" in html
+    )  # the step logged again replaces the first; NaN is no point
     path = max(re.findall(r'<path d="([^"]*)"', html), key=len)
     assert 100 < path.count("L") <= 250  # of 500 logged
 
 
 def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
-    page = Page(report.render(make(tmp_path / "run", rate_metrics())))
+    page = Page(render(make(tmp_path / "run", rate_metrics())))
     assert page.rows[0][:5] == ["Model", "AUC", "Log loss", "Accuracy", "RMSE"]
     assert page.row("distilled")[1:5] == [".8234", ".4432", ".7765", "1.0567"]
     assert "±" not in "".join("".join(row) for row in page.rows)
     assert "Distillation improves AUC by +1.4 %" in page.text.replace("\xa0", " ")
-    assert page.bold[-4:] == [".4321", "1.0456", ".8234", ".7765"]  # lower is better for log loss and RMSE
+    assert page.bold[-4:] == [
+        ".4321",
+        "1.0456",
+        ".8234",
+        ".7765",
+    ]  # lower is better for log loss and RMSE
 
 
 @pytest.mark.parametrize(
@@ -249,18 +321,36 @@ def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
         {"models": None, "gain": None, "dataset": None},
         {
             "models": [
-                {"name": "popularity", "seed": 0, "params": 0, "users_per_second": None, "test": {"ndcg@10": 0.0}}
+                {
+                    "name": "popularity",
+                    "seed": 0,
+                    "params": 0,
+                    "users_per_second": None,
+                    "test": {"ndcg@10": 0.0},
+                }
             ]
         },
-        {"models": [{"name": "mine", "seed": 0, "params": 10, "test": {"ndcg@10": float("nan"), "recall@20": 0.5}}]},
-        {"models": [{"name": "student", "test": {"hit_rate@5": 0.5}, "slices": None}], "gain": {"ndcg@10": {}}},
+        {
+            "models": [
+                {
+                    "name": "mine",
+                    "seed": 0,
+                    "params": 10,
+                    "test": {"ndcg@10": float("nan"), "recall@20": 0.5},
+                }
+            ]
+        },
+        {
+            "models": [{"name": "student", "test": {"hit_rate@5": 0.5}, "slices": None}],
+            "gain": {"ndcg@10": {}},
+        },
     ],
 )
 def test_missing_values_are_left_out(tmp_path: Path, metrics: dict[str, Any]) -> None:
-    page = Page(report.render(make(tmp_path / "run", metrics)))
+    page = Page(render(make(tmp_path / "run", metrics)))
     assert "Nothing to compare yet" in page.text
     assert not re.search(r"\b(nan|None|inf)\b", page.text)
-    Console(file=io.StringIO()).print(report.console_table(metrics))
+    Console(file=io.StringIO()).print(console_table(metrics))
 
 
 def test_unknown_numbers_are_a_dash(tmp_path: Path) -> None:
@@ -269,7 +359,7 @@ def test_unknown_numbers_are_a_dash(tmp_path: Path) -> None:
         {"name": "distilled", "params": 7, "test": {"ndcg@10": float("inf"), "recall@20": "0.3"}},
         {"name": "teacher", "params": 9, "test": {"ndcg@10": None, "recall@20": 0.25}},
     ]
-    page = Page(report.render(make(tmp_path / "run", {"models": models})))
+    page = Page(render(make(tmp_path / "run", {"models": models})))
     assert page.row("student")[1:4] == [".5000", "–", "–"]
     assert page.row("distilled")[1:4] == ["–", "–", "7"]
 
@@ -280,10 +370,15 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     metrics["serving"] = [{"name": HOSTILE, "note": HOSTILE}]
     metrics["models"].append({"name": "long_name_" * 20, "params": 5, "test": {"ndcg@10": 0.06}})
     metrics["models"].append(
-        {"name": HOSTILE, "params": 5, "test": {"ndcg@10": 0.07, HOSTILE: 0.5}, "slices": {"warm": {"ndcg@10": 0.07}}}
+        {
+            "name": HOSTILE,
+            "params": 5,
+            "test": {"ndcg@10": 0.07, HOSTILE: 0.5},
+            "slices": {"warm": {"ndcg@10": 0.07}},
+        }
     )
     events = json.dumps({"model": HOSTILE, "step": 1, "loss": 1.0, HOSTILE: 2.0}) + "\n"
-    page = Page(report.render(make(tmp_path / "run", metrics, events, config={HOSTILE: HOSTILE})))
+    page = Page(render(make(tmp_path / "run", metrics, events, config={HOSTILE: HOSTILE})))
     assert page.count("script") == 0
     assert page.text.count("<script>alert(1)</script>") > 8
     assert page.row(HOSTILE)[1] == ".0700"
@@ -302,7 +397,7 @@ def test_broken_input_is_one_line(tmp_path: Path, content: str | None, message: 
     if content is not None:
         (tmp_path / "report/metrics.json").write_text(content)
     with pytest.raises(InputError, match=message) as raised:
-        report.write(tmp_path)
+        write(tmp_path)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "report/index.html").exists()
 
@@ -319,7 +414,10 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
             [
                 "improves NDCG@10 by +20.0 %",
                 "(95 % CI +10.0 % to +30.0 %)",
-                "own share, over a control distilled from an ID-only teacher, is +10.0 % (95 % CI +5.0 % to +15.0 %)",
+                (
+                    "own share, over a control distilled from an ID-only teacher, is +10.0 % (95 %"
+                    " CI +5.0 % to +15.0 %)"
+                ),
             ],
         ),
         (
@@ -332,20 +430,39 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
         ),
         (
             change(-0.1, [-0.2, -0.05], relative=-0.03, ci95=[-0.05, -0.01]),
-            ["makes NDCG@10 worse: −10.0 %", "(95 % CI −20.0 % to −5.0 %)", "no share in it", "−3.0 %"],
+            [
+                "makes NDCG@10 worse: −10.0 %",
+                "(95 % CI −20.0 % to −5.0 %)",
+                "no share in it",
+                "−3.0 %",
+            ],
         ),
         (change(0.2, None), ["changes NDCG@10 by +20.0 %", "may be chance", "Without a control"]),
-        (change(0.2, [None, float("nan")], relative=0.1), ["may be chance", "is +10.0 %; no confidence interval"]),
-        ({"gain": {"log_loss": {"relative": -0.1, "ci95": [-0.2, -0.05]}}}, ["improves Log loss by −10.0 %"]),
-        ({"gain": {"log_loss": {"relative": 0.1, "ci95": [0.05, 0.2]}}}, ["makes Log loss worse: +10.0 %"]),
-        ({"gain": {"ndcg@10/warm": GAIN, "ndcg@10": {"relative": 0.5, "ci95": [0.4, 0.6]}}}, ["NDCG@10 by +50.0 %"]),
+        (
+            change(0.2, [None, float("nan")], relative=0.1),
+            ["may be chance", "is +10.0 %; no confidence interval"],
+        ),
+        (
+            {"gain": {"log_loss": {"relative": -0.1, "ci95": [-0.2, -0.05]}}},
+            ["improves Log loss by −10.0 %"],
+        ),
+        (
+            {"gain": {"log_loss": {"relative": 0.1, "ci95": [0.05, 0.2]}}},
+            ["makes Log loss worse: +10.0 %"],
+        ),
+        (
+            {"gain": {"ndcg@10/warm": GAIN, "ndcg@10": {"relative": 0.5, "ci95": [0.4, 0.6]}}},
+            ["NDCG@10 by +50.0 %"],
+        ),
         ({}, ["Nothing to compare yet"]),
     ],
 )
 def test_headline_says_what_the_interval_allows(metrics: dict[str, Any], says: list[str]) -> None:
     for phrase in says:
-        assert phrase in report.headline(metrics)
-    assert ("improves" in report.headline(metrics)) == (says[0].startswith(("improves", "NDCG@10 by")))
+        assert phrase in summary.headline(metrics)
+    assert ("improves" in summary.headline(metrics)) == (
+        says[0].startswith(("improves", "NDCG@10 by"))
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -354,17 +471,28 @@ def test_console_table_fits(width: int) -> None:
     for model in metrics["models"]:
         model |= {"params": 123_456_789, "bytes": 987_654_321, "users_per_second": 123_456.7}
     out = io.StringIO()
-    Console(file=out, width=width).print(report.console_table(metrics))
+    Console(file=out, width=width).print(console_table(metrics))
     assert max(map(len, out.getvalue().splitlines())) <= width
     assert "…" not in out.getvalue()
     rows = [line.split() for line in out.getvalue().splitlines() if line.strip()][3:]
     assert [row[0] for row in rows] == ["popularity", "teacher", "student", "control", "distilled"]
-    assert rows[-1][1:] == [".0736", ".0920", ".0081", ".1472", ".1840", ".0162", "123M", "988", "MB", "123k"]
+    assert rows[-1][1:] == [
+        ".0736",
+        ".0920",
+        ".0081",
+        ".1472",
+        ".1840",
+        ".0162",
+        "123M",
+        "988",
+        "MB",
+        "123k",
+    ]
 
 
 def test_console_table_of_the_rate_task() -> None:
     out = io.StringIO()
-    Console(file=out, width=80).print(report.console_table(rate_metrics()))
+    Console(file=out, width=80).print(console_table(rate_metrics()))
     assert "AUC" in out.getvalue() and "Log loss" in out.getvalue() and "…" not in out.getvalue()
     assert ["student", ".8123", ".4321", ".7654", "1.0456", "–", "–", "–"] in [
         line.split() for line in out.getvalue().splitlines()
@@ -374,9 +502,14 @@ def test_console_table_of_the_rate_task() -> None:
 def test_nothing_is_written_outside_the_workdir_when_matplotlib_starts_here(tmp_path: Path) -> None:
     workdir, home = make(tmp_path / "run", rank_metrics()), tmp_path / "home"
     home.mkdir()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "XDG"))}
-    code = "import sys; from pathlib import Path; from kd_jax import report; report.write(Path(sys.argv[1]))"
-    root = Path(report.__file__).parent.parent
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MPL", "XDG"))
+    }
+    code = (
+        "import sys; from pathlib import Path; from kd_jax import report;"
+        " report.write(Path(sys.argv[1]))"
+    )
+    root = Path(page.__file__).parents[2]
     command = [sys.executable, "-c", code, str(workdir)]
     subprocess.run(command, check=True, cwd=root, env=environment | {"HOME": str(home)})
     assert list(home.rglob("*")) == []

@@ -12,13 +12,15 @@ import test_catalogue as whole
 import toy
 
 from configs import common
-from kd_jax import catalogue, labels, pipeline, sampled
-from kd_jax.catalogue import Loss
-from kd_jax.distill import Term
-from kd_jax.progress import Log
-from kd_jax.sampled import Draws
-from kd_jax.setup import Setup
-from kd_jax.types import PAD
+from kd_jax.core.logging import Log
+from kd_jax.core.types import PAD
+from kd_jax.distillation.teachers import Teacher, _cached_scores, with_top_items
+from kd_jax.distillation.term import Term
+from kd_jax.experiment import pipeline
+from kd_jax.experiment.setup import Setup
+from kd_jax.losses import sampled, streamed
+from kd_jax.losses.sampled import Draws
+from kd_jax.losses.streamed import Loss
 
 N = whole.N
 ALL = (*whole.ALL, Loss("kl", 1.5))
@@ -27,14 +29,23 @@ ONCE = Draws(jnp.asarray(np.random.default_rng(1).permutation(N), jnp.int32), jn
 
 def world(top=0, **options):
     student, teacher, rows, warm = whole.world(excluded=False, **options)
-    return student, teacher._replace(top=sampled.top_items(teacher, top) if top else None), rows, warm
+    return (
+        student,
+        teacher._replace(top=sampled.top_items(teacher, top) if top else None),
+        rows,
+        warm,
+    )
 
 
 def value(draws, student, teacher, rows, warm, losses=ALL, **options):
-    """The sum of all losses, differentiable in the student's factors; from the whole catalogue without ``draws``."""
+    """The sum of all losses, differentiable in the student's factors; from the whole catalogue
+    without ``draws``.
+    """
     coefficients = jnp.arange(1.0, len(losses) + 1)
     if draws is None:
-        return catalogue.mean_losses(losses, coefficients, student, rows, teacher._replace(top=None), warm)
+        return streamed.mean_losses(
+            losses, coefficients, student, rows, teacher._replace(top=None), warm
+        )
     return sampled.mean_losses(losses, coefficients, student, rows, draws, teacher, warm, **options)
 
 
@@ -43,7 +54,9 @@ def both(draws, world, **options):
     student, *others = world
 
     def run(chosen, **more):
-        differentiate = jax.value_and_grad(lambda s: value(chosen, s, *others, **more), has_aux=True)
+        differentiate = jax.value_and_grad(
+            lambda s: value(chosen, s, *others, **more), has_aux=True
+        )
         return jax.jit(differentiate)(student)
 
     return run(None), run(draws, **options)
@@ -66,7 +79,9 @@ def test_nobody_warm_is_loss_and_gradient_zero():
     student, teacher, rows, _ = world()
     for loss in (Loss("ce", warm=True), Loss("kl", 2.0, warm=True)):
         run = functools.partial(value, ONCE, losses=(loss,))
-        (total, _), gradients = jax.value_and_grad(run, has_aux=True)(student, teacher, rows, jnp.zeros(N, bool))
+        (total, _), gradients = jax.value_and_grad(run, has_aux=True)(
+            student, teacher, rows, jnp.zeros(N, bool)
+        )
         assert total == 0
         assert all(not np.any(g) for g in jax.tree.leaves(gradients))
 
@@ -91,7 +106,9 @@ def test_the_proposal_of_ten_million_items_gives_each_its_share():
 def test_many_draws_approach_the_whole_catalogue_and_only_with_the_correction():
     student, teacher, rows, warm = world(8)
     student = student._replace(contexts=0.3 * student.contexts)
-    starts = jnp.asarray(sampled.proposal(20 * np.exp(student.bias), 1.0))  # popular items have high scores
+    starts = jnp.asarray(
+        sampled.proposal(20 * np.exp(student.bias), 1.0)
+    )  # popular items have high scores
     losses = (Loss("ce"), Loss("kl", 2.0))
     run = jax.value_and_grad(functools.partial(value, losses=losses), argnums=1, has_aux=True)
 
@@ -108,7 +125,9 @@ def test_many_draws_approach_the_whole_catalogue_and_only_with_the_correction():
         found = estimates(jax.random.split(jax.random.key(0), 300), number, corrected)
         (total, _), slopes = jax.tree.map(lambda x: x.mean(0), found)
         gap = jax.tree.map(lambda a, b: a - b, slopes[:3], slope[:3])
-        return abs(float(total / full) - 1), float(optax.tree.norm(gap) / optax.tree.norm(slope[:3]))
+        return abs(float(total / full) - 1), float(
+            optax.tree.norm(gap) / optax.tree.norm(slope[:3])
+        )
 
     (full, _), slope = run(None, student, teacher, rows, warm)
     few, many, uncorrected = bias(25, True), bias(200, True), bias(200, False)
@@ -134,30 +153,51 @@ def test_fewer_items_than_asked_for_are_padded():
 
 def test_cached_labels_hold_the_top_items_of_every_row():
     teacher = whole.world(excluded=False)[1]
-    arrays = {"contexts": np.asarray(teacher.contexts)[:, None], "items": teacher.vectors, "bias": teacher.bias}
-    found = labels.with_top(labels.Teacher(arrays, labels._cached_scores, lambda: teacher.bias), 6, batch_size=5)
+    arrays = {
+        "contexts": np.asarray(teacher.contexts)[:, None],
+        "items": teacher.vectors,
+        "bias": teacher.bias,
+    }
+    found = with_top_items(Teacher(arrays, _cached_scores, lambda: teacher.bias), 6, batch_size=5)
     scores = found.scores(found.arrays, {"row": jnp.asarray([3, 1])}).scores
-    np.testing.assert_array_equal(scores.top[:, 0], np.asarray(sampled.top_items(teacher, 6))[[3, 1]])
+    np.testing.assert_array_equal(
+        scores.top[:, 0], np.asarray(sampled.top_items(teacher, 6))[[3, 1]]
+    )
 
 
 def test_bad_settings_are_one_line(tmp_path):
     toy.refused(lambda: Term("ce", items="sample"), "items 'sample' is unknown", "sampled")
     toy.refused(lambda: Term("ce", items="sampled"), "distill.negatives=0", "at least 1 negative")
     toy.refused(lambda: Term("kl", items="sampled", negatives=8, top=-1), "distill.top=-1")
-    toy.refused(lambda: sampled.proposal(np.ones(3), -1.0), "distill.negatives_power=-1.0 must be a number from 0")
+    toy.refused(
+        lambda: sampled.proposal(np.ones(3), -1.0),
+        "distill.negatives_power=-1.0 must be a number from 0",
+    )
     toy.write_csv(tmp_path)
 
     def objective(**fields):
         c = common.get_config()
-        c.data.source, c.data.path, c.data.items_path = "files", f"{tmp_path}/interactions.csv", f"{tmp_path}/items.csv"
+        c.data.source, c.data.path, c.data.items_path = (
+            "files",
+            f"{tmp_path}/interactions.csv",
+            f"{tmp_path}/items.csv",
+        )
         c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
         c.update_from_flattened_dict({"distill.negatives": 8, "distill.top": 2} | fields)
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
             return Setup(c, tmp_path / "run", log).objective("student")
 
     assert objective() == (Term("ce", items="sampled_warm", negatives=8),)
-    toy.refused(lambda: objective(**{"distill.negatives": 24}), "distill.negatives=24", "no sample of 24 items")
-    toy.refused(lambda: objective(**{"student.name": "mlp"}), "items='sampled_warm' needs a student", "'mlp'")
+    toy.refused(
+        lambda: objective(**{"distill.negatives": 24}),
+        "distill.negatives=24",
+        "no sample of 24 items",
+    )
+    toy.refused(
+        lambda: objective(**{"student.name": "mlp"}),
+        "items='sampled_warm' needs a student",
+        "'mlp'",
+    )
     mixed = (Term("ce", items="sampled", negatives=2), Term("kl"))
     toy.refused(lambda: Setup._check_sampled(None, mixed, None), "give all of them items='sampled'")
 
@@ -179,7 +219,13 @@ def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     c.update_from_flattened_dict(small)
     assert pipeline.main(c, tmp_path / "run") == 0
     identity = json.loads((tmp_path / "run/control/identity.json").read_text())
-    assert identity["distill"]["negatives_power"] == 0.5 and identity["distill"]["terms"][1][5:] == [10, 3]
-    events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    losses = [event["loss"] for event in events if event.get("model") == "control" and "loss" in event]
+    assert identity["distill"]["negatives_power"] == 0.5 and identity["distill"]["terms"][1][
+        5:
+    ] == [10, 3]
+    events = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [
+        event["loss"] for event in events if event.get("model") == "control" and "loss" in event
+    ]
     assert losses and np.all(np.isfinite(losses))

@@ -1,4 +1,6 @@
-"""Texts, token tables, and encoding: each distinct text once, in few shapes, the same as one at a time."""
+"""Texts, token tables, and encoding: each distinct text once, in few shapes, the same as one at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ import pytest
 from flax import nnx
 from test_bert import SMALL, small
 
-from kd_jax import sharding
+from kd_jax.core.errors import InputError
 from kd_jax.data import text
-from kd_jax.errors import InputError
-from kd_jax.models.encoder import NativeEncoder
+from kd_jax.devices import sharding
+from kd_jax.models.language import encoding
+from kd_jax.models.language.encoder import NativeEncoder
 
 ITEMS = pl.DataFrame(
     {
@@ -45,7 +48,11 @@ def test_item_texts_with_a_template():
         (["title"], "{titel}", "did you mean 'title'"),
         (["title"], "{title", "cannot be filled"),
         (["genres"], None, "item 'b' has no text in genres"),
-        (["title", "genres"], "{genres}", "item 'b' has no text in what teacher.template='{genres}' names"),
+        (
+            ["title", "genres"],
+            "{genres}",
+            "item 'b' has no text in what teacher.template='{genres}' names",
+        ),
     ],
 )
 def test_item_texts_that_cannot_be(columns, template, message):
@@ -65,10 +72,17 @@ class Letters:
 
     is_fast, pad_token_id, calls = False, 0, 0
 
-    def __call__(self, texts: list[str], truncation: bool, max_length: int, padding: bool) -> dict[str, Any]:
+    def __call__(
+        self, texts: list[str], truncation: bool, max_length: int, padding: bool
+    ) -> dict[str, Any]:
         assert truncation and not padding
         self.calls += 1
-        return {"input_ids": [[1, *(3 + ord(c) % 40 for c in t)][: max_length - 1] + [2] if t else [] for t in texts]}
+        return {
+            "input_ids": [
+                [1, *(3 + ord(c) % 40 for c in t)][: max_length - 1] + [2] if t else []
+                for t in texts
+            ]
+        }
 
     def __repr__(self) -> str:
         return "Letters"
@@ -92,7 +106,7 @@ def test_token_table_pads_on_the_right():
 def test_no_texts():
     encoder = NativeEncoder(small())
     assert table_of().padded()[0].shape == (0, 1)
-    assert text.encode(encoder, table_of()).shape == (0, encoder.dim)
+    assert encoding.encode(encoder, table_of()).shape == (0, encoder.dim)
 
 
 def test_tokens_are_kept_by_content(tmp_path):
@@ -121,19 +135,19 @@ def encoder() -> NativeEncoder:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The shapes that are run through an encoder."""
     shapes: list[tuple[int, int]] = []
-    forward = text._forward
+    forward = encoding._forward
 
     def spy(graphdef: Any, state: Any, ids: Any, mask: Any, states: Any) -> jax.Array:
         shapes.append(ids.shape)
         return forward(graphdef, state, ids, mask, states)
 
-    monkeypatch.setattr(text, "_forward", spy)
+    monkeypatch.setattr(encoding, "_forward", spy)
     return shapes
 
 
 def test_batches_equal_one_text_at_a_time(encoder):
     texts = random_texts(40)
-    vectors = text.encode(encoder, table_of(*texts), batch_tokens=64)
+    vectors = encoding.encode(encoder, table_of(*texts), batch_tokens=64)
     assert vectors.dtype == np.float32
     for one, vector in list(zip(texts, vectors, strict=True))[::8]:
         ids, mask = table_of(one).padded()
@@ -143,80 +157,94 @@ def test_batches_equal_one_text_at_a_time(encoder):
 
 def test_the_devices_of_a_process_share_the_texts(encoder, monkeypatch):
     texts, placed = random_texts(40), []
-    forward = text._forward
-    monkeypatch.setattr(text, "_forward", lambda *given: placed.append(given[2].sharding) or forward(*given))
-    vectors = text.encode(encoder, table_of(*texts), batch_tokens=64)
-    assert all(len(where.device_set) == jax.device_count() and where.spec == jax.P("data") for where in placed)
+    forward = encoding._forward
+    monkeypatch.setattr(
+        encoding, "_forward", lambda *given: placed.append(given[2].sharding) or forward(*given)
+    )
+    vectors = encoding.encode(encoder, table_of(*texts), batch_tokens=64)
+    assert all(
+        len(where.device_set) == jax.device_count() and where.spec == jax.P("data")
+        for where in placed
+    )
     alone = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     monkeypatch.setattr(sharding, "local_mesh", lambda: alone)
-    np.testing.assert_allclose(text.encode(encoder, table_of(*texts), batch_tokens=64), vectors, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        encoding.encode(encoder, table_of(*texts), batch_tokens=64), vectors, rtol=0, atol=1e-5
+    )
 
 
 def test_each_distinct_text_is_computed_once(encoder, computed):
     texts = random_texts(20)
-    twice = text.encode(encoder, table_of(*texts, *texts[::-1]), batch_tokens=64)
+    twice = encoding.encode(encoder, table_of(*texts, *texts[::-1]), batch_tokens=64)
     np.testing.assert_array_equal(twice[:20], twice[20:][::-1])
     rows = sum(rows for rows, _ in computed)
     computed.clear()
-    text.encode(encoder, table_of(*texts), batch_tokens=64)
+    encoding.encode(encoder, table_of(*texts), batch_tokens=64)
     assert rows == sum(rows for rows, _ in computed) < 40
 
 
 def test_vectors_are_kept_by_content_of_texts_and_weights(encoder, computed, tmp_path):
     table = table_of(*random_texts(5))
-    first = text.encode(encoder, table, cache=tmp_path)
+    first = encoding.encode(encoder, table, cache=tmp_path)
     runs = len(computed)
-    np.testing.assert_array_equal(text.encode(encoder, table, cache=tmp_path), first)
+    np.testing.assert_array_equal(encoding.encode(encoder, table, cache=tmp_path), first)
     assert len(computed) == runs
-    text.encode(encoder, table_of(*random_texts(4)), cache=tmp_path)
+    encoding.encode(encoder, table_of(*random_texts(4)), cache=tmp_path)
     assert len(computed) > runs
     layer = encoder.model.layers[2]
     layer.down.bias[...] = layer.down.bias[...].at[0].add(1e-3)
-    assert abs(text.encode(encoder, table, cache=tmp_path) - first).max() > 1e-5
+    assert abs(encoding.encode(encoder, table, cache=tmp_path) - first).max() > 1e-5
     assert not list(tmp_path.glob(".*")) and len(list(tmp_path.iterdir())) == 3
 
 
 def test_fingerprint_follows_everything_that_changes_a_vector(encoder):
-    seen = {text.fingerprint(encoder)}
-    assert seen == {text.fingerprint(NativeEncoder(small()))}
+    seen = {encoding.fingerprint(encoder)}
+    assert seen == {encoding.fingerprint(NativeEncoder(small()))}
     for other in (
         NativeEncoder(small(), pooling="cls"),
         NativeEncoder(small(), normalize=True),
         NativeEncoder(small(hidden_act="relu")),
         NativeEncoder(small(num_attention_heads=2)),
     ):
-        seen.add(text.fingerprint(other))
+        seen.add(encoding.fingerprint(other))
     encoder.model.words.embedding[...] = encoder.model.words.embedding[...] * 1.001
-    assert len(seen | {text.fingerprint(encoder)}) == 6
+    assert len(seen | {encoding.fingerprint(encoder)}) == 6
 
 
 def test_frozen_layers_give_the_same_vectors_and_share_the_cache(encoder):
-    before = text.fingerprint(encoder)
+    before = encoding.fingerprint(encoder)
     encoder.freeze_below(2)
-    assert text.fingerprint(encoder) == before
+    assert encoding.fingerprint(encoder) == before
 
 
 def test_trained_weights_run_in_the_same_programs(encoder):
     table = table_of(*random_texts(30))
-    text.encode(encoder, table)
-    compiled = text._forward._cache_size()
+    encoding.encode(encoder, table)
+    compiled = encoding._forward._cache_size()
     graphdef, state = nnx.split(encoder)
-    text.encode(nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf * 1.1, state)), table)
-    assert text._forward._cache_size() == compiled
+    encoding.encode(nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf * 1.1, state)), table)
+    assert encoding._forward._cache_size() == compiled
 
 
 def test_progress_ends_at_all_texts(encoder):
     seen: list[tuple[int, int]] = []
     texts = random_texts(30)
-    text.encode(encoder, table_of(*texts, *texts[:5]), batch_tokens=5, progress=lambda *state: seen.append(state))
+    encoding.encode(
+        encoder,
+        table_of(*texts, *texts[:5]),
+        batch_tokens=5,
+        progress=lambda *state: seen.append(state),
+    )
     assert len(seen) > 3 and seen[-1] == (35, 35) and seen == sorted(seen)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
 def test_plan_covers_every_text_once_in_few_shapes(batch_tokens):
     lengths = np.sort(np.random.default_rng(0).poisson(8, 10_000) + 6)
-    shapes = text.plan(lengths, batch_tokens)
-    assert [shape[0] for shape in shapes] == [0, *(shape[1] for shape in shapes[:-1])] and shapes[-1][1] == len(lengths)
+    shapes = encoding.batch_shapes(lengths, batch_tokens)
+    assert [shape[0] for shape in shapes] == [0, *(shape[1] for shape in shapes[:-1])] and shapes[
+        -1
+    ][1] == len(lengths)
     computed = 0
     for start, stop, rows, width in shapes:
         assert lengths[stop - 1] == width and rows * width <= max(batch_tokens, width)
@@ -229,28 +257,36 @@ def test_plan_is_the_cheapest_cut():
 
     def cost(ends: list[int], compile_tokens: int) -> int:
         starts = [0, *ends[:-1]]
-        return sum(compile_tokens + (b - a) * lengths[b - 1] for a, b in zip(starts, ends, strict=True))
+        return sum(
+            compile_tokens + (b - a) * lengths[b - 1] for a, b in zip(starts, ends, strict=True)
+        )
 
     for compile_tokens in (0, 1, 5, 100):
         cuts = [[i for i in range(1, 6) if mask >> i & 1] + [6] for mask in range(0, 64, 2)]
         best = min(cost(ends, compile_tokens) for ends in cuts)
-        assert cost([stop for _, stop, _, _ in text.plan(lengths, 1000, compile_tokens)], compile_tokens) == best
+        assert (
+            cost(
+                [stop for _, stop, _, _ in encoding.batch_shapes(lengths, 1000, compile_tokens)],
+                compile_tokens,
+            )
+            == best
+        )
 
 
 def test_float32_out_of_a_bfloat16_encoder():
-    from kd_jax.models.bert import Bert, BertConfig
+    from kd_jax.models.language.bert import Bert, BertConfig
 
     half = NativeEncoder(Bert(BertConfig(**SMALL), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     table = table_of(*random_texts(3))
-    assert text.encode(half, table).dtype == np.float32
-    assert text.fingerprint(half) != text.fingerprint(NativeEncoder(small()))
+    assert encoding.encode(half, table).dtype == np.float32
+    assert encoding.fingerprint(half) != encoding.fingerprint(NativeEncoder(small()))
 
 
 def test_nothing_is_unpickled(encoder, tmp_path):
     table = table_of("abc")
-    text.encode(encoder, table, cache=tmp_path)
+    encoding.encode(encoder, table, cache=tmp_path)
     path = next(tmp_path.glob("vectors-*"))
     np.save(path.with_suffix(""), np.array([{"a": 1}], dtype=object), allow_pickle=True)
     Path(f"{path.with_suffix('')}.npy").replace(path)
     with pytest.raises(ValueError, match="pickle"):
-        text.encode(encoder, table, cache=tmp_path)
+        encoding.encode(encoder, table, cache=tmp_path)

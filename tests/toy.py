@@ -1,4 +1,6 @@
-"""Small worlds for tests: interactions with a structure that can be learned, texts that tell it, a tiny BERT folder."""
+"""Small worlds for tests: interactions with a structure that can be learned, texts that tell it, a
+tiny BERT folder.
+"""
 
 import json
 
@@ -7,9 +9,9 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
+from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
-from kd_jax.data.tables import RawData
-from kd_jax.errors import InputError
+from kd_jax.data.raw import RawData
 
 GENRES = ("drama", "comedy", "horror", "western")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", *GENRES, *"0123456789"]
@@ -27,7 +29,9 @@ def raw(users=40, items=24, per_user=12, seed=0, ratings=False):
     frame = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
     if ratings:
         liked = [(u % len(GENRES)) == ((i - 500) % len(GENRES)) for u, i, _ in rows]
-        frame = frame.with_columns(pl.Series("rating", np.where(liked, 5.0, 2.0).astype(np.float32)))
+        frame = frame.with_columns(
+            pl.Series("rating", np.where(liked, 5.0, 2.0).astype(np.float32))
+        )
     texts = pl.DataFrame(
         {
             "item": np.arange(items) + 500,
@@ -88,10 +92,15 @@ def tiny_bert(folder, width=16, layers=2, seed=0):
         tensors[f"{name}.bias"] = np.zeros(out, np.float32)
 
     def norm(name):
-        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = np.ones(width, np.float32), np.zeros(width, np.float32)
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = (
+            np.ones(width, np.float32),
+            np.zeros(width, np.float32),
+        )
 
     for name, rows in (("word", len(WORDS)), ("position", 32), ("token_type", 2)):
-        tensors[f"embeddings.{name}_embeddings.weight"] = rng.normal(size=(rows, width)).astype(np.float32)
+        tensors[f"embeddings.{name}_embeddings.weight"] = rng.normal(size=(rows, width)).astype(
+            np.float32
+        )
     norm("embeddings.LayerNorm")
     for layer in range(layers):
         base = f"encoder.layer.{layer}"

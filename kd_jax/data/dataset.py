@@ -1,4 +1,5 @@
-"""From raw rows to arrays: filtered, indexed, split, with histories that hold nothing from after their target.
+"""From raw rows to arrays: filtered, indexed, split, with histories that hold nothing from after
+their target.
 
 The order is fixed: malformed rows, rating threshold, repeated pairs, k-core, index, split.
 """
@@ -17,11 +18,11 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float32, Int8, Int32, Int64
 
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.files import atomic, read_json, write_json
 from kd_jax.data import filters
+from kd_jax.data.raw import RawData, accept
 from kd_jax.data.splits import FOLD_IN, NAMES, SPLITS, TRAIN, assign
-from kd_jax.data.tables import RawData, accept
-from kd_jax.errors import InputError, nearest
-from kd_jax.files import atomic, read_json, write_json
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
@@ -29,16 +30,15 @@ ARRAYS = ("user", "item", "rating", "timestamp", "split")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """N interactions of U users with I items, sorted by (user, time); within a user train, then valid, then test.
+    """N interactions of U users with I items, sorted by (user, time); within a user train, then
+    valid, then test.
 
-    user_ids, item_ids: the ids of the source, sorted; an index is a position in them.
-    items: the text columns of every item, in the order of item_ids; '' where an item has none.
-    rating: 1 where the source has none.
-    timestamp: as in the source, or the row number there if it has none.
-    split: 0 train, 1 valid, 2 test, 3 fold-in (history of the users that split 'strong' holds out; never trained on).
-    indptr: rows of user u are indptr[u]:indptr[u + 1].
-    counts: rows read, rows left out and why, and what remained.
-    checksum: 16 hex digits of SHA-256 over ids, texts and arrays.
+    user_ids, item_ids: the ids of the source, sorted; an index is a position in them. items: the
+    text columns of every item, in the order of item_ids; '' where an item has none. rating: 1 where
+    the source has none. timestamp: as in the source, or the row number there if it has none. split:
+    0 train, 1 valid, 2 test, 3 fold-in (history of the users that split 'strong' holds out; never
+    trained on). indptr: rows of user u are indptr[u]:indptr[u + 1]. counts: rows read, rows left
+    out and why, and what remained. checksum: 16 hex digits of SHA-256 over ids, texts and arrays.
     """
 
     name: str
@@ -68,7 +68,12 @@ class Dataset:
         """The first text column of each item; its id where that is empty."""
         first = self.items.to_series(0)
         ids = self.item_ids.cast(pl.String)
-        return first.to_frame("title").select(pl.when(first != "").then(first).otherwise(ids)).to_series().to_list()
+        return (
+            first.to_frame("title")
+            .select(pl.when(first != "").then(first).otherwise(ids))
+            .to_series()
+            .to_list()
+        )
 
     @cached_property
     def item_counts(self) -> Int64[np.ndarray, " I"]:
@@ -81,10 +86,11 @@ class Dataset:
         return self.item_counts > 0
 
     def history(self, split: int) -> CSR:
-        """What is known of each user when ``split`` (1 or 2) is predicted: train, fold-in and what is between.
+        """What is known of each user when ``split`` (1 or 2) is predicted: train, fold-in and what
+        is between.
 
-        Items in order of time as (indptr, items). Don't train on it: under split 'strong' it holds held-out users;
-        the train interactions are ``targets(0)``.
+        Items in order of time as (indptr, items). Don't train on it: under split 'strong' it holds
+        held-out users; the train interactions are ``targets(0)``.
         """
         return self._rows((self.split < split) | (self.split == FOLD_IN))
 
@@ -96,7 +102,9 @@ class Dataset:
         return _indptr(self.user[chosen], self.num_users), self.item[chosen]
 
     def save(self, folder: Path) -> None:
-        """Writes interactions, users and items as Parquet and then the rest as JSON: where that is, all is."""
+        """Writes interactions, users and items as Parquet and then the rest as JSON: where that is,
+        all is.
+        """
         for name, frame in {
             "interactions": pl.DataFrame({name: getattr(self, name) for name in ARRAYS}),
             "users": pl.DataFrame({"id": self.user_ids}),
@@ -109,22 +117,34 @@ class Dataset:
 
 
 def load(folder: Path) -> Dataset:
-    """What ``Dataset.save`` wrote. Raises InputError if a file is missing, or is not the one that was written."""
+    """What ``Dataset.save`` wrote. Raises InputError if a file is missing, or is not the one that
+    was written.
+    """
     folder = Path(folder)
     cure = f"delete {folder} and run again"
     note = read_json(folder / "dataset.json", cure)
-    rows, users, items = (_saved(folder / f"{name}.parquet", cure) for name in ("interactions", "users", "items"))
+    rows, users, items = (
+        _saved(folder / f"{name}.parquet", cure) for name in ("interactions", "users", "items")
+    )
     try:
         arrays = {name: rows[name].to_numpy() for name in ARRAYS}
         texts = items.drop("id").rename(lambda name: name.removeprefix("text_"))
-        found = _assemble(note["name"], note["split_name"], users["id"], items["id"], texts, arrays, note["counts"])
+        found = _assemble(
+            note["name"],
+            note["split_name"],
+            users["id"],
+            items["id"],
+            texts,
+            arrays,
+            note["counts"],
+        )
         written = note["checksum"]
     except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{folder}: the saved data set can't be read ({error}); {cure}") from None
     if found.checksum != written:
         raise InputError(
-            f"{folder}: the saved data set has changed since it was written (checksum {found.checksum}, "
-            f"{written} then); delete it and run again"
+            f"{folder}: the saved data set has changed since it was written (checksum"
+            f" {found.checksum}, {written} then); delete it and run again"
         )
     return found
 
@@ -183,25 +203,29 @@ def build(
 ) -> Dataset:
     """Filters, indexes and splits ``raw``.
 
-    split: 'leave_one_out', 'temporal', 'ratio', 'strong' or 'column' (see ``kd_jax/data/splits.py``).
-    min_user_interactions, min_item_interactions: the k-core, to its fixed point, over the interactions of all splits
-        together, as published protocols do. With min_item_interactions=0 the catalogue is the whole items table,
-        interacted with or not; otherwise it is the items of the core.
-    min_rating: keep ratings of at least this.
-    ratios: train, valid and test shares, of interactions ('temporal', 'ratio') or of users ('strong').
-    max_malformed: the share of malformed rows that is tolerated.
-    missing_text: an item without text is an 'error', or its text is its 'id'.
-    seed: of the choice of users under 'strong'.
-    text_columns: the item columns that make up its text, in order; None or () = all.
-    max_users: keep the first so many of the users that are left (to try things out); 0 = all.
+    split: 'leave_one_out', 'temporal', 'ratio', 'strong' or 'column' (see
+    ``kd_jax/data/splits.py``). min_user_interactions, min_item_interactions: the k-core, to its
+    fixed point, over the interactions of all splits
+        together, as published protocols do. With min_item_interactions=0 the catalogue is the whole
+        items table, interacted with or not; otherwise it is the items of the core.
+    min_rating: keep ratings of at least this. ratios: train, valid and test shares, of interactions
+    ('temporal', 'ratio') or of users ('strong'). max_malformed: the share of malformed rows that is
+    tolerated. missing_text: an item without text is an 'error', or its text is its 'id'. seed: of
+    the choice of users under 'strong'. text_columns: the item columns that make up its text, in
+    order; None or () = all. max_users: keep the first so many of the users that are left (to try
+    things out); 0 = all.
 
-    A user's repeated interactions with an item count once, as the first. Equal timestamps keep the order of the
-    source's rows; without timestamps that order is time. Raises InputError: what is wrong, where, and the cure.
+    A user's repeated interactions with an item count once, as the first. Equal timestamps keep the
+    order of the source's rows; without timestamps that order is time. Raises InputError: what is
+    wrong, where, and the cure.
     """
     if split not in SPLITS:
         raise InputError(f"data.split={split!r} is unknown{nearest(split, SPLITS)}")
     if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise InputError(f"data.ratios={tuple(ratios)}: give three positive shares (train, valid, test) that sum to 1")
+        raise InputError(
+            f"data.ratios={tuple(ratios)}: give three positive shares (train, valid, test) that sum"
+            " to 1"
+        )
     if max_users < 0:
         raise InputError(f"data.max_users={max_users} must be 0 (all users) or more")
     counts = accept(raw, max_malformed)
@@ -211,8 +235,12 @@ def build(
     counts["below_min_rating"] = raw.interactions.height - rows.height
     _some_left(raw, rows.height, f"data.min_rating={min_rating}")
 
-    (all_users, user_column), (all_items, item_column) = (filters.to_positions(rows[name]) for name in ("user", "item"))
-    rows = rows.with_columns(user=user_column, item=item_column).sort("user", "timestamp", "split", maintain_order=True)
+    (all_users, user_column), (all_items, item_column) = (
+        filters.to_positions(rows[name]) for name in ("user", "item")
+    )
+    rows = rows.with_columns(user=user_column, item=item_column).sort(
+        "user", "timestamp", "split", maintain_order=True
+    )
     pairs = rows["user"].cast(pl.Int64) * len(all_items) + rows["item"]
     counts["repeated"] = rows.height - pairs.n_unique()
     if counts["repeated"]:
@@ -221,7 +249,10 @@ def build(
     user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     kept = filters.core(user, item, min_user_interactions, min_item_interactions)
     counts["below_min_interactions"] = rows.height - int(kept.sum())
-    given = (("data.min_interactions", min_user_interactions), ("data.min_item_interactions", min_item_interactions))
+    given = (
+        ("data.min_interactions", min_user_interactions),
+        ("data.min_item_interactions", min_item_interactions),
+    )
     minima = " and ".join(f"{name}={least}" for name, least in given if least > 1)
     _some_left(raw, int(kept.sum()), minima)
     if max_users:
@@ -231,26 +262,39 @@ def build(
     item, item_ids = filters.without_gaps(item[kept], all_items)
     if min_item_interactions == 0:
         catalogue = pl.concat([item_ids, raw.items["item"]]).unique().sort()
-        item, item_ids = catalogue.search_sorted(item_ids).to_numpy().astype(np.int32)[item], catalogue
+        item, item_ids = (
+            catalogue.search_sorted(item_ids).to_numpy().astype(np.int32)[item],
+            catalogue,
+        )
     texts = filters.texts(raw, item_ids, text_columns, missing_text)
 
     indptr, timestamp = _indptr(user, len(user_ids)), rows["timestamp"].to_numpy()
     codes = assign(split, indptr, timestamp, ratios, seed, rows["split"].to_numpy())
-    arrays = {"user": user, "item": item, "rating": rows["rating"].to_numpy(), "timestamp": timestamp, "split": codes}
+    arrays = {
+        "user": user,
+        "item": item,
+        "rating": rows["rating"].to_numpy(),
+        "timestamp": timestamp,
+        "split": codes,
+    }
     if split == "leave_one_out":
         counts["users_with_fewer_than_3"] = int((np.diff(indptr) < 3).sum())
     counts |= {"users": len(user_ids), "items": len(item_ids), "interactions": len(user)}
     dataset = _assemble(raw.name, split, user_ids, item_ids, texts, arrays, counts)
     untimed = split != "column" and "timestamp" not in raw.interactions.columns
     _check_splits(
-        dataset, minima, "; there is no timestamp (data.columns.timestamp): rows count as in order of time" * untimed
+        dataset,
+        minima,
+        "; there is no timestamp (data.columns.timestamp): rows count as in order of time"
+        * untimed,
     )
     return dataset
 
 
 def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
-    """True at the first of equal values. They are nearly sorted here, and a stable sort gains more from that than a
-    table of hashes does."""
+    """True at the first of equal values. They are nearly sorted here, and a stable sort gains more
+    from that than a table of hashes does.
+    """
     order = np.argsort(values, kind="stable")
     first = np.ones(len(values), bool)
     first[order[1:]] = values[order[1:]] != values[order[:-1]]
@@ -260,24 +304,29 @@ def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
 def _some_left(raw: RawData, left: int, option: str) -> None:
     if not left:
         raise InputError(
-            f"{raw.place}: none of {raw.interactions.height:,} interactions is left after {option}; lower "
-            + ("one of them" if " and " in option else "it")
+            f"{raw.place}: none of {raw.interactions.height:,} interactions is left after {option};"
+            " lower " + ("one of them" if " and " in option else "it")
         )
 
 
 def _check_splits(dataset: Dataset, minima: str, hint: str) -> None:
-    """Raises InputError if a split is empty, or nobody in it has a history to be judged by. hint: a possible cause."""
+    """Raises InputError if a split is empty, or nobody in it has a history to be judged by. hint: a
+    possible cause.
+    """
     sizes = np.diff(dataset.indptr)
     left = (
-        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left{minima and f' after {minima}'}, "
-        f"at most {sizes.max()} of one user; change data.split or data.ratios{minima and f', or lower {minima}'}{hint}"
+        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are"
+        f" left{minima and f' after {minima}'}, at most {sizes.max()} of one user; change"
+        f" data.split or data.ratios{minima and f', or lower {minima}'}{hint}"
     )
     for code in range(3):
         chosen = dataset.split == code
         if not chosen.any():
-            raise InputError(f"{dataset.name}: split {dataset.split_name!r} leaves {NAMES[code]} empty: {left}")
+            raise InputError(
+                f"{dataset.name}: split {dataset.split_name!r} leaves {NAMES[code]} empty: {left}"
+            )
         if code and not (np.diff(dataset.history(code)[0])[dataset.user[chosen]] > 0).any():
             raise InputError(
-                f"{dataset.name}: split {dataset.split_name!r}: no {NAMES[code]} user has an earlier "
-                f"interaction to be judged by: {left}"
+                f"{dataset.name}: split {dataset.split_name!r}: no {NAMES[code]} user has an"
+                f" earlier interaction to be judged by: {left}"
             )

@@ -8,23 +8,32 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int32
 
+from kd_jax.core.errors import InputError, nearest
 from kd_jax.data import splits
-from kd_jax.data.tables import RawData, listed
-from kd_jax.errors import InputError, nearest
+from kd_jax.data.raw import RawData, listed
 
 
 def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame:
-    """(user, item, rating, timestamp, split code) with what is missing filled in, from ``min_rating`` up.
+    """(user, item, rating, timestamp, split code) with what is missing filled in, from
+    ``min_rating`` up.
 
-    Without timestamps time is the row number; under the source's own split (split='column') train rows come first,
-    then valid, then test, wherever they stand in the file.
+    Without timestamps time is the row number; under the source's own split (split='column') train
+    rows come first, then valid, then test, wherever they stand in the file.
     """
     have, rows = raw.interactions.columns, raw.interactions.height
     if min_rating is not None and "rating" not in have:
-        raise InputError(f"{raw.place}: data.min_rating={min_rating} needs a rating column and there is none; unset it")
+        raise InputError(
+            f"{raw.place}: data.min_rating={min_rating} needs a rating column and there is none;"
+            " unset it"
+        )
     if split == "column" and "split" not in have:
-        raise InputError(f"{raw.place}: data.split='column' needs a split column and there is none; choose another")
-    codes = splits.column(raw.interactions["split"]) if split == "column" else np.zeros(rows, np.int8)
+        raise InputError(
+            f"{raw.place}: data.split='column' needs a split column and there is none; choose"
+            " another"
+        )
+    codes = (
+        splits.column(raw.interactions["split"]) if split == "column" else np.zeros(rows, np.int8)
+    )
     time = pl.col("timestamp").cast(pl.Int64)
     if "timestamp" not in have:
         order = np.arange(rows)
@@ -44,7 +53,9 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
 def core(
     user: Int32[np.ndarray, " N"], item: Int32[np.ndarray, " N"], min_user: int, min_item: int
 ) -> Bool[np.ndarray, " N"]:
-    """The largest set of rows in which every user has ``min_user`` rows and every item ``min_item`` (the k-core)."""
+    """The largest set of rows in which every user has ``min_user`` rows and every item ``min_item``
+    (the k-core).
+    """
     kept, rows = np.ones(len(user), bool), np.arange(len(user))
     while True:
         users, items = np.bincount(user[rows]), np.bincount(item[rows])
@@ -58,42 +69,64 @@ def core(
 def to_positions(column: pl.Series) -> tuple[pl.Series, pl.Series]:
     """The sorted distinct ids, and the position of each value among them (Int32)."""
     ids = column.unique().sort()
-    if column.dtype.is_integer() and ids[-1] < 2 * len(column):  # a look-up table is several times faster than ranks
+    if column.dtype.is_integer() and ids[-1] < 2 * len(
+        column
+    ):  # a look-up table is several times faster than ranks
         place = np.zeros(ids[-1] + 1, np.int32)
         place[ids.to_numpy()] = np.arange(len(ids))
         return ids, pl.Series(place[column.to_numpy()])
     return ids, (column.rank("dense") - 1).cast(pl.Int32)
 
 
-def without_gaps(positions: Int32[np.ndarray, " N"], ids: pl.Series) -> tuple[Int32[np.ndarray, " N"], pl.Series]:
+def without_gaps(
+    positions: Int32[np.ndarray, " N"], ids: pl.Series
+) -> tuple[Int32[np.ndarray, " N"], pl.Series]:
     """The ids that are still in use, and the positions among them."""
     used = np.zeros(len(ids), bool)
     used[positions] = True
     return (np.cumsum(used) - 1).astype(np.int32)[positions], ids.filter(pl.Series(used))
 
 
-def texts(raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, missing: str) -> pl.DataFrame:
+def texts(
+    raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, missing: str
+) -> pl.DataFrame:
     """The text columns of the items, in the order of ``item_ids``; '' where one is missing.
 
-    missing: an item with no text at all is an 'error', or gets its 'id' as the text of its first column.
+    missing: an item with no text at all is an 'error', or gets its 'id' as the text of its first
+    column.
     """
     have = [name for name in raw.items.columns if name != "item"]
     for name in columns or ():
         if name not in have:
             place = raw.items_path or raw.place
-            raise InputError(f"{place}: data.text_columns: the items have no column {name!r}{nearest(name, have)}")
+            raise InputError(
+                f"{place}: data.text_columns: the items have no column"
+                f" {name!r}{nearest(name, have)}"
+            )
     if missing not in ("error", "id"):
-        raise InputError(f"data.missing_text={missing!r} is unknown{nearest(missing, ('error', 'id'))}")
+        raise InputError(
+            f"data.missing_text={missing!r} is unknown{nearest(missing, ('error', 'id'))}"
+        )
     table = raw.items.select("item", *(columns or have))
     if table.width == 1:
         table = table.with_columns(title=pl.lit(""))
-    found = item_ids.rename("item").to_frame().join(table, on="item", how="left", maintain_order="left")
+    found = (
+        item_ids.rename("item").to_frame().join(table, on="item", how="left", maintain_order="left")
+    )
     found = found.with_columns(pl.exclude("item").cast(pl.String).fill_null("").str.strip_chars())
     blank = found.select(pl.all_horizontal(pl.exclude("item") == "")).to_series()
     if blank.any() and missing == "error":
-        raise InputError(f"{_textless(raw, found['item'], blank)}, or set data.missing_text='id' to use the id as text")
+        raise InputError(
+            f"{_textless(raw, found['item'], blank)}, or set data.missing_text='id' to use the id"
+            " as text"
+        )
     first = found.columns[1]
-    named = pl.when(pl.Series(blank)).then(pl.col("item").cast(pl.String)).otherwise(pl.col(first)).alias(first)
+    named = (
+        pl.when(pl.Series(blank))
+        .then(pl.col("item").cast(pl.String))
+        .otherwise(pl.col(first))
+        .alias(first)
+    )
     return found.with_columns(named).drop("item")
 
 
@@ -101,12 +134,15 @@ def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
     """Why the ``blank`` ones of the ``items`` have no text, and the cure."""
     if raw.items.width == 1 and not raw.items_path:
         return (
-            f"{raw.place}: {len(items):,} items have no text, because there is no items table; name one that has text "
-            "with data.items_path"
+            f"{raw.place}: {len(items):,} items have no text, because there is no items table; name"
+            " one that has text with data.items_path"
         )
     place = raw.items_path or f"{raw.name}, items table"
     if raw.items.width == 1:
-        return f"{place}: the {len(items):,} items have no text, only an id; give them a column of text"
+        return (
+            f"{place}: the {len(items):,} items have no text, only an id; give them a column of"
+            " text"
+        )
     absent = ~items.is_in(raw.items["item"].implode())
     parts = [
         f"{len(ids):,} of {len(items):,} items {what} ({listed(ids)})"

@@ -3,9 +3,10 @@
     {"user": 42, "items": ["Gravity (2013)", 7, "Argo (2012)"], "weight": 0.8}
     {"history": ["Alien (1979)", "Heat (1995)"], "items": [11, 3], "scores": [2.5, 0.3]}
 
-items: ids or titles, the best first. With 'scores' (logits) the list is softmax(scores / T) at the temperature T of the
-term that reads it; with 'probabilities' p, it is p ** (1 / T) scaled to sum to 1; with neither, exp(-rank / (decay T))
-scaled, the weighting by position of Tang and Wang, "Ranking Distillation", KDD 2018. All three are logits here.
+items: ids or titles, the best first. With 'scores' (logits) the list is softmax(scores / T) at the
+temperature T of the term that reads it; with 'probabilities' p, it is p ** (1 / T) scaled to sum to
+1; with neither, exp(-rank / (decay T)) scaled, the weighting by position of Tang and Wang, "Ranking
+Distillation", KDD 2018. All three are logits here.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from kd_jax.core.errors import InputError
+from kd_jax.core.types import PAD
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.lookup import Lookup
-from kd_jax.errors import InputError
-from kd_jax.types import PAD
 
 FIELDS = ("user", "history", "items", "scores", "probabilities", "weight")
 LINES = 20  # numbers of lines that are wrong, too
@@ -33,8 +34,10 @@ SHOWN = 5  # names of what was not found
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """N lists, row 0 an empty one of weight 0. items: padded with ``PAD``. by_user: row of each user's list, or 0.
-    by_history: row of the list for a history, the bytes of its items (int32, oldest first). notes: for the log."""
+    """N lists, row 0 an empty one of weight 0. items: padded with ``PAD``. by_user: row of each
+    user's list, or 0. by_history: row of the list for a history, the bytes of its items (int32,
+    oldest first). notes: for the log.
+    """
 
     items: Int32[np.ndarray, "N K"]
     logits: Float32[np.ndarray, "N K"]
@@ -48,13 +51,19 @@ class Lists:
         """Items of the longest history."""
         return max((len(key) // 4 for key in self.by_history), default=1)
 
-    def place(self, user: np.ndarray, history: Int32[np.ndarray, "B L"], positions: str) -> Int32[np.ndarray, "B P"]:
-        """The list of each position: the user's own at the last one, else that of the longest history that the newest
-        items up to the position are. A history longer than L is cut to its newest L."""
+    def place(
+        self, user: np.ndarray, history: Int32[np.ndarray, "B L"], positions: str
+    ) -> Int32[np.ndarray, "B P"]:
+        """The list of each position: the user's own at the last one, else that of the longest
+        history that the newest items up to the position are. A history longer than L is cut to its
+        newest L.
+        """
         length = history.shape[1]
         found = np.zeros((len(history), length if positions == "all" else 1), np.int32)
         known: dict[int, dict[bytes, int]] = {}
-        for key, row in sorted(self.by_history.items(), key=lambda pair: len(pair[0])):  # whole ones before cut ones
+        for key, row in sorted(
+            self.by_history.items(), key=lambda pair: len(pair[0])
+        ):  # whole ones before cut ones
             key = key[-4 * length :]
             known.setdefault(len(key) // 4, {}).setdefault(key, row)
         for size, rows in sorted(known.items()):  # a longer one replaces a shorter one
@@ -71,12 +80,14 @@ class Lists:
         return found
 
 
-def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatched: float = 0.1) -> Lists:
+def read(
+    path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatched: float = 0.1
+) -> Lists:
     """The lists in ``path`` (JSONL) of users and histories of ``dataset``.
 
-    An unknown or ambiguous item is left out of its list, and a line without a known user or item, or with an unknown
-    item in its history, as a whole: counted, named, and refused past a share ``max_unmatched`` of all names.
-    Raises InputError: file, line, what is wrong, and the cure.
+    An unknown or ambiguous item is left out of its list, and a line without a known user or item,
+    or with an unknown item in its history, as a whole: counted, named, and refused past a share
+    ``max_unmatched`` of all names. Raises InputError: file, line, what is wrong, and the cure.
     """
     lookup = Lookup(dataset)
     rows: list[tuple[list[int], list[float], float]] = [([], [], 0.0)]
@@ -95,7 +106,9 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
             names += 1
             positions.append(same[0] if len(same) == 1 else None)
             if len(same) != 1:
-                miss(f"{value!r}" + (f" ({len(same)} items have this title)" if same else ""), number)
+                miss(
+                    f"{value!r}" + (f" ({len(same)} items have this title)" if same else ""), number
+                )
         return positions
 
     def miss(name: str, number: int) -> None:
@@ -128,7 +141,10 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
             if item is None:
                 continue
             repeated += item in items
-            logit = {"scores": value, "probabilities": math.log(value) if value > 0 else -math.inf}.get(kind)
+            logit = {
+                "scores": value,
+                "probabilities": math.log(value) if value > 0 else -math.inf,
+            }.get(kind)
             items.setdefault(item, -rank / rank_decay if logit is None else logit)
         items = {item: logit for item, logit in items.items() if logit > -math.inf}
         if key is None or not items:
@@ -157,13 +173,20 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
     listed += f"; and {len(unmatched) - SHOWN:,} more" if len(unmatched) > SHOWN else ""
     if missing > max_unmatched * names or (missing and len(rows) == 1):
         raise InputError(
-            f"{path}:{min(met.values())}: {missing:,} of {names:,} users, items and titles are not in the data set, or "
-            f"ambiguous: {listed}; ids and titles must be those of the data, or raise distill.max_unmatched"
+            f"{path}:{min(met.values())}: {missing:,} of {names:,} users, items and titles are not"
+            f" in the data set, or ambiguous: {listed}; ids and titles must be those of the data,"
+            " or raise distill.max_unmatched"
         )
     if len(rows) == 1:
-        raise InputError(f"{path} holds no list; give a JSON object per line with 'user' or 'history', and 'items'")
+        raise InputError(
+            f"{path} holds no list; give a JSON object per line with 'user' or 'history', and"
+            " 'items'"
+        )
     width = max(len(items) for items, _, _ in rows)
-    table, logits = np.full((len(rows), width), PAD, np.int32), np.zeros((len(rows), width), np.float32)
+    table, logits = (
+        np.full((len(rows), width), PAD, np.int32),
+        np.zeros((len(rows), width), np.float32),
+    )
     for row, (found_items, values, _) in enumerate(rows):
         table[row, : len(found_items)] = found_items
         top = max(values, default=0.0)  # only differences count
@@ -171,7 +194,10 @@ def read(path: Path, dataset: Dataset, *, rank_decay: float = 10.0, max_unmatche
     how = ", ".join(f"{count:,} by {name}" for name, count in kinds.items())
     notes = [f"{len(rows) - 1:,} lists of up to {width} items ({how})"]
     for count, what in (
-        (missing, f"of {names:,} users, items and titles are not in the data set, or ambiguous: {listed}"),
+        (
+            missing,
+            f"of {names:,} users, items and titles are not in the data set, or ambiguous: {listed}",
+        ),
         (empty, "lines are left without a known user, history or item"),
         (repeated, "items stand in their list twice; the first place counts"),
     ):
@@ -190,14 +216,20 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _refuse(path: Path, wrong: dict[int, InputError]) -> None:
-    """Raises one InputError for all the lines that are ``wrong``, if any: what it is with the first few, and where."""
+    """Raises one InputError for all the lines that are ``wrong``, if any: what it is with the first
+    few, and where.
+    """
     if not wrong:
         return
     first, *others = wrong
-    told = [str(wrong[first]), *(f"line {n}: {wrong[n]}".replace(f"{path}:{n}: ", "") for n in others[: SHOWN - 1])]
+    told = [
+        str(wrong[first]),
+        *(f"line {n}: {wrong[n]}".replace(f"{path}:{n}: ", "") for n in others[: SHOWN - 1]),
+    ]
     if rest := others[SHOWN - 1 :]:
         told.append(
-            f"and {len(rest):,} more, in lines {', '.join(map(str, rest[:LINES]))}{' …' if rest[LINES:] else ''}"
+            f"and {len(rest):,} more, in lines"
+            f" {', '.join(map(str, rest[:LINES]))}{' …' if rest[LINES:] else ''}"
         )
     raise InputError("; ".join(told))
 
@@ -209,18 +241,28 @@ def _object(raw: bytes, where: str) -> dict[str, Any]:
         said = getattr(error, "msg", str(error))  # without the place within the line
         raise InputError(f"{where}: no JSON ({said}); write one object per line") from None
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {str(value)[:40]!r} is no object; write {{'user': …, 'items': […]}}")
+        raise InputError(
+            f"{where}: {str(value)[:40]!r} is no object; write {{'user': …, 'items': […]}}"
+        )
     return value
 
 
 def _checked(line: dict[str, Any], where: str) -> tuple[str, list[float] | None, float]:
-    """('scores', 'probabilities' or '', their values or None, weight) of a line that is as it should be."""
+    """('scores', 'probabilities' or '', their values or None, weight) of a line that is as it
+    should be.
+    """
     if ("user" in line) == ("history" in line):
-        raise InputError(f"{where}: give either 'user' or 'history'; this line has {', '.join(line) or 'no field'}")
+        raise InputError(
+            f"{where}: give either 'user' or 'history'; this line has"
+            f" {', '.join(line) or 'no field'}"
+        )
     for name in ("history", "items"):
         value = line.get(name, None if name == "items" else [0])
         if not isinstance(value, list) or not value or not all(_is_name(entry) for entry in value):
-            raise InputError(f"{where}: '{name}' is {str(value)[:60]}; it must be a list of ids or titles, not empty")
+            raise InputError(
+                f"{where}: '{name}' is {str(value)[:60]}; it must be a list of ids or titles, not"
+                " empty"
+            )
     if "user" in line and not _is_name(line["user"]):
         raise InputError(f"{where}: 'user' is {str(line['user'])[:60]}; it must be an id")
     weight = line.get("weight", 1.0)
@@ -235,7 +277,9 @@ def _checked(line: dict[str, Any], where: str) -> tuple[str, list[float] | None,
     values = line[kind]
     if not isinstance(values, list) or len(values) != len(line["items"]):
         size = len(values) if isinstance(values, list) else "no list of"
-        raise InputError(f"{where}: '{kind}' has {size} values for {len(line['items'])} items; give one for each")
+        raise InputError(
+            f"{where}: '{kind}' has {size} values for {len(line['items'])} items; give one for each"
+        )
     for value in values:
         if not _is_number(value) or (kind == "probabilities" and value < 0):
             wanted = "a finite number" if kind == "scores" else "a number from 0 up"

@@ -30,14 +30,20 @@ class Lookup:
         for index, title in enumerate(self.dataset.titles):
             exact.setdefault(title, []).append(index)
             alike.setdefault(folded(title), []).append(index)
-        return exact, {str(value): index for index, value in enumerate(self.dataset.item_ids.to_list())}, alike
+        return (
+            exact,
+            {str(value): index for index, value in enumerate(self.dataset.item_ids.to_list())},
+            alike,
+        )
 
     def user(self, value: object) -> int | None:
         return self._users.get(str(value).strip())
 
     def items(self, value: object) -> list[int]:
-        """The items that are called so: by their very title, else by their id, else by a title that differs in case or
-        spaces only. Several where a title is shared, none where it is unknown. A number is an id."""
+        """The items that are called so: by their very title, else by their id, else by a title that
+        differs in case or spaces only. Several where a title is shared, none where it is unknown. A
+        number is an id.
+        """
         exact, ids, alike = self._items
         if isinstance(value, str) and value in exact:
             return exact[value]

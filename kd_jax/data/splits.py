@@ -1,7 +1,8 @@
 """How interactions are divided into train (0), valid (1), test (2) and fold-in (3).
 
-Rows come sorted by (user, time); each function gives the code of every row. Whatever the split, nothing in a user's
-history is later than what is predicted from it: within a user come train or fold-in, then valid, then test.
+Rows come sorted by (user, time); each function gives the code of every row. Whatever the split,
+nothing in a user's history is later than what is predicted from it: within a user come train or
+fold-in, then valid, then test.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int8, Int64
 
-from kd_jax.errors import InputError, nearest
+from kd_jax.core.errors import InputError, nearest
 
 TRAIN, VALID, TEST, FOLD_IN = 0, 1, 2, 3
 NAMES = ("train", "valid", "test", "fold_in")
-ALIASES = {"validation": VALID, "val": VALID, "dev": VALID, "0": TRAIN, "1": VALID, "2": TEST, "3": FOLD_IN}
+ALIASES = {
+    "validation": VALID,
+    "val": VALID,
+    "dev": VALID,
+    "0": TRAIN,
+    "1": VALID,
+    "2": TEST,
+    "3": FOLD_IN,
+}
 SPLITS = ("leave_one_out", "temporal", "ratio", "strong", "column")
 
 Ratios = tuple[float, float, float]
@@ -23,9 +32,16 @@ Indptr = Int64[np.ndarray, " rows"]
 
 
 def assign(
-    name: str, indptr: Indptr, timestamp: Int64[np.ndarray, " N"], ratios: Ratios, seed: int, own: Codes
+    name: str,
+    indptr: Indptr,
+    timestamp: Int64[np.ndarray, " N"],
+    ratios: Ratios,
+    seed: int,
+    own: Codes,
 ) -> Codes:
-    """The codes of the split called ``name``, one of SPLITS. own: the codes of the source's split column."""
+    """The codes of the split called ``name``, one of SPLITS. own: the codes of the source's split
+    column.
+    """
     if name == "leave_one_out":
         return leave_one_out(indptr)
     if name == "temporal":
@@ -39,7 +55,9 @@ def assign(
 
 
 def leave_one_out(indptr: Indptr) -> Codes:
-    """A user's last interaction is test, the one before it valid; with fewer than three all of them are train."""
+    """A user's last interaction is test, the one before it valid; with fewer than three all of them
+    are train.
+    """
     codes = np.zeros(indptr[-1], np.int8)
     last = indptr[1:][np.diff(indptr) >= 3] - 1
     codes[last], codes[last - 1] = TEST, VALID
@@ -49,28 +67,37 @@ def leave_one_out(indptr: Indptr) -> Codes:
 def temporal(timestamp: Int64[np.ndarray, " N"], ratios: Ratios) -> Codes:
     """Two moments cut all interactions: train is before the first, test from the second on.
 
-    The moments are quantiles of time. What happened at the same moment is never parted: it is on the later side.
+    The moments are quantiles of time. What happened at the same moment is never parted: it is on
+    the later side.
     """
-    ranks = [min(int(len(timestamp) * share + 1e-9), len(timestamp) - 1) for share in np.cumsum(ratios)[:2]]
+    ranks = [
+        min(int(len(timestamp) * share + 1e-9), len(timestamp) - 1)
+        for share in np.cumsum(ratios)[:2]
+    ]
     first, second = np.partition(timestamp, ranks)[ranks]
     return (timestamp >= first).astype(np.int8) + (timestamp >= second)
 
 
 def ratio(indptr: Indptr, ratios: Ratios) -> Codes:
-    """Each user's interactions in order of time, cut at the shares, rounded; the first is always train."""
+    """Each user's interactions in order of time, cut at the shares, rounded; the first is always
+    train.
+    """
     sizes = np.diff(indptr)
     place = np.arange(indptr[-1]) - np.repeat(indptr[:-1], sizes)
-    first, second = (np.repeat(np.maximum(1, _rounded(sizes * share)), sizes) for share in np.cumsum(ratios)[:2])
+    first, second = (
+        np.repeat(np.maximum(1, _rounded(sizes * share)), sizes) for share in np.cumsum(ratios)[:2]
+    )
     return (place >= first).astype(np.int8) + (place >= second)
 
 
 def strong(indptr: Indptr, ratios: Ratios, seed: int) -> Codes:
     """Strong generalisation (Liang et al. 2018): the users are divided, at random by ``ratios``.
 
-    All that a train user did is train. Of a valid or test user the first 80 % are fold-in, which is history when the
-    user is judged and never trained on, and the last 20 % (at least one) are the targets. A user with a single
-    interaction can't be judged and is train. As in the published protocol train users may act later than a held-out
-    user's targets: the order holds within each user.
+    All that a train user did is train. Of a valid or test user the first 80 % are fold-in, which is
+    history when the user is judged and never trained on, and the last 20 % (at least one) are the
+    targets. A user with a single interaction can't be judged and is train. As in the published
+    protocol train users may act later than a held-out user's targets: the order holds within each
+    user.
     """
     sizes = np.diff(indptr)
     able = np.random.default_rng(seed).permutation(np.flatnonzero(sizes >= 2))
@@ -87,10 +114,16 @@ def strong(indptr: Indptr, ratios: Ratios, seed: int) -> Codes:
 def column(values: pl.Series) -> Codes:
     """The codes of a source's split column. Raises InputError on a value that names no split."""
     known = {name: code for code, name in enumerate(NAMES)} | ALIASES
-    codes = values.cast(pl.String).str.to_lowercase().replace_strict(known, default=None, return_dtype=pl.Int8)
+    codes = (
+        values.cast(pl.String)
+        .str.to_lowercase()
+        .replace_strict(known, default=None, return_dtype=pl.Int8)
+    )
     if codes.has_nulls():
         unknown = values.filter(codes.is_null())[0]
-        raise InputError(f"the split column holds {unknown!r}, which names no split{nearest(unknown, NAMES)}")
+        raise InputError(
+            f"the split column holds {unknown!r}, which names no split{nearest(unknown, NAMES)}"
+        )
     return codes.to_numpy()
 
 
@@ -101,9 +134,10 @@ def check_order(codes: Codes, indptr: Indptr, timestamp: Int64[np.ndarray, " N"]
     if len(late):
         row = late[0]
         raise InputError(
-            f"the split column makes {len(late):,} rows the history of something earlier (the first: a user's "
-            f"{NAMES[codes[row]]} at timestamp {timestamp[row]}, {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); "
-            "set data.columns.timestamp='' to take this split as it is"
+            f"the split column makes {len(late):,} rows the history of something earlier (the"
+            f" first: a user's {NAMES[codes[row]]} at timestamp {timestamp[row]},"
+            f" {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); set data.columns.timestamp='' to"
+            " take this split as it is"
         )
 
 

@@ -1,1 +1,1 @@
-"""Models: text encoders (bert, hf, hf_flax), the teacher and the students built on them."""
+"""Models."""

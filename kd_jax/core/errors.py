@@ -1,0 +1,25 @@
+"""The one exception for what a user can mend: a single line that says what is wrong, where, and the
+cure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad data, configuration, weights or workdir. Commands print it as one line and exit with
+    status 2.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
+
+
+def nearest(value: object, options: Iterable[str]) -> str:
+    """The tail of an error about an unknown name: '; did you mean X? Known: …'."""
+    names = sorted(str(option) for option in options)
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"; {hint}known: {', '.join(names)}"

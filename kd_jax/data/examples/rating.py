@@ -1,0 +1,51 @@
+"""One example per rated interaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kd_jax.core.types import PAD, Batch
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.examples.base import Examples, compact, window
+from kd_jax.data.splits import FOLD_IN
+
+
+def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history: int) -> Examples:
+    """One example per interaction of ``split``: user, item and the class of its rating (int [N],
+    all interactions).
+
+    The history holds what the user did before that interaction, and of earlier splits only (for
+    training examples: of the training split), so neither the target nor anything later is in it.
+    """
+    context = (dataset.split < max(split, 1)) | (dataset.split == FOLD_IN)
+    before = np.concatenate([[0], np.cumsum(context)])
+    items, rated = dataset.item[context], classes[context]
+    warm_user = before[dataset.indptr[1:]] > before[dataset.indptr[:-1]]
+    rows = np.flatnonzero((dataset.split == split) & warm_user[dataset.user])
+
+    def look_up(xp: Any, tables: dict[str, Any], chosen: Any) -> Batch:
+        row = tables["rows"][chosen]
+        user = tables["user"][row]
+        first, stop = tables["before"][tables["indptr"][user]], tables["before"][row]
+        seen, index, valid = window(xp, tables["items"], first, stop, history)
+        target = tables["classes"][row][:, None, None]
+        return {
+            "user": user,
+            "item": tables["item"][row],
+            "history": seen,
+            "history_class": xp.where(valid, tables["rated"][index], PAD).astype(xp.int32),
+            "targets": target,
+            "target_weights": xp.ones(target.shape, xp.float32),
+            "weights": xp.ones((len(row), 1), xp.float32),
+            "row": chosen.astype(xp.int32),
+            "interaction": row,
+        }
+
+    tables = {
+        "rows": rows, "user": dataset.user, "item": dataset.item, "indptr": dataset.indptr, "before": before,
+        # never empty
+        "items": np.append(items, 0), "rated": np.append(rated, 0), "classes": classes,
+    }  # fmt: skip
+    return Examples(len(rows), {name: compact(table) for name, table in tables.items()}, look_up)

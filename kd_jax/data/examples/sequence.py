@@ -1,0 +1,62 @@
+"""One example per user: the newest window of the history, and the next item after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kd_jax.core.types import PAD, Batch
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.examples.base import Examples, compact, last_items, window
+from kd_jax.data.splits import TEST, TRAIN, VALID
+from kd_jax.data.text import history_text
+
+
+def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[str]:
+    """Histories as texts, U of each kind: all but the last train item, the train items, train and
+    valid items.
+
+    ``context_row`` = kind * U + user, where kind is the split whose targets follow (0: the last
+    train item).
+    """
+    written: list[str] = []
+    for split, drop in ((VALID, 1), (VALID, 0), (TEST, 0)):
+        for row in last_items(*dataset.history(split), history, drop=drop):
+            written.append(history_text([texts[item] for item in row if item != PAD], history))
+    return written
+
+
+def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Examples:
+    """One example per user with two or more train items: the newest window, and the next item as
+    the target.
+
+    positions: 'all', a target after every item of the window [B, L, 1], or 'last', after the whole
+    of it [B, 1, 1].
+    """
+    indptr, items = dataset.targets(TRAIN)
+    users = np.flatnonzero(np.diff(indptr) >= 2).astype(np.int32)
+
+    def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
+        user = tables["users"][rows]
+        first, stop = tables["indptr"][user], tables["indptr"][user + 1] - 1
+        inputs, index, valid = window(xp, tables["items"], first, stop, history)
+        target = xp.where(valid, tables["items"][index + 1], PAD).astype(xp.int32)[..., None]
+        if positions == "last":
+            target = target[:, -1:]
+        return {
+            "user": user,
+            "history": inputs,
+            "targets": target,
+            "target_weights": xp.ones(target.shape, xp.float32),
+            "weights": (target[..., 0] != PAD).astype(xp.float32),
+            "context_row": user,
+            "row": user,
+        }
+
+    return Examples(
+        len(users),
+        {"users": users, "indptr": compact(indptr), "items": items.astype(np.int32)},
+        look_up,
+    )

@@ -1,0 +1,76 @@
+"""What was popular when: recency-weighted counts of every item at a row of past moments.
+
+A temporal split asks what people will choose *next*, so how popular an item was of late says more
+than its total. A model that is trained on snapshots of the past, each seen with the counts of its
+own day, learns how to weigh them; at the end of training it reads the last snapshot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from kd_jax.core.errors import InputError
+from kd_jax.data.dataset import Dataset
+
+DAY = 86_400  # timestamps are in seconds
+SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days after which an interaction counts 1/e
+_FLOOR = 0.03  # interactions: keeps the log finite, and is small against one recent interaction
+
+
+def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
+    """Train interactions per item, each worth exp(-age / days) at the end of training; f64 [I]."""
+    train = dataset.split == 0
+    time = dataset.timestamp[train]
+    worth = np.exp(-(time.max() - time) / (DAY * days))
+    return np.bincount(dataset.item[train], worth, minlength=dataset.num_items)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trends:
+    """features f32 [S, I, K] of all items at the moments ``times`` (i64 [S], seconds); the last is
+    the end of training.
+
+    The K features: scaled log of 1 + count / floor for each of ``SCALES``, whether the item is new
+    (no interaction yet), and a constant.
+    """
+
+    times: Int64[np.ndarray, " S"]
+    features: Float32[np.ndarray, "S I K"]
+
+
+def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Trends:
+    """The newest ``snapshots`` moments, ``days`` apart, from train interactions strictly before
+    each moment.
+    """
+    if snapshots < 2 or not days > 0:
+        raise InputError(
+            f"teacher.snapshots={snapshots}, teacher.snapshot_days={days}: give at least 2 and more"
+            " than 0"
+        )
+    train = dataset.split == 0
+    time, item = dataset.timestamp[train], dataset.item[train]
+    order = np.argsort(time, kind="stable")
+    time, item = time[order], item[order]
+    end = int(time[-1]) + 1
+    count = int(min(snapshots - 1, (end - time[0]) // (DAY * days)))
+    times = np.append(end - np.arange(count, 0, -1) * int(DAY * days), end).astype(np.int64)
+    stops = np.searchsorted(time, times)
+    scales = np.array(SCALES) * DAY
+    counts = np.zeros((dataset.num_items, len(SCALES)))
+    features = np.empty((len(times), dataset.num_items, len(SCALES) + 2), np.float32)
+    start, now = 0, times[0]
+    for row, (moment, stop) in enumerate(zip(times, stops, strict=True)):
+        counts *= np.exp(-(moment - now) / scales)[None]
+        worth = np.exp(-(moment - time[start:stop])[:, None] / scales[None])
+        for scale in range(len(SCALES)):
+            counts[:, scale] += np.bincount(
+                item[start:stop], worth[:, scale], minlength=dataset.num_items
+            )
+        features[row, :, :-2] = 0.3 * np.log1p(counts / _FLOOR)  # 0.3: about unit variance
+        features[row, :, -2] = counts[:, -1] < 0.5
+        features[row, :, -1] = 1.0
+        start, now = stop, moment
+    return Trends(times, features)

@@ -1,0 +1,97 @@
+"""RawData: interactions and items as a reader returns them, before any filter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import polars as pl
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.data.readers.tables import check_items
+
+SHOWN = 5  # ids listed in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class RawData:
+    """Interactions and items as read, before any filter.
+
+    interactions: ``user``, ``item`` (Int64 or String) and, where known, ``rating`` (Float32),
+    ``timestamp`` (Int64:
+        seconds, or any count that grows with time) and ``split`` (String); in the order of the
+        source.
+    items: ``item`` (of the same type), then text columns in template order; the first is the title
+    that is shown. counts: 'rows' that were read, and the 'malformed' ones among them, which are
+    left out. problems: the first malformed row of each kind, as 'file:line: what is wrong'. path,
+    items_path: where the two tables come from; '' where they are in no file (there may be no items
+    table). untimed: how to name a timestamp that may have been forgotten, and the columns that
+    nothing reads; '' otherwise.
+    """
+
+    name: str
+    interactions: pl.DataFrame
+    items: pl.DataFrame
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    path: str = ""
+    items_path: str = ""
+    untimed: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.path or self.name
+
+
+def listed(values: pl.Series) -> str:
+    """'1, 2, 3, …': the first few values, for an error."""
+    return ", ".join(map(str, values.head(SHOWN).to_list())) + (
+        ", …" if len(values) > SHOWN else ""
+    )
+
+
+def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
+    """The counts of ``raw``. Raises InputError if it isn't what RawData promises, or too much of it
+    was malformed.
+    """
+    frame = raw.interactions
+    counts = {"rows": frame.height, "malformed": 0} | raw.counts
+    if counts["malformed"] > max_malformed * counts["rows"]:
+        raise InputError(
+            f"{'; '.join(raw.problems)} ({counts['malformed']:,} of {counts['rows']:,} rows are"
+            " malformed); mend them, or tolerate such a share: data.max_malformed (now"
+            f" {max_malformed:g})"
+        )
+    if not frame.height:
+        raise InputError(f"{raw.place}: there is no interaction; give a file with rows")
+    for name in ("user", "item"):
+        if name not in frame.columns:
+            raise InputError(
+                f"{raw.place}: the interactions have no column"
+                f" {name!r}{nearest(name, frame.columns)}"
+            )
+        refuse(raw, name, frame[name].is_null(), "is missing")
+        if frame[name].dtype.is_integer():
+            refuse(raw, name, frame[name] < 0, "is negative; ids start at 0")
+    for name in {"rating", "timestamp"} & set(frame.columns):
+        refuse(
+            raw,
+            name,
+            ~frame[name].cast(pl.Float64).is_finite().fill_null(False),
+            "is not a finite number",
+        )
+    check_items(raw.items)
+    if raw.items["item"].dtype != frame["item"].dtype:
+        raise InputError(
+            f"{raw.place}: item ids are {frame['item'].dtype} in the interactions and "
+            f"{raw.items['item'].dtype} in the items table; make them the same"
+        )
+    return counts
+
+
+def refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
+    if bad.any():
+        row = bad.arg_true()[0]
+        raise InputError(
+            f"{raw.place}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
+            f"({bad.sum():,} such rows); mend them"
+        )

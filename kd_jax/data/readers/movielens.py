@@ -1,0 +1,128 @@
+"""MovieLens folders as GroupLens publishes them, every release; and MovieTweetings, which has the
+layout of 1m.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from kd_jax.core.errors import InputError
+from kd_jax.data.raw import RawData
+from kd_jax.data.readers import tables
+from kd_jax.data.readers.tables import LINE
+
+RATINGS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
+CSV = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
+GENRES_100K = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+
+
+def read(folder: Path) -> RawData:
+    """100k (u.data), 1m and 10m (ratings.dat), 20m, 25m, 32m and latest (ratings.csv); items have
+    title and genres.
+
+    Raises InputError if the folder is none of these.
+    """
+    if (folder / "u.data").exists():
+        ratings = tables.lines(tables.existing(folder / "u.data", "ratings"), "\t", list(RATINGS))
+        films = _films_100k(tables.existing(folder / "u.item", "films"))
+    elif (folder / "ratings.dat").exists():
+        ratings = tables.lines(
+            tables.existing(folder / "ratings.dat", "ratings"), "::", list(RATINGS)
+        )
+        films = _films_dat(tables.existing(folder / "movies.dat", "films"))
+    elif (folder / "ratings.csv").exists():
+        films = tables.opened(folder / "movies.csv", "films", _films_csv)
+        return tables.opened(
+            folder / "ratings.csv", "ratings", lambda table: _raw(folder, table, CSV, films)
+        )
+    else:
+        raise InputError(
+            f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.path to an"
+            " unpacked MovieLens folder"
+        )
+    return _raw(folder, ratings, RATINGS, films)
+
+
+def _raw(
+    folder: Path, ratings: tables.Table, columns: dict[str, str], films: pl.DataFrame
+) -> RawData:
+    genres = (
+        pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True)
+    )
+    rows, counts, problems = tables.interactions(ratings, tables.find_columns(ratings, columns))
+    return RawData(folder.resolve().name, rows, films.with_columns(genres), counts, problems)
+
+
+def _films_csv(table: tables.Table) -> pl.DataFrame:
+    columns = tables.find_columns(table, {"item": "movieId", "title": "title", "genres": "genres"})
+    return tables.items(table, columns["item"]).select("item", "title", "genres")
+
+
+def _films_dat(path: Path) -> pl.DataFrame:
+    """Lines of id::title::genre|genre; a title may hold '::' itself."""
+    text = _lines(path)
+    parts = pl.col("text").str.extract_groups(r"^(?P<item>\d+)::(?P<title>.*)::(?P<genres>[^:]*)$")
+    return _checked(path, text.with_columns(parts.alias("parts")).unnest("parts"))
+
+
+def _films_100k(path: Path) -> pl.DataFrame:
+    """Lines of id|title|date|video date|url|19 flags."""
+    fields = pl.col("text").str.split("|")
+    flags = [
+        pl.when(fields.list.get(5 + place, null_on_oob=True) == "1").then(pl.lit(genre))
+        for place, genre in enumerate(GENRES_100K)
+    ]
+    return _checked(
+        path,
+        _lines(path).with_columns(
+            item=pl.when(fields.list.len() == 24).then(fields.list.first()),
+            title=fields.list.get(1, null_on_oob=True),
+            genres=pl.concat_str(flags, separator="|", ignore_nulls=True),
+        ),
+    )
+
+
+def _lines(path: Path) -> pl.DataFrame:
+    """(line, text) of a small file in UTF-8 or, as the older releases are, Latin-1."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    frame = pl.DataFrame({"text": text.replace("\r\n", "\n").split("\n")}).with_row_index(
+        LINE, offset=1
+    )
+    return frame.filter(pl.col("text") != "")
+
+
+def _checked(path: Path, films: pl.DataFrame) -> pl.DataFrame:
+    broken = films.filter(pl.col("item").cast(pl.Int64, strict=False).is_null())
+    if broken.height:
+        raise InputError(
+            f"{path}:{broken[LINE][0]}: {broken['text'][0]!r} is no film ({broken.height} such"
+            " lines); mend them, or get the file again"
+        )
+    table = tables.Table(str(path), films.lazy().select(LINE, "item", "title", "genres"))
+    return tables.items(table, "item")

@@ -1,0 +1,185 @@
+"""Rating data sets of TensorFlow Datasets, by name.
+
+What was prepared as ArrayRecord is read without TensorFlow; preparing a data set, or reading
+TFRecords, needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.data.raw import RawData
+from kd_jax.data.readers import tables
+from kd_jax.data.readers.tables import LINE
+
+ROLES = ("user", "item", "rating", "timestamp")
+FIELDS = {
+    "user": "user_id",
+    "item": "movie_id",
+    "rating": "user_rating",
+    "timestamp": "timestamp",
+    "title": "movie_title",
+    "genres": "movie_genres",
+}
+BATCH = 65_536
+
+
+def read(
+    name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | None = None
+) -> RawData:
+    """The 'train' split (TFDS' word for all there is) of ``name``, such as 'movielens/1m-ratings'.
+
+    fields: role -> feature ('' = none). 'user' and 'item' are needed, 'rating' and 'timestamp'
+    known; every other role
+        is a text column of the items, in that order, taken from an item's first record.
+    data_dir: where data sets are prepared; None: TFDS' own folder (~/tensorflow_datasets).
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise InputError(
+            "data.source='tfds' needs tensorflow-datasets; pip install -e '.[tfds]'"
+        ) from None
+    fields = {role: feature for role, feature in fields.items() if feature}
+    for role in ("user", "item"):
+        if role not in fields:
+            raise InputError(f"data.tfds_fields has no {role!r}; say which feature of {name} it is")
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    try:
+        builder = tfds.builder(
+            name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser())
+        )
+    except tfds.core.DatasetNotFoundError:
+        cure = "check data.tfds_name"
+        if not has_tensorflow:
+            cure += (
+                f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and"
+                " TFDS needs tensorflow to prepare it: pip install -e '.[tfds]'"
+            )
+        raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
+    except (ValueError, AssertionError) as error:  # an unknown config or version
+        raise InputError(
+            f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check data.tfds_name"
+        ) from None
+    prepared = bool(builder.info.splits)
+    array_record = prepared and builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+    if not array_record and not has_tensorflow:
+        state = "prepared as TFRecord" if prepared else "not prepared"
+        raise InputError(
+            f"{builder.info.full_name} is {state} in {builder.data_path}, and TFDS needs tensorflow"
+            " to use it: pip install -e '.[tfds]', or prepare it elsewhere with"
+            " file_format='array_record'"
+        )
+    features = builder.info.features
+    for role, feature in fields.items():
+        if feature not in features:
+            raise InputError(
+                f"data.tfds_fields.{role}: {name} has no feature"
+                f" {feature!r}{nearest(feature, features)}"
+            )
+    wanted = {feature: features[feature] for feature in fields.values()}
+    frame = pl.concat(
+        _array_record(tfds, builder, wanted) if array_record else _tensorflow(tfds, builder, wanted)
+    )
+    frame = frame.select(pl.col(feature).alias(role) for role, feature in fields.items())
+    rows = frame.with_row_index(LINE, offset=1).lazy()
+    table = tables.Table(f"tfds:{name}", rows, unit="record")
+    whole = frozenset(role for role in ("user", "item") if tables.whole_numbers(rows, role))
+    interactions, counts, problems = tables.interactions(
+        table, {role: role for role in ROLES if role in fields}, whole
+    )
+    text = [role for role in fields if role not in ROLES]
+    first = (
+        rows.select(LINE, "item", *text)
+        .drop_nulls("item")
+        .unique("item", keep="first", maintain_order=True)
+    )
+    items = tables.items(tables.Table(table.path, first, unit="record"), "item", "item" in whole)
+    return RawData(
+        name.replace("/", "-"), interactions, items, counts, problems, table.path, table.path
+    )
+
+
+def _array_record(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[pl.DataFrame]:
+    """The records in batches, one column per feature. TFDS' own decoder takes ten times as long."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    source = builder.as_data_source(
+        "train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+    for start in range(0, len(source), BATCH):
+        batch = source.__getitems__(range(start, min(start + BATCH, len(source))))
+        examples = [tf_example_pb2.Example.FromString(record).features.feature for record in batch]
+        columns = []
+        for name, feature in features.items():
+            field = FIELD_OF[_kind(feature)]
+            values = [getattr(example[name], field).value for example in examples]
+            single = _inner(feature) is feature
+            values = (
+                [value[0] if value else None for value in values]
+                if single
+                else [list(value) for value in values]
+            )
+            columns.append(_column(name, feature, values))
+        yield pl.DataFrame(columns)
+
+
+def _tensorflow(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[pl.DataFrame]:
+    """The same through tensorflow, which downloads and prepares what isn't there."""
+    builder.download_and_prepare()
+    dataset = builder.as_dataset(split="train").map(
+        lambda record: {name: record[name] for name in features}
+    )
+    for batch in tfds.as_numpy(dataset.ragged_batch(BATCH)):
+        # Sequences come as ragged tensors, which have to_list where arrays have tolist.
+        columns = {
+            name: values.to_list() if hasattr(values, "to_list") else values.tolist()
+            for name, values in batch.items()
+        }
+        yield pl.DataFrame(
+            [_column(name, feature, columns[name]) for name, feature in features.items()]
+        )
+
+
+# Where a tf.train.Feature holds its values.
+FIELD_OF: dict[type[pl.DataType], str] = {
+    pl.Int64: "int64_list",
+    pl.Float64: "float_list",
+    pl.Binary: "bytes_list",
+}
+
+
+def _inner(feature: Any) -> Any:
+    """What a sequence is a sequence of; a scalar itself."""
+    return getattr(feature, "feature", feature)
+
+
+def _kind(feature: Any) -> type[pl.DataType]:
+    kind = np.dtype(_inner(feature).np_dtype).kind
+    return {"i": pl.Int64, "u": pl.Int64, "b": pl.Int64, "f": pl.Float64}.get(kind, pl.Binary)
+
+
+def _column(name: str, feature: Any, values: list[Any]) -> pl.Series:
+    """One value per record, of a sequence 'a, b': bytes are UTF-8 text, class labels become their
+    names.
+    """
+    kind, labels = _kind(feature), getattr(_inner(feature), "names", None)
+    names = dict(enumerate(labels)) if labels else {}
+    if _inner(feature) is feature:
+        column = pl.Series(name, values, dtype=kind)
+        if names:
+            return column.replace_strict(names, return_dtype=pl.String)
+        return column.cast(pl.String) if kind == pl.Binary else column
+    each = (
+        pl.element().replace_strict(names, return_dtype=pl.String)
+        if names
+        else pl.element().cast(pl.String)
+    )
+    return pl.Series(name, values, dtype=pl.List(kind)).list.eval(each).list.join(", ")

@@ -1,0 +1,168 @@
+"""Teachers as the train step takes them: online in the step, or cached on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kd_jax.core.scores import Factors, Listed, TeacherScores
+from kd_jax.core.types import Array, Batch, PyTree
+from kd_jax.data.examples.base import Examples
+from kd_jax.devices import sharding
+from kd_jax.devices.processes import agreed
+from kd_jax.distillation.label_cache import read
+from kd_jax.losses import sampled
+
+TeacherFn = Callable[[PyTree, Batch], TeacherScores]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A teacher as the train step takes it: arrays, and the function that turns them and a batch
+    into what it says.
+    """
+
+    arrays: PyTree
+    scores: TeacherFn
+    bias: Callable[[], Array | np.ndarray]  # of the teacher's items, [I]
+
+
+def last_context(contexts: Array, positions: str) -> Array:
+    return contexts if positions == "all" else contexts[:, -1:]
+
+
+def online_teacher(
+    graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positions: str
+) -> Teacher:
+    """The teacher's forward pass inside the student's step. positions: those of the student, 'last'
+    or 'all'.
+    """
+
+    def scores(teacher: PyTree, batch: Batch) -> TeacherScores:
+        model: Any = nnx.merge(graphdef, *teacher)
+        if "item" in batch:
+            return TeacherScores(model.logits(batch))
+        vectors, bias = model.items()
+        return TeacherScores(
+            Factors(last_context(model.contexts(batch, vectors), positions), vectors, bias)
+        )
+
+    model: Any = nnx.merge(graphdef, params, constants)
+    return Teacher((params, constants), scores, lambda: model.items()[1])
+
+
+PER_EXAMPLE = (
+    "contexts",
+    "logits",
+    "list",
+    "weights",
+    "top",
+)  # arrays of labels with a row for each example
+
+
+def _cached_scores(labels: PyTree, batch: Batch) -> TeacherScores:
+    return _soft(
+        labels, {name: labels[name][batch["row"]] for name in PER_EXAMPLE if name in labels}
+    )
+
+
+def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
+    """What cached labels say about a batch, of which ``rows`` are those [B, ...]."""
+    weights = rows.get("weights")
+    if "list" in rows:
+        chosen = rows["list"]
+        return TeacherScores(
+            Listed(*(shared[f"list_{x}"][chosen] for x in ("items", "logits"))),
+            shared["list_weights"][chosen],
+        )
+    if "logits" in rows:
+        return TeacherScores(rows["logits"], weights)
+    return TeacherScores(
+        Factors(rows["contexts"], shared["items"], shared["bias"], top=rows.get("top")), weights
+    )
+
+
+def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teacher, Examples]:
+    """Cached labels whose rows stay on the host, and the examples, to each batch of which it adds
+    those that belong.
+    """
+    rows = {key: np.asarray(teacher.arrays[key]) for key in PER_EXAMPLE if key in teacher.arrays}
+    shared, key = (
+        {key: value for key, value in teacher.arrays.items() if key not in rows},
+        f"labels of {name}",
+    )
+
+    def look_up(_: Any, tables: dict[str, Any], chosen: Any) -> Batch:
+        batch = examples.look_up(np, tables, chosen)
+        return batch | {key: {name: values[batch["row"]] for name, values in rows.items()}}
+
+    def scores(shared: PyTree, batch: Batch) -> TeacherScores:
+        return _soft(shared, batch[key])
+
+    changed = dataclasses.replace(teacher, arrays=shared, scores=scores)
+    return changed, dataclasses.replace(examples, look_up=look_up, on_device=False)
+
+
+def fit_to_device(
+    teachers: Mapping[str, Teacher], examples: Examples, budget: int
+) -> tuple[dict[str, Teacher], Examples]:
+    """The teachers, and the examples to train from: cached labels beyond ``budget`` bytes stay on
+    the host.
+    """
+    fit: dict[str, Teacher] = {}
+    for name, teacher in teachers.items():
+        arrays = teacher.arrays if isinstance(teacher.arrays, dict) else {}
+        size = sum(arrays[key].nbytes for key in PER_EXAMPLE if key in arrays)
+        if agreed(size > budget):
+            fit[name], examples = read_by_host(teacher, name, examples)
+        else:
+            fit[name], budget = teacher, budget - size
+    return fit, examples
+
+
+def cached_teacher(*folders: Path) -> Teacher:
+    """The labels of ``write`` as a teacher: of several, the mean of their logits. Raises InputError
+    as ``read``.
+
+    The mean is exact: contexts and items side by side are one context and one item vector, as wide
+    as all together.
+    """
+    parts, scale = [read(folder) for folder in folders], np.float32(1 / len(folders))
+    if len(parts) == 1:
+        (arrays,) = parts
+    elif "logits" in parts[0]:
+        arrays = {"logits": np.sum([part["logits"] * scale for part in parts], 0)}
+    else:
+        arrays = {
+            "contexts": np.concatenate([part["contexts"] * scale for part in parts], -1),
+            "items": np.concatenate([part["items"] for part in parts], -1),
+            "bias": np.sum([part["bias"] * scale for part in parts], 0),
+        }
+    return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
+
+
+def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
+    """Cached labels with the ``k`` items of highest score of every label row, int32 [rows, P, k],
+    found once: a loss over a sample of the catalogue then reads no more of the catalogue than those
+    and the sample.
+    """
+    mesh = sharding.local_mesh()
+    contexts, *catalogue = (
+        np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias")
+    )
+    items, bias = sharding.put_whole(catalogue, mesh)
+    find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
+    top = np.empty((*contexts.shape[:-1], k), np.int32)
+    batch_size += -batch_size % mesh.size
+    for start in range(0, len(contexts), batch_size):
+        rows = np.minimum(
+            np.arange(start, start + batch_size), len(contexts) - 1
+        )  # one shape: one program
+        top[rows] = find(sharding.put_rows(contexts[rows], mesh), items, bias)
+    return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})

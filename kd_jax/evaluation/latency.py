@@ -1,0 +1,111 @@
+"""What a model costs to serve: users per second, and what it takes until a new item can be
+recommended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from kd_jax.core.types import PAD, Params, PyTree
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.examples.base import last_items
+from kd_jax.data.splits import TEST
+from kd_jax.devices import sharding
+from kd_jax.evaluation.evaluator import eval_users, top_k
+from kd_jax.evaluation.tasks import score_function, users_at_once
+
+TIMED_USERS = 20_000
+Encode = Callable[[Sequence[str]], Any]
+
+
+def users_per_second(
+    dataset: Dataset,
+    graphdef: nnx.GraphDef,
+    params: Params,
+    constants: PyTree,
+    history: int,
+    *,
+    k: int = 10,
+) -> float:
+    """Top-``k`` lists per second over the whole catalogue, seen items left out, batches of 256,
+    after compilation.
+
+    Of at most ``TIMED_USERS`` users; the first pass over them compiles, the second is timed.
+    """
+    scores = score_function(dataset, graphdef, TEST, history)(params, constants)
+    users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
+    at_once = users_at_once(graphdef, 256, dataset.num_items, sharding.users_parts(params))
+    sizes = {"batch_size": at_once, "num_items": dataset.num_items}
+    top_k(scores, users, k, seen, **sizes)
+    began = time.perf_counter()
+    top_k(scores, users, k, seen, **sizes)
+    return len(users) / (time.perf_counter() - began)
+
+
+def text_seconds(
+    encode: Encode, dataset: Dataset, texts: Sequence[str], history: int, *, users: int = 64
+) -> tuple[float, float]:
+    """Seconds that a language model takes to read one user's history, and one new item; after
+    compilation.
+
+    The texts of the newest ``history`` items of ``users`` users are encoded in one call, a text
+    that several share once and none from a cache: what a service with batches of ``users`` would
+    pay.
+    """
+    chosen = eval_users(dataset, TEST)[:users]
+    windows = last_items(*dataset.history(TEST), history)[chosen]
+    found = [texts[item] for item in windows.ravel() if item != PAD]
+    encode(found)
+    began = time.perf_counter()
+    encode(found)
+    seconds = time.perf_counter() - began
+    return seconds / max(1, len(chosen)), seconds / max(1, len(set(found)))
+
+
+def costs(rows: Sequence[dict[str, Any]], per_user: float, per_item: float) -> list[dict[str, Any]]:
+    """The serving table of report/metrics.json, from the models' rows and ``text_seconds``."""
+
+    def mean(name: str, field: str) -> float | None:
+        values = [row[field] for row in rows if row["name"] == name and row.get(field) is not None]
+        return float(np.mean(values)) if values else None
+
+    table: list[dict[str, Any]] = []
+    for name in ("distilled", "student"):
+        speed, training = mean(name, "users_per_second"), mean(name, "train_seconds")
+        if speed:
+            training = None if training is None else training + (mean(name, "label_seconds") or 0.0)
+            note = "one training run takes in any number of new items" + (
+                " from their text, labels included"
+                if name == "distilled"
+                else ", once they have clicks"
+            )
+            table.append(
+                {
+                    "name": name,
+                    "users_per_second": speed,
+                    "new_item_seconds": training,
+                    "note": note,
+                }
+            )
+    cached = mean("teacher", "users_per_second")
+    if cached:
+        table += [
+            {
+                "name": "teacher, item vectors cached",
+                "users_per_second": cached,
+                "new_item_seconds": per_item,
+                "note": "the language model reads each new item once",
+            },
+            {
+                "name": "teacher, reading text",
+                "users_per_second": 1.0 / (1.0 / cached + per_user),
+                "new_item_seconds": per_item,
+                "note": "the language model reads the user's history anew",
+            },
+        ]
+    return table

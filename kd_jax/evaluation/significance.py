@@ -1,0 +1,119 @@
+"""What distillation bought: paired comparisons over users, averaged over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from kd_jax.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a candidate gains over a baseline; None where it is undefined (a baseline of 0)."""
+
+    baseline: float
+    candidate: float
+    relative: float | None
+    ci95: tuple[float | None, float | None]
+    p_value: float
+
+
+def paired_bootstrap(
+    baseline: Float[np.ndarray, "*S U"],
+    candidate: Float[np.ndarray, "*S U"],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Gain:
+    """Relative gain of the candidate's mean over the baseline's, with a percentile interval (Efron
+    & Tibshirani 1993).
+
+    Values are per user, optionally for several training seeds (leading axis, averaged first; the
+    two sides may have different numbers of them). Users are resampled, the same ones on both sides,
+    and users without a value (NaN) are left out. p_value is two-sided, for no difference: twice the
+    share of resamples on the rarer side of zero, one added to count and total. The same seed gives
+    the same numbers.
+
+    Raises InputError if the two sides have different users or none.
+    """
+    a, b = (np.atleast_2d(np.asarray(v, np.float64)).mean(axis=0) for v in (baseline, candidate))
+    if a.shape != b.shape:
+        raise InputError(
+            f"paired bootstrap: {len(a)} users in the baseline, {len(b)} in the candidate; use the"
+            " same"
+        )
+    both = ~np.isnan(a + b)
+    a, b = a[both], b[both]
+    if not len(a):
+        raise InputError(
+            "paired bootstrap: no user has a value on both sides; evaluate on a split with targets"
+        )
+    rng = np.random.default_rng(seed)
+    mean_a, mean_b = np.empty(resamples), np.empty(resamples)
+    at_once = max(1, 500_000 // len(a))  # the drawn indices stay in cache
+    for start in range(0, resamples, at_once):
+        part = slice(start, min(start + at_once, resamples))
+        drawn = rng.integers(0, len(a), (part.stop - part.start, len(a)))
+        mean_a[part], mean_b[part] = np.take(a, drawn).mean(axis=1), np.take(b, drawn).mean(axis=1)
+    rarer = min(int(np.sum(mean_b <= mean_a)), int(np.sum(mean_b >= mean_a)))
+    base, cand = float(a.mean()), float(b.mean())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = (
+            mean_b / mean_a - 1
+        )  # inf where a resample holds none of the users that the baseline serves
+    low, high = np.quantile(
+        np.nan_to_num(relative, nan=0.0, posinf=np.inf), [0.025, 0.975], method="inverted_cdf"
+    )
+    finite = [float(v) if base > 0 and np.isfinite(v) else None for v in (low, high)]
+    return Gain(
+        baseline=base,
+        candidate=cand,
+        relative=cand / base - 1 if base > 0 else None,
+        ci95=(finite[0], finite[1]),
+        p_value=min(1.0, 2 * (rarer + 1) / (resamples + 1)),
+    )
+
+
+PerUser = Mapping[str, np.ndarray]
+
+
+def gains(
+    per_user: Mapping[str, Sequence[PerUser]], names: Sequence[str], resamples: int
+) -> dict[str, Any]:
+    """Distilled over student, and over control (the language model's own share), for each metric in
+    ``names``.
+
+    per_user: model -> one mapping per seed of metric -> f32 [U] (NaN where a user has no value).
+    The shape of what is returned is that of ``gain`` in report/metrics.json; a comparison whose
+    models are missing is left out.
+    """
+    found: dict[str, Any] = {}
+    for name in names:
+        values = {
+            m: np.stack([v[name] for v in seeds])
+            for m, seeds in per_user.items()
+            if name in seeds[0]
+        }
+        if not {"student", "distilled"} <= values.keys():
+            continue
+        gain = paired_bootstrap(values["student"], values["distilled"], resamples=resamples)
+        found[name] = {
+            "student": gain.baseline,
+            "distilled": gain.candidate,
+            "relative": gain.relative,
+            "ci95": gain.ci95,
+            "p_value": gain.p_value,
+        }
+        for other, key in (("control", "lm_share"), ("trending", "over_trending")):
+            if other in values:
+                share = paired_bootstrap(values[other], values["distilled"], resamples=resamples)
+                found[name] |= {
+                    other: share.baseline,
+                    key: {"relative": share.relative, "ci95": share.ci95, "p_value": share.p_value},
+                }
+    return found

@@ -1,0 +1,279 @@
+"""Reranking: a cross-encoder puts the best items of a trained model in a new order.
+
+python -m kd_jax.rerank --workdir=runs/quickstart --model=student --candidates=20 --set teacher.train=top_n
+
+It is trained on the run's training interactions, each with what the user had done before, against
+items drawn by popularity, and judged over the whole catalogue: the model's best items that the user
+has not seen come first, in the new order, and all others follow in the old one. It writes into
+rerank/ in the workdir and leaves the rest alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kd_jax.core import process
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.files import fingerprint, locked, write_json
+from kd_jax.core.logging import Log
+from kd_jax.core.scores import Factors
+from kd_jax.core.types import PAD, Array, Params, PyTree
+from kd_jax.data import text
+from kd_jax.data.examples.base import last_items
+from kd_jax.data.examples.pairs import PairTokens, with_pairs
+from kd_jax.data.examples.rating import rate_examples
+from kd_jax.data.splits import TRAIN
+from kd_jax.devices import sharding
+from kd_jax.distillation.term import Term
+from kd_jax.evaluation import evaluator
+from kd_jax.evaluation.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
+from kd_jax.experiment.config import changed, selects
+from kd_jax.experiment.run import Run, written
+from kd_jax.models.language import encoding
+from kd_jax.models.scorer import split
+from kd_jax.models.teachers.cross_encoder import PairRanker
+from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.loop import train
+from kd_jax.training.recipe import Recipe
+
+STUDENTS_OF_A_RUN = ("student", "control", "distilled")
+# What of ``teacher`` a cross-encoder that reranks has a use for.
+FIELDS = (
+    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "history", "train", "top_n", "lora_rank",
+    "lora_targets", "dtype", "remat", "hidden", "dropout", *(field.name for field in dataclasses.fields(Recipe)),
+)  # fmt: skip
+WEIGHTS = (
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+)  # of the cross-encoder beside the first model's scores; the best on validation is taken
+
+
+def reranked(first: evaluator.ScoreFn, items: np.ndarray, scores: np.ndarray) -> evaluator.ScoreFn:
+    """Scores of the catalogue with each user's ``items`` int32 [U, N] (PAD where there are fewer)
+    above all others, ordered by ``scores`` f32 [U, N], higher first, equal ones as they stand in
+    ``items``; the others keep theirs.
+    """
+    order = np.argsort(np.where(items == PAD, np.inf, -scores), axis=1, kind="stable")
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.arange(items.shape[1])[None], axis=1)
+    steps = (items.shape[1] - places).astype(np.float32)
+
+    @jax.jit
+    def lift(found: Factors | Array, items: Array, steps: Array) -> Array:
+        found = found.dense() if isinstance(found, Factors) else found
+        highest = jnp.max(jnp.where(jnp.isfinite(found), found, -jnp.inf), axis=1, keepdims=True)
+        where = jnp.where(items == PAD, found.shape[1], items)
+        return found.at[jnp.arange(len(items))[:, None], where].set(highest + steps, mode="drop")
+
+    return lambda users: lift(first(users), jnp.asarray(items[users]), jnp.asarray(steps[users]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """A split's candidates: the first model; ``items`` int32 [U, N], its best ones, PAD where there
+    are none; ``first`` f32 [U, N], its scores of them; ``table``, the candidates as pairs, user by
+    user.
+    """
+
+    score_fn: evaluator.ScoreFn
+    items: np.ndarray
+    first: np.ndarray
+    table: text.TokenTable
+
+
+def candidates(
+    task: Rank,
+    score_fn: evaluator.ScoreFn,
+    split: int,
+    n: int,
+    pairs: PairTokens,
+    history: int,
+    batch_size: int,
+) -> Candidates:
+    """The ``n`` best items that each judged user has not seen, and what the cross-encoder reads of
+    them.
+    """
+    d = task.dataset
+    users = evaluator.eval_users(d, split)
+    items = np.full((d.num_users, n), PAD, np.int32)
+    first = np.full((d.num_users, n), -np.inf, np.float32)
+    items[users], first[users] = evaluator.top_k(
+        score_fn, users, n, d.history(split), batch_size=batch_size
+    )
+    user, _ = np.nonzero(items != PAD)
+    windows = last_items(*d.history(split), history)
+    return Candidates(
+        score_fn, items, first, pairs.table({"history": windows[user], "item": items[items != PAD]})
+    )
+
+
+class Reranker:
+    """The cross-encoder of a workdir whose ``model`` is trained: ``train`` it, then ``judge``
+    it.
+    """
+
+    def __init__(self, run: Run, model: str, n: int, negatives: int):
+        c = run.settings("teacher").teacher
+        if model not in STUDENTS_OF_A_RUN:
+            raise InputError(
+                f"rerank: --model={model!r} is unknown{nearest(model, STUDENTS_OF_A_RUN)}"
+            )
+        if not isinstance(run.task, Rank):
+            raise InputError(
+                "rerank: this workdir was trained with task='rate', which ranks nothing; use"
+                " task='rank'"
+            )
+        if n < 2 or n > run.dataset.num_items:
+            raise InputError(
+                f"rerank: --candidates={n} must be from 2 to the {run.dataset.num_items} items"
+                " there are"
+            )
+        if negatives < 1:
+            raise InputError(f"rerank: --negatives={negatives} must be at least 1")
+        self.run, self.task, self.model, self.n, self.negatives = run, run.task, model, n, negatives
+        self.history, self.seed, self.encoder = c.history, run.seeds[0], run.language_model.encoder
+        self.pairs = PairTokens(
+            run.language_model.tokenizer, run.item_texts, 0, self.encoder.max_length
+        )
+        if not run.language_model.live:
+            self.encoder.freeze_below(self.encoder.num_layers)
+        self.graphdef, self.params, self.constants = split(
+            PairRanker(self.encoder, c.hidden, c.dropout, rngs=nnx.Rngs(self.seed))
+        )
+        built = run.build(model, self.seed)
+        best = run.best(model, self.seed, built)
+        self.found = {
+            name: candidates(
+                self.task, score_function(run.dataset, built.graphdef, code, built.history)(*best), code, n, self.pairs,
+                self.history, users_at_once(built.graphdef, self.task.batch_size, run.dataset.num_items, 1),
+            )
+            for name, code in SPLITS.items()
+        }  # fmt: skip
+        counts = run.dataset.item_counts
+        self.log_count = np.log1p(counts).astype(np.float32)
+
+    def fit(self, folder: Path) -> tuple[Params, float]:
+        """The best parameters by the validation metric of the reranking, and the seconds it
+        took.
+        """
+        run, d = self.run, self.run.dataset
+        examples = rate_examples(d, np.zeros(len(d.item), np.int32), TRAIN, history=self.history)
+        run.log.note(
+            f"pairs of train: {self.pairs.told(examples.gather(np.arange(examples.size)))}"
+        )
+        examples = with_pairs(
+            examples, self.pairs, self.negatives, d.item_counts.astype(np.float64)
+        )
+        identity = {
+            "reranks": run.identity(self.model, self.seed), "teacher": run.settings("teacher").teacher.to_dict(),
+            "weights": run.language_model.checksum, "candidates": self.n, "negatives": self.negatives,
+        }  # fmt: skip
+        with Checkpoints(folder / fingerprint(identity), identity) as checkpoints:
+            trained = train(
+                self.graphdef,
+                self.params,
+                self.constants,
+                name="rerank",
+                seed=self.seed,
+                examples=examples,
+                objective=(Term("ce"),),
+                recipe=run.recipe("teacher"),
+                evaluate=self._validate,
+                checkpoints=checkpoints,
+                mesh=run.mesh,
+                log=run.log,
+            )
+        return trained.params, trained.seconds
+
+    def fits(self, params: Params, name: str) -> np.ndarray:
+        """How well each candidate fits beyond its popularity, f32 [U, N]."""
+        model: Any = nnx.merge(self.graphdef, sharding.fetch(params), self.constants)
+        items, table = self.found[name].items, self.found[name].table
+        values = np.full(items.shape, -np.inf, np.float32)
+        values[items != PAD] = np.asarray(
+            model.head(jnp.asarray(encoding.encode(model.encoder, table)), None)
+        )[:, 0]
+        return values
+
+    def scores(self, fits: np.ndarray, name: str, weight: float | None) -> np.ndarray:
+        """What candidates are ordered by: the cross-encoder alone (None), or the first model's
+        score and it.
+        """
+        found = self.found[name]
+        return (
+            fits + self.log_count[found.items]
+            if weight is None
+            else found.first + np.float32(weight) * fits
+        )
+
+    def metrics(self, name: str, scores: np.ndarray | None, full: bool = True) -> dict[str, float]:
+        """Over the whole catalogue; without ``scores``, of the first model."""
+        found = self.found[name]
+        fn = found.score_fn if scores is None else reranked(found.score_fn, found.items, scores)
+        names = self.task.metric_names if full else (self.task.select,)
+        at_once = dense_users(
+            self.task.batch_size, self.task.dataset.num_items
+        )  # a new order has no factors
+        return self.task._judged(fn, name, names, slices=False, batch_size=at_once).metrics
+
+    def _validate(self, params: Params, constants: PyTree) -> float:
+        return self.metrics("valid", self.scores(self.fits(params, "valid"), "valid", None), False)[
+            self.task.select
+        ]
+
+    def judge(self, params: Params) -> dict[str, Any]:
+        """model, cross-encoder alone and both together: their metrics on validation and test."""
+        fits = {name: self.fits(params, name) for name in SPLITS}
+
+        def of(weight: float) -> float:
+            scores = self.scores(fits["valid"], "valid", weight)
+            return self.metrics("valid", scores, False)[self.task.select]
+
+        weight = max(WEIGHTS, key=of)
+        ways: dict[str, Callable[[str], np.ndarray | None]] = {
+            self.model: lambda name: None,
+            "reranked by the cross-encoder alone": lambda name: self.scores(fits[name], name, None),
+            f"by both, {weight:g} x cross-encoder": lambda name: self.scores(
+                fits[name], name, weight
+            ),
+        }
+        return {
+            way: {name: self.metrics(name, scores(name)) for name in SPLITS}
+            for way, scores in ways.items()
+        }
+
+
+def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[str] = ()) -> Any:
+    """Train, judge and write rerank/<model>.json; returns what it holds. changes:
+    'teacher.steps=200', ….
+
+    Raises InputError for a workdir without that model, and for what the cross-encoder cannot do.
+    """
+    config = written(workdir)
+    config.tuned.teacher = ()  # found for a teacher of another form
+    config = changed(config, changes, FIELDS)
+    (workdir / "rerank").mkdir(exist_ok=True)
+    with locked(workdir), Log(workdir / "rerank/metrics.jsonl", metric=selects(config)) as log:
+        process.keep_compiled(workdir)
+        run, began = Run.opened(workdir, log, config), time.perf_counter()
+        reranker = Reranker(run, model, n, negatives)
+        params, seconds = reranker.fit(workdir / "rerank" / model)
+        rows = reranker.judge(params)
+        read = {name: value for name, value in config.teacher.items() if name in FIELDS}
+        report = {
+            "model": model, "seed": reranker.seed, "candidates": n, "negatives": negatives, "train_seconds": seconds,
+            "seconds": time.perf_counter() - began, "teacher": read, "rows": rows,
+        }  # fmt: skip
+        write_json(workdir / "rerank" / f"{model}.json", report)
+    return report

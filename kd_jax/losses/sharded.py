@@ -1,0 +1,60 @@
+"""The streamed losses on a mesh: rows on their ``data`` slice, items on their ``model`` slice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from kd_jax.core.scores import Factors
+from kd_jax.core.tiling import NEGATIVE, Axes
+from kd_jax.devices.sharding import spare
+from kd_jax.losses.streamed import Engine, Inputs, Loss, local
+
+
+def engine_for(mesh: Mesh) -> Engine | None:
+    """How ``catalogue.mean_losses`` runs on this mesh: rows stay on their ``data`` slice, items on
+    their ``model`` one.
+
+    What crosses devices is per row (normalisers, contexts' gradients) over ``model``, and the item
+    table's gradient over ``data``; never a logit. None on one device.
+    """
+    if mesh.size == 1:
+        return None
+    rows, items, whole = PartitionSpec("data"), PartitionSpec("model"), PartitionSpec()
+
+    def padded(factors: Factors) -> Factors:
+        missing = spare(len(factors.bias), mesh)
+        if not missing:
+            return factors
+        bias = jnp.pad(factors.bias, (0, missing), constant_values=NEGATIVE)
+        return factors._replace(vectors=jnp.pad(factors.vectors, ((0, missing), (0, 0))), bias=bias)
+
+    def spec(factors: Any) -> Any:
+        excluded = None if factors.excluded is None else rows
+        return factors._replace(contexts=rows, vectors=items, bias=items, excluded=excluded)
+
+    def run(losses: tuple[Loss, ...], gradients: bool, student: Factors, inputs: Inputs) -> Any:
+        given, coefficients, teacher, warm = inputs
+        count = len(student.bias)
+        student, teacher = padded(student), None if teacher is None else padded(teacher)
+        warm = None if warm is None else jnp.pad(warm, (0, spare(count, mesh)))
+        taken = (
+            rows,
+            whole,
+            None if teacher is None else spec(teacher),
+            None if warm is None else items,
+        )
+        axes = Axes("data", "model")
+        values, slopes = jax.shard_map(
+            lambda s, i: local(losses, gradients, s, i, axes),
+            mesh=mesh,
+            in_specs=(spec(student), taken),
+            out_specs=(whole, (rows, items, items) if gradients else None),
+            check_vma=False,
+        )(student, (given, coefficients, teacher, warm))
+        return values, slopes and (slopes[0], slopes[1][:count], slopes[2][:count])
+
+    return run

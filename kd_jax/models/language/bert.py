@@ -1,0 +1,281 @@
+"""BERT and RoBERTa in Flax NNX, with the outputs of transformers' Flax classes; DistilBERT and
+MPNet build on it.
+
+Sources: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019
+(post-norm encoder); Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019,
+and Conneau et al., "Unsupervised Cross-lingual Representation Learning at Scale", ACL 2020 (XLM-R):
+BERT with positions that are counted from the padding id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.models.language.encoder import (
+    ACTIVATIONS,
+    Architecture,
+    freeze_bottom,
+    hidden_states,
+    parameter_map,
+)
+from kd_jax.models.layers import dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The fields of an HF BERT ``config.json`` that change what is computed; defaults are HF's.
+
+    type_vocab_size: 0 where there are no token types. padding_idx: None where a token's position is
+    its column, from 0; else the id of padding tokens and their position, and the other tokens of a
+    text count on from there.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    padding_idx: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"hidden_act {self.hidden_act!r} is unknown{nearest(self.hidden_act, ACTIVATIONS)}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads"
+                f" {self.num_attention_heads}"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that there are positions for."""
+        return self.max_position_embeddings - (
+            0 if self.padding_idx is None else self.padding_idx + 1
+        )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
+        """From the JSON of ``config.json``; others are ignored. Raises InputError for what is not
+        computed here.
+        """
+        unsupported = {
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+            "add_cross_attention": False,
+        }
+        for field, value in unsupported.items():
+            if config.get(field, value) != value:
+                raise InputError(
+                    f"{field}={config[field]!r} is not supported by the native backend (only"
+                    f" {value!r}); set teacher.backend='hf_flax' or use other weights"
+                )
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+
+class BertOutput(NamedTuple):
+    """last_hidden_state [B, L, D]; pooler_output [B, D] or None without pooler; hidden_states: [B,
+    L, D] after the embeddings and after every layer.
+    """
+
+    last_hidden_state: Array
+    pooler_output: Array | None
+    hidden_states: tuple[Array, ...]
+
+
+class BertLayer(nnx.Module):
+    """Self-attention and an MLP, each followed by residual and LayerNorm."""
+
+    def __init__(self, config: BertConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        linear = partial(
+            nnx.Linear,
+            dtype=dtype,
+            kernel_init=nnx.initializers.normal(config.initializer_range),
+            rngs=rngs,
+        )
+        norm = partial(
+            nnx.LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
+        )
+        width = config.hidden_size
+        self.query, self.key, self.value = (
+            linear(width, width),
+            linear(width, width),
+            linear(width, width),
+        )
+        self.attention_out, self.attention_norm = linear(width, width), norm()
+        self.up, self.down = (
+            linear(width, config.intermediate_size),
+            linear(config.intermediate_size, width),
+        )
+        self.norm = norm()
+
+    def __call__(
+        self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
+        rate = self.config.hidden_dropout_prob
+        x = self.attention_norm(
+            x + dropout(self.attention_out(self.attention(x, bias, rngs)), rate, rngs)
+        )
+        hidden = ACTIVATIONS[self.config.hidden_act](self.up(x))
+        return self.norm(x + dropout(self.down(hidden), rate, rngs))
+
+    def attention(
+        self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
+        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
+        # Softmax in f32: in bf16 the sum over a long row loses two digits.
+        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(self.dtype)
+        weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+
+
+class Bert(nnx.Module):
+    """The encoder. Parameters are f32; ``dtype`` is what activations are computed in.
+
+    stop_gradient_below: no gradient enters the embeddings and layers 0 … n-1, so no backward work
+    is done there; 0 (the default) trains everything. ``freeze_below`` also takes their arrays out
+    of ``nnx.Param``. remat: see ``call_layer``.
+    """
+
+    def __init__(
+        self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs
+    ):
+        self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
+        self.dim, self.num_layers, self.max_length = (
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.max_length,
+        )
+        normal = nnx.initializers.normal(config.initializer_range)
+        embed = partial(
+            nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs
+        )
+        self.words = embed(config.vocab_size)
+        self.positions = embed(config.max_position_embeddings)
+        self.types = embed(config.type_vocab_size) if config.type_vocab_size else None
+        self.norm = nnx.LayerNorm(
+            config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
+        )
+        self.layers = nnx.List(
+            [BertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        width = config.hidden_size
+        self.pooler = (
+            nnx.Linear(width, width, dtype=dtype, kernel_init=normal, rngs=rngs) if pooler else None
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        token_type_ids: Int[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+        states: Float[Array, "B L D"] | None = None,
+    ) -> BertOutput:
+        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none.
+        states: the hidden states where no gradient goes further down (``stop_gradient_below``), to
+        go on from instead of computing them.
+        """
+        if position_ids is None:
+            position_ids = self.position_ids(input_ids)
+        if token_type_ids is None:
+            token_type_ids = jnp.zeros_like(input_ids)
+        bias = self.bias(attention_mask, input_ids.shape[1])
+
+        def embed() -> Array:
+            x = self.embeddings(input_ids, token_type_ids, position_ids)
+            return dropout(self.norm(x), self.config.hidden_dropout_prob, rngs)
+
+        found = hidden_states(self, embed, states, bias, rngs)
+        pooled = None if self.pooler is None else jnp.tanh(self.pooler(found[-1][:, 0]))
+        return BertOutput(found[-1], pooled, found)
+
+    def embeddings(
+        self, input_ids: Array, token_type_ids: Array, position_ids: Array
+    ) -> Float[Array, "B L D"]:
+        x = self.words(input_ids)
+        if self.types is not None:
+            x = x + self.types(token_type_ids)
+        return x + self.positions(position_ids)
+
+    def position_ids(self, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+        padding = self.config.padding_idx
+        if padding is None:
+            return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
+        token = (input_ids != padding).astype(jnp.int32)
+        return padding + jnp.cumsum(token, axis=1) * token
+
+    def bias(self, attention_mask: Array | None, length: int) -> Float[Array, "#B #H #L #L"]:
+        """What is added to the attention scores of every layer; a ``length`` of L."""
+        if attention_mask is None:
+            return jnp.zeros((1, 1, 1, 1))
+        # Added, not assigned, as in HF: a row without any token attends evenly instead of dividing
+        # by zero.
+        return jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
+
+    def freeze_below(self, layer: int) -> None:
+        """See ``freeze_bottom``."""
+        parts = (self.words, self.positions, self.types, self.norm)
+        freeze_bottom(self, layer, [part for part in parts if part is not None])
+
+
+EMBEDDINGS = {
+    "words": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "pooler": "pooler.dense",
+}
+LAYER = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+
+
+def build(model: type[Bert], config: BertConfig, saved: Collection[str], **how: Any) -> Bert:
+    """A ``model``, with the pooler if there is one among the saved tensors."""
+    return model(config, pooler=any(name.startswith("pooler.dense.") for name in saved), **how)
+
+
+def _roberta(config: Mapping[str, Any]) -> BertConfig:
+    padding = config.get("pad_token_id")
+    return BertConfig.from_dict(
+        {"vocab_size": 50265, **config, "padding_idx": 1 if padding is None else padding}
+    )
+
+
+_name = parameter_map(EMBEDDINGS, "encoder.layer", LAYER)
+ARCHITECTURES = {
+    "bert": Architecture("bert", BertConfig.from_dict, partial(build, Bert), _name),
+    "roberta": Architecture("roberta", _roberta, partial(build, Bert), _name),
+    "xlm-roberta": Architecture("roberta", _roberta, partial(build, Bert), _name),
+}

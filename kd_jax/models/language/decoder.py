@@ -1,0 +1,152 @@
+"""What causal language models have in common: the mask, attention with grouped heads, the stack of
+layers, next tokens.
+
+Sources: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018 (a
+causal decoder); Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", EMNLP
+2023 (grouped heads).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from kd_jax.models.language.encoder import freeze_bottom, hidden_states
+from kd_jax.models.layers import dropout
+
+
+class DecoderOutput(NamedTuple):
+    """last_hidden_state [B, L, D]; hidden_states: [B, L, D] after the embeddings and after every
+    layer, the last one with the final norm.
+    """
+
+    last_hidden_state: Array
+    hidden_states: tuple[Array, ...]
+
+
+def causal_mask(
+    attention_mask: Array | None, length: int, window: int | None = None
+) -> Bool[Array, "B 1 L L"]:
+    """Which keys (last axis) a query sees: tokens up to itself, the newest ``window`` of them, no
+    padding.
+    """
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+    visible = visible[None, None]
+    return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
+
+
+def attention(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B L G K"],
+    v: Float[Array, "B L G K"],
+    mask: Bool[Array, "B 1 L L"],
+    rate: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> Float[Array, "B L D"]:
+    """softmax(q k' / sqrt(K)) v, heads side by side; H / G query heads share a key and a value."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k).astype(
+        jnp.float32
+    )
+    # A finite number, not -inf: a query that sees nothing (padding on the left) attends evenly and
+    # stays finite.
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(
+        v.dtype
+    )
+    return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, rngs), v).reshape(*q.shape[:2], -1)
+
+
+class Decoder(nnx.Module):
+    """Embeddings, a stack of layers, a final norm. Parameters are f32; ``dtype`` is what
+    activations are computed in.
+
+    Subclasses set ``words``, ``layers`` and ``norm``, list all embeddings in ``embeddings`` and
+    give ``embed`` and ``shared``; a layer is called with hidden states, what ``shared`` returns,
+    and ``rngs``. stop_gradient_below, remat: as in ``Bert``.
+    """
+
+    embeddings: tuple[str, ...] = ("words",)
+    words: nnx.Embed
+    layers: nnx.List
+    norm: Any
+
+    def __init__(self, config: Any, dtype: Any):
+        self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
+        self.dim, self.num_layers, self.max_length = (
+            config.hidden_size,
+            config.num_hidden_layers,
+            config.max_position_embeddings,
+        )
+
+    def embed(
+        self, input_ids: Int[Array, "B L"], positions: Int[Array, "B L"], rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
+        raise NotImplementedError
+
+    def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Any:
+        """What all layers read besides hidden states: masks, rotations."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        position_ids: Int[Array, "B L"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+        states: Float[Array, "B L D"] | None = None,
+    ) -> DecoderOutput:
+        """Hidden states of padding mean nothing. Without ``position_ids`` the first token that is
+        no padding is at 0. Dropout is drawn from ``rngs``; without it there is none. states: the
+        hidden states where no gradient goes further down (``stop_gradient_below``), to go on from
+        instead of computing them.
+        """
+        input_ids = jnp.asarray(input_ids)
+        if attention_mask is not None:
+            attention_mask = jnp.asarray(attention_mask)
+        if position_ids is None:
+            tokens = (
+                jnp.ones_like(input_ids)
+                if attention_mask is None
+                else (attention_mask > 0).astype(jnp.int32)
+            )
+            position_ids = jnp.maximum(jnp.cumsum(tokens, axis=1) - 1, 0)
+        shared = self.shared(attention_mask, position_ids)
+        found = hidden_states(
+            self,
+            lambda: self.embed(input_ids, position_ids, rngs),
+            states,
+            shared,
+            rngs,
+            last=self.norm,
+        )
+        return DecoderOutput(found[-1], found)
+
+    def freeze_below(self, layer: int) -> None:
+        """See ``freeze_bottom``; the final norm goes with the last layer."""
+        tables = [getattr(self, name) for name in self.embeddings]
+        freeze_bottom(self, layer, [*tables, self.norm] if layer == self.num_layers else tables)
+
+    def next_token_logits(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Array | None = None,
+        head: Float[Array, "V D"] | None = None,
+    ) -> Float[Array, "B V"]:
+        """f32 scores of the token after each text. head: ``lm_head.weight``, where it is not the
+        word embedding.
+        """
+        hidden = self(input_ids, attention_mask).last_hidden_state
+        length = hidden.shape[1]
+        last = jnp.full((hidden.shape[0],), length - 1)
+        if attention_mask is not None:
+            last = length - 1 - (jnp.asarray(attention_mask)[:, ::-1] > 0).argmax(1)
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
+        return hidden @ (self.words.embedding[...] if head is None else head).T

@@ -1,0 +1,322 @@
+"""The text-encoder interface: token ids in, one vector per text out; what language models of all
+families share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.data.text import SECOND
+from kd_jax.models.scorer import Frozen
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU, through erf: the erfc of ``jax.nn.gelu`` takes ten times as long on CPU;
+    |difference| < 1e-6.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+POOLINGS = ("mean", "cls", "last", "max")
+
+
+def freeze(module: nnx.Module) -> None:
+    """Turns every ``nnx.Param`` of the module into ``Frozen``, in place."""
+    for _, part in nnx.iter_modules(module):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, nnx.Param):
+                setattr(part, name, Frozen(value[...]))
+
+
+def pool(
+    hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False
+) -> Float[Array, "B D"]:
+    """One f32 vector per text: mean or maximum over the tokens, the first or the last; padding on
+    either side.
+    """
+    hidden = hidden.astype(jnp.float32)
+    if pooling == "mean":
+        weights = mask.astype(jnp.float32)
+        total = jnp.einsum("bld,bl->bd", hidden, weights)
+        pooled = total / jnp.maximum(weights.sum(1), 1e-9)[:, None]
+    elif pooling == "max":
+        found = jnp.max(jnp.where(mask[:, :, None] > 0, hidden, jnp.finfo(jnp.float32).min), axis=1)
+        pooled = jnp.where((mask > 0).any(1)[:, None], found, 0.0)
+    else:
+        real = mask > 0
+        position = (
+            real.argmax(1) if pooling == "cls" else mask.shape[1] - 1 - real[:, ::-1].argmax(1)
+        )
+        pooled = jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+    if normalize:
+        pooled = pooled * jax.lax.rsqrt(jnp.maximum((pooled**2).sum(-1, keepdims=True), 1e-24))
+    return pooled
+
+
+def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
+    """``layer(*inputs)``; with ``remat`` its activations are computed again in the backward pass
+    instead of kept.
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    return nnx.remat(type(layer).__call__)(layer, *inputs) if remat else layer(*inputs)
+
+
+def hidden_states(
+    model: Any,
+    embed: Callable[[], Array],
+    states: Array | None,
+    *inputs: Any,
+    last: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "B L D"], ...]:
+    """What comes out of the embeddings and of each of ``model.layers``, called with the state
+    before it and ``inputs``.
+
+    states: to go on from where no gradient goes further down (``model.stop_gradient_below``)
+    instead of computing what lies below. last: what follows the last layer.
+    """
+    if states is None:
+        x, first = embed(), 0
+    else:
+        x, first = states.astype(model.dtype), model.stop_gradient_below
+    found = [x]
+    for number, layer in enumerate(model.layers[first:], first + 1):
+        x = call_layer(layer, model.remat, x, *inputs)
+        if number == model.num_layers and last is not None:
+            x = last(x)
+        if number == model.stop_gradient_below:
+            x = jax.lax.stop_gradient(x)
+        found.append(x)
+    return tuple(found)
+
+
+def freeze_bottom(model: Any, layer: int, embeddings: Iterable[nnx.Module]) -> None:
+    """``embeddings`` and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of
+    ``nnx.Param``; with 0 nothing stops. Raises InputError for a layer that there is not.
+    """
+    if not 0 <= layer <= model.num_layers:
+        raise InputError(
+            f"cannot freeze below layer {layer}: the model has {model.num_layers} layers"
+        )
+    model.stop_gradient_below = layer
+    if layer > 0:
+        for module in (*embeddings, *list(model.layers)[:layer]):
+            freeze(module)
+
+
+class TextEncoder(nnx.Module):
+    """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of
+    a language model.
+
+    The mask is 0 at padding, 1 at a token and ``SECOND`` at a token of the second text of a pair; a
+    model that was not trained with token types takes all tokens alike. Subclasses give ``hidden``
+    and ``freeze_below``. max_length: tokens that the model can read. settings: all that decides the
+    vectors besides weights, pooling and dtype; caches are keyed by it.
+    """
+
+    dim: int
+    num_layers: int
+    max_length: int
+    dtype: Any
+    settings: str
+
+    def __init__(self, *, pooling: str = "mean", normalize: bool = False):
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
+        self.pooling, self.normalize = pooling, normalize
+
+    def hidden(
+        self,
+        input_ids: Array,
+        attention_mask: Array,
+        rngs: nnx.Rngs | None,
+        states: Array | None = None,
+    ) -> Float[Array, "B L D"]:
+        """The last hidden state, computed from ``states`` if they are given."""
+        raise NotImplementedError
+
+    @property
+    def cut(self) -> int:
+        """Layers at the bottom that are not trained while others are; 0 if there are none to speak
+        of.
+        """
+        return 0
+
+    def states(self, input_ids: Array, attention_mask: Array) -> Float[Array, "B L D"]:
+        """What comes out of the ``cut`` lowest layers: it never changes, and ``__call__`` can go on
+        from it.
+        """
+        raise NotImplementedError
+
+    def freeze_below(self, layer: int) -> None:
+        """No training below this layer; ``num_layers`` freezes the whole model."""
+        raise NotImplementedError
+
+    def add_lora(self, rank: int, targets: Collection[str]) -> None:
+        """Train adapters beside the linear maps called ``targets``, and nothing else (see
+        ``add_lora``).
+        """
+        raise InputError(
+            "teacher.train='lora' needs teacher.backend='native'; hf_flax trains all layers or none"
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B L"],
+        attention_mask: Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+        states: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B D"]:
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most"
+                f" {self.max_length}"
+            )
+        hidden = self.hidden(input_ids, attention_mask, rngs, states)
+        return pool(hidden, attention_mask > 0, self.pooling, self.normalize)
+
+    @property
+    def num_params(self) -> int:
+        """Weights of the language model, frozen or not."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self)))
+
+
+class NativeEncoder(TextEncoder):
+    """A language model of this package. It gives ``config``, ``dtype``, ``dim``, ``num_layers``,
+    ``max_length``, ``freeze_below`` and, called with ids, mask and ``rngs``, an output with
+    ``last_hidden_state`` [B, L, D].
+    """
+
+    def __init__(self, model: Any, *, pooling: str = "mean", normalize: bool = False):
+        super().__init__(pooling=pooling, normalize=normalize)
+        if hasattr(model, "pooler"):
+            model.pooler = (
+                None  # vectors come from hidden states: it would be dead weight in the optimizer
+            )
+        self.model = model
+        self.dim, self.num_layers, self.max_length = model.dim, model.num_layers, model.max_length
+        self.dtype, self.settings = model.dtype, repr(model.config)
+
+    def hidden(
+        self,
+        input_ids: Array,
+        attention_mask: Array,
+        rngs: nnx.Rngs | None,
+        states: Array | None = None,
+    ) -> Float[Array, "B L D"]:
+        return self._run(input_ids, attention_mask, rngs=rngs, states=states).last_hidden_state
+
+    def _run(self, input_ids: Array, attention_mask: Array, **how: Any) -> Any:
+        # By config, not by trying: RoBERTa's models have one type, which says nothing.
+        if getattr(self.model.config, "type_vocab_size", 1) > 1:
+            how["token_type_ids"] = (attention_mask == SECOND).astype(jnp.int32)
+        return self.model(input_ids, (attention_mask > 0).astype(jnp.int32), **how)
+
+    @property
+    def cut(self) -> int:
+        return self.model.stop_gradient_below
+
+    def states(self, input_ids: Array, attention_mask: Array) -> Float[Array, "B L D"]:
+        return self._run(input_ids, attention_mask).hidden_states[self.cut]
+
+    def freeze_below(self, layer: int) -> None:
+        self.model.freeze_below(layer)
+
+    def add_lora(self, rank: int, targets: Collection[str]) -> None:
+        add_lora(self.model, rank, targets)
+
+
+def add_lora(model: nnx.Module, rank: int, targets: Collection[str]) -> None:
+    """Low-rank adapters beside every linear map whose name is among ``targets``; all else stops
+    training. In place.
+
+    W x becomes W x + B A x, and B starts at zero, so that nothing changes at first. Raises
+    InputError for a name that no linear map has, and for a rank below 1. Source: Hu et al., "LoRA:
+    Low-Rank Adaptation of Large Language Models", ICLR 2022, equation 3, with alpha = rank: the
+    learning rate says how strong it is.
+    """
+    linear = [
+        (module, name, part)
+        for _, module in nnx.iter_modules(model)
+        for name, part in vars(module).items()
+        if isinstance(part, nnx.Linear)
+    ]
+    names = sorted({name for _, name, _ in linear})
+    if rank < 1:
+        raise InputError(f"teacher.lora_rank={rank} must be at least 1")
+    for target in targets:
+        if target not in names:
+            raise InputError(
+                f"teacher.lora_targets: no linear map {target!r}{nearest(target, names)}"
+            )
+    freeze(model)
+    rngs = nnx.Rngs(0)
+    for module, name, part in linear:
+        if name in targets:
+            dtype = part.dtype or jnp.float32
+            sizes = part.in_features, rank, part.out_features
+            setattr(module, name, nnx.LoRA(*sizes, base_module=part, dtype=dtype, rngs=rngs))
+
+
+def merged(model: Any) -> Any:
+    """A copy of the model with its adapters added into the weights beside them."""
+    model = nnx.clone(model)
+    for _, module in list(nnx.iter_modules(model)):
+        for name, part in list(vars(module).items()):
+            if isinstance(part, nnx.LoRA):
+                base: Any = part.base_module
+                base.kernel[...] = base.kernel[...] + part.lora_a[...] @ part.lora_b[...]
+                setattr(module, name, base)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How models of one ``model_type`` are built, and what their tensors are called in a Hugging
+    Face folder.
+
+    prefix: transformers' base_model_prefix; tensor names may start with it or not. config:
+    ``config.json`` -> the model's config; raises InputError for what is not computed here. build:
+    (config, names of the saved tensors without prefix, dtype=, rngs=) -> the model. name: path of a
+    parameter, ('layers', 0, 'up', 'kernel') -> its name without prefix; one that ends in 'kernel'
+    is saved transposed as 'weight' (see ``hf.load_tensors``).
+    """
+
+    prefix: str
+    config: Callable[[Mapping[str, Any]], Any]
+    build: Callable[..., Any]
+    name: Callable[[tuple[Any, ...]], str]
+
+
+def parameter_map(
+    around: Mapping[str, str], layers: str, inside: Mapping[str, str]
+) -> Callable[..., str]:
+    """Path of a parameter -> name of the saved tensor, from those of the modules around and inside
+    the ``layers``.
+    """
+
+    def name(path: tuple[Any, ...]) -> str:
+        if path[0] == "layers":
+            return f"{layers}.{path[1]}.{inside[path[2]]}.{path[3]}"
+        return f"{around[path[0]]}.{path[1]}"
+
+    return name

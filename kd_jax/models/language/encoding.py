@@ -1,0 +1,218 @@
+"""Texts to vectors: every distinct text once, in batches of equal length, cached by content."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.files import atomic
+from kd_jax.data.text import TokenTable, digest
+from kd_jax.devices import sharding
+from kd_jax.models.language.encoder import TextEncoder
+
+
+def fingerprint(encoder: TextEncoder) -> str:
+    """Hash of an encoder's weights and of how it computes: changes whenever a vector could
+    change.
+    """
+    names = ("pooling", "normalize", "dtype", "settings")
+    parts: list[str | bytes] = [
+        type(encoder).__name__,
+        *(str(getattr(encoder, name)) for name in names),
+    ]
+    for path, leaf in sorted(nnx.to_flat_state(nnx.state(encoder)), key=lambda item: str(item[0])):
+        value = np.asarray(leaf[...])
+        parts += [str((path, value.dtype, value.shape)), np.ascontiguousarray(value).tobytes()]
+    return digest(parts)
+
+
+def encode(
+    encoder: TextEncoder,
+    table: TokenTable,
+    *,
+    states: np.ndarray | None = None,
+    batch_tokens: int | None = None,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, "N D"]:
+    """The encoder's f32 vector of every text; equal texts are computed once. states: see
+    ``frozen_states``.
+
+    Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is
+    computed and few programs are compiled. batch_tokens: computed at once on a device; on CPU the
+    default keeps a batch's activations in the cache. cache: a folder that keeps results, by content
+    of texts and weights. progress: called with (texts done, in all). Raises InputError for a vector
+    that is not finite. Source of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019,
+    section 7 (smart batching).
+    """
+    path = None
+    if cache is not None:
+        path = (
+            cache
+            / f"vectors-{digest([fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes()])}.npy"
+        )
+        if path.is_file():
+            return np.load(path, allow_pickle=False)
+    distinct, inverse = _distinct(table)
+    vectors = np.zeros((len(distinct), encoder.dim), np.float32)
+    copies, done = np.bincount(inverse), 0
+    for rows, _, result in _batches(encoder, table, distinct, _forward, states, batch_tokens):
+        vectors[rows] = result
+        done += int(copies[rows].sum())
+        if progress is not None:
+            progress(done, len(table))
+    broken = int(np.sum(~np.isfinite(vectors).all(1)))
+    if broken:
+        raise InputError(
+            f"the language model's vectors of {broken} of {len(distinct)} texts are not finite: its"
+            " weights are damaged; copy or download teacher.weights again"
+        )
+    vectors = vectors[inverse]
+    if path is not None:
+        _save(path, vectors)
+    return vectors
+
+
+def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.ndarray:
+    """Hidden states of every token behind the encoder's frozen layers (``TextEncoder.cut``), [T, D]
+    as ``table.ids``.
+
+    Computed once: they stay in ``cache`` by content of texts and of the weights. They lie in a file
+    mapped to memory.
+    """
+    texts = table.ids.tobytes(), table.indptr.tobytes()
+    path = cache / f"states-{digest((f'cut {encoder.cut}', fingerprint(encoder), *texts))}.npy"
+    if not path.is_file():
+        states = np.zeros((len(table.ids), encoder.dim), np.dtype(encoder.dtype))
+        for rows, mask, result in _batches(encoder, table, np.arange(len(table)), _states):
+            states[table.positions(rows, mask.shape[1])[mask]] = result[mask]
+        _save(path, states.view(np.uint16) if states.dtype.itemsize == 2 else states)
+    found = np.load(path, allow_pickle=False, mmap_mode="r")
+    return found.view(np.dtype(encoder.dtype)) if found.dtype == np.uint16 else found
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def _batches(
+    encoder: TextEncoder,
+    table: TokenTable,
+    distinct: np.ndarray,
+    run: Callable[..., jax.Array],
+    states: np.ndarray | None = None,
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(positions in ``distinct``, mask [R, L], result [R, ...]) of ``run`` over the distinct texts,
+    by length, on all devices of this process.
+    """
+    mesh = sharding.local_mesh()
+    batch_tokens = mesh.size * (batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536))
+    lengths = table.lengths[distinct]
+    graphdef, state = nnx.split(encoder)
+    state = sharding.put_whole(state, mesh)
+    order = np.argsort(lengths, kind="stable")
+    pending: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
+    for start, stop, batch, length in batch_shapes(lengths[order], batch_tokens):
+        batch += -batch % mesh.size
+        for first in range(start, stop, batch):
+            rows = order[first : min(first + batch, stop)]
+            # The last batch repeats its first text: the shape, and so the compiled program, stays
+            # the same.
+            filled = distinct[np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])]
+            ids, mask = table.padded(filled, length)
+            given = None if states is None else states[table.positions(filled, length)]
+            result = run(graphdef, state, *sharding.put_rows((ids, mask, given), mesh))
+            pending.append((rows, mask[: len(rows)] > 0, result))
+            if len(pending) > 1:
+                rows, mask, result = pending.pop(0)
+                yield rows, mask, np.asarray(result)[: len(rows)]
+    for rows, mask, result in pending:
+        yield rows, mask, np.asarray(result)[: len(rows)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(
+    graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array, states: Any
+) -> jax.Array:
+    model: Any = nnx.merge(graphdef, state)
+    return model(ids, mask, states=states)
+
+
+@partial(jax.jit, static_argnums=0)
+def _states(
+    graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array, _: None
+) -> jax.Array:
+    model: Any = nnx.merge(graphdef, state)
+    return model.states(ids, mask)
+
+
+def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that hold each distinct text first, and for every row the position of its text among
+    them.
+    """
+    data = table.ids.tobytes()
+    width = table.ids.itemsize
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
+    inverse = np.empty(len(table), np.int64)
+    for row in range(len(table)):
+        key = data[table.indptr[row] * width : table.indptr[row + 1] * width]
+        inverse[row] = seen.setdefault(key, len(first))
+        if inverse[row] == len(first):
+            first.append(row)
+    return np.asarray(first, np.int64), inverse
+
+
+def batch_shapes(
+    lengths: Int[np.ndarray, " N"], batch_tokens: int, compile_tokens: int = 4000
+) -> list[tuple[int, int, int, int]]:
+    """Shapes to encode sorted ``lengths`` in: (start, stop, rows, length), as few computed tokens
+    as can be had.
+
+    Every shape costs ``compile_tokens`` (what could be encoded while its program compiles), every
+    text the length of its shape; the cheapest cut into shapes is found by dynamic programming over
+    the distinct lengths.
+    """
+    widths, counts = np.unique(lengths, return_counts=True)
+    ends = np.concatenate([[0], counts.cumsum()])
+    best, cut = np.zeros(len(widths) + 1), np.zeros(len(widths) + 1, np.int64)
+    for stop in range(1, len(widths) + 1):
+        cost = best[:stop] + compile_tokens + widths[stop - 1] * (ends[stop] - ends[:stop])
+        cut[stop] = cost.argmin()
+        best[stop] = cost.min()
+    shapes = []
+    stop = len(widths)
+    while stop > 0:
+        start, width = int(cut[stop]), int(widths[stop - 1])
+        texts = int(ends[stop] - ends[start])
+        batches = -(-texts // max(1, batch_tokens // width))
+        shapes.append((int(ends[start]), int(ends[stop]), -(-texts // batches), width))
+        stop = start
+    return shapes[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Language-model vectors of a list of texts, f32 [N, F]; with the tokens when the language
+    model is being trained and must read them again.
+
+    ids, mask: int32 [N, T]. states: [tokens, F] of the layers that are not trained, if they are
+    kept (``data/text.frozen_states``); those of text n start at ``starts[n]``.
+    """
+
+    vectors: np.ndarray
+    ids: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    states: np.ndarray | None = None
+    starts: np.ndarray | None = None

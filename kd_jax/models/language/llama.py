@@ -1,0 +1,319 @@
+"""The Llama family in Flax NNX: Llama, SmolLM2, Qwen2 and 2.5, Qwen3, Mistral.
+
+Sources: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023 (pre-norm,
+SwiGLU); Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021; Zhang and
+Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019; Jiang et al., "Mistral 7B", 2023
+(sliding window); Yang et al., "Qwen3 Technical Report", 2025 (norms of queries and keys).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.models.language.decoder import Decoder, attention, causal_mask
+from kd_jax.models.language.encoder import ACTIVATIONS, Architecture, parameter_map
+
+# What transformers takes where config.json is silent, per model_type, as far as it is not
+# LlamaConfig's default.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    "qwen2": {
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+    "qwen3": {
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
+}
+# rope_scaling type -> the fields it needs.
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """What changes the computation. The fields of ``config.json``, except for
+
+    rope_scaling: (type, values in the order of ROPE_TYPES). qkv_bias, out_bias, mlp_bias, qk_norm:
+    whether there are such biases and norms. sliding: for every layer whether it sees
+    ``sliding_window`` tokens only.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 32
+    head_dim: int = 128
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: tuple[Any, ...] = ("default",)
+    attention_dropout: float = 0.0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    sliding: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"hidden_act {self.hidden_act!r} is unknown{nearest(self.hidden_act, ACTIVATIONS)}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by"
+                f" num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise InputError(
+                f"head_dim {self.head_dim} is odd: rotary positions turn pairs of numbers"
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
+        """From the JSON of ``config.json``. Raises InputError for what is not computed here."""
+        kind = str(config.get("model_type", "llama"))
+        given = {
+            key: value
+            for key, value in (DEFAULTS[kind] | dict(config)).items()
+            if value is not None
+        }
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields = {key: value for key, value in given.items() if key in known}
+        heads = fields.setdefault("num_attention_heads", cls.num_attention_heads)
+        fields.setdefault("num_key_value_heads", heads)
+        fields.setdefault("head_dim", fields.get("hidden_size", cls.hidden_size) // heads)
+        bias = bool(given.get("attention_bias", False)) and kind != "mistral"
+        sliding = _sliding(kind, given, fields.get("num_hidden_layers", cls.num_hidden_layers))
+        theta, scaling = _rope(given)
+        fields |= {
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "qkv_bias": bias if kind != "qwen2" else True,
+            "out_bias": bias and kind != "qwen2",
+            "mlp_bias": bool(given.get("mlp_bias", False)) and kind == "llama",
+            "qk_norm": kind == "qwen3",
+            "sliding": sliding,
+            "sliding_window": fields.get("sliding_window") if any(sliding) else None,
+        }
+        return cls(**fields)
+
+
+def _sliding(kind: str, config: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
+    """Which layers look through the sliding window."""
+    window = config.get("sliding_window") is not None
+    if kind == "mistral":
+        return (window,) * layers
+    if kind == "llama" or not (window and config.get("use_sliding_window", False)):
+        return (False,) * layers
+    if "layer_types" in config:
+        return tuple(name == "sliding_attention" for name in config["layer_types"])
+    return tuple(layer >= config.get("max_window_layers", 28) for layer in range(layers))
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
+    """rope_theta and rope_scaling; transformers 5 writes both as ``rope_parameters``."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    theta = float(config.get("rope_theta", scaling.get("rope_theta", LlamaConfig.rope_theta)))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise InputError(
+            f"rope_scaling type {kind!r} is not computed by the native"
+            f" backend{nearest(kind, ROPE_TYPES)}; choose other weights"
+        )
+    missing = [field for field in ROPE_TYPES[kind] if field not in scaling]
+    if missing:
+        raise InputError(
+            f"rope_scaling of type {kind!r} lacks {', '.join(missing)}; copy config.json again"
+        )
+    partial_factor = config.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0))
+    if partial_factor != 1.0:
+        raise InputError(
+            f"partial_rotary_factor={partial_factor} is not computed by the native backend (only"
+            " 1.0)"
+        )
+    return theta, (kind, *(float(scaling[field]) for field in ROPE_TYPES[kind]))
+
+
+def frequencies(config: LlamaConfig) -> np.ndarray:
+    """Radians per position of every pair of numbers in a head, f32 [head_dim / 2].
+
+    'linear' stretches all waves by ``factor``. 'llama3' stretches those longer than the original
+    context divided by low_freq_factor, leaves those shorter than the context divided by
+    high_freq_factor, and goes from one to the other linearly in the number of waves that the
+    context holds (Grattafiori et al., "The Llama 3 Herd of Models", 2024, and the code released
+    with Llama 3.1).
+    """
+    plain = 1 / config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    kind, *values = config.rope_scaling
+    if kind == "linear":
+        plain = plain / values[0]
+    elif kind == "llama3":
+        factor, low, high, context = values
+        waves = context * plain / (2 * math.pi)
+        share = np.clip((waves - low) / (high - low), 0, 1)
+        plain = share * plain + (1 - share) * plain / factor
+    return plain.astype(np.float32)
+
+
+class Shared(NamedTuple):
+    """mask, window: [B, 1, L, L], what layers without and with a sliding window see; cos, sin: f32
+    [B, L, 1, K].
+    """
+
+    mask: Bool[Array, "B 1 L L"]
+    window: Bool[Array, "B 1 L L"] | None
+    cos: Float[Array, "B L 1 K"]
+    sin: Float[Array, "B L 1 K"]
+
+
+def rotate(x: Float[Array, "B L H K"], shared: Shared) -> Float[Array, "B L H K"]:
+    """Turns the pairs (x[i], x[i + K / 2]) by the position's angles, in f32."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return (x * shared.cos + jnp.concatenate([-second, first], axis=-1) * shared.sin).astype(
+        x.dtype
+    )
+
+
+class LlamaLayer(nnx.Module):
+    """Norm, self-attention, residual; norm, gated MLP, residual."""
+
+    def __init__(self, config: LlamaConfig, *, sliding: bool, dtype: Any, rngs: nnx.Rngs):
+        self.config, self.sliding = config, sliding
+        init = nnx.initializers.normal(config.initializer_range)
+        linear = partial(nnx.Linear, dtype=dtype, kernel_init=init, rngs=rngs)
+        norm = partial(nnx.RMSNorm, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        width, inner = config.hidden_size, config.intermediate_size
+        queries, keys = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
+        self.attention_norm, self.norm = norm(width), norm(width)
+        self.query = linear(width, queries, use_bias=config.qkv_bias)
+        self.key = linear(width, keys, use_bias=config.qkv_bias)
+        self.value = linear(width, keys, use_bias=config.qkv_bias)
+        self.query_norm = norm(config.head_dim) if config.qk_norm else None
+        self.key_norm = norm(config.head_dim) if config.qk_norm else None
+        self.attention_out = linear(queries, width, use_bias=config.out_bias)
+        self.gate, self.up = (linear(width, inner, use_bias=config.mlp_bias) for _ in range(2))
+        self.down = linear(inner, width, use_bias=config.mlp_bias)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
+        x = x + self.attention(self.attention_norm(x), shared, rngs)
+        hidden = self.norm(x)
+        return x + self.down(
+            ACTIVATIONS[self.config.hidden_act](self.gate(hidden)) * self.up(hidden)
+        )
+
+    def attention(
+        self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        mask = shared.window if self.sliding and shared.window is not None else shared.mask
+        rate = self.config.attention_dropout
+        return self.attention_out(
+            attention(rotate(q, shared), rotate(k, shared), v, mask, rate, rngs)
+        )
+
+
+class Llama(Decoder):
+    """Words, layers, a last norm; positions enter as rotations of queries and keys."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype)
+        normal = nnx.initializers.normal(config.initializer_range)
+        self.words = nnx.Embed(
+            config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs
+        )
+        sliding = config.sliding or (False,) * config.num_hidden_layers
+        self.layers = nnx.List(
+            [LlamaLayer(config, sliding=slides, dtype=dtype, rngs=rngs) for slides in sliding]
+        )
+        self.norm = nnx.RMSNorm(
+            config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs
+        )
+
+    def embed(
+        self, input_ids: Int[Array, "B L"], positions: Int[Array, "B L"], rngs: nnx.Rngs | None
+    ) -> Float[Array, "B L D"]:
+        return self.words(input_ids)
+
+    def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Shared:
+        length, window = positions.shape[1], self.config.sliding_window
+        short = window is None or length <= window
+        angles = (
+            positions[:, :, None, None].astype(jnp.float32)
+            * frequencies(self.config)[None, None, None]
+        )
+        angles = jnp.concatenate([angles, angles], axis=-1)
+        return Shared(
+            causal_mask(attention_mask, length),
+            None if short else causal_mask(attention_mask, length, window),
+            jnp.cos(angles),
+            jnp.sin(angles),
+        )
+
+
+# Our names -> those of the saved tensors, around and inside the layers.
+_NAMES = {"words": "embed_tokens", "norm": "norm"}
+_LAYER_NAMES = {
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "attention_out": "self_attn.o_proj",
+    "norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def _build(config: LlamaConfig, saved: Collection[str], **how: Any) -> Llama:
+    return Llama(config, **how)
+
+
+_name = parameter_map(_NAMES, "layers", _LAYER_NAMES)
+ARCHITECTURES = {
+    kind: Architecture("model", LlamaConfig.from_dict, _build, _name) for kind in DEFAULTS
+}

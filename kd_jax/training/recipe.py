@@ -1,0 +1,127 @@
+"""How a model is optimised: optimiser, learning-rate schedule, early stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import optax
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.types import Params, PyTree
+from kd_jax.training import lazy_adam
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is optimised: Adam(W) with warm-up, then constant or cosine, and early stopping
+    on validation.
+
+    patience: evaluations without a new best after which training stops.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    lm_learning_rate: float | None = (
+        None  # of a language model inside the teacher; None: learning_rate
+    )
+    clip_norm: float = 0.0
+    accumulate: int = 1  # batches whose mean gradient makes one update
+    eval_every: int = 50
+    patience: int = 5
+    log_every: int = 10
+    # a step reads and writes only the rows of the tables that it touches (kd_jax/sparse.py)
+    sparse: bool = False
+    moments: str = "float32"  # of Adam: 'float32' or 'bfloat16'
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "patience", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1"
+                )
+        if self.moments not in lazy_adam.MOMENTS:
+            raise InputError(
+                f"train.moments={self.moments!r} is"
+                f" unknown{nearest(self.moments, lazy_adam.MOMENTS)}"
+            )
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
+            raise InputError(
+                f"learning_rate={self.learning_rate} must be more than 0,"
+                f" weight_decay={self.weight_decay} and clip_norm={self.clip_norm} (sections train"
+                " and teacher) at least 0"
+            )
+        if self.accumulate > 1 and self.sparse:
+            raise InputError(
+                "train.sparse=True updates the rows of one batch at a time; use train.accumulate=1"
+            )
+        if self.schedule not in ("constant", "cosine"):
+            raise InputError(
+                f"learning-rate schedule {self.schedule!r} is unknown; known: constant, cosine"
+            )
+        if self.schedule == "cosine" and self.warmup_steps >= self.steps:
+            raise InputError(
+                f"warmup_steps={self.warmup_steps} (sections train and teacher) must be less than "
+                f"steps={self.steps} with schedule='cosine'"
+            )
+
+    @property
+    def chunk(self) -> int:
+        """Steps that run as one program: at most ``log_every``, and evaluations fall between two
+        programs.
+        """
+        whole = math.gcd(self.steps, self.eval_every)
+        return max(n for n in range(1, self.log_every + 1) if whole % n == 0)
+
+    def tx(self) -> optax.GradientTransformation:
+        """The optimiser. Its schedule counts updates, ``steps`` and ``warmup_steps`` count
+        batches.
+        """
+        updates, warmup = (
+            max(1, self.steps // self.accumulate),
+            self.warmup_steps // self.accumulate,
+        )
+        if self.schedule == "cosine":
+            rate = optax.warmup_cosine_decay_schedule(
+                0.0 if warmup else self.learning_rate, self.learning_rate, warmup, updates
+            )
+        else:
+            rate = optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, self.learning_rate, max(1, warmup)),
+                    optax.constant_schedule(self.learning_rate),
+                ],
+                [warmup],
+            )
+        clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        slower = []
+        if self.lm_learning_rate is not None:
+            slower = [
+                optax.masked(
+                    optax.scale(self.lm_learning_rate / self.learning_rate), _of_language_model
+                )
+            ]
+        adamw = optax.adamw(rate, weight_decay=self.weight_decay)
+        if self.sparse or self.moments != "float32":
+            decay = optax.add_decayed_weights(self.weight_decay)
+            adamw = optax.chain(
+                lazy_adam.scale_by_adam(self.moments), decay, optax.scale_by_learning_rate(rate)
+            )
+        tx = optax.chain(*clip, adamw, *slower)
+        return (
+            optax.MultiSteps(tx, self.accumulate).gradient_transformation()
+            if self.accumulate > 1
+            else tx
+        )
+
+
+def _of_language_model(params: Params) -> PyTree:
+    """True for every parameter of a teacher's language model."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(getattr(part, "key", None) == "encoder" for part in path), params
+    )
