@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "tests" / "models" / "fixtures"
 LENGTHS = [9, 5, 1]  # tokens of the three texts
 LIMIT = 60_000  # bytes that a family may take in the repository
 

@@ -19,7 +19,8 @@ os.environ.setdefault(
 
 import jax
 import pytest
-import toy
+
+from helpers import toy
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

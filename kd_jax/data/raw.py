@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import polars as pl
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.data.readers.tables import check_items
 
 SHOWN = 5  # ids listed in an error
 
@@ -94,4 +94,28 @@ def refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
         raise InputError(
             f"{raw.place}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
             f"({bad.sum():,} such rows); mend them"
+        )
+
+
+def check_items(
+    frame: pl.DataFrame, place: Callable[[int], str] = "items table, row {}".format
+) -> None:
+    """Raises InputError if an id is null, negative or there twice. place: row number -> where that
+    is.
+    """
+    ids = frame["item"]
+    if ids.has_nulls():
+        raise InputError(
+            f"{place(ids.is_null().arg_true()[0])}: the item has no id, or none like the others "
+            f"({ids.null_count()} such rows); give each item its id"
+        )
+    negative = ids < 0 if ids.dtype.is_integer() else ids.str.contains(r"^-\d+$")
+    if negative.any():
+        row = negative.arg_true()[0]
+        raise InputError(f"{place(row)}: item id {ids[row]} is negative; ids start at 0")
+    again = (~ids.is_first_distinct()).arg_true()
+    if len(again):
+        raise InputError(
+            f"{place(again[0])}: item id {ids[again[0]]!r} is there twice ({len(again)} repeated: "
+            f"{listed(ids.gather(again))}); keep one row per item"
         )

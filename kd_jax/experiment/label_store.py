@@ -21,7 +21,7 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.lists import Lists
 from kd_jax.data.splits import TRAIN
 from kd_jax.devices.processes import agreed, barrier, leader
-from kd_jax.distillation import label_cache
+from kd_jax.distillation import label_cache, labellers
 from kd_jax.distillation.teachers import Teacher, cached_teacher, online_teacher, with_top_items
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment.run import Run
@@ -189,7 +189,7 @@ class LabelStore:
         def make() -> tuple[label_cache.Labeller, Examples]:
             built = self.run.build(teacher, seed)
             params, constants = self.run.best(teacher, seed, built, (TRAIN,))
-            labeller = label_cache.of_model(
+            labeller = labellers.of_model(
                 built.graphdef, params, constants, positions=positions, rates=self._rates
             )
             return labeller, self._examples(student, history)
@@ -215,12 +215,12 @@ class LabelStore:
             how: dict[str, Any] = {"positions": positions, "confidence": source.confidence}
             if source.folder is None:
                 found = self._lists(name)
-                labeller = label_cache.of_lists(found, self.run.dataset.num_items, **how)
+                labeller = labellers.of_lists(found, self.run.dataset.num_items, **how)
                 return labeller, self._examples(student, window or found.history)
             run, seed = self._other(name)
             built = run.build(source.model, seed)
             best = run.best(source.model, seed, built, (TRAIN,))
-            labeller = label_cache.of_model(built.graphdef, *best, rates=self._rates, **how)
+            labeller = labellers.of_model(built.graphdef, *best, rates=self._rates, **how)
             return labeller, self._examples(student, window or built.history)
 
         identity = fingerprint(

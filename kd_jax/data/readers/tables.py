@@ -17,7 +17,7 @@ from typing import TypeVar
 import polars as pl
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.data.raw import listed
+from kd_jax.data.raw import check_items
 
 IDS = frozenset({"user", "item"})
 CANONICAL_INT = (  # or no id; '0123' is a string: as a number it would lose its zero
@@ -330,27 +330,3 @@ def _text(column: pl.Expr, kind: pl.DataType) -> pl.Expr:
     if isinstance(kind, (pl.List, pl.Array)):
         column = column.cast(pl.List(pl.String)).list.join(", ")
     return column.cast(pl.String).fill_null("").str.strip_chars()
-
-
-def check_items(
-    frame: pl.DataFrame, place: Callable[[int], str] = "items table, row {}".format
-) -> None:
-    """Raises InputError if an id is null, negative or there twice. place: row number -> where that
-    is.
-    """
-    ids = frame["item"]
-    if ids.has_nulls():
-        raise InputError(
-            f"{place(ids.is_null().arg_true()[0])}: the item has no id, or none like the others "
-            f"({ids.null_count()} such rows); give each item its id"
-        )
-    negative = ids < 0 if ids.dtype.is_integer() else ids.str.contains(r"^-\d+$")
-    if negative.any():
-        row = negative.arg_true()[0]
-        raise InputError(f"{place(row)}: item id {ids[row]} is negative; ids start at 0")
-    again = (~ids.is_first_distinct()).arg_true()
-    if len(again):
-        raise InputError(
-            f"{place(again[0])}: item id {ids[again[0]]!r} is there twice ({len(again)} repeated: "
-            f"{listed(ids.gather(again))}); keep one row per item"
-        )

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import atomic, write_json
 from kd_jax.models.language import bert, distilbert, gguf, gpt2, llama, mpnet
-from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder
+from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder, merged
 from kd_jax.models.language.hf_flax import FAMILIES as FLAX
 from kd_jax.models.language.hf_flax import HFFlaxEncoder
 from kd_jax.models.language.weights import (
@@ -25,7 +25,6 @@ from kd_jax.models.language.weights import (
     read_config,
     resolve_weights,
     saved_name,
-    saved_tensors,
 )
 
 BACKENDS = ("native", "hf_flax")
@@ -85,6 +84,20 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
     )
 
 
+def _saved_tensors(encoder: TextEncoder, kind: str) -> tuple[str, dict[str, np.ndarray]]:
+    """transformers' prefix for this model_type, and the weights under the names of
+    ``load_tensors``.
+    """
+    if not isinstance(encoder, NativeEncoder):
+        assert isinstance(encoder, HFFlaxEncoder)
+        return encoder.prefix, encoder.tensors()
+    architecture = ARCHITECTURES[kind]
+    flat = nnx.to_flat_state(nnx.state(merged(encoder.model)))
+    return architecture.prefix, {
+        architecture.name(path): np.asarray(leaf[...]) for path, leaf in flat
+    }
+
+
 def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Path) -> None:
     """Write an encoder as a folder for transformers and sentence-transformers: config, weights,
     tokenizer, pooling.
@@ -95,7 +108,7 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder, or delete this one first")
     config = read_config(source)
-    prefix, values = saved_tensors(encoder, str(config["model_type"]))
+    prefix, values = _saved_tensors(encoder, str(config["model_type"]))
     saved = open_weights(source)
     names = saved.names(prefix)
     tensors = {name: np.asarray(saved[name], np.float32) for name in saved.shapes}

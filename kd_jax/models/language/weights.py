@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
 from kd_jax.models.language import gguf
-from kd_jax.models.language.encoder import NativeEncoder, TextEncoder, merged
-from kd_jax.models.language.hf import ARCHITECTURES
-from kd_jax.models.language.hf_flax import HFFlaxEncoder
 
 # Packages that carry weights: hub name -> (import name, folder or .gguf file inside it, how to
 # install).
@@ -301,17 +296,3 @@ def saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
         if f"{stem}.{old}" in names:
             return f"{stem}.{old}", leaf == "kernel"
     return None, False
-
-
-def saved_tensors(encoder: TextEncoder, kind: str) -> tuple[str, dict[str, np.ndarray]]:
-    """transformers' prefix for this model_type, and the weights under the names of
-    ``load_tensors``.
-    """
-    if not isinstance(encoder, NativeEncoder):
-        assert isinstance(encoder, HFFlaxEncoder)
-        return encoder.prefix, encoder.tensors()
-    architecture = ARCHITECTURES[kind]
-    flat = nnx.to_flat_state(nnx.state(merged(encoder.model)))
-    return architecture.prefix, {
-        architecture.name(path): np.asarray(leaf[...]) for path, leaf in flat
-    }

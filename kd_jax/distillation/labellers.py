@@ -1,0 +1,83 @@
+"""Labellers: what writes labels, a trained model or the lists of another system."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kd_jax.core.scores import Factors
+from kd_jax.core.types import Array, Batch, PyTree
+from kd_jax.data.lists import Lists
+from kd_jax.devices import sharding
+from kd_jax.distillation.label_cache import Labeller
+from kd_jax.distillation.teachers import last_context
+from kd_jax.losses import softmax
+
+
+def of_model(
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    constants: PyTree,
+    *,
+    positions: str,
+    rates: bool = False,
+    confidence: str = "",
+) -> Labeller:
+    """Labels by a trained model, whole on every device of this process, which share the examples.
+    positions: those of the student. rates: whether it rates pairs; such a one needs no items.
+    confidence: '' or 'entropy', see ``certainty``.
+    """
+
+    @jax.jit
+    def label(params: PyTree, constants: PyTree, items: Any, batch: Batch) -> dict[str, Array]:
+        model: Any = nnx.merge(graphdef, params, constants)
+        if "item" in batch:
+            found = {"logits": model.logits(batch)}
+            if confidence:
+                found["weights"] = certainty(found["logits"])
+            return found
+        found = {"contexts": last_context(model.contexts(batch, items[0]), positions)}
+        if confidence:
+            flat = found["contexts"].reshape(-1, found["contexts"].shape[-1])
+            one = jax.lax.map(
+                lambda context: certainty(Factors(context, *items).dense()), flat, batch_size=64
+            )
+            found["weights"] = one.reshape(found["contexts"].shape[:2])
+        return found
+
+    mesh = sharding.local_mesh()
+    params, constants = sharding.put_whole((params, constants), mesh)
+    model: Any = nnx.merge(graphdef, params, constants)
+    items = None if rates else model.items()
+    shared = (
+        {}
+        if items is None
+        else {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}
+    )
+    return Labeller(
+        shared, lambda batch: label(params, constants, items, sharding.put_rows(batch, mesh))
+    )
+
+
+def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
+    """Labels by lists; 'list' 0 is the one of weight 0, for a position that nobody spoke about."""
+    weights = lists.weights
+    if confidence:
+        _, entropy = softmax.listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))
+        weights = (weights * (1 - np.asarray(entropy) / np.log(num_items))).astype(np.float32)
+    shared = {"list_items": lists.items, "list_logits": lists.logits, "list_weights": weights}
+    return Labeller(
+        shared, lambda batch: {"list": lists.place(batch["user"], batch["history"], positions)}
+    )
+
+
+def certainty(logits: Array) -> Array:
+    """1 - H(softmax(logits)) / log C: 1 for a teacher that is sure, 0 for one that cannot tell the
+    classes apart.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return 1 + jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / np.log(logits.shape[-1])

@@ -1,0 +1,598 @@
+"""Every reader gives the same RawData for the same content, and says where a bad row stands."""
+
+import gzip
+import importlib.util
+import json
+import sys
+import warnings
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from helpers.toy import refused
+from kd_jax.data import readers
+from kd_jax.data.dataset import build
+from kd_jax.data.readers import tfds as tfds_reader
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_originals = pytest.mark.skipif(
+    not SHARED.exists(), reason="the original data sets are not here"
+)
+
+RATINGS = [(1, 10, 4.0, 100), (1, 7, 3.5, 90), (2, 10, 5.0, 80)]
+FILMS = [
+    (7, 'Amélie, "the film" (2001)', "Comedy|Romance"),
+    (10, "Star Wars:: IV (1977)", "(no genres listed)"),
+]
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+# Embedded
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "users", "items", "columns"),
+    [
+        ("movietweetings", 100_000, 16_554, 10_506, ["item", "title", "genres"]),
+        ("online_retail", 266_221, 4_334, 3_659, ["item", "description"]),
+    ],
+)
+def test_embedded(name, rows, users, items, columns):
+    raw = readers.read(name)
+    found = raw.interactions
+    assert (found.height, found["user"].n_unique(), found["item"].n_unique()) == (
+        rows,
+        users,
+        items,
+    )
+    assert raw.items.columns == columns and raw.items.height == items
+    assert found["timestamp"].is_sorted()
+    first_seen = found["user"].unique(maintain_order=True)
+    assert first_seen.to_list() == list(
+        range(1, users + 1)
+    )  # numbered by time: the original numbers are gone
+    text = raw.items[columns[1]]
+    assert (text == text.str.strip_chars()).all() and (text != "").all()
+
+
+def test_embedded_is_small_and_licensed():
+    folder = Path(str(resources.files("kd_jax.data"))) / "embedded"
+    assert sum(path.stat().st_size for path in folder.rglob("*.parquet")) < 2_000_000
+    assert "Permission is hereby granted" in (folder / "movietweetings/LICENSE").read_text()
+    assert "CrowdRec" in (folder / "movietweetings/README.md").read_text()
+    assert "10.24432/C5BW33" in (folder / "online_retail/README.md").read_text()
+
+
+@needs_originals
+def test_embedded_is_what_the_script_makes():
+    path = Path(__file__).parents[2] / "benchmarks" / "prepare_embedded.py"
+    spec = importlib.util.spec_from_file_location("prepare_embedded", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, made in (
+        ("movietweetings", script.movietweetings(SHARED / "movietweetings-100k")),
+        ("online_retail", script.online_retail(SHARED / "online-retail")),
+    ):
+        raw = readers.read(name)
+        assert raw.interactions.equals(made[0].cast({pl.Int32: pl.Int64}))
+        assert raw.items.equals(made[1].cast({pl.Int32: pl.Int64}))
+
+
+# MovieLens
+
+
+def movielens_100k(folder: Path) -> None:
+    write(folder / "u.data", "".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in RATINGS))
+    flags = {7: [5, 14], 10: []}
+    lines = [
+        f"{i}|{title}|01-Jan-1995||http://x|"
+        + "|".join("1" if g in flags[i] else "0" for g in range(19))
+        for i, title, _ in FILMS
+    ]
+    write(folder / "u.item", "\n".join(lines) + "\n", "latin-1")
+
+
+def movielens_1m(folder: Path, encoding: str = "latin-1") -> None:
+    write(folder / "ratings.dat", "".join(f"{u}::{i}::{r}::{t}\n" for u, i, r, t in RATINGS))
+    write(
+        folder / "movies.dat",
+        "".join(f"{i}::{title}::{genres}\n" for i, title, genres in FILMS),
+        encoding,
+    )
+
+
+def movielens_10m(folder: Path) -> None:
+    movielens_1m(folder, "utf-8")
+
+
+def movielens_csv(folder: Path) -> None:
+    write(
+        folder / "ratings.csv",
+        "userId,movieId,rating,timestamp\r\n"
+        + "".join(f"{u},{i},{r},{t}\r\n" for u, i, r, t in RATINGS),
+    )
+    pl.DataFrame(FILMS, ["movieId", "title", "genres"], orient="row").write_csv(
+        folder / "movies.csv"
+    )
+
+
+@pytest.mark.parametrize("make", [movielens_100k, movielens_1m, movielens_10m, movielens_csv])
+def test_movielens_releases_read_the_same(tmp_path, make):
+    folder = tmp_path / "ml-some"
+    make(folder)
+    raw = readers.read("movielens", folder)
+    assert raw.name == "ml-some" and raw.counts == {"rows": 3, "malformed": 0}
+    assert raw.interactions.rows() == RATINGS
+    assert raw.interactions.dtypes == [pl.Int64, pl.Int64, pl.Float32, pl.Int64]
+    assert raw.items.rows() == [(7, FILMS[0][1], "Comedy, Romance"), (10, FILMS[1][1], "")]
+
+
+@needs_originals
+@pytest.mark.parametrize(
+    ("folder", "read", "core"),
+    [
+        ("ml-100k", (100_000, 943, 1_682), (99_287, 943, 1_349)),
+        ("ml-1m", (1_000_209, 6_040, 3_706), (999_611, 6_040, 3_416)),
+    ],
+)
+def test_movielens_originals(folder, read, core):
+    raw = readers.read("movielens", SHARED / folder)
+    assert (
+        raw.interactions.height,
+        raw.interactions["user"].n_unique(),
+        raw.interactions["item"].n_unique(),
+    ) == read
+    data = build(raw, split="leave_one_out", min_user_interactions=5, min_item_interactions=5)
+    assert (len(data.user), data.num_users, data.num_items) == core
+    assert np.bincount(data.split).tolist() == [core[0] - 2 * core[1], core[1], core[1]]
+    assert data.titles[0] == "Toy Story (1995)" and data.items["genres"][0].startswith(
+        "Animation, Children's"
+    )
+
+
+@needs_originals
+def test_published_splits():
+    beauty = readers.read(
+        "files",
+        SHARED / "amazon-beauty/interactions.parquet",
+        items_path=SHARED / "amazon-beauty/items.parquet",
+        columns={"timestamp": "position", "item_id": "item_id"},
+    )
+    data = build(
+        beauty,
+        split="leave_one_out",
+        min_user_interactions=5,
+        min_item_interactions=5,
+        text_columns=["title", "categories"],
+        missing_text="id",
+    )
+    assert (len(data.user), data.num_users, data.num_items) == (198_502, 22_363, 12_101)
+    cite = readers.read("files", SHARED / "citeulike/interactions.parquet")
+    cite = build(cite, split="column", missing_text="id")
+    assert (cite.num_users, cite.num_items) == (5_219, 25_181)
+    assert np.bincount(cite.split).tolist() == [115_142, 5_219, 5_219]
+
+
+def test_movielens_bad_folders(tmp_path):
+    refused(
+        lambda: readers.read("movielens", tmp_path / "no"), "no such file or folder", "data.path"
+    )
+    refused(
+        lambda: readers.read("movielens", tmp_path),
+        "none of u.data, ratings.dat and ratings.csv",
+        "data.path",
+    )
+    movielens_1m(tmp_path)
+    write(tmp_path / "movies.dat", "7::Film::Drama\nno film at all\n")
+    refused(lambda: readers.read("movielens", tmp_path), "movies.dat:2", "'no film at all'")
+    write(tmp_path / "movies.dat", "")
+    refused(lambda: readers.read("movielens", tmp_path), "movies.dat is empty")
+    (tmp_path / "movies.dat").unlink()
+    refused(lambda: readers.read("movielens", tmp_path), "movies.dat: no such file")
+
+
+@pytest.mark.parametrize("make", [movielens_100k, movielens_1m, movielens_csv])
+def test_movielens_bad_ids_are_malformed_rows(tmp_path, make):
+    make(tmp_path)
+    (path,) = (
+        tmp_path / name
+        for name in ("u.data", "ratings.dat", "ratings.csv")
+        if (tmp_path / name).exists()
+    )
+    path.write_text(path.read_text().replace("100", "later", 1))
+    raw = readers.read("movielens", tmp_path)
+    line = 2 if make is movielens_csv else 1
+    assert raw.counts == {"rows": 3, "malformed": 1} and raw.interactions.rows() == RATINGS[1:]
+    assert raw.problems == (
+        f"{path}:{line}: timestamp 'later' is neither a number of seconds nor a date",
+    )
+
+
+# Generic files
+
+
+def table_files(folder: Path, ending: str) -> dict[str, Path]:
+    ratings = pl.DataFrame(RATINGS, ["user", "item", "rating", "timestamp"], orient="row")
+    films = pl.DataFrame(FILMS, ["item", "title", "genres"], orient="row")
+    paths = {"path": folder / f"r.{ending}", "items_path": folder / f"i.{ending}"}
+    for frame, path in zip((ratings, films), paths.values(), strict=True):
+        if ending == "parquet":
+            frame.write_parquet(path)
+        else:
+            frame.write_csv(path, separator="," if ending == "csv" else "\t")
+    return paths
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_files(tmp_path, ending):
+    paths = table_files(tmp_path, ending)
+    raw = readers.read("files", **paths)
+    assert (raw.path, raw.items_path, raw.untimed) == (*map(str, paths.values()), "")
+    assert raw.interactions.rows() == RATINGS and raw.items.rows() == FILMS
+    assert raw.interactions.dtypes == [pl.Int64, pl.Int64, pl.Float32, pl.Int64]
+
+
+def test_columns_are_mapped(tmp_path):
+    rows = "2024-01-02 00:00:00,a,x1,train\n2024-01-01 12:00:00,b,7,test\n"
+    path = write(tmp_path / "r.csv", "when,who,what,part\n" + rows)
+    items = write(tmp_path / "i.csv", "sku,name\n7,Seven\nx1,Ex\n")
+    raw = readers.read(
+        "files",
+        path,
+        items_path=items,
+        columns={
+            "user": "who",
+            "item": "what",
+            "timestamp": "when",
+            "split": "part",
+            "item_id": "sku",
+        },
+    )
+    assert raw.interactions.rows(named=True) == [
+        {"user": "a", "item": "x1", "timestamp": 1704153600, "split": "train"},
+        {"user": "b", "item": "7", "timestamp": 1704110400, "split": "test"},
+    ]
+    assert raw.items.rows() == [("7", "Seven"), ("x1", "Ex")]
+    ignored = readers.read("files", path, columns={"user": "who", "item": "what", "timestamp": ""})
+    assert ignored.interactions.columns == ["user", "item"] and ignored.items["item"].to_list() == [
+        "7",
+        "x1",
+    ]
+
+
+def test_ids_are_numbers_only_if_nothing_is_lost(tmp_path):
+    def read(item, items_id):
+        path = write(tmp_path / "r.csv", f"user,item\n1,{item}\n2,5\n")
+        items = write(tmp_path / "i.csv", f"item,title\n{items_id},A\n5,B\n")
+        return readers.read("files", path, items_path=items)
+
+    assert read("4", "4").interactions["item"].to_list() == [4, 5]
+    assert read("04", "04").interactions["item"].to_list() == [
+        "04",
+        "5",
+    ]  # as a number it would be item 4
+    assert read("4", "x4").items["item"].to_list() == ["x4", "5"]
+    assert read("4", "x4").interactions["item"].to_list() == ["4", "5"]  # one type in both tables
+    assert read("x4", "4").items["item"].to_list() == ["4", "5"]
+    assert read("x4", "4").interactions["user"].dtype == pl.Int64
+
+
+def test_parquet_types(tmp_path):
+    moments = pl.Series([0, 90_000]).cast(pl.Datetime("ms"))
+    users, stars = pl.Series(["b", "a"], dtype=pl.Categorical), pl.Series([4, 5], dtype=pl.Int8)
+    frame = pl.DataFrame({"user": users, "item": [3.0, 4.0], "timestamp": moments, "rating": stars})
+    frame.write_parquet(tmp_path / "r.parquet")
+    items = pl.DataFrame(
+        {"item": pl.Series([3, 4], dtype=pl.UInt16), "tags": [["a", "b"], []], "year": [1999, None]}
+    )
+    items.write_parquet(tmp_path / "i.parquet")
+    raw = readers.read("files", tmp_path / "r.parquet", items_path=tmp_path / "i.parquet")
+    assert raw.interactions.rows(named=True) == [
+        {"user": "b", "item": 3, "rating": 4.0, "timestamp": 0},
+        {"user": "a", "item": 4, "rating": 5.0, "timestamp": 90},
+    ]
+    assert raw.items.rows() == [(3, "a, b", "1999"), (4, "", "")]
+
+
+def test_blank_lines_and_quoted_newlines(tmp_path):
+    path = write(tmp_path / "r.csv", '\ufeffuser,item,note\n1,2,"a, ""b""\nc"\n\n3,4,\n\n')
+    raw = readers.read("files", path)
+    assert raw.interactions.rows() == [(1, 2), (3, 4)] and raw.counts == {"rows": 2, "malformed": 0}
+    packed = tmp_path / "r.csv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert readers.read("files", packed).interactions.rows() == [(1, 2), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("1,2,abc,5", "r.csv:3: rating 'abc' is not a number"),
+        ("1,2,NaN,5", "r.csv:3: rating 'NaN' is not a finite number"),
+        ("1,2,inf,5", "r.csv:3: rating 'inf' is not a finite number"),
+        ("1,2,,5", "r.csv:3: there is no rating"),
+        ("1,2,3,soon", "r.csv:3: timestamp 'soon' is neither a number of seconds nor a date"),
+        ("1,2,3", "r.csv:3: there is no timestamp"),
+        ("-1,2,3,5", "r.csv:3: user '-1' is negative; ids start at 0"),
+        ("1,-2,3,5", "r.csv:3: item '-2' is negative; ids start at 0"),
+        (",2,3,5", "r.csv:3: there is no user"),
+        ("1,,3,5", "r.csv:3: there is no item"),
+        ('1,"",3,5', "r.csv:3: there is no item"),
+        ("1,2,3,5,6", "r.csv:3: no row of 4 fields"),
+        ('1,2,"3,5', "r.csv:3: no row of 4 fields"),
+        ('1,x"2,3,5', "r.csv:3: no row of 4 fields"),
+    ],
+)
+def test_malformed_rows_are_counted_and_refused(tmp_path, row, problem):
+    good = "".join(f"{u},{i},{3 + u % 2},{10 * u + i}\n" for u in range(1, 5) for i in range(1, 6))
+    path = write(tmp_path / "r.csv", f"user,item,rating,timestamp\n7,1,3,5\n{row}\n{good}")
+    raw = readers.read("files", path)
+    assert raw.counts == {"rows": 22, "malformed": 1}
+    assert raw.interactions.height == 21 and raw.interactions["user"].to_list()[:2] == [7, 1]
+    assert raw.interactions["item"].dtype == pl.Int64
+    assert len(raw.problems) == 1 and problem in raw.problems[0]
+    refused(
+        lambda: build(raw, split="leave_one_out", missing_text="id", max_malformed=0.04),
+        problem,
+        "1 of 22 rows are malformed",
+        "data.max_malformed (now 0.04)",
+    )
+    data = build(raw, split="leave_one_out", missing_text="id", max_malformed=0.05)
+    assert data.counts["malformed"] == 1 and data.counts["interactions"] == 21
+
+
+def test_malformed_parquet_rows(tmp_path):
+    rating = [1.0, 1.0, 1.0, float("nan")]
+    frame = pl.DataFrame({"user": [1, None, 1, -3], "item": [1.0, 2.0, 2.5, 1.0], "rating": rating})
+    frame.write_parquet(tmp_path / "r.parquet")
+    raw = readers.read("files", tmp_path / "r.parquet")
+    assert raw.counts == {"rows": 4, "malformed": 3} and raw.interactions.rows() == [(1, 1, 1.0)]
+    text = "; ".join(raw.problems)
+    for problem in (
+        "row 2: there is no user",
+        "row 3: item '2.5' is no whole number",
+        "row 4: user '-3' is negative",
+    ):
+        assert problem in text
+
+
+def test_bad_files(tmp_path):
+    refused(lambda: readers.read("files"), "data.path")
+    refused(lambda: readers.read("file", "x"), "data.source='file'", "did you mean 'files'?")
+    refused(lambda: readers.read("files", tmp_path / "no.csv"), "no.csv: no such file", "data.path")
+    refused(lambda: readers.read("files", write(tmp_path / "e.csv", "")), "e.csv is empty")
+    refused(
+        lambda: build(readers.read("files", write(tmp_path / "h.csv", "user,item\n"))),
+        "no interaction",
+    )
+    path = write(tmp_path / "c.csv", "usr,item,rating\n1,2,3\n")
+    known = "known: item, rating, usr"
+    refused(
+        lambda: readers.read("files", path),
+        "c.csv has no column 'user'",
+        "did you mean 'usr'",
+        known,
+        "data.columns.user",
+    )
+    columns = {"user": "usr", "rating": "stars"}
+    refused(
+        lambda: readers.read("files", path, columns=columns), "no column 'stars' for rating", known
+    )
+    refused(
+        lambda: readers.read("files", path, columns={"usr": "usr"}),
+        "no role 'usr'",
+        "did you mean 'user'?",
+    )
+    refused(
+        lambda: readers.read("files", write(tmp_path / "s.csv", "user\titem\n1\t2\n")),
+        "s.csv has a single",
+        "is a tab",
+    )
+    refused(
+        lambda: readers.read("files", write(tmp_path / "r.jsonl", "{}")),
+        "r.jsonl",
+        ".parquet, .csv, .tsv, .tab",
+    )
+    refused(
+        lambda: readers.read("files", tmp_path),
+        f"{tmp_path} (interactions) is a folder",
+        "a file that ends in",
+    )
+    bad = tmp_path / "l.csv"
+    bad.write_bytes(b"user,item\ncaf\xe9,1\n")
+    refused(lambda: readers.read("files", bad), "l.csv can't be read", "UTF-8")
+    refused(
+        lambda: readers.read("files", write(tmp_path / "p.parquet", "user,item\n1,2\n")),
+        "p.parquet can't be read",
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "fragments"),
+    [
+        (
+            "1,A\n2,B\n1,C\n2,D\n",
+            ["i.csv:4: item id 1 is there twice", "2 repeated: 1, 2", "one row per item"],
+        ),
+        ("1,A\n-2,B\n", ["i.csv:3: item id -2 is negative"]),
+        ("1,A\n,B\n", ["i.csv:3: the item has no id"]),
+        ("1,A\n2,B, or C\n", ["i.csv:3: no row of 2 fields", "in quotes"]),
+        ("x,A\n-2,B\n", ["i.csv:3: item id -2 is negative"]),
+    ],
+)
+def test_bad_items_tables(tmp_path, rows, fragments):
+    path = write(tmp_path / "r.csv", "user,item\n1,1\n")
+    items = write(tmp_path / "i.csv", "item,title\n" + rows)
+    refused(lambda: readers.read("files", path, items_path=items), *fragments)
+
+
+# TFDS: a data set prepared as ArrayRecord is read without tensorflow
+
+
+def prepare_array_record(root: Path, file_format: str = "array_record") -> None:
+    """What TFDS' own preparation leaves on disk, written without tensorflow."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = root / "movielens/1m-ratings/0.1.1"
+    folder.mkdir(parents=True)
+    names = ["Drama", "Comedy", "Romance"]
+    features = tfds.features.FeaturesDict(
+        {
+            "user_id": tfds.features.Text(),
+            "movie_id": tfds.features.Text(),
+            "movie_title": tfds.features.Text(),
+            "movie_genres": tfds.features.Sequence(tfds.features.ClassLabel(names=names)),
+            "user_rating": np.float32,
+            "timestamp": np.int64,
+        }
+    )
+    features.save_config(folder)
+    writer, size = (
+        ArrayRecordWriter(
+            str(folder / "movielens-train.array_record-00000-of-00001"), "group_size:1"
+        ),
+        0,
+    )
+    films = {
+        i: (title, [names.index(g) for g in genres.split("|") if g in names])
+        for i, title, genres in FILMS
+    }
+    for user, item, rating, timestamp in RATINGS:
+        example = tf_example_pb2.Example()
+        fields = example.features.feature
+        for name, text in (
+            ("user_id", str(user)),
+            ("movie_id", str(item)),
+            ("movie_title", films[item][0]),
+        ):
+            fields[name].bytes_list.value.append(text.encode())
+        fields["movie_genres"].int64_list.value.extend(films[item][1])
+        fields["user_rating"].float_list.value.append(rating)
+        fields["timestamp"].int64_list.value.append(timestamp)
+        record = example.SerializeToString()
+        writer.write(record)
+        size += len(record)
+    writer.close()
+    (folder / "dataset_info.json").write_text(
+        json.dumps(
+            {
+                "name": "movielens",
+                "version": "0.1.1",
+                "configName": "1m-ratings",
+                "fileFormat": file_format,
+                "splits": [
+                    {
+                        "name": "train",
+                        "shardLengths": [str(len(RATINGS))],
+                        "numBytes": str(size),
+                        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                    }
+                ],
+            }
+        )
+    )
+
+
+@pytest.fixture
+def tfds_quiet():
+    """TFDS' imports warn about deprecations of their own; not a matter of this project."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_tfds_array_record(tmp_path, tfds_quiet):
+    before = "tensorflow" in sys.modules
+    prepare_array_record(tmp_path)
+    raw = readers.read("tfds", tmp_path, tfds_name="movielens/1m-ratings")
+    assert raw.interactions.rows() == RATINGS and raw.name == "movielens-1m-ratings"
+    assert sorted(raw.items.rows()) == [(7, FILMS[0][1], "Comedy, Romance"), (10, FILMS[1][1], "")]
+    assert ("tensorflow" in sys.modules) == before
+    few = readers.read(
+        "tfds",
+        tmp_path,
+        tfds_fields={"user": "user_id", "item": "movie_id", "title": "movie_title"},
+    )
+    assert few.interactions.columns == ["user", "item"] and few.items.columns == ["item", "title"]
+    untimed = readers.read("tfds", tmp_path, tfds_fields=tfds_reader.FIELDS | {"timestamp": ""})
+    assert untimed.interactions.columns == ["user", "item", "rating"]
+
+
+def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
+    prepare_array_record(tmp_path)
+    fields = {"user": "user", "item": "movie_id"}
+    refused(
+        lambda: readers.read("tfds", tmp_path, tfds_fields=fields),
+        "data.tfds_fields.user",
+        "mean 'user_id'?",
+    )
+    refused(
+        lambda: readers.read("tfds", tmp_path, tfds_fields={"user": "user_id"}),
+        "data.tfds_fields has no 'item'",
+    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "tensorflow" else find(name, *rest),
+    )
+    refused(
+        lambda: readers.read("tfds", tmp_path / "elsewhere"),
+        "movielens/1m-ratings",
+        "pip install -e '.[tfds]'",
+    )
+    prepare_array_record(tmp_path / "records", "tfrecord")
+    refused(
+        lambda: readers.read("tfds", tmp_path / "records"),
+        "prepared as TFRecord",
+        "pip install -e '.[tfds]'",
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    refused(lambda: readers.read("tfds", tmp_path), "needs tensorflow-datasets")
+
+
+def test_tfds_reads_the_same_through_tensorflow(tmp_path, tfds_quiet, monkeypatch):
+    """The tensorflow path with its calls stood in for: scalars come as arrays, sequences as ragged
+    rows.
+    """
+    import tensorflow_datasets as tfds
+
+    genres = {7: [1, 2], 10: []}
+    batch = {
+        "user_id": np.array([str(r[0]).encode() for r in RATINGS], object),
+        "movie_id": np.array([str(r[1]).encode() for r in RATINGS], object),
+        "movie_title": np.array(
+            [dict((f[0], f[1]) for f in FILMS)[r[1]].encode() for r in RATINGS], object
+        ),
+        "movie_genres": type(
+            "Ragged", (), {"to_list": lambda self: [genres[r[1]] for r in RATINGS]}
+        )(),
+        "user_rating": np.array([r[2] for r in RATINGS], np.float32),
+        "timestamp": np.array([r[3] for r in RATINGS]),
+    }
+
+    class Prepared:
+        def map(self, function):
+            assert set(function(batch)) == set(batch)
+            return self
+
+        def ragged_batch(self, size):
+            return [batch]
+
+    prepare_array_record(tmp_path)
+    builder = tfds.builder("movielens/1m-ratings", data_dir=str(tmp_path))
+    direct = pl.concat(tfds_reader._array_record(tfds, builder, dict(builder.info.features)))
+    monkeypatch.setattr(builder, "download_and_prepare", lambda: None)
+    monkeypatch.setattr(builder, "as_dataset", lambda split: Prepared())
+    monkeypatch.setattr(tfds, "as_numpy", lambda dataset: dataset)
+    through = pl.concat(tfds_reader._tensorflow(tfds, builder, dict(builder.info.features)))
+    assert through.equals(direct)

@@ -1,0 +1,102 @@
+"""The costs that are logged: FLOPs against counts by hand, times that add up, memory that grows."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from helpers.training import HISTORY, OBJECTIVE, student_of, task_of
+from kd_jax.data.examples.base import batches
+from kd_jax.devices import sharding
+from kd_jax.devices.profiling import Meter, ceiling, device_time, matmul_flops, peak_memory, trace
+from kd_jax.models.scorer import split
+from kd_jax.training.loop import compiled_step
+from kd_jax.training.recipe import Recipe
+
+
+def test_matrix_products_are_counted_in_loops_branches_and_gradients():
+    a, b = jnp.ones((4, 8)), jnp.ones((8, 16))
+    once = 2 * 4 * 8 * 16
+
+    def scanned(a, b):
+        return jax.lax.scan(lambda c, _: (c + a @ b, None), jnp.zeros((4, 16)), None, 5)[0]
+
+    def looped(a, b):
+        return jax.lax.fori_loop(0, 3, lambda _, c: c + a @ b, jnp.zeros((4, 16)))
+
+    def either(a, b):
+        return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: a @ b @ b.T @ b)
+
+    assert matmul_flops(jnp.matmul, a, b) == once
+    assert matmul_flops(jax.jit(scanned), a, b) == 5 * once
+    assert matmul_flops(looped, a, b) == 3 * once
+    assert matmul_flops(either, a, b) == 3 * once
+    assert (
+        matmul_flops(jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), argnums=(0, 1)), a, b) == 3 * once
+    )
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_a_step_of_matrix_factorisation_costs_what_the_count_says(mesh):
+    task, mesh = task_of(False), sharding.make_mesh(*mesh)
+    student = student_of(task, "mf")
+    examples = task.examples("user", history=HISTORY, decay=3.0, user_power=0.5)
+    graphdef, params, constants = split(student)
+    step, state = compiled_step(
+        graphdef, params, objective=OBJECTIVE[:1], tx=Recipe(3, 16, 1e-2).tx(), total_steps=3, mesh=mesh, seed=0,
+        look_up=examples.look_up,
+    )  # fmt: skip
+    rows = next(batches(examples, batch_size=16, num_batches=3, seed=0, chunk=3, gather=False))
+    found = matmul_flops(
+        step, state, rows, sharding.put_whole(examples.tables, mesh), constants, None
+    )
+    assert found == 3 * (
+        3 * 2 * 16 * task.dataset.num_items * 16
+    )  # steps x (logits, two gradients)
+
+
+def test_the_times_add_up_and_the_rate_is_held_against_the_ceiling():
+    meter = Meter(2)
+    meter.flops = 10**6
+    began = time.perf_counter()
+    with meter.time("input"):
+        time.sleep(0.02)
+    with meter.time("wait"):
+        time.sleep(0.01)
+    meter.step(2)
+    cost = meter.read(8)
+    elapsed = time.perf_counter() - began
+    assert (
+        cost["step_ms"]["input"] >= 10
+        and cost["step_ms"]["wait"] >= 5
+        and cost["step_ms"]["dispatch"] == 0
+    )
+    assert sum(cost["step_ms"].values()) <= 500 * elapsed + 0.01
+    assert cost["flops_utilisation"] == pytest.approx(2e6 / elapsed / (2 * ceiling()), abs=2e-4)
+    assert meter.read(8) == {}
+
+
+def test_a_trace_without_operations_says_nothing(tmp_path):
+    assert device_time(tmp_path, 3) == {}
+    with trace(tmp_path):
+        pass
+    assert device_time(tmp_path, 3) == {}
+
+
+def test_steps_that_run_ahead_are_not_counted_as_done():
+    meter = Meter(1)
+    meter.reset(ahead=4)
+    meter.step(4)  # started
+    assert meter.read(8) == {}
+    time.sleep(0.01)
+    meter.step(4)  # the next are started, so these are done
+    assert meter.read(8)["examples_per_second"] <= 4 * 8 / 0.01
+
+
+def test_the_peak_of_memory_grows_with_what_is_held():
+    before = peak_memory()
+    held = jnp.ones((64, 2**20)) + 1
+    held.block_until_ready()
+    assert peak_memory() - before > 100 * 2**20
+    del held

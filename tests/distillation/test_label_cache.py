@@ -1,0 +1,520 @@
+"""Teachers from outside: lists and other workdirs, several at once, and the labels' verifier."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from scipy.special import log_softmax, softmax
+
+from helpers import toy
+from helpers.runs import config, run
+from kd_jax import labels as labels_command
+from kd_jax.core.scores import Factors, Listed, TeacherScores
+from kd_jax.core.types import PAD
+from kd_jax.data import lists
+from kd_jax.data.lookup import Lookup
+from kd_jax.distillation import label_cache, labellers
+from kd_jax.distillation.objective import mean_loss
+from kd_jax.distillation.teachers import cached_teacher
+from kd_jax.distillation.term import Term
+from kd_jax.evaluation.tasks import Rank
+from kd_jax.experiment import pipeline
+from kd_jax.losses import sampled
+from kd_jax.losses.softmax import listed
+from kd_jax.models.scorer import Frozen
+from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students.mf import MatrixFactorization
+from kd_jax.training.step import gathered
+
+B, P, N, D, K = 6, 2, 40, 5, 4
+RNG = np.random.default_rng(0)
+WARM = RNG.random(N) < 0.7
+START = jnp.zeros(())
+
+
+def factors(width=D):
+    parts = RNG.normal(size=(B, P, width)), RNG.normal(size=(N, width)), RNG.normal(size=N)
+    return Factors(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def list_of(size=K):
+    """Listed items of every position, the last position of the last row without any."""
+    items = (
+        np.stack([RNG.permutation(N)[:size] for _ in range(B * P)])
+        .reshape(B, P, size)
+        .astype(np.int32)
+    )
+    items[-1, -1], items[0, 0, 2:] = PAD, PAD
+    return Listed(jnp.asarray(items), jnp.asarray(RNG.normal(size=items.shape), jnp.float32))
+
+
+loss_of = jax.jit(mean_loss, static_argnums=0)
+STUDENT, OWN, BIG, LIST = factors(), factors(), factors(D + 2), list_of()
+TRUST = jnp.asarray(RNG.random((B, P)), jnp.float32)
+BATCH = {
+    "targets": jnp.asarray(RNG.integers(0, N, (B, P, 1)), jnp.int32),
+    "target_weights": jnp.ones((B, P, 1)),
+    "weights": jnp.asarray(RNG.random((B, P)), jnp.float32),
+    "user": jnp.arange(B),
+}
+TEACHERS = {
+    "teacher": TeacherScores(OWN),
+    "big": TeacherScores(BIG, 1 - TRUST),
+    "llm": TeacherScores(LIST, TRUST),
+}
+
+
+def by_hand(term, logits, trust):
+    """KL or cross-entropy of the lists in LIST against student logits [B, P, N], in numpy, term by
+    term.
+    """
+    total, t = 0.0, term.temperature
+    for b in range(B):
+        for p in range(P):
+            listed = [
+                (i, x) for i, x in zip(LIST.items[b, p], LIST.logits[b, p], strict=True) if i != PAD
+            ]
+            listed = [(int(i), float(x)) for i, x in listed if WARM[i] or not term.warm]
+            if not listed:
+                continue
+            items, values = map(np.array, zip(*listed, strict=True))
+            target = softmax(values / t)
+            among = np.where(WARM | (not term.warm), logits[b, p] / t, -np.inf)
+            loss = -np.sum(target * log_softmax(among)[items])
+            if term.name == "kl":
+                loss += np.sum(target * np.log(target))
+            total += t**2 * loss * float(BATCH["weights"][b, p]) * trust[b, p]
+    return total / float(BATCH["weights"].sum())
+
+
+TERMS = tuple(
+    Term(n, 0.7, t, items=i, teacher="llm")
+    for n in ("kl", "soft_ce")
+    for t, i in ((1.0, "all"), (2.5, "warm"))
+)
+
+
+@pytest.mark.parametrize(
+    "term", TERMS, ids=lambda term: f"{term.name}-{term.temperature}-{term.items}"
+)
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_loss_of_a_list_is_that_of_the_definition(term, dense):
+    logits = STUDENT.dense()
+    total, means = loss_of(
+        (term,), logits if dense else STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START
+    )  # fmt: skip
+    wanted = by_hand(term, np.asarray(logits, np.float64), np.asarray(TRUST))
+    assert float(means[f"{term.name}:llm"]) == pytest.approx(wanted, rel=1e-5)
+    assert float(total) == pytest.approx(0.7 * wanted, rel=1e-5)
+
+
+def test_the_gradient_of_a_list_is_the_same_from_factors_and_from_logits():
+    objective = (Term("ce"), *TERMS)
+    value = jax.jit(
+        lambda scores: loss_of(objective, scores, BATCH, TEACHERS, jnp.asarray(WARM), START)[0]
+    )
+    from_logits = jax.grad(lambda s: value(s.dense()))(STUDENT)
+    for one, other in zip(
+        jax.tree.leaves(jax.grad(value)(STUDENT)), jax.tree.leaves(from_logits), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
+
+
+def test_a_list_of_all_items_is_the_teacher_itself():
+    everything = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, P, N))
+    whole = {"teacher": TeacherScores(OWN), "list": TeacherScores(Listed(everything, OWN.dense()))}
+    for name in ("kl", "soft_ce"):
+        terms = [Term(name, 1.0, 2.0, items="warm", teacher=teacher) for teacher in whole]
+        one, other = (
+            loss_of((t,), STUDENT, BATCH, whole, jnp.asarray(WARM), START)[0] for t in terms
+        )
+        assert float(one) == pytest.approx(float(other), rel=1e-5)
+
+
+def test_a_list_on_a_sample_of_every_item_is_the_list_on_the_catalogue():
+    objective = tuple(
+        dataclasses.replace(t, items=f"sampled{'_warm' * t.warm}", negatives=N) for t in TERMS
+    )
+    once = sampled.Draws(jnp.arange(N, dtype=jnp.int32), jnp.zeros(N))
+    full, _ = loss_of(TERMS, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
+    part, _ = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START, None, once)
+    assert float(part) == pytest.approx(float(full), rel=1e-5)
+
+
+def test_several_teachers_are_the_sum_of_each_alone():
+    objective = (
+        Term("ce", 0.5, items="warm"), Term("kl", 2.0, 1.5), Term("kl", 1.0, teacher="big"), *TERMS[:2],
+        Term("soft_ce", 0.3, 2.0, items="warm", teacher="big"),
+    )  # fmt: skip
+    total, means = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
+    alone = [
+        loss_of((t,), STUDENT, BATCH, {t.teacher: TEACHERS[t.teacher]}, jnp.asarray(WARM), START)
+        for t in objective
+    ]
+    assert float(total) == pytest.approx(float(sum(value for value, _ in alone)), rel=1e-5)
+    assert list(means) == ["ce", "kl", "kl:big", "kl:llm", "soft_ce:big"]
+    assert float(means["kl"]) == pytest.approx(float(alone[1][1]["kl"]), rel=1e-5)
+    dense, _ = loss_of(objective, STUDENT.dense(), BATCH, TEACHERS, jnp.asarray(WARM), START)
+    assert float(total) == pytest.approx(float(dense), rel=1e-5)
+
+
+def test_an_example_of_weight_zero_adds_nothing_and_lifts_no_other():
+    term = (Term("kl", teacher="llm"),)
+    some = TRUST.at[:3].set(0.0)
+    parts = [
+        loss_of(term, STUDENT, BATCH, {"llm": TeacherScores(LIST, w)}, None, START)[0]
+        for w in (TRUST, some, TRUST - some)
+    ]
+    assert float(parts[0]) == pytest.approx(float(parts[1] + parts[2]), rel=1e-5)
+    slope = jax.grad(
+        lambda s: loss_of(term, s, BATCH, {"llm": TeacherScores(LIST, some)}, None, START)[0]
+    )(STUDENT)
+    assert not np.any(slope.contexts[:3]) and np.any(slope.contexts[3:])
+
+
+def test_certainty_is_one_less_the_share_of_the_largest_entropy():
+    logits = RNG.normal(size=(3, 7)).astype(np.float32)
+    p = softmax(logits, -1)
+    np.testing.assert_allclose(
+        labellers.certainty(logits), 1 + (p * np.log(p)).sum(-1) / np.log(7), rtol=1e-4
+    )
+    assert labellers.certainty(jnp.zeros((1, 7))) == pytest.approx(0.0, abs=1e-6)
+
+
+# reading
+
+
+def jsonl(path, *rows):
+    path.write_text(
+        "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def data():
+    return toy.dataset()
+
+
+def test_ids_come_before_titles_that_differ_in_case_or_spaces(data):
+    lookup = Lookup(data)
+    assert data.titles[13] == "film 1 3"
+    for name in ("film 1 3", "  FILM 1  3", 513, "513"):
+        assert lookup.items(name) == [13], name
+    assert lookup.items("film 9 9") == [] and lookup.items(13) == []
+    assert (lookup.user(100), lookup.user("101"), lookup.user(99)) == (0, 1, None)
+
+
+def test_every_kind_of_list_is_a_distribution_and_what_is_not_found_is_counted(data, tmp_path):
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        {"user": 100, "items": [500, "nobody", 502], "weight": 0.5},
+        "",
+        {"user": "101", "items": [503, 504, 503], "scores": [2.0, -1.0, 9.0], "model": "x"},
+        {"history": [501, "Film 2"], "items": [505, 506, 507], "probabilities": [0.6, 0.0, 0.2]},
+        {"user": 5, "items": [500]},
+    )
+    found = lists.read(path, data, rank_decay=2.0, max_unmatched=0.2)
+    np.testing.assert_array_equal(found.items, [[PAD, PAD], [0, 2], [3, 4], [5, 7]])
+    assert found.weights.tolist() == [0.0, 0.5, 1.0, 1.0] and found.history == 2
+    np.testing.assert_array_equal(found.by_user[:4], [1, 2, 0, 0])
+    p, _ = listed(found.items, found.logits)
+    np.testing.assert_allclose(
+        p[1:], [softmax([0, -2 / 2.0]), softmax([2.0, -1.0]), [0.75, 0.25]], rtol=1e-5
+    )
+    warmer, _ = listed(found.items[3], found.logits[3], 2.0)
+    np.testing.assert_allclose(warmer, np.sqrt([3, 1]) / np.sqrt([3, 1]).sum(), rtol=1e-5)
+    said = " | ".join(found.notes)
+    assert "3 lists of up to 2 items" in said and "2 of 15 users, items and titles" in said
+    assert "'nobody'" in said and "user 5" in said and "1 lines are left" in said
+    assert "1 items stand in their list twice" in said and "say nothing here: model" in said
+    toy.refused(
+        lambda: lists.read(path, data, max_unmatched=0.1),
+        "l.jsonl:1: 2 of 15",
+        "distill.max_unmatched",
+    )
+
+
+def test_a_list_belongs_to_the_positions_that_end_with_its_history(data, tmp_path):
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        {"history": [502], "items": [510]},
+        {"history": [501, 502], "items": [511]},
+        {"user": 101, "items": [512]},
+    )
+    found = lists.read(path, data)
+    history = np.array([[PAD, 1, 2, 3], [2, 3, 4, 2], [PAD, PAD, 1, 2]], np.int32)
+    user = np.array([0, 1, 2])
+    np.testing.assert_array_equal(
+        found.place(user, history, "all"), [[0, 0, 2, 0], [1, 0, 0, 3], [0, 0, 0, 2]]
+    )
+    np.testing.assert_array_equal(found.place(user, history, "user"), [[0], [3], [2]])
+    np.testing.assert_array_equal(found.place(user, history[:, -1:], "user"), [[0], [3], [1]])
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ("{user: 1}", "l.jsonl:2: no JSON"),
+    ("[1, 2]", "l.jsonl:2: '[1, 2]' is no object"),
+    ({"items": [500]}, "l.jsonl:2: give either 'user' or 'history'"),
+    ({"user": 100, "history": [500], "items": [500]}, "l.jsonl:2: give either"),
+    ({"user": 101}, "l.jsonl:2: 'items' is None; it must be a list"),
+    ({"user": 101, "items": []}, "l.jsonl:2: 'items' is []"),
+    ({"user": 101, "items": [[500]]}, "l.jsonl:2: 'items' is [[500]]"),
+    ({"user": 101, "items": [500, 501], "scores": [1.0]}, "l.jsonl:2: 'scores' has 1 values for 2 items"),
+    ({"user": 101, "items": [500], "scores": [float("nan")]}, "l.jsonl:2: nan among 'scores' must be a finite number"),
+    ({"user": 101, "items": [500], "probabilities": [-0.1]}, "l.jsonl:2: -0.1 among 'probabilities'"),
+    ({"user": 101, "items": [500], "probabilities": [0]}, "l.jsonl:2: all 'probabilities' are 0"),
+    ({"user": 101, "items": [500], "scores": [1], "probabilities": [1]}, "l.jsonl:2: give 'scores' or 'probabilities'"),
+    ({"user": 101, "items": [500], "weight": -1}, "l.jsonl:2: 'weight' is -1"),
+    ({"user": 100, "items": [500]}, "l.jsonl:2: user 100 has a list already, in line 1"),
+    ({"user": 101, "items": ["a", "b", 1, 2, 3, 4]}, "l.jsonl:2: 6 of 9 users, items and titles"),
+], ids=lambda value: str(value)[:60])  # fmt: skip
+def test_a_bad_line_is_refused_with_its_number(data, tmp_path, row, message):
+    path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]}, row)
+    toy.refused(lambda: lists.read(path, data), message)
+
+
+def test_all_bad_lines_are_named_at_once(data, tmp_path):
+    good, bad = {"user": 100, "items": [500]}, '{"user": 101'
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        bad,
+        good,
+        {"user": 102},
+        *[bad] * 5,
+        {"user": 103, "items": [501]},
+        good,
+    )
+    told = (
+        "l.jsonl:1: no JSON (",
+        "; line 3: 'items' is None; it must be",
+        "; and 3 more, in lines 7, 8, 10",
+    )
+    toy.refused(lambda: lists.read(path, data), *told)
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        good,
+        {"user": 101, "items": ["b", 9, "b"]},
+        {"user": 9, "items": [501, "b"]},
+    )
+    toy.refused(
+        lambda: lists.read(path, data),
+        "l.jsonl:2: 5 of 9",
+        "'b' in line 2, 3 times in all; 9 in line 2; user 9 in line 3",
+    )
+
+
+def test_an_empty_file_is_refused(data, tmp_path):
+    toy.refused(lambda: lists.read(jsonl(tmp_path / "l.jsonl"), data), "l.jsonl holds no list")
+
+
+# whole runs
+
+SOURCES = ("data", "labels", "control", "distilled")
+TEACHING = (
+    ("ce", 1.0, 1.0, "constant", "warm"),
+    ("kl", 0.5, 2.0, "constant", "all", "llm"),
+    ("kl", 1.0, 1.0, "constant", "warm", "big"),
+)
+
+
+@pytest.fixture(scope="module")
+def big(world, tmp_path_factory):
+    """A workdir with a wider student."""
+    workdir = tmp_path_factory.mktemp("big") / "run"
+    run(config(world, stages=("data", "student"), **{"student.dim": 12}), workdir)
+    return workdir
+
+
+def taught(world, big, path, **fields):
+    sources = (("llm", str(path)), ("big", str(big), "entropy"))
+    return config(
+        world, **{"stages": SOURCES, "distill.sources": sources, "distill.terms": TEACHING} | fields
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(world, big, tmp_path_factory):
+    """A run that learns from lists for half of the users and from another workdir, without a
+    teacher of its own.
+    """
+    folder = tmp_path_factory.mktemp("taught")
+    path = jsonl(
+        folder / "l.jsonl",
+        *({"user": u, "items": [500 + u % 24, f"film {u % 10}"]} for u in range(100, 120)),
+    )
+    run(taught(world, big, path), folder / "run")
+    return folder / "run", path
+
+
+def losses_of(workdir):
+    found = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        found.setdefault(event["model"], set()).update(event)
+    return found
+
+
+def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, capsys):
+    workdir, path = finished
+    logged = losses_of(workdir)
+    assert {"ce", "kl:llm", "kl:big"} <= logged["distilled"]
+    assert "kl:big" in logged["control"] and "kl:llm" not in logged["control"], (
+        "lists may come from a language model"
+    )
+    assert not (workdir / "teacher").exists()
+    kinds = {one.parent.name for one in (workdir / "labels").glob("*/*/done.json")}
+    assert len(list((workdir / "labels").glob("*/*/done.json"))) == 2 and len(kinds) == 2
+    found = label_cache.read(next((workdir / "labels/llm").iterdir()))
+    assert np.count_nonzero(found["list"]) == 20
+    assert 0 < label_cache.read(next((workdir / "labels/big").iterdir()))["weights"].min() < 1
+    capsys.readouterr()
+    run(taught(world, big, path), workdir)
+    assert "labels:" not in capsys.readouterr().out, "nothing is parsed again"
+
+
+def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished, tmp_path, capsys):
+    workdir, _ = finished
+    assert labels_command.main(["--workdir", str(workdir), "--rows", "30"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("30 rows again") == 2 and "bytes each, read in" in said
+    (file,) = (workdir / "labels/big").glob("*/rows-*.safetensors")
+    whole = file.read_bytes()
+    rows = load_file(file)
+    save_file(rows | {"contexts": rows["contexts"] * 1.01}, file)
+    assert labels_command.main(["--workdir", str(workdir)]) == 1
+    assert "labels/big" in (said := capsys.readouterr().out) and said.count("(WRONG)") == 1
+    save_file(rows | {"contexts": rows["contexts"] * np.nan}, file)
+    assert labels_command.main(["--workdir", str(workdir)]) == 1
+    assert "differ by at most nan" in capsys.readouterr().out
+    file.write_bytes(whole)
+    assert labels_command.main(["--workdir", str(tmp_path)]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_path, capsys):
+    path = jsonl(
+        tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]}
+    )
+    fields = {"distill.sources": (("llm", str(path)),), "distill.terms": (TEACHING[1],)}
+    run(config(world, stages=("data", "labels"), **fields), tmp_path / "run")
+    assert "1 of 2 lists are used, the others fit no training example" in capsys.readouterr().out
+    assert labels_command.main(["--workdir", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("rows again") == 1
+
+
+def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big, tmp_path, capsys):
+    path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
+    fields = {
+        "distill.terms": TEACHING[:2],
+        "train.steps": 4,
+        "train.eval_every": 2,
+        "stages": (*SOURCES, "student"),
+    }
+    c = taught(world, big, path, **fields)
+    c.stages = (*c.stages, "evaluate", "report")
+    run(c, tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no term of distill.terms reads big" in said
+    assert (
+        "control: without llm, which may hold a language model; it learns from clicks alone" in said
+    )
+    assert "Without a control distilled from an ID-only teacher" in said
+    gain = json.loads((tmp_path / "run/report/metrics.json").read_text())["gain"]["ndcg@10"]
+    assert "distilled" in gain and "lm_share" not in gain
+
+
+def test_other_lists_are_another_run(finished, world, big, capsys):
+    workdir, path = finished
+    before = path.read_text()
+    path.write_text(before.replace("film 1", "film 2"))
+    assert pipeline.main(taught(world, big, path), workdir) == 2
+    assert "distill.sources.llm.content" in capsys.readouterr().err
+    path.write_text(before)
+
+
+def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data, tmp_path):
+    indptr, items = data.targets(0)
+    one = [int(500 + item) for item in items[indptr[3] + 4 : indptr[3] + 7]]
+    path = jsonl(
+        tmp_path / "l.jsonl",
+        {"history": one, "items": [500, 501]},
+        {"user": 110, "items": [505], "weight": 3},
+    )
+    examples = Rank(data, "ndcg@10", ("ndcg",), (10,), 16).examples("all", history=6)
+    labeller = labellers.of_lists(
+        lists.read(path, data), data.num_items, positions="all", confidence="entropy"
+    )
+    label_cache.write(tmp_path / "labels", labeller, examples, batch_size=16)
+    found = label_cache.read(tmp_path / "labels")
+    assert found["list"].shape == (40, 6) and found["list"][10, -1] == 2
+    np.testing.assert_array_equal(
+        found["list"][3], [0, 0, 0, 1, 0, 0]
+    )  # the window starts at the user's fourth item
+    p = softmax([0, -0.1])
+    np.testing.assert_allclose(
+        found["list_weights"], [0, 1 + np.sum(p * np.log(p)) / np.log(24), 3.0], rtol=1e-5
+    )
+    teacher = cached_teacher(tmp_path / "labels")
+    said = teacher.scores(teacher.arrays, examples.gather(np.array([10, 3])))
+    assert said.scores.items.shape == (2, 6, 2) and np.count_nonzero(said.weights) == 2
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"distill.sources": (("llm", "no.jsonl"),)}, "distill.sources: 'llm': no.jsonl not found"),
+    ({"distill.sources": (("teacher", "LISTS"),)}, "'teacher' cannot be a name"),
+    ({"distill.sources": (("llm", "LISTS", "sure"),)}, "confidence 'sure' is unknown"),
+    ({"distill.sources": (("llm", "FOLDER"),)}, "holds no model of a kd_jax workdir"),
+    ({"distill.sources": (("big", "BIG"),)}, "teacher 'llm' is not in distill.sources; known: big, teacher"),
+    ({"distill.terms": (("ce", 1.0, 1.0, "constant", "all", "llm"),)}, "'ce' learns from clicks and reads no teacher"),
+    ({"distill.terms": (TEACHING[1],)}, "none is left for the control"),
+    ({"data.min_rating": 3.0, "data.min_interactions": 1}, "was trained on other data"),
+    ({"student.name": "sasrec"}, "('mf') does not read histories item by item"),
+    ({"task": "rate", "distill.terms": TEACHING[:2]}, "lists rank items"),
+    ({"tuned.distilled": (("distill.sources", ()),)}, "distill.sources is the same for all models"),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
+    world, big, tmp_path, capsys, fields, message
+):
+    path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
+    names = {"LISTS": str(path), "BIG": str(big), "FOLDER": str(tmp_path)}
+    if "distill.sources" in fields:
+        fields = fields | {
+            "distill.sources": tuple(
+                tuple(names.get(x, x) for x in one) for one in fields["distill.sources"]
+            )
+        }
+    capsys.readouterr()
+    assert pipeline.main(taught(world, big, path, **fields), tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1, said
+    assert not (tmp_path / "run/labels").exists()
+
+
+def test_gathered_rows_hold_the_listed_items():
+    model = MatrixFactorization(
+        StudentSpec(B, N, np.zeros(N, np.float32), WARM, dim=D), rngs=nnx.Rngs(0)
+    )
+    model.proposal = Frozen(jnp.asarray(sampled.proposal(np.ones(N), 0.0)))
+    objective = (
+        Term("ce", items="sampled", negatives=8, top=2),
+        Term("kl", items="sampled", negatives=8, top=2, teacher="llm"),
+    )
+    teachers = {"llm": TeacherScores(LIST), "big": TeacherScores(BIG)}
+    given = jax.jit(lambda key: gathered(model, objective, BATCH, teachers, key, False))(
+        jax.random.key(0)
+    )
+    places = np.asarray(given.teachers["llm"].scores.items)
+    there = np.asarray(LIST.items) != PAD
+    np.testing.assert_array_equal(
+        np.asarray(given.rows["item"])[places[there]], np.asarray(LIST.items)[there]
+    )
+    assert np.all(places[~there] == PAD)
+    np.testing.assert_allclose(
+        given.teachers["big"].scores.vectors[places[0, 0, 0]], BIG.vectors[LIST.items[0, 0, 0]]
+    )

@@ -1,0 +1,519 @@
+"""The whole way on a small world: every stage, twice; both tasks; every kind of teacher and
+student; user errors.
+"""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+import kd_jax
+import launch as launcher
+from helpers.runs import ROOT, config, flags, metrics_of, run
+from kd_jax import recommend as recommend_command
+from kd_jax.core import process
+from kd_jax.core.errors import InputError
+from kd_jax.core.files import locked
+from kd_jax.core.logging import Log
+from kd_jax.devices import sharding
+from kd_jax.experiment import pipeline
+from kd_jax.experiment.setup import MODELS, Setup
+from kd_jax.models.language import hf
+from kd_jax.models.scorer import split
+from kd_jax.models.students import student_class
+from kd_jax.training import checkpoint, loop
+from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.loop import compiled_step
+from kd_jax.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    run(config(world, seeds=(0, 3)), workdir)
+    return workdir
+
+
+def test_the_workdir_keeps_its_contract(finished):
+    for name in (
+        "config.json",
+        "manifest.json",
+        "dataset",
+        "metrics.jsonl",
+        "report/metrics.json",
+        "report/index.html",
+        "labels",
+        "export",
+        "teacher/checkpoints",
+        "distilled/checkpoints",
+        "distilled.seed3/checkpoints",
+    ):
+        assert (finished / name).exists(), name
+    report = metrics_of(finished)
+    assert report["schema"] == 1
+    rows = {(m["name"], m["seed"]): m for m in report["models"]}
+    assert rows.keys() == {("popularity", None)} | {(n, s) for n in MODELS for s in (0, 3)}
+    for (name, _), row in rows.items():
+        assert 0 <= row["test"]["ndcg@10"] <= 1 and 0 <= row["valid"]["recall@5"] <= 1
+        if name != "popularity":
+            assert row["users_per_second"] > 0 and row["train_seconds"] > 0
+    assert rows["student", 0]["params"] == rows["distilled", 0]["params"] == 40 * 8 + 24 * 8 + 24
+    bert = sum(
+        tensor.size
+        for tensor in load_file(
+            Path(json.loads((finished / "config.json").read_text())["teacher"]["weights"])
+            / "model.safetensors"
+        ).values()
+    )
+    assert rows["teacher", 0]["params"] > bert
+    gain = report["gain"]["ndcg@10"]
+    mean = {
+        n: np.mean([rows[n, s]["test"]["ndcg@10"] for s in (0, 3)])
+        for n in ("student", "control", "distilled")
+    }
+    assert gain["relative"] == pytest.approx(mean["distilled"] / mean["student"] - 1, rel=1e-4)
+    assert gain["lm_share"]["relative"] == pytest.approx(
+        mean["distilled"] / mean["control"] - 1, rel=1e-4
+    )
+    assert gain["ci95"][0] <= gain["relative"] <= gain["ci95"][1]
+    for line in (finished / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["model"] in MODELS
+
+
+def test_a_second_run_redoes_nothing_and_changes_nothing(finished, world, capsys):
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in finished.rglob("*")
+        if "checkpoints" in str(p) and p.is_file()
+    }
+    old = metrics_of(finished)
+    capsys.readouterr()
+    run(config(world, seeds=(0, 3)), finished)
+    printed = capsys.readouterr().out
+    assert printed.count("up to date") == 10 and "labels:" not in printed
+    assert before == {
+        p: p.stat().st_mtime_ns
+        for p in finished.rglob("*")
+        if "checkpoints" in str(p) and p.is_file()
+    }
+    for one, other in zip(old["models"], metrics_of(finished)["models"], strict=True):
+        assert one["test"] == other["test"]
+
+
+def test_exported_vectors_and_weights_give_the_scores_of_the_recommender(finished):
+    recommender = kd_jax.load(finished)
+    users = pl.read_parquet(finished / "export/user_vectors.parquet")
+    items = pl.read_parquet(finished / "export/item_vectors.parquet")
+    scores = (
+        users["vector"].to_numpy() @ items["vector"].to_numpy().T + items["bias"].to_numpy()[None]
+    )
+    user = users["user"][7]
+    best = recommender.recommend(user=user, k=5)
+    index = {item: i for i, item in enumerate(items["item"])}
+    np.testing.assert_allclose(
+        best["score"], scores[7, [index[i] for i in best["item"]]], rtol=1e-5
+    )
+    data = recommender.dataset
+    seen = set(data.item_ids[data.item[data.indptr[7] : data.indptr[8]]])
+    unseen = [(s, i) for s, i in zip(scores[7], items["item"], strict=True) if i not in seen]
+    assert best["item"].to_list() == [i for _, i in sorted(unseen, key=lambda pair: -pair[0])[:5]]
+    tensors = load_file(finished / "export/student.safetensors")
+    assert tensors.keys() == {"user", "item", "bias"}
+    np.testing.assert_array_equal(tensors["item"], items["vector"].to_numpy())
+
+
+def test_recommendations_for_a_new_user_follow_the_history(finished, capsys):
+    recommender = kd_jax.load(finished)
+    titles = recommender.dataset.titles
+    one = recommender.recommend(history=titles[0:12:4], k=3)
+    other = recommender.recommend(history=titles[1:13:4], k=3)
+    assert one["title"].to_list() != other["title"].to_list()
+    assert not set(one["title"]) & set(titles[0:12:4])
+    assert (
+        recommender.recommend(history=[recommender.dataset.item_ids[0]], k=99).height
+        == len(titles) - 1
+    )
+    arguments = ["--workdir", str(finished), "--history", f"{titles[0]}|{titles[4]}", "-k", "2"]
+    assert recommend_command.main(arguments) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2
+    assert recommend_command.main(["--workdir", str(finished), "--user", "107"]) == 0
+
+
+def test_fold_in_of_a_known_history_ranks_like_the_trained_user(finished):
+    recommender = kd_jax.load(finished)
+    data = recommender.dataset
+    indptr, items = data.history(1)
+    overlaps = []
+    for user in range(20):
+        trained = recommender.recommend(user=data.user_ids[user], k=8)["item"].to_list()
+        history = data.item_ids[items[indptr[user] : indptr[user + 1]]].to_list()
+        folded = recommender.recommend(history=history, k=8)["item"].to_list()
+        overlaps.append(len(set(trained) & set(folded)) / 8)
+    assert np.mean(overlaps) > 0.6  # by chance: 8 of 14 unseen items each, 0.57 … see below
+
+
+@pytest.mark.parametrize(("ask", "message"), [
+    ({"user": 9999}, "user '9999' is not in the data set"),
+    ({"user": "abc"}, "user 'abc' is not in the data set"),
+    ({"history": ["no such film"]}, "item 'no such film' is not in the data set"),
+    ({"history": ["fillm 1 3"]}, "did you mean .*'film 1 3'"),
+    ({"history": []}, "history is empty"),
+    ({}, "either a user or a history"),
+    ({"user": 100, "k": 0}, "k is 0"),
+])  # fmt: skip
+def test_bad_questions_are_answered_with_what_is_wrong(finished, ask, message):
+    with pytest.raises(InputError, match=message):
+        kd_jax.load(finished).recommend(**ask)
+
+
+def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
+    with pytest.raises(InputError, match="is not the workdir of a run"):
+        kd_jax.load(tmp_path)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    subprocess.run(["cp", "-r", finished / "dataset", copy], check=True)
+    with pytest.raises(InputError, match=r"student\.json is missing; .* holds no exported student"):
+        kd_jax.load(copy)
+    subprocess.run(["cp", "-r", finished / "export", copy], check=True)
+    weights = copy / "export/student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"student\.safetensors is damaged"):
+        kd_jax.load(copy)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"export/student\.safetensors is missing; .*'export'"):
+        kd_jax.load(copy)
+    items = copy / "dataset/items.parquet"
+    items.write_bytes(items.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"dataset/items\.parquet can't be read .*delete"):
+        kd_jax.load(copy)
+
+
+@pytest.mark.parametrize("fields", [
+    {"student.name": "mlp", "data.split": "temporal", "data.min_rating": 3.0, "data.min_interactions": 2,
+     "distill.teachers": "all"},
+    {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
+    {"teacher.item_features": "text+id", "distill.labels": "online"},
+    {"teacher.train": "lora", "teacher.batch_size": 4, "teacher.softmax": "sampled", "teacher.negatives": 4,
+     "teacher.hard_negatives": 1, "teacher.accumulate": 2, "teacher.remat": True},
+    {"teacher.train": "top_n", "teacher.top_n": 1, "teacher.context": "text", "data.split": "ratio"},
+    {"teacher.backend": "hf_flax", "teacher.normalize": True, "teacher.template": "{genre}: {title}"},
+], ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)))  # fmt: skip
+def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
+    run(config(world, **fields), tmp_path / "run")
+    names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
+    assert names == {"popularity", *MODELS}
+    trained = "teacher.train" in fields
+    assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
+    if trained:
+        hf.load_encoder(tmp_path / "run/export/teacher")
+
+
+def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
+    stages, steps = ("data", "teacher", "export"), {"teacher.steps": 2, "teacher.eval_every": 2}
+    run(
+        config(world, stages=stages, **steps, **{"teacher.train": "top_n", "teacher.top_n": 1}),
+        tmp_path / "run",
+    )
+    hf.load_encoder(tmp_path / "run/export/teacher")
+    assert pipeline.main(config(world, stages=stages, **steps), tmp_path / "frozen") == 2
+    assert "nothing to export" in capsys.readouterr().err
+
+
+def test_a_teacher_without_text_has_no_language_model_to_train_or_to_save(world, tmp_path, capsys):
+    fields = {
+        "teacher.item_features": "id",
+        "teacher.train": "top_n",
+        "teacher.steps": 2,
+        "teacher.eval_every": 2,
+    }
+    run(config(world, stages=("data", "teacher", "evaluate"), **fields), tmp_path / "run")
+    assert (
+        pipeline.main(
+            config(world, stages=("data", "teacher", "export"), **fields), tmp_path / "run"
+        )
+        == 2
+    )
+    assert "nothing to export" in capsys.readouterr().err
+
+
+def test_of_a_flag_given_twice_the_last_counts():
+    given = [
+        "launch.py",
+        "--config=a.py",
+        "--config.seeds=(0,1)",
+        "--workdir=x",
+        "--config.seeds=(2,)",
+    ]
+    assert launcher._last(given) == [
+        "launch.py",
+        "--config=a.py",
+        "--workdir=x",
+        "--config.seeds=(2,)",
+    ]
+
+
+@pytest.mark.parametrize(("tuned", "told"), [
+    ((("eval.select", "recall@10"),), "no field 'eval.select'"),
+    ((("student.dropout", "x"),), "tuned.student: student.dropout is 0.5 now; give another float"),
+    (("student.dropout", 0.1), "'student.dropout' is no pair"),
+    ((("task", "rate"),), "no field 'task'"),
+], ids=str)  # fmt: skip
+def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told):
+    assert pipeline.main(config(world, **{"tuned.student": tuned}), tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
+    def out_of_memory():
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory allocating 34745853344 bytes."
+        )
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for body, status, told in (
+        (out_of_memory, 2, "34745853344 bytes.); lower batch_size"),
+        (interrupted, 130, "goes on"),
+    ):
+        assert process.status(body, tmp_path) == status
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    with pytest.raises(ZeroDivisionError):
+        process.status(lambda: 1 // 0, tmp_path)
+
+
+def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(
+    world, tmp_path, monkeypatch
+):
+    fields = {"stages": ("data", "teacher", "labels", "distilled"), "train.steps": 20}
+    run(config(world, **fields), tmp_path / "device")
+    monkeypatch.setattr(loop, "TABLES_SHARE", 0)
+    run(config(world, **fields), tmp_path / "host")
+    one, other = (
+        Checkpoints(tmp_path / name / "distilled").plain(20)["params"]
+        for name in ("device", "host")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+
+
+def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp_path):
+    c = config(
+        world,
+        task="rate",
+        **{
+            "train.steps": 150,
+            "train.learning_rate": 0.03,
+            "student.dropout": 0.0,
+            "data.split": "ratio",
+            "distill.terms": (
+                ("ce", 1.0, 1.0, "constant", "all"),
+                ("kl", 1.0, 2.0, "linear", "all"),
+            ),
+        },
+    )
+    run(c, tmp_path / "run")
+    report = metrics_of(tmp_path / "run")
+    rows = {row["name"]: row["test"] for row in report["models"]}
+    assert rows["student"]["auc"] > rows["popularity"]["auc"]
+    assert rows["distilled"].keys() >= {
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "auc",
+        "log_loss",
+        "rmse",
+        "mae",
+    }
+    for metric in ("log_loss", "accuracy"):  # means over pairs, as in the table
+        for model in ("student", "distilled"):
+            assert report["gain"][metric][model] == pytest.approx(rows[model][metric], rel=1e-5)
+    assert report["dataset"]["judged"]["test"] == {"users": 40, "targets": 40}
+    assert (tmp_path / "run/report/index.html").exists()
+
+
+def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_not(
+    world, tmp_path
+):
+    c = config(
+        world,
+        stages=("data", "teacher"),
+        **{"teacher.train": "top_n", "teacher.top_n": 1, "teacher.lm_learning_rate": 1e-3},
+    )
+    run(c, tmp_path / "run")
+    step = json.loads((tmp_path / "run/teacher/result.json").read_text())["best_step"]
+    params = Checkpoints(tmp_path / "run/teacher").plain(step)["params"]
+    layers = params["text"]["encoder"]["model"]["layers"]
+    assert list(layers) == ["1"], "only the last layer is trained, and only it is in the checkpoint"
+    before = load_file(world / "bert/model.safetensors")["encoder.layer.1.output.dense.weight"].T
+    change = np.abs(layers["1"]["down"]["kernel"] - before).max()
+    assert 0 < change < 0.1
+
+
+def launch(*arguments, timeout=300, **options):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        **options,
+    )
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_path):
+    fields = {
+        "stages": ("data", "student"),
+        "train.steps": 200,
+        "train.eval_every": 4,
+        "train.patience": 1000,
+    }
+    assert launch(*flags(world, tmp_path / "whole", **fields)).returncode == 0
+    kills = 0
+    for attempt in range(12):
+        child = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *flags(world, tmp_path / "cut", **fields)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        )
+        steps = tmp_path / "cut/student/checkpoints"
+        seen = set(os.listdir(steps)) if steps.exists() else set()
+        while (
+            kills < 3
+            and child.poll() is None
+            and not (steps.exists() and set(os.listdir(steps)) - seen)
+        ):
+            time.sleep(0.02)
+        if kills < 3 and child.poll() is None:
+            time.sleep(0.05 * attempt)
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        if child.wait(timeout=300) == 0:
+            break
+    assert kills >= 2 and child.returncode == 0
+    states = []
+    for name in ("whole", "cut"):
+        checkpoints = Checkpoints(tmp_path / name / "student")
+        states.append((checkpoints.best(), checkpoints.plain(200)))
+    assert states[0][0] == states[1][0]
+    jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--config.train.stepz=3"], r"error: --config.train.stepz=3: no such field; did you mean .*steps"),
+    (["--config.stages=('data','eval')"], r"error: stages: 'eval' is unknown; did you mean 'evaluate'"),
+    (["--config.student.name=mff"], r"error: student.name='mff' is unknown; did you mean 'mf'"),
+    (["--config.data.path=nowhere.csv"], r"error: .*nowhere.csv"),
+    (["--config.teacher.weights=/no/such/folder"], r"error: teacher.weights=/no/such/folder not found"),
+    (["unexpected"], r"error: unexpected argument 'unexpected'"),
+    (["--config=configs/csv.py:twice"], r"error: .*config argument 'twice' is unknown; known: runlocal"),
+    (["--config=configs/nothing.py"],
+     r"error: .*No such file or directory: 'configs/nothing.py' \(there are configs/csv.py, .*configs/quickstart.py\)"),
+    (["--confg.train.steps=3"], r"error: --confg.train.steps: no such flag; did you mean --config.train.steps\?"),
+    (["--config.train.steps=many"], r"error: .*--config.train.steps=many: invalid literal"),
+    (["--config.seeds=('a',)"], r"error: seeds=\('a',\): give one or more different numbers"),
+], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
+def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
+    done = launch(*flags(world, tmp_path / "run"), *arguments)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/student").exists()
+    if "nowhere.csv" in arguments[0]:
+        assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
+
+
+def test_a_workdir_in_use_is_refused(world, tmp_path, capsys):
+    with locked(tmp_path / "run"):
+        assert pipeline.main(config(world), tmp_path / "run") == 2
+    assert re.search(r"in use by another run \(process \d+\)", capsys.readouterr().err)
+    (tmp_path / "file").write_text("")
+    assert pipeline.main(config(world), tmp_path / "file") == 2
+    assert "cannot be used as a folder" in capsys.readouterr().err
+
+
+def test_another_config_in_the_same_workdir_is_refused_by_field(finished, world, capsys):
+    assert pipeline.main(config(world, seeds=(0, 3), **{"student.dim": 4}), finished) == 2
+    assert "student.dim: 8 there, 4 here" in capsys.readouterr().err
+    assert pipeline.main(config(world, seeds=(0, 3), **{"data.split": "ratio"}), finished) == 2
+    assert "data.split: leave_one_out there, ratio here" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_the_run_resumes(world, tmp_path, monkeypatch, capsys):
+    c = config(world, stages=("data", "student"))
+    real = checkpoint.Checkpoints.save
+
+    def full(self, state, *rest):
+        if int(state.step) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, state, *rest)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", full)
+    assert pipeline.main(c, tmp_path / "run") == 2
+    assert "disk" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", real)
+    run(c, tmp_path / "run")
+    assert json.loads((tmp_path / "run/student/result.json").read_text())["steps"] == 20
+
+
+@pytest.mark.parametrize("name", ["mf", "sasrec"])
+def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
+    name, world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    fields = {"student.name": name, "student.dim": 24}
+    with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
+        setup = Setup(config(world, **fields), tmp_path, log)
+        built, objective, spec = (
+            setup.build("student", 7),
+            setup.objective("student"),
+            setup.student_spec("student"),
+        )
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(built.params))
+    mesh = sharding.make_mesh(1, 4)
+    before = {id(array) for array in jax.live_arrays()}
+    _, state = compiled_step(
+        built.graphdef,
+        built.start,
+        objective=objective,
+        tx=Recipe(1, 8, 0.1).tx(),
+        total_steps=1,
+        mesh=mesh,
+        seed=0,
+    )
+    shape = built.params["item"].shape
+    tables = [
+        array for array in jax.live_arrays() if id(array) not in before and array.shape == shape
+    ]
+    assert len(tables) >= 3 and all(
+        a.sharding.shard_shape(shape) == (shape[0] // 4, shape[1]) for a in tables
+    )
+    where = sharding.tree_shardings(built.params, mesh)
+    text = (
+        jax.jit(lambda start: start(), out_shardings=where).lower(built.start).compile().as_text()
+    )
+    made = [
+        np.prod([int(n) for n in found.split(",")])
+        for found in re.findall(r"\w\d+\[([\d,]+)\]", text)
+    ]
+    assert max(made) < np.prod(shape)
+    graphdef, eager, _ = split(student_class(name)(spec, rngs=nnx.Rngs(7)))
+    assert graphdef == built.graphdef
+    jax.tree.map(np.testing.assert_array_equal, eager, state.params)

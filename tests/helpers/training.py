@@ -1,0 +1,158 @@
+"""A few steps of training on the toy data."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from flax import nnx
+
+from helpers import toy
+from kd_jax.core.logging import Log
+from kd_jax.data.examples.base import batches
+from kd_jax.devices import sharding
+from kd_jax.distillation.term import Term
+from kd_jax.evaluation.tasks import Rank, Rate
+from kd_jax.models.scorer import split
+from kd_jax.models.students import STUDENTS
+from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.teachers.bi_encoder import BiEncoder
+from kd_jax.models.teachers.spec import TeacherSpec
+from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.loop import compiled_step, train
+from kd_jax.training.recipe import Recipe
+
+HISTORY = 8
+
+
+OBJECTIVE = (Term("ce", items="warm"), Term("kl", 2.0, 1.5), Term("soft_ce", 0.1))
+
+
+ODD = {"users": 39, "items": 23}  # nothing divides them
+
+
+def task_of(ratings, **sizes):
+    data = toy.dataset(ratings=ratings, **sizes)
+    return Rate(data, (3.0,), "auc") if ratings else Rank(data, "ndcg@10", ("ndcg",), (10,), 16)
+
+
+def student_of(task, name, seed=0, dropout=0.3):
+    data = task.dataset
+    spec = StudentSpec(
+        data.num_users,
+        data.num_items,
+        np.zeros(data.num_items, np.float32),
+        None if task.num_classes else data.warm,
+        dim=16,
+        dropout=dropout,
+        num_classes=task.num_classes,
+        history=HISTORY,
+        hidden=8,
+    )
+    return STUDENTS[name](spec, rngs=nnx.Rngs(seed))
+
+
+def teacher_of(task, seed=5):
+    data = task.dataset
+    spec = TeacherSpec(
+        data.num_items,
+        np.zeros(data.num_items, np.float32),
+        None if task.num_classes else data.warm,
+        item_features="id",
+        dim=16,
+        history=HISTORY,
+        num_classes=task.num_classes,
+    )
+    return split(BiEncoder(spec, rngs=nnx.Rngs(seed)))
+
+
+def examples_of(task, positions):
+    return task.examples(positions, history=HISTORY, decay=3.0, user_power=0.5)
+
+
+def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
+    """Loss terms of the first steps, the final state and the compiled step."""
+    graphdef, params, constants = split(student)
+    recipe = Recipe(steps, batch_size, 1e-2)
+    step, state = compiled_step(
+        graphdef,
+        params,
+        objective=OBJECTIVE,
+        tx=recipe.tx(),
+        total_steps=steps,
+        mesh=mesh,
+        seed=0,
+        teacher_scores={"teacher": teacher.scores},
+    )
+    examples = examples or examples_of(task, student.positions)
+    constants, arrays = (
+        sharding.put(constants, mesh),
+        sharding.put_labels({"teacher": teacher.arrays}, mesh),
+    )
+    found = []
+    for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
+        before = state
+        state, metrics = step(state, batch, None, constants, arrays)
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), (
+        "the old state's memory must be given back"
+    )
+    assert step._cache_size() == 1
+    return found, state
+
+
+class Fit:
+    """One training run of a small MF in ``folder``; ``watch(step)`` is called at every
+    evaluation.
+    """
+
+    def __init__(self, folder, mesh=(1, 1), sizes=None, **recipe):
+        self.folder, self.task, self.watch = (
+            folder,
+            task_of(False, **(sizes or {})),
+            lambda step: None,
+        )
+        self.mesh = sharding.make_mesh(*mesh)
+        self.recipe = Recipe(
+            **{
+                "steps": 30,
+                "batch_size": 16,
+                "learning_rate": 1e-2,
+                "eval_every": 5,
+                "patience": 99,
+            }
+            | recipe
+        )
+        self.evaluations, self.traces = 0, None
+
+    def __call__(self, identity=None):
+        graphdef, params, constants = split(student_of(self.task, "mf"))
+        judge = self.task.scorer(graphdef, "valid", HISTORY, full=False)
+
+        def evaluate(params, constants):
+            self.evaluations += 1
+            self.watch(self.evaluations)
+            return self.task.score(judge(params, constants))
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with Log(self.folder / "metrics.jsonl", "ndcg@10") as log:
+            return train(
+                graphdef,
+                params,
+                constants,
+                name="student",
+                seed=0,
+                objective=(Term("ce"),),
+                traces=self.traces,
+                recipe=self.recipe,
+                examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
+                evaluate=evaluate,
+                checkpoints=Checkpoints(self.folder / "student", identity or {"seed": 0}),
+                mesh=self.mesh,
+                log=log,
+            )
+
+
+def final_state(folder):
+    """The newest checkpoint as a plain tree."""
+    checkpoints = Checkpoints(folder / "student")
+    return checkpoints.plain(checkpoints.latest())

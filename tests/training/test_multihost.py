@@ -1,0 +1,153 @@
+"""Several processes on one machine, each with its own CPU device: like one process, stopped
+together, resumed alike.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from helpers.runs import ROOT, config, flags, metrics_of, run
+from kd_jax.distillation import label_cache
+from kd_jax.training.checkpoint import Checkpoints
+
+FIELDS = {
+    "stages": ("data", "student"),
+    "train.steps": 800,
+    "train.eval_every": 10,
+    "train.patience": 1000,
+    "student.dim": 256,
+}
+
+
+class Job:
+    """``launch.py`` in ``count`` processes that find each other by the flags."""
+
+    def __init__(self, world, workdir, count, own=(), **fields):
+        """own: of each process, flags that it alone has."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.workdir = workdir
+        self.children = [
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "launch.py"), *flags(world, workdir, **FIELDS | fields),
+                 f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}",
+                 *dict(enumerate(own)).get(i, ())],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+            )
+            for i in range(count)
+        ]  # fmt: skip
+
+    def wait(self):
+        """Exit statuses and what was printed, once all have ended."""
+        said = [child.communicate(timeout=240)[0] for child in self.children]
+        return [child.returncode for child in self.children], said
+
+    def after_step(self, step):
+        """Returns when that checkpoint is on disk (and the job still runs)."""
+        until = time.monotonic() + 240
+        while not (self.workdir / f"student/checkpoints/{step}").exists():
+            assert all(child.poll() is None for child in self.children), self.wait()
+            assert time.monotonic() < until, f"no checkpoint of step {step} in four minutes"
+            time.sleep(0.02)
+
+
+def final(workdir):
+    return Checkpoints(workdir / "student").plain(800)
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    statuses, said = Job(world, workdir, 2).wait()
+    assert statuses == [0, 0], said
+    assert "student (seed 0): done" in said[0]
+    assert "student" not in said[1], "one process speaks for all"
+    return workdir
+
+
+def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, whole, tmp_path):
+    job = Job(world, tmp_path / "cut", 2)
+    job.after_step(20)
+    job.children[1].send_signal(signal.SIGTERM)  # one host is told; all stop at the same step
+    statuses, said = job.wait()
+    assert statuses == [143, 143], said
+    assert "is saved at step" in said[0]
+    saved = Checkpoints(tmp_path / "cut/student").latest()
+    assert 20 <= saved < 800
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone")
+
+    job = Job(world, tmp_path / "cut", 2)
+    job.after_step(-(-(saved + 30) // 10) * 10)
+    job.children[1].send_signal(signal.SIGKILL)
+    statuses, said = job.wait()
+    assert all(statuses), "nobody goes on alone"
+    assert Checkpoints(tmp_path / "cut/student").latest() < 800
+
+    statuses, said = Job(world, tmp_path / "cut", 2).wait()
+    assert statuses == [0, 0], said
+    jax.tree.map(np.testing.assert_array_equal, final(tmp_path / "cut"), final(whole))
+
+    statuses, said = Job(world, tmp_path / "alone", 1).wait()  # what two began, one can end
+    assert statuses == [0], said
+    assert f"goes on from the checkpoint of step {saved}" in said[0]
+    found, expected = (final(folder)["params"] for folder in (tmp_path / "alone", whole))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected
+    )
+
+
+def test_a_process_that_fails_alone_ends_at_once_and_says_why(world, tmp_path):
+    job = Job(world, tmp_path / "run", 2, own=((), ("--config.stages=('studnet',)",)))
+    try:
+        said, _ = job.children[1].communicate(timeout=60)
+        assert job.children[1].returncode == 2
+        assert "error: stages: 'studnet' is unknown; did you mean 'student'?" in said
+        assert job.children[0].poll() != 0, "nobody goes on alone"
+    finally:
+        job.children[0].kill()
+        job.wait()
+
+
+def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, tmp_path):
+    """A language model in training, labels, students and ranking, all of them over 2 x 2 devices of
+    four processes.
+    """
+    fields = {
+        "stages": ("data", "teacher", "labels", "distilled", "evaluate"),
+        "student.dim": 1024,  # enough for tables that are split
+        "teacher.train": "full",
+        "teacher.item_features": "text+id",
+        "teacher.steps": 12,
+        "eval.ks": (10, 20),
+        "train.steps": 20,
+    }
+    statuses, said = Job(
+        world, tmp_path / "four", 4, **fields, **{"mesh.data": 2, "mesh.model": 2}
+    ).wait()
+    assert statuses == [0] * 4, said
+    run(config(world, **FIELDS | fields), tmp_path / "one")
+    one, four = (
+        label_cache.read(tmp_path / name / "labels/teacher.seed0") for name in ("one", "four")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), four, one)
+    one, four = (
+        Checkpoints(tmp_path / name / "distilled").plain(20)["params"] for name in ("one", "four")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), four, one)
+    one, four = (metrics_of(tmp_path / name)["models"] for name in ("one", "four"))
+    for row, other in zip(one, four, strict=True):
+        for metric in ("auc", "ndcg@10", "coverage@10"):
+            assert other["test"][metric] == pytest.approx(row["test"][metric], abs=0.01), (
+                row["name"],
+                metric,
+            )
