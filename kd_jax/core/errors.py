@@ -1,6 +1,4 @@
-"""The one exception for what a user can mend: a single line that says what is wrong, where, and the
-cure.
-"""
+"""The exception for faults that the user can fix."""
 
 from __future__ import annotations
 
@@ -9,7 +7,9 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad data, configuration, weights or workdir. Commands print it as one line and exit with
+    """Bad data, configuration, weights or workdir.
+
+    The message is one line: what is wrong, where, and the fix. Commands print it and exit with
     status 2.
     """
 
@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 def nearest(value: object, options: Iterable[str]) -> str:
-    """The tail of an error about an unknown name: '; did you mean X? Known: …'."""
+    """The tail of an error about an unknown name: '; did you mean X? known: …'."""
     names = sorted(str(option) for option in options)
     close = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

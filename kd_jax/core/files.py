@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, and the lock on a workdir."""
+"""Atomic writes, hashes of files and values, and the lock on a workdir."""
 
 from __future__ import annotations
 
@@ -22,57 +22,58 @@ from kd_jax.core.errors import InputError
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it replaces ``path`` when the block ends
-    without an error.
-    """
+    """Writes ``path`` atomically: yields a temporary path, which replaces ``path`` on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    )  # pids repeat on other hosts
+    # The random part is needed too: hosts that share a folder repeat each other's process ids.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch()
-        usual = temporary.stat().st_mode
+        usual_mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(usual)  # some writers leave files that only their owner can read
+        temporary.chmod(usual_mode)  # some writers create files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all; numpy values as plain ones, NaN and infinities as null."""
+    """Writes JSON atomically; numpy values as plain ones, NaN and infinities as null."""
     with atomic(path) as temporary:
         plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
         temporary.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, cure: str) -> Any:
-    """The value in ``path``. Raises InputError, with the ``cure``, if the file is missing or
-    damaged.
+def read_json(path: Path, fix: str) -> Any:
+    """The value in ``path``.
+
+    fix: how to repair a missing or damaged file, for the message of the InputError that is raised.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; {cure}") from None
+        raise InputError(f"{path} is missing; {fix}") from None
     except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}); {cure}") from None
+        raise InputError(f"{path} cannot be read ({error}); {fix}") from None
 
 
-def read_tensors(path: Path, cure: str) -> dict[str, np.ndarray]:
-    """The tensors in a safetensors file. Raises InputError, with the ``cure``, if the file is
-    missing or damaged.
+def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
+    """The tensors in a safetensors file.
+
+    fix: how to repair a missing or damaged file, for the message of the InputError that is raised.
     """
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; {cure}") from None
+        raise InputError(f"{path} is missing; {fix}") from None
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); {cure}") from None
+        raise InputError(f"{path} is damaged ({error}); {fix}") from None
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk (or quota) is behind ``error``: libraries report it as their own kinds of
-    exception.
+    """Whether a full disk (or quota) caused ``error``.
+
+    Libraries wrap the operating system's error in exceptions of their own, so the chain of causes
+    and the messages are searched.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -96,8 +97,9 @@ def fingerprint(value: Any) -> str:
 
 
 def stamp(*paths: str) -> list[str] | None:
-    """Size and hash of both ends of every file at ``paths`` (files, or folders, not recursed); None
-    if one is gone.
+    """Size and hash of both ends (1 MiB each) of every file; None if a path does not exist.
+
+    paths: files, or folders, of which only the files directly inside count.
     """
     stamps = []
     for path in (Path(name).expanduser() for name in paths if name):
@@ -130,9 +132,10 @@ def _differences(old: Any, new: Any, prefix: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this process; a new one in which nothing was written is removed again.
+    """Locks the workdir for this process; a new workdir that stays empty is removed at the end.
 
-    Raises InputError if another run holds it; a killed run holds nothing.
+    Raises InputError if another run holds the lock. The lock of a killed run is released by the
+    operating system.
     """
     new = not workdir.exists()
     try:

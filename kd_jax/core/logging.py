@@ -1,6 +1,4 @@
-"""What a run says while it runs: one live display on a terminal, plain lines elsewhere, and
-metrics.jsonl always.
-"""
+"""The output of a run: a live display on a terminal or plain lines, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -26,12 +24,13 @@ LINES_EVERY = 5.0  # seconds between two plain lines of one stage
 
 
 class Bar:
-    """The progress of one stage. ``update`` is cheap; it prints or redraws a few times a second at
-    most.
-    """
+    """The progress of one stage; ``update`` is cheap enough for every step."""
 
     def __init__(self, log: Log, title: str, total: int, start: int):
-        self._log, self._title, self._total, self._start = log, title, total, start
+        self._log = log
+        self._title = title
+        self._total = total
+        self._start = start
         self._began = self._printed = time.perf_counter()
         self._task = None
         if log.progress is not None:
@@ -40,7 +39,10 @@ class Bar:
     def update(
         self, done: int, terms: dict[str, float] | None = None, rate: float | None = None
     ) -> None:
-        """done: of ``total``; terms: loss terms to show; rate: examples per second."""
+        """Shows the progress.
+
+        done: steps of ``total``. terms: loss terms to show. rate: examples per second.
+        """
         shown = " ".join(
             f"{key} {value:.4f}" for key, value in (terms or {}).items() if key != "grad_norm"
         )
@@ -51,11 +53,8 @@ class Bar:
         now = time.perf_counter()
         if now - self._printed >= LINES_EVERY and done > self._start:
             eta = (now - self._began) / (done - self._start) * (self._total - done)
-            self._log.note(
-                f"{self._title}: step {done}/{self._total} {shown} ETA {eta:.0f} s".replace(
-                    "  ", " "
-                )
-            )
+            line = f"{self._title}: step {done}/{self._total} {shown} ETA {eta:.0f} s"
+            self._log.note(line.replace("  ", " "))
             self._printed = now
 
     def close(self) -> None:
@@ -66,8 +65,8 @@ class Bar:
 class Log:
     """Writes events to ``path`` (JSON lines) and progress to the console.
 
-    metric: the name of the validation metric that selects models. silent: nothing is written or
-    shown, as in all processes but the first.
+    metric: the validation metric by which models are selected. silent: write and show nothing, as
+    in all processes but the first.
     """
 
     def __init__(
@@ -75,13 +74,12 @@ class Log:
     ):
         self.console = console or Console(highlight=False, quiet=silent)
         if console is None and not self.console.is_terminal and "COLUMNS" not in os.environ:
-            self.console.width = 160  # of a file nobody knows it, and a table must not be cut
+            self.console.width = 160  # a file has no width, and tables must not be cut
         self.metric = metric
         self.progress: Progress | None = None
         self._path = Path(os.devnull) if silent else path
-        self._file: TextIO | None = (
-            None  # opened by the first event: a run that cannot start leaves none
-        )
+        # Opened by the first event, so that a run that cannot start creates no file.
+        self._file: TextIO | None = None
 
     def __enter__(self) -> Log:
         if self.console.is_terminal and not self.console.quiet:
@@ -104,18 +102,19 @@ class Log:
             self._file.close()
 
     def write(self, **event: object) -> None:
-        """One JSON object per line, with the time in seconds since the epoch."""
+        """Appends one event as a line of JSON, with the time in seconds since the epoch."""
         if self._file is None:
             self._file = self._path.open("a")
         self._file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
         self._file.flush()
 
     def note(self, line: str) -> None:
-        """A line for the reader."""
+        """Prints a line to the console."""
         self.console.print(line, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int, start: int = 0) -> Iterator[Bar]:
+        """A progress bar over ``total`` steps, of which ``start`` are done."""
         bar = Bar(self, title, total, start)
         began = time.perf_counter()
         try:

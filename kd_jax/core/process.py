@@ -1,6 +1,4 @@
-"""How a command starts and ends: quiet libraries, memory that is kept, and one line for what its
-user can mend.
-"""
+"""Start and end of a command: log levels, memory allocation, compilation cache, exit status."""
 
 from __future__ import annotations
 
@@ -18,16 +16,21 @@ from absl import logging
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import disk_is_full
 
+# Options of mallopt(3): M_ARENA_MAX, M_MMAP_MAX, M_TOP_PAD and M_TRIM_THRESHOLD.
+MALLOPT = ((-8, 1), (-4, 0), (-2, 1 << 26), (-1, (1 << 31) - 1))
+
 
 def start() -> None:
-    """Before the first array is made."""
+    """Settings of the process; to be called before the first array is created."""
     quiet()
     keep_freed_memory()
 
 
 def quiet() -> None:
-    """Orbax narrates every checkpoint. What fails in its threads is raised at the next save: once
-    is enough.
+    """Silences the logs of libraries.
+
+    Orbax logs every checkpoint; an error in one of its threads is raised at the next save as well,
+    and is to be shown only once.
     """
     logging.set_verbosity(logging.FATAL)
     getLogger("asyncio").setLevel(CRITICAL)
@@ -38,32 +41,28 @@ def quiet() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed. By default it hands the big buffers of every train step
-    back to the kernel, and gets them back as new pages for the next: a quarter of a step's time on
-    a CPU. Elsewhere this does nothing.
+    """Makes glibc keep freed memory; no effect on systems without glibc.
+
+    By default glibc returns the large buffers of every train step to the kernel and requests new
+    pages for the next step, which costs a quarter of a step's time on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for option, value in (
-            (-8, 1),
-            (-4, 0),
-            (-2, 1 << 26),
-            (-1, (1 << 31) - 1),
-        ):  # ARENA_MAX MMAP_MAX TOP_PAD TRIM
+        for option, value in MALLOPT:
             mallopt(option, value)
 
 
 def keep_compiled(workdir: Path) -> None:
-    """Compiled programs stay in ``workdir``, unless JAX_COMPILATION_CACHE_DIR names a place for
-    those of all runs.
-    """
+    """Caches compiled programs in ``workdir``, or in JAX_COMPILATION_CACHE_DIR where it is set."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
 
 
 def status(body: Callable[[], int | None], workdir: Path) -> int:
-    """What ``body`` returns, None as 0; or 2 after one line on stderr about what the user can
-    mend.
+    """Runs ``body`` and returns the exit status of the command.
+
+    The status is what ``body`` returns (None counts as 0); 2, after one line on stderr, for an
+    error that the user can fix; 130 after Ctrl-C. Other exceptions are raised.
     """
     try:
         return body() or 0
@@ -78,20 +77,19 @@ def status(body: Callable[[], int | None], workdir: Path) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (
-        Exception
-    ) as error:  # Polars, safetensors and TensorStore report a full disk in types of their own
+    except Exception as error:
+        # Polars, safetensors and TensorStore report a full disk with exception types of their own.
         if disk_is_full(error):
             print(
                 f"error: the disk of {workdir} is full; free some space and run the same command"
                 " again: it resumes",
                 file=sys.stderr,
             )
-        elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's word for memory
-            said = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's status code for lack of memory
+            reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
             print(
-                f"error: not enough memory on the device ({said}); lower batch_size (a teacher may"
-                " accumulate over several, or set teacher.remat=True)",
+                f"error: not enough memory on the device ({reason}); lower batch_size (a teacher"
+                " may accumulate over several, or set teacher.remat=True)",
                 file=sys.stderr,
             )
         else:

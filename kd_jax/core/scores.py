@@ -1,4 +1,4 @@
-"""Scores as they are passed around: factors, short lists, and the scores of a teacher."""
+"""Types for scores: factors of the catalogue's scores, scores of listed items, teacher scores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kd_jax.core.tiling import EXCLUDED, set_at
 
 
 class Factors(NamedTuple):
-    """Scores of the catalogue as their factors. contexts: [..., D]; vectors: [I, D]; bias: f32 [I].
+    """Factorised scores of the catalogue: contexts · vectors + bias.
 
-    excluded: int32 [..., L], items that the row does not choose from, padded with ``PAD``; or None.
-    top: int32 [..., K], a teacher's items of highest score, where they are known
-    (``kd_jax/sampled.py`` reads them); or None.
+    contexts: [..., D]. vectors: [I, D], the item vectors. bias: f32 [I]. excluded: int32 [..., L],
+    items that a row excludes, padded with ``PAD``; or None. top: int32 [..., K], the items to which
+    a teacher gives the highest scores, where known (``losses/sampled.py`` reads them); or None.
     """
 
     contexts: Array
@@ -25,13 +25,14 @@ class Factors(NamedTuple):
     top: Array | None = None
 
     def dense(self) -> Float[Array, "*B I"]:
-        """The scores themselves."""
+        """The scores as one array; excluded items get ``EXCLUDED``."""
         return factor_logits(self, 0)
 
 
 class Listed(NamedTuple):
-    """Scores of a few items; all others have probability 0. items: int32 [..., K], distinct, padded
-    with ``PAD``; logits: f32 [..., K].
+    """Scores of a few items; all other items have probability 0.
+
+    items: int32 [..., K], distinct, padded with ``PAD``. logits: f32 [..., K].
     """
 
     items: Array
@@ -39,9 +40,11 @@ class Listed(NamedTuple):
 
 
 class TeacherScores(NamedTuple):
-    """What a teacher says about a batch. scores: of the catalogue as factors, of listed items, or
-    [B, P, C]. weights: f32 [B, P], how far it is to be trusted at each position, 0 where it says
-    nothing; None: 1 everywhere.
+    """A teacher's scores for a batch.
+
+    scores: factors of the catalogue's scores, scores of listed items, or logits f32 [B, P, C].
+    weights: f32 [B, P], the teacher's confidence at each position, 0 where it has no scores; None:
+    1 everywhere.
     """
 
     scores: Factors | Listed | Array
@@ -49,7 +52,11 @@ class TeacherScores(NamedTuple):
 
 
 def factor_logits(factors: Factors, offset: Array | int) -> Array:
-    """f32 [..., C] of the factors' items, those from ``offset`` on."""
+    """The scores, f32 [..., C], of the C items in ``factors``.
+
+    offset: index in the catalogue of the first of these items, by which ``factors.excluded`` is
+    read.
+    """
     contexts, vectors, bias, excluded, _ = factors
     logits = jnp.einsum("...d,cd->...c", contexts, vectors, preferred_element_type=jnp.float32)
     logits = logits + bias.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + bias.shape)

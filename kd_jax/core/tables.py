@@ -1,21 +1,7 @@
-"""Tables of which a step touches few rows: which rows those are, and Adam that reads and writes no
-other.
+"""Gather and scatter of table rows, for steps that read and write few rows of a large table.
 
-A step gathers the rows it needs, differentiates with respect to them alone, and writes them back.
-*Lazy* Adam keeps a row and its moments, bit for bit, in every step that does not touch the row.
-Against dense Adam, which sees a gradient of zero there, this changes three things:
-
-- no momentum: a row rests between two touches, where dense Adam goes on moving it along its fading
-  first moment;
-- no decay of the moments between touches: a row is optimised as by an Adam of its own that only saw
-  the steps that touched it, bias correction by the row's own count of touches included;
-- weight decay (AdamW) acts on touched rows only, so rarely touched rows decay less.
-
-Where every row is touched in every step it is dense Adam. A gradient of zero in a row that was
-gathered is a touch. What a step costs depends on the rows it touches, not on those of the table.
-The lazy update is that of TensorFlow Addons' LazyAdam, which corrects the bias by the global step
-instead: the first touch of a row late in training would then be a step (1 - b1) / sqrt(1 - b2) = 3
-times as long.
+A step gathers the rows that it needs, differentiates with respect to these rows alone, and writes
+them back (``training/lazy_adam.py`` holds the optimiser).
 """
 
 from __future__ import annotations
@@ -31,11 +17,11 @@ from kd_jax.core.types import PAD, Params, PyTree
 
 
 def distinct(count: int, *values: Int[Array, "..."]) -> tuple[Int[Array, " K"], tuple[Array, ...]]:
-    """The distinct rows, of ``count``, that ``values`` name, sorted; and ``values`` again as
-    indices into them.
+    """The distinct rows in ``values``, sorted, and ``values`` as indices into these rows.
 
-    PAD stays PAD. K is static: as many rows as there could be; the unused ones at the end are
-    different numbers from ``count`` on, where a table has no row.
+    count: rows of the table. ``PAD`` stays ``PAD``. K is static, the largest possible number of
+    distinct rows; unused entries at the end are distinct numbers from ``count`` on, which are out
+    of bounds.
     """
     flat = jnp.concatenate([value.ravel() for value in values])
     size = min(len(flat), count + 1)
@@ -57,14 +43,17 @@ def distinct(count: int, *values: Int[Array, "..."]) -> tuple[Int[Array, " K"], 
 
 
 def take(table: Array, rows: Int[Array, " K"]) -> Array:
-    """[N, …] -> [K, …]; zeros for rows that the table does not have. rows: distinct and sorted."""
+    """[N, …] -> [K, …]; zeros for rows out of bounds. rows: distinct and sorted."""
     return table.at[rows].get(
         mode="fill", fill_value=0, indices_are_sorted=True, unique_indices=True
     )
 
 
 def put(table: Array, rows: Int[Array, " K"], values: Array) -> Array:
-    """``table`` with these rows set, in place where its memory may be reused."""
+    """``table`` with ``rows`` set to ``values`` [K, …]; rows out of bounds are ignored.
+
+    rows: distinct and sorted.
+    """
     return table.at[rows].set(
         values.astype(table.dtype), mode="drop", indices_are_sorted=True, unique_indices=True
     )
@@ -76,28 +65,30 @@ def gather_rows(params: Params, rows: dict[str, Array]) -> Params:
 
 
 def scatter_rows(params: Params, rows: dict[str, Array], new: Params) -> Params:
-    """``new`` for everything but the tables named in ``rows``, of which it holds those rows
-    only.
+    """``new``, with each table named in ``rows`` written back into the table of ``params``.
+
+    new: parameters in which these tables are reduced to ``rows``, as ``gather_rows`` returns them.
     """
     return new | {name: put(params[name], index, new[name]) for name, index in rows.items()}
 
 
 def with_rows(tree: PyTree, rows: dict[str, int]) -> PyTree:
-    """``tree`` with every table named in ``rows``, and its moments if they are there, cut or padded
-    with zeros to as many rows. Tables lie at the top level of the parameters: no other key of a
-    dict leads to them.
+    """``tree`` with every table named in ``rows`` cut, or padded with zeros, to that many rows.
+
+    tree: parameters, or an optimiser state with their moments. Tables are at the top level of the
+    parameters: no other dict key is on the path to them.
     """
 
     def resized(path: Any, x: Any) -> Any:
         keys = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-        wanted = rows.get(keys[0], len(x)) if len(keys) == 1 and x.ndim else None
-        if wanted is None or wanted == len(x):
+        if len(keys) != 1 or not x.ndim:
             return x
+        count = rows.get(keys[0], len(x))
+        if count == len(x):
+            return x
+        if count < len(x):
+            return x[:count]
         xp: Any = np if isinstance(x, np.ndarray) else jnp
-        return (
-            x[:wanted]
-            if wanted < len(x)
-            else xp.pad(x, ((0, wanted - len(x)), *[(0, 0)] * (x.ndim - 1)))
-        )
+        return xp.pad(x, ((0, count - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
     return jax.tree_util.tree_map_with_path(resized, tree)

@@ -1,31 +1,36 @@
-"""Shapes, in one place.
+"""Array types and the dimension key of the whole library.
 
 B batch, P predicted positions per example, L sequence, D width, H heads, I items (the catalogue), U
 users, K candidates, M targets per position, V vocabulary, C classes, N rows.
 
-A *batch* is a dict of arrays with leading axis B, flat but for two. Models and objectives read
-these keys:
+A *batch* is a dict of arrays with leading axis B, flat but for two entries. Models and objectives
+read these keys (item indices are padded with ``PAD``):
 
-=================  ===============  ==========================================================================
-key                shape            meaning
-=================  ===============  ==========================================================================
-user               int32  [B]       user index
-history            int32  [B, L]    item indices, oldest first, newest last, padded on the left with ``PAD``
-targets            int32  [B, P, M] item indices (rank) or class indices (rate), padded with ``PAD``
-target_weights     f32    [B, P, M] share of each target; a row sums to 1, or to 0 where there is no target
-weights            f32    [B, P]    weight of each position in the mean
-snapshot           int32  [B]       with trends: the moment of the trends that the batch lives in, the same for all rows
-context_row        int32  [B]       row of the written history, for a teacher that reads histories as text
-item               int32  [B]       rate only: the item of the pair
-history_class      int32  [B, L]    rate only: rating class given to each history item, ``PAD`` where padded
-live_items         dict             width -> int32 [K]: distinct items whose texts have at most so many tokens, for a
-                                    language model in training; padded with ``PAD``
-pair_ids           int32  [B, L]    cross-encoder in training: tokens of the user's text and the item's together
-pair_mask          int32  [B, L]    0 padding, 1 a token of the user's text, 2 (``encoder.SECOND``) one of the item's
-interaction        int32  [B]       rate only: row of the data set
-row                int32  [B]       position of the example in its table; cached soft labels are looked up by it
-labels of <name>   dict             cached soft labels that fit no device: what the teacher <name> says of these rows
-=================  ===============  ==========================================================================
+==================  ===============  =============================================================
+key                 shape            meaning
+==================  ===============  =============================================================
+user                int32 [B]        user index
+history             int32 [B, L]     item indices, oldest first, newest last, padded on the left
+targets             int32 [B, P, M]  item indices (rank) or class indices (rate)
+target_weights      f32 [B, P, M]    share of each target; a row sums to 1, or to 0 without target
+weights             f32 [B, P]       weight of each position in the mean
+snapshot            int32 [B]        with trends: index of the popularity snapshot that holds at
+                                     the time of the batch, the same for all rows
+context_row         int32 [B]        row of the history as text, for a teacher that reads those
+item                int32 [B]        rate only: the item of the pair
+history_class       int32 [B, L]     rate only: rating class of each history item, or ``PAD``
+live_items          dict             width -> int32 [K]: distinct items of which the texts have at
+                                     most so many tokens, for a language model in training
+pair_ids            int32 [B, L]     cross-encoder in training: tokens of the user's text and of
+                                     the item's text together
+pair_mask           int32 [B, L]     0 padding, 1 a token of the user's text, 2
+                                     (``encoder.SECOND``) a token of the item's text
+interaction         int32 [B]        rate only: row of the data set
+row                 int32 [B]        position of the example in its table, by which cached soft
+                                     labels are looked up
+labels of <name>    dict             cached soft labels that do not fit on the devices: the rows of
+                                     teacher <name> for this batch
+==================  ===============  =============================================================
 """
 
 from __future__ import annotations
@@ -43,8 +48,10 @@ PAD = -1
 
 
 class TrainState(NamedTuple):
-    """All that training changes. ``key`` is raw key data (uint32 [2]); every step folds its own
-    number into it.
+    """Everything that a train step changes.
+
+    step: int32 scalar, steps done. params, opt_state: pytrees. key: raw key data (uint32 [2]); each
+    step folds its own number into it.
     """
 
     step: Array

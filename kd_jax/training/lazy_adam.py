@@ -1,4 +1,19 @@
-"""Adam that reads and writes only the table rows that a step touches."""
+"""Adam that reads and writes only the table rows that a step touches.
+
+*Lazy* Adam keeps a row and its moments, bit for bit, in every step that does not touch the row.
+Against dense Adam, which sees a gradient of zero there, this changes three things:
+
+- no momentum between touches: dense Adam goes on moving a row along its fading first moment;
+- no decay of the moments between touches: each row is optimised as by an Adam of its own that sees
+  only the steps that touch it, with a bias correction by the row's own count of touches;
+- weight decay (AdamW) acts on touched rows only, so rarely touched rows decay less.
+
+Where every row is touched in every step, it equals dense Adam. A gradient of zero in a gathered row
+is a touch. The cost of a step depends on the rows it touches, not on the size of the table. The
+lazy update is that of TensorFlow Addons' LazyAdam, except that LazyAdam corrects the bias by the
+global step: the first touch of a row late in training would then be a step (1 - b1) / sqrt(1 - b2)
+= 3 times as long.
+"""
 
 from __future__ import annotations
 
