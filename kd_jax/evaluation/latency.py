@@ -5,7 +5,7 @@ recommended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,45 +67,45 @@ def text_seconds(
     return seconds / max(1, len(chosen)), seconds / max(1, len(set(found)))
 
 
-def costs(rows: Sequence[dict[str, Any]], per_user: float, per_item: float) -> list[dict[str, Any]]:
-    """The serving table of report/metrics.json, from the models' rows and ``text_seconds``."""
+def costs(
+    rows: Sequence[dict[str, Any]],
+    per_user: float,
+    per_item: float,
+    *,
+    teacher: str,
+    students: Mapping[str, bool],
+) -> list[dict[str, Any]]:
+    """The serving table of report/metrics.json, from its ``models`` and ``text_seconds``.
+
+    teacher: the model that reads text; students: name -> whether one learns from it.
+    """
 
     def mean(name: str, field: str) -> float | None:
         values = [row[field] for row in rows if row["name"] == name and row.get(field) is not None]
         return float(np.mean(values)) if values else None
 
+    def entry(name: str, speed: float, new_item: float | None, note: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "users_per_second": speed,
+            "new_item_seconds": new_item,
+            "note": note,
+        }
+
     table: list[dict[str, Any]] = []
-    for name in ("distilled", "student"):
+    note = "one training run takes in any number of new items"
+    for name, distilled in students.items():
         speed, training = mean(name, "users_per_second"), mean(name, "train_seconds")
         if speed:
-            training = None if training is None else training + (mean(name, "label_seconds") or 0.0)
-            note = "one training run takes in any number of new items" + (
-                " from their text, labels included"
-                if name == "distilled"
-                else ", once they have clicks"
-            )
-            table.append(
-                {
-                    "name": name,
-                    "users_per_second": speed,
-                    "new_item_seconds": training,
-                    "note": note,
-                }
-            )
-    cached = mean("teacher", "users_per_second")
+            if training is not None:
+                training += mean(name, "label_seconds") or 0.0
+            how = " from their text, labels included" if distilled else ", once they have clicks"
+            table.append(entry(name, speed, training, note + how))
+    cached = mean(teacher, "users_per_second")
     if cached:
-        table += [
-            {
-                "name": "teacher, item vectors cached",
-                "users_per_second": cached,
-                "new_item_seconds": per_item,
-                "note": "the language model reads each new item once",
-            },
-            {
-                "name": "teacher, reading text",
-                "users_per_second": 1.0 / (1.0 / cached + per_user),
-                "new_item_seconds": per_item,
-                "note": "the language model reads the user's history anew",
-            },
-        ]
+        note = "the language model reads each new item once"
+        table.append(entry(f"{teacher}, item vectors cached", cached, per_item, note))
+        note = "the language model reads the user's history anew"
+        speed = 1.0 / (1.0 / cached + per_user)
+        table.append(entry(f"{teacher}, reading text", speed, per_item, note))
     return table

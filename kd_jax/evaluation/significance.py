@@ -1,4 +1,4 @@
-"""What distillation bought: paired comparisons over users, averaged over seeds."""
+"""Paired comparisons of models over users, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -79,41 +79,63 @@ def paired_bootstrap(
     )
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What one model is compared with.
+
+    over: baseline -> the field of ``gain`` in report/metrics.json that holds the comparison; ''
+    for those fields that stand beside the means. Without the first baseline nothing is compared.
+    """
+
+    candidate: str
+    over: Mapping[str, str]
+
+    @property
+    def baseline(self) -> str:
+        return next(iter(self.over))
+
+
 PerUser = Mapping[str, np.ndarray]
 
 
 def gains(
-    per_user: Mapping[str, Sequence[PerUser]], names: Sequence[str], resamples: int
+    per_user: Mapping[str, Sequence[PerUser]],
+    names: Sequence[str],
+    comparisons: Sequence[Comparison],
+    resamples: int,
 ) -> dict[str, Any]:
-    """Distilled over student, and over control (the language model's own share), for each metric in
-    ``names``.
+    """The comparisons for each metric in ``names``, as ``gain`` of report/metrics.json holds them.
 
-    per_user: model -> one mapping per seed of metric -> f32 [U] (NaN where a user has no value).
-    The shape of what is returned is that of ``gain`` in report/metrics.json; a comparison whose
-    models are missing is left out.
+    per_user: model -> one mapping per seed of metric -> f32 [U] (NaN where a user has no value). A
+    comparison whose models are missing is left out.
     """
     found: dict[str, Any] = {}
     for name in names:
         values = {
-            m: np.stack([v[name] for v in seeds])
-            for m, seeds in per_user.items()
+            model: np.stack([metrics[name] for metrics in seeds])
+            for model, seeds in per_user.items()
             if name in seeds[0]
         }
-        if not {"student", "distilled"} <= values.keys():
-            continue
-        gain = paired_bootstrap(values["student"], values["distilled"], resamples=resamples)
-        found[name] = {
-            "student": gain.baseline,
-            "distilled": gain.candidate,
-            "relative": gain.relative,
-            "ci95": gain.ci95,
-            "p_value": gain.p_value,
-        }
-        for other, key in (("control", "lm_share"), ("trending", "over_trending")):
-            if other in values:
-                share = paired_bootstrap(values[other], values["distilled"], resamples=resamples)
-                found[name] |= {
-                    other: share.baseline,
-                    key: {"relative": share.relative, "ci95": share.ci95, "p_value": share.p_value},
-                }
+        entry: dict[str, Any] = {}
+        for comparison in comparisons:
+            if {comparison.candidate, comparison.baseline} <= values.keys():
+                more = _compared(values, comparison, resamples)
+                entry |= {field: more[field] for field in more if field not in entry}
+        if entry:
+            found[name] = entry
     return found
+
+
+def _compared(
+    values: Mapping[str, np.ndarray], comparison: Comparison, resamples: int
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    for baseline, field in comparison.over.items():
+        if baseline not in values:
+            continue
+        gain = paired_bootstrap(values[baseline], values[comparison.candidate], resamples=resamples)
+        entry.setdefault(baseline, gain.baseline)
+        entry.setdefault(comparison.candidate, gain.candidate)
+        change = {"relative": gain.relative, "ci95": gain.ci95, "p_value": gain.p_value}
+        entry |= {field: change} if field else change
+    return entry

@@ -31,13 +31,15 @@ from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import latency
 from kd_jax.evaluation.significance import gains
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
-from kd_jax.experiment import manifest
+from kd_jax.experiment import manifest, roles
 from kd_jax.experiment.config import reads_text, selects, trains_text
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.run import Run
 from kd_jax.experiment.setup import MODELS, TEACHER_OF
 from kd_jax.models.scorer import table_rows
-from kd_jax.report import page, summary
+from kd_jax.report import page
+from kd_jax.report.console import console_table
+from kd_jax.report.headline import headline
 from kd_jax.serving import exporters
 from kd_jax.training.checkpoint import Checkpoints, check_identity
 from kd_jax.training.loop import TABLES_SHARE, Trained, train
@@ -302,7 +304,7 @@ class Pipeline(Run):
         measured = {name: seeds for name, seeds in per_user.items() if taught or name != "control"}
         page = {
             "schema": 1, "task": c.task, "dataset": dataset, "models": rows,
-            "gain": gains(measured, self._compared(), c.eval.bootstrap), "serving": self._serving(rows),
+            "gain": gains(measured, self._compared(), roles.comparisons(), c.eval.bootstrap), "serving": self._serving(rows),
         }  # fmt: skip
         write_json(self.workdir / "report/metrics.json", page)
 
@@ -317,7 +319,12 @@ class Pipeline(Run):
         seconds = latency.text_seconds(
             self.language_model.encode, self.dataset, self.item_texts, c.history
         )
-        return latency.costs(rows, *seconds)
+        students = {
+            role.name: role.distilled
+            for role in roles.by_export()
+            if role.text or not role.distilled
+        }
+        return latency.costs(rows, *seconds, teacher=roles.main_teacher().name, students=students)
 
     def _compared(self) -> tuple[str, ...]:
         select = selects(self.config)
@@ -385,10 +392,11 @@ class Pipeline(Run):
     def report(self) -> None:
         if not leader():
             return
-        path = page.write(self.workdir)
+        legend = roles.legend()
+        path = page.write(self.workdir, legend)
         metrics = json.loads((self.workdir / "report/metrics.json").read_text())
-        self.log.console.print(page.console_table(metrics))
-        self.log.note(summary.headline(metrics))
+        self.log.console.print(console_table(metrics, legend))
+        self.log.note(headline(metrics, legend))
         self.log.note(f"report: {path}")
 
 

@@ -1,6 +1,4 @@
-"""What metrics.json says: means and spreads over seeds, numbers and labels as they are shown, the
-claim in words.
-"""
+"""What report/metrics.json holds, for display: means and spreads over seeds, numbers, labels."""
 
 from __future__ import annotations
 
@@ -10,9 +8,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from kd_jax.report.legend import Legend
+
 Models = dict[str, list[dict[str, Any]]]  # name -> one entry of metrics.json per seed
 
-ORDER = ("popularity", "trending", "control_teacher", "teacher", "student", "control", "distilled")
 RATE_METRICS = ("auc", "log_loss", "accuracy", "f1", "precision", "recall", "rmse", "mae")
 LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 SLICES = {
@@ -38,144 +37,11 @@ CONFIDENCE = "95 % CI "
 POWERS = ("", "k", "M", "G", "T")
 
 
-def headline(metrics: dict[str, Any]) -> str:
-    """What distillation bought and how much of it is the language model's own share, with
-    intervals, in plain text.
-    """
-    return " ".join(claim(metrics)).strip()
-
-
-def claim(metrics: dict[str, Any]) -> tuple[str, str]:
-    """The gain over the student; then the language model's own share and, where it was measured,
-    the gain over what is popular of late. Each is worded by its confidence interval.
-    """
-    metric, gain, share = main_gain(metrics)
-    if as_number(gain.get("relative")) is None:
-        if {"student", "distilled"} <= gain.keys():
-            return (
-                (
-                    f"The plain student's {metric_label(metric)} is 0: there is no relative gain to"
-                    " tell."
-                ),
-                "",
-            )
-        return (
-            (
-                "Nothing to compare yet: this run does not hold both a student and a distilled"
-                " student."
-            ),
-            "",
-        )
-
-    def verdict(difference: dict[str, Any], wording: Sequence[str]) -> str:
-        """wording: better, worse, interval includes zero, no interval."""
-        ends, lower = interval_ends(difference.get("ci95")), metric in LOWER_IS_BETTER
-        which = (
-            3
-            if ends is None
-            else int(lower)
-            if ends[0] > 0
-            else int(not lower)
-            if ends[1] < 0
-            else 2
-        )
-        size, interval = (
-            percent(as_number(difference.get("relative"))),
-            interval_text(difference.get("ci95")),
-        )
-        return wording[which].format(what=metric_label(metric), size=size, interval=interval)
-
-    first = verdict(
-        gain,
-        (
-            (
-                "Distillation improves {what} by {size} over the same student trained on its own"
-                " ({interval})."
-            ),
-            (
-                "Distillation makes {what} worse: {size} against the same student trained on its"
-                " own ({interval})."
-            ),
-            (
-                "Distillation makes no reliable difference to {what}: {size} against the same"
-                " student trained on its own, and the interval includes zero ({interval})."
-            ),
-            (
-                "Distillation changes {what} by {size} against the same student trained on its own;"
-                " {interval} was computed, so this may be chance."
-            ),
-        ),
-    )
-    trending = gain.get("over_trending") or {}
-    last = ""
-    if as_number(trending.get("relative")) is not None:
-        last = " " + verdict(
-            trending,
-            (
-                (
-                    "Over what is popular of late, the same list for everybody, it is {size}"
-                    " ({interval})."
-                ),
-                (
-                    "It is worse than what is popular of late, the same list for everybody: {size}"
-                    " ({interval})."
-                ),
-                (
-                    "It cannot be told from what is popular of late, the same list for everybody:"
-                    " {size} ({interval})."
-                ),
-                (
-                    "Over what is popular of late, the same list for everybody, it is {size};"
-                    " {interval} was computed."
-                ),
-            ),
-        )
-    if as_number(share.get("relative")) is None:
-        taught = "a control distilled from an ID-only teacher"
-        return (
-            first,
-            f"Without {taught}, the language model's own share of this is not known.{last}",
-        )
-    own = verdict(
-        share,
-        (
-            (
-                "The language model's own share, over a control distilled from an ID-only teacher,"
-                " is {size} ({interval})."
-            ),
-            (
-                "The language model has no share in it: against a control distilled from an ID-only"
-                " teacher, {what} is worse, {size} ({interval})."
-            ),
-            (
-                "The language model's own share, over a control distilled from an ID-only teacher,"
-                " cannot be told from zero: {size} ({interval})."
-            ),
-            (
-                "The language model's own share, over a control distilled from an ID-only teacher,"
-                " is {size}; {interval} was computed, so this may be chance."
-            ),
-        ),
-    )
-    return first, own + last
-
-
-def main_gain(metrics: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(metric, its gain over the student, its gain over the control)"""
-    gains = metrics.get("gain") or {}
-    metric = next((key for key in gains if "/" not in key), "")
-    return metric, gains.get(metric) or {}, (gains.get(metric) or {}).get("lm_share") or {}
-
-
-def by_model(metrics: dict[str, Any]) -> Models:
+def by_model(metrics: dict[str, Any], legend: Legend) -> Models:
     found: Models = {}
     for entry in metrics.get("models") or ():
         found.setdefault(str(entry.get("name", "unnamed")), []).append(entry)
-    return {name: found[name] for name in sorted(found, key=model_order)}
-
-
-def model_order(name: str) -> tuple[int, str]:
-    return (ORDER.index(name) if name in ORDER else len(ORDER)), name
+    return {name: found[name] for name in sorted(found, key=legend.order)}
 
 
 def shown_metrics(metrics: dict[str, Any]) -> list[str]:
@@ -279,21 +145,15 @@ def human_bytes(value: float | None) -> str:
 
 
 def human_time(value: float | None) -> str:
-    if value is None or value >= 100:
-        return (
-            EMPTY
-            if value is None
-            else f"{value / 60:.1f} min"
-            if value < 6000
-            else f"{value / 3600:,.1f} h"
-        )
-    return (
-        f"{value:.3g} s"
-        if value >= 1
-        else f"{value * 1e3:.3g} ms"
-        if value >= 1e-3
-        else f"{value * 1e6:.3g} µs"
-    )
+    if value is None:
+        return EMPTY
+    if value >= 6000:
+        return f"{value / 3600:,.1f} h"
+    if value >= 100:
+        return f"{value / 60:.1f} min"
+    if value >= 1:
+        return f"{value:.3g} s"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
 
 
 def spoken(name: str) -> str:

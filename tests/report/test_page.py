@@ -19,8 +19,15 @@ import pytest
 from rich.console import Console
 
 from kd_jax.core.errors import InputError
-from kd_jax.report import page, summary
-from kd_jax.report.page import console_table, render, write
+from kd_jax.evaluation.significance import Comparison
+from kd_jax.experiment import roles
+from kd_jax.report import page
+from kd_jax.report.console import console_table
+from kd_jax.report.headline import headline
+from kd_jax.report.legend import Appearance, Legend
+from kd_jax.report.page import render, write
+
+LEGEND = roles.legend()
 
 HOSTILE = "<script>alert(1)</script>\"'&$\\alpha$ ${x}"
 NDCG = {
@@ -125,7 +132,7 @@ def learning_log() -> str:
         for step in range(0, 1000, 2):
             losses = {
                 "loss": 9 - step / 500 + step // 2 % 2,
-                "kl": 2.0,
+                "terms": {"soft": 2.0, "soft_lists": 0.5},
                 "grad_norm": 1.0,
                 "peak_bytes": 1e9,
             }
@@ -199,7 +206,7 @@ def full(tmp_path: Path) -> Page:
     workdir = make(
         tmp_path / "run", rank_metrics(), learning_log(), config=config, manifest={"jax": "0.10.2"}
     )
-    path = write(workdir)
+    path = write(workdir, LEGEND)
     assert path == workdir / "report" / "index.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -239,7 +246,7 @@ def test_gains_serving_dataset_config_and_manifest_are_shown(full: Page) -> None
 
 
 def test_headline_of_the_page_is_the_headline_function(full: Page) -> None:
-    for sentence in re.split(r"(?<=\.) (?=[A-Z])", summary.headline(rank_metrics())):
+    for sentence in re.split(r"(?<=\.) (?=[A-Z])", headline(rank_metrics(), LEGEND)):
         assert sentence in full.text.replace("\xa0", " ")
 
 
@@ -262,7 +269,7 @@ def test_page_loads_nothing_and_its_ids_are_unique(full: Page) -> None:
 def test_styles_load_nothing_and_every_variable_has_a_light_and_a_dark_value(
     tmp_path: Path,
 ) -> None:
-    html = render(make(tmp_path / "run", rank_metrics(), learning_log()))
+    html = render(make(tmp_path / "run", rank_metrics(), learning_log()), LEGEND)
     assert "http" not in html and "@import" not in html
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
     light, dark = re.findall(r":root \{(.*?)\}", html, re.S)
@@ -280,26 +287,30 @@ def test_charts_and_tables_are_labelled(full: Page) -> None:
     assert full.count("svg") == full.count("desc") == full.count("figcaption") == 3 + 3 + 2 + 1
     assert full.count("caption") == full.count("table") == full.count("thead")
     assert all(a.get("scope") in ("row", "col", "colgroup") for tag, a in full.tags if tag == "th")
-    assert "At the last step: loss 8.0040; kl 2.0000; valid ndcg@10 .0777" in full.text
+    assert (
+        "At the last step: loss 8.0040; soft 2.0000; soft lists .5000; valid ndcg@10 .0777"
+        in full.text
+    )
 
 
 def test_learning_curves_survive_kills_and_stay_small(tmp_path: Path) -> None:
     log = learning_log()
     cut = '{"model": "distilled", "seed": 0, "st\n[1, 2]\nnull\n{"stage": "data"}\n'
     again = "".join(
-        f'{{"model": "distilled", "seed": {s}, "step": 998, "loss": 3.25, "kl": NaN}}\n'
+        f'{{"model": "distilled", "seed": {s}, "step": 998, "loss": 3.25,'
+        ' "terms": {"soft": NaN}}\n'
         for s in (0, 1)
     )
-    html = render(make(tmp_path / "run", {}, log + cut + again))
+    html = render(make(tmp_path / "run", {}, log + cut + again), LEGEND)
     assert (
-        "loss 3.2500; kl 2.0000" in html
+        "loss 3.2500; soft 2.0000" in html
     )  # the step logged again replaces the first; NaN is no point
     path = max(re.findall(r'<path d="([^"]*)"', html), key=len)
     assert 100 < path.count("L") <= 250  # of 500 logged
 
 
 def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
-    page = Page(render(make(tmp_path / "run", rate_metrics())))
+    page = Page(render(make(tmp_path / "run", rate_metrics()), LEGEND))
     assert page.rows[0][:5] == ["Model", "AUC", "Log loss", "Accuracy", "RMSE"]
     assert page.row("distilled")[1:5] == [".8234", ".4432", ".7765", "1.0567"]
     assert "±" not in "".join("".join(row) for row in page.rows)
@@ -347,10 +358,10 @@ def test_rate_task_shows_its_own_metrics_and_no_spread(tmp_path: Path) -> None:
     ],
 )
 def test_missing_values_are_left_out(tmp_path: Path, metrics: dict[str, Any]) -> None:
-    page = Page(render(make(tmp_path / "run", metrics)))
+    page = Page(render(make(tmp_path / "run", metrics), LEGEND))
     assert "Nothing to compare yet" in page.text
     assert not re.search(r"\b(nan|None|inf)\b", page.text)
-    Console(file=io.StringIO()).print(console_table(metrics))
+    Console(file=io.StringIO()).print(console_table(metrics, LEGEND))
 
 
 def test_unknown_numbers_are_a_dash(tmp_path: Path) -> None:
@@ -359,7 +370,7 @@ def test_unknown_numbers_are_a_dash(tmp_path: Path) -> None:
         {"name": "distilled", "params": 7, "test": {"ndcg@10": float("inf"), "recall@20": "0.3"}},
         {"name": "teacher", "params": 9, "test": {"ndcg@10": None, "recall@20": 0.25}},
     ]
-    page = Page(render(make(tmp_path / "run", {"models": models})))
+    page = Page(render(make(tmp_path / "run", {"models": models}), LEGEND))
     assert page.row("student")[1:4] == [".5000", "–", "–"]
     assert page.row("distilled")[1:4] == ["–", "–", "7"]
 
@@ -378,7 +389,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
         }
     )
     events = json.dumps({"model": HOSTILE, "step": 1, "loss": 1.0, HOSTILE: 2.0}) + "\n"
-    page = Page(render(make(tmp_path / "run", metrics, events, config={HOSTILE: HOSTILE})))
+    page = Page(render(make(tmp_path / "run", metrics, events, config={HOSTILE: HOSTILE}), LEGEND))
     assert page.count("script") == 0
     assert page.text.count("<script>alert(1)</script>") > 8
     assert page.row(HOSTILE)[1] == ".0700"
@@ -397,7 +408,7 @@ def test_broken_input_is_one_line(tmp_path: Path, content: str | None, message: 
     if content is not None:
         (tmp_path / "report/metrics.json").write_text(content)
     with pytest.raises(InputError, match=message) as raised:
-        write(tmp_path)
+        write(tmp_path, LEGEND)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "report/index.html").exists()
 
@@ -459,10 +470,33 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
 )
 def test_headline_says_what_the_interval_allows(metrics: dict[str, Any], says: list[str]) -> None:
     for phrase in says:
-        assert phrase in summary.headline(metrics)
-    assert ("improves" in summary.headline(metrics)) == (
+        assert phrase in headline(metrics, LEGEND)
+    assert ("improves" in headline(metrics, LEGEND)) == (
         says[0].startswith(("improves", "NDCG@10 by"))
     )
+
+
+def test_a_further_model_is_compared_drawn_and_described_as_its_legend_has_it(
+    tmp_path: Path,
+) -> None:
+    wide = Appearance("#123456", "#abcdef", "v", "is twice as wide")
+    legend = Legend(
+        {**LEGEND.models, "wide": wide},
+        (*LEGEND.comparisons, Comparison("wide", {"student": "wide_over_student"})),
+        LEGEND.large,
+    )
+    metrics = rank_metrics()
+    change = {"relative": 0.4321, "ci95": [0.4, 0.45], "p_value": 0.01}
+    metrics["gain"]["ndcg@10"] = GAIN | {"wide": 0.0855, "wide_over_student": change}
+    metrics["models"].append({"name": "wide", "params": 5, "test": {"ndcg@10": 0.0855}})
+    html = render(make(tmp_path / "run", metrics, learning_log()), legend)
+    page = Page(html)
+    assert "wide is twice as wide" in page.text
+    assert "NDCG@10 wide over student: +43.2 %" in page.text
+    assert [*page.rows[2:9]][-1][0] == "wide"
+    assert ["NDCG@10", ".0597", ".0855", "+43.2 %+40.0 % to +45.0 %", ".0100"] in page.rows
+    assert "--wide: #123456" in html and "--wide: #abcdef" in html and "var(--wide)" in html
+    assert headline(metrics, legend) == headline(rank_metrics(), LEGEND)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -471,7 +505,7 @@ def test_console_table_fits(width: int) -> None:
     for model in metrics["models"]:
         model |= {"params": 123_456_789, "bytes": 987_654_321, "users_per_second": 123_456.7}
     out = io.StringIO()
-    Console(file=out, width=width).print(console_table(metrics))
+    Console(file=out, width=width).print(console_table(metrics, LEGEND))
     assert max(map(len, out.getvalue().splitlines())) <= width
     assert "…" not in out.getvalue()
     rows = [line.split() for line in out.getvalue().splitlines() if line.strip()][3:]
@@ -492,7 +526,7 @@ def test_console_table_fits(width: int) -> None:
 
 def test_console_table_of_the_rate_task() -> None:
     out = io.StringIO()
-    Console(file=out, width=80).print(console_table(rate_metrics()))
+    Console(file=out, width=80).print(console_table(rate_metrics(), LEGEND))
     assert "AUC" in out.getvalue() and "Log loss" in out.getvalue() and "…" not in out.getvalue()
     assert ["student", ".8123", ".4321", ".7654", "1.0456", "–", "–", "–"] in [
         line.split() for line in out.getvalue().splitlines()
@@ -506,8 +540,8 @@ def test_nothing_is_written_outside_the_workdir_when_matplotlib_starts_here(tmp_
         key: value for key, value in os.environ.items() if not key.startswith(("MPL", "XDG"))
     }
     code = (
-        "import sys; from pathlib import Path; from kd_jax import report;"
-        " report.write(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from kd_jax.experiment import roles;"
+        " from kd_jax.report import page; page.write(Path(sys.argv[1]), roles.legend())"
     )
     root = Path(page.__file__).parents[2]
     command = [sys.executable, "-c", code, str(workdir)]

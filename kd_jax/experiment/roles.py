@@ -1,0 +1,176 @@
+"""The roles of an experiment: the models that a run trains, and how they relate.
+
+A further role is one row of ``ROLES``: it is then a stage of ``launch.py``, and training, labels,
+evaluation, report, export and the search know it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.evaluation.significance import Comparison
+from kd_jax.report.legend import Appearance, Legend
+
+
+class Kind(Enum):
+    """Which sections of a configuration a role is trained from."""
+
+    TEACHER = "teacher"  # teacher.*
+    STUDENT = "student"  # student.* and, where it learns from labels, distill.*
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What one model of a run is.
+
+    labels_from: the role whose soft labels a student learns from; '' for clicks alone. text:
+    whether it may read text, or learn from what may hold a language model; roles without stand
+    beside those with it, to show what the text is worth. overrides: a partial tree of the
+    configuration, set after what was tuned. over: what it is compared with in ``gain`` of
+    report/metrics.json, see ``Comparison``. place: where it stands in tables and charts. export:
+    of the students that are trained, the one with the highest number is exported.
+    """
+
+    name: str
+    kind: Kind
+    appearance: Appearance
+    place: int
+    labels_from: str = ""
+    text: bool = True
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    over: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    export: int = 0
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.kind is Kind.TEACHER
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it learns from soft labels."""
+        return bool(self.labels_from)
+
+
+# By item IDs instead of the language model, at the same budget.
+ID_ONLY = {
+    "teacher": {
+        "model": {
+            "form": "bi",
+            "item_features": "id",
+            "context": "items",
+            "softmax": "full",
+            "hard_negatives": 0,
+        },
+        "lm": {"train": "head"},
+    }
+}
+
+# Warm hues have a language model behind them, cool ones item IDs (after Okabe & Ito's
+# colour-blind-safe palette).
+_ROWS = (
+    Role(
+        "teacher",
+        Kind.TEACHER,
+        Appearance("#c98500", "#f0b445", "D", "reads text with a language model"),
+        place=1,
+    ),
+    Role(
+        "control_teacher",
+        Kind.TEACHER,
+        Appearance(
+            "#3d9bd1",
+            "#82cbf5",
+            "d",
+            "has learned item IDs in place of the language model",
+            in_console=False,
+        ),
+        place=0,
+        text=False,
+        overrides=ID_ONLY,
+    ),
+    Role(
+        "student",
+        Kind.STUDENT,
+        Appearance("#00916a", "#2fc79d", "s", "learns from clicks alone"),
+        place=2,
+        export=1,
+    ),
+    Role(
+        "control",
+        Kind.STUDENT,
+        Appearance("#0068a6", "#4a9fe3", "^", "learns from the soft labels of the control teacher"),
+        place=3,
+        labels_from="control_teacher",
+        text=False,
+        export=2,
+    ),
+    Role(
+        "distilled",
+        Kind.STUDENT,
+        Appearance("#d35400", "#ff7e38", "o", "learns from the soft labels of the teacher"),
+        place=4,
+        labels_from="teacher",
+        over={"student": "", "control": "lm_share", "trending": "over_trending"},
+        export=3,
+    ),
+)
+ROLES: dict[str, Role] = {role.name: role for role in _ROWS}  # in the order of training
+
+# What every model is compared with: lists that are the same for everybody.
+BASELINES = {
+    "popularity": Appearance("#7b848f", "#98a2ae", "X"),
+    "trending": Appearance(),
+}
+
+
+def role_of(name: str, where: str) -> Role:
+    """The role called ``name``. Raises InputError, with ``where`` in front, if there is none."""
+    if name not in ROLES:
+        raise InputError(f"{where}{name!r} is unknown{nearest(name, ROLES)}")
+    return ROLES[name]
+
+
+def teachers() -> tuple[Role, ...]:
+    return tuple(role for role in ROLES.values() if role.is_teacher)
+
+
+def students() -> tuple[Role, ...]:
+    return tuple(role for role in ROLES.values() if not role.is_teacher)
+
+
+def main_teacher() -> Role:
+    """The teacher whose language model the run is about."""
+    return next(role for role in teachers() if role.text)
+
+
+def plain_student() -> Role:
+    """The student that learns from clicks alone."""
+    return next(role for role in students() if not role.distilled)
+
+
+def by_export() -> tuple[Role, ...]:
+    """The students, the one that is to be exported first."""
+    return tuple(sorted(students(), key=lambda role: -role.export))
+
+
+def in_tables() -> tuple[Role, ...]:
+    """All roles in the order of tables and charts."""
+    return tuple(sorted(ROLES.values(), key=lambda role: role.place))
+
+
+def comparisons() -> tuple[Comparison, ...]:
+    """What is compared, the headline's comparison first."""
+    found = [Comparison(role.name, role.over) for role in ROLES.values() if role.over]
+    return tuple(sorted(found, key=lambda comparison: comparison.over[comparison.baseline] != ""))
+
+
+def legend() -> Legend:
+    """How the models of a run appear in its report."""
+    models = BASELINES | {role.name: role.appearance for role in in_tables()}
+    compared = comparisons()
+    large = ROLES[compared[0].candidate].labels_from if compared else ""
+    return Legend(models, compared, large)

@@ -1,0 +1,64 @@
+"""The comparisons and the serving table of report/metrics.json."""
+
+import numpy as np
+
+from kd_jax.evaluation.latency import costs
+from kd_jax.evaluation.significance import Comparison, gains, paired_bootstrap
+
+MAIN = Comparison("distilled", {"student": "", "control": "lm_share", "trending": "over_trending"})
+WIDE = Comparison("wide", {"distilled": "wide_over_distilled"})
+
+
+def of_users(*means):
+    rng = np.random.default_rng(0)
+    base = rng.uniform(size=200)
+    return [{"ndcg@10": (base * mean).astype(np.float32)} for mean in means]
+
+
+def test_every_comparison_of_trained_models_is_in_its_own_field():
+    per_user = {"student": of_users(1.0, 1.1), "distilled": of_users(1.3, 1.2)}
+    per_user |= {"control": of_users(1.1, 1.1), "wide": of_users(1.5)}
+    entry = gains(per_user, ("ndcg@10", "recall@10"), (MAIN, WIDE), 200)["ndcg@10"]
+    assert list(entry) == [
+        *("student", "distilled", "relative", "ci95", "p_value"),
+        *("control", "lm_share", "wide", "wide_over_distilled"),
+    ]
+    stacked = {
+        name: np.stack([seed["ndcg@10"] for seed in seeds]) for name, seeds in per_user.items()
+    }
+    for baseline, candidate, change in (
+        ("student", "distilled", entry),
+        ("control", "distilled", entry["lm_share"]),
+        ("distilled", "wide", entry["wide_over_distilled"]),
+    ):
+        expected = paired_bootstrap(stacked[baseline], stacked[candidate], resamples=200)
+        assert change["relative"] == expected.relative and change["ci95"] == expected.ci95
+        assert change["p_value"] == expected.p_value
+        assert entry[baseline] == expected.baseline and entry[candidate] == expected.candidate
+
+
+def test_without_its_first_baseline_a_comparison_is_left_out():
+    per_user = {"distilled": of_users(1.3), "control": of_users(1.1), "wide": of_users(1.5)}
+    assert gains(per_user, ("ndcg@10",), (MAIN,), 100) == {}
+    found = gains(per_user, ("ndcg@10",), (MAIN, WIDE), 100)
+    assert found["ndcg@10"].keys() == {"distilled", "wide", "wide_over_distilled"}
+
+
+def test_serving_costs_count_labels_and_reading():
+    rows = [
+        {"name": "teacher", "users_per_second": 50.0, "train_seconds": 90.0},
+        {"name": "student", "users_per_second": 100.0, "train_seconds": 5.0},
+        *(
+            {"name": "distilled", "users_per_second": 100.0, "train_seconds": s, "label_seconds": 2}
+            for s in (6.0, 8.0)
+        ),
+    ]
+    students = {"wide": True, "distilled": True, "student": False}
+    table = costs(rows, 0.02, 0.001, teacher="teacher", students=students)
+    assert [(row["name"], row["users_per_second"], row["new_item_seconds"]) for row in table] == [
+        ("distilled", 100.0, 9.0),
+        ("student", 100.0, 5.0),
+        ("teacher, item vectors cached", 50.0, 0.001),
+        ("teacher, reading text", 25.0, 0.001),
+    ]
+    assert "labels included" in table[0]["note"] and "once they have clicks" in table[1]["note"]
