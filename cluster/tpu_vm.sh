@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# kd_jax on a Cloud TPU slice of one or several hosts, driven from a machine that has gcloud and this repository.
+# kd_jax on a Cloud TPU slice of one or several hosts, controlled from a machine with gcloud and
+# this repository.
 #
-#   export NFS=10.0.0.2:/runs                     # a file share in the slice's network, for example Filestore
-#   cluster/tpu_vm.sh create                      # ask for the slice and wait until it is there
-#   cluster/tpu_vm.sh install                     # mount the share, copy HEAD, install, on all hosts
-#   cluster/tpu_vm.sh run --config=configs/movielens.py:1m --config.data.path=/shared/ml-1m --workdir=/shared/runs/ml1m
-#   cluster/tpu_vm.sh until-done --config=...     # all three, again after every preemption, until the run has ended
+#   export NFS=10.0.0.2:/runs     # a file share in the slice's network, for example Filestore
+#   cluster/tpu_vm.sh create      # request the slice and wait for it
+#   cluster/tpu_vm.sh install     # on all hosts: mount the share, copy HEAD, install
+#   cluster/tpu_vm.sh run --config=configs/movielens.py:1m --workdir=/shared/runs/ml1m \
+#     --config.data.movielens.path=/shared/ml-1m
+#   cluster/tpu_vm.sh until-done --config=...   # all three, repeated after every preemption
 #   cluster/tpu_vm.sh delete
 #
-# Change, here or in the environment: NAME, ZONE, TYPE and RUNTIME (they belong together: the Cloud TPU manual has the
-# list), NFS, and CREATE_FLAGS, by default --spot. The share is mounted at /shared; --workdir and the data must lie
-# there. What follows `run` goes to launch.py, which asks JAX for the hosts of the slice: no other flag is needed.
-# Start until-done in tmux, or on a small VM: it ends with the terminal.
+# Set, here or in the environment: NAME, ZONE, TYPE and RUNTIME (valid combinations are listed in
+# the Cloud TPU manual), NFS, and CREATE_FLAGS, by default --spot. The share is mounted at
+# /shared; --workdir and the data must be there. Arguments after `run` are passed to launch.py,
+# which gets the hosts of the slice from JAX: no other flag is needed. Start until-done in tmux,
+# or on a small VM: it ends with the terminal.
 set -euo pipefail
 
 NAME=${NAME:-kd-jax}
@@ -19,7 +22,7 @@ ZONE=${ZONE:-us-central1-a}
 TYPE=${TYPE:-v5litepod-16}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 CREATE_FLAGS=${CREATE_FLAGS---spot}
-PAUSE=${PAUSE:-30} # seconds between two looks
+PAUSE=${PAUSE:-30} # seconds between two polls
 
 queue() { gcloud compute tpus queued-resources "$@" --zone="$ZONE"; }
 
@@ -74,7 +77,7 @@ until_done() {
       fi
     fi
     run "$@" && return
-    sleep "$PAUSE" # a slice that goes away takes a moment to say so
+    sleep "$PAUSE" # the state of a removed slice is updated with a delay
     if [[ $(state) == ACTIVE ]]; then
       failures=$((failures + 1))
       if ((failures == 3)); then

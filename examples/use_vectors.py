@@ -1,9 +1,9 @@
-"""What the distilled vectors are worth to models that never saw a language model.
+"""Use the exported vectors of a run in two models without a language model.
 
     python examples/use_vectors.py --workdir=runs/quickstart
 
-Reads the tables that a finished run exported and gives them to an item-kNN recommender and to a
-logistic regression. Both learn from the train split and are judged on the test split.
+An item-kNN recommender and a logistic regression read the vectors that a finished run exported.
+Both are fitted on the train split and evaluated on the test split.
 """
 
 import argparse
@@ -28,11 +28,11 @@ TRAIN, TEST = 0, 2
 
 
 def item_knn(history, vectors):
-    """score(user, item) = sum of the cosines between the item's vector and those of the user's
-    history.
+    """Returns a function from users to scores [users, I]: the sum of the cosines between an item's
+    vector and those of the user's history.
 
-    history: sparse [U, I]; vectors: [I, D], dense or sparse. The items x items table of cosines is
-    never built.
+    history: sparse [U, I]; vectors: [I, D], dense or sparse. The cosines of all item pairs are not
+    computed.
     """
     length = np.sqrt((vectors * vectors).sum(axis=1))
     directions = diags_array(1 / np.maximum(length, 1e-12)) @ vectors
@@ -41,8 +41,9 @@ def item_knn(history, vectors):
 
 
 def draw_pairs(data, split, rng):
-    """Users, items and 1 or 0: the interactions of ``split`` by users with a train interaction, and
-    for each of them a random item that the user had not chosen by the end of ``split``.
+    """Users [N], items [N] and labels [N]: the interactions of ``split`` by users with a train
+    interaction (label 1), and for each of them a random item that the user had not chosen by the
+    end of ``split`` (label 0).
     """
     usable = (np.diff(data.targets(TRAIN)[0]) > 0) & (np.diff(data.indptr) < data.num_items)
     rows = (data.split == split) & usable[data.user]
@@ -60,10 +61,11 @@ def draw_pairs(data, split, rng):
 
 
 def logistic_regression(features, real, penalty=1e-4):
-    """Fits features [N, F], standardised, to real [N] in {0, 1}; returns the function from features
-    to log-odds [N].
+    """Fits labels ``real`` [N] in {0, 1} to standardised features [N, F]; returns a function from
+    features [M, F] to log-odds [M].
     """
-    mean, std = features.mean(0)[None], np.maximum(features.std(0), 1e-6)[None]
+    mean = features.mean(0)[None]
+    std = np.maximum(features.std(0), 1e-6)[None]
 
     @jax.jit
     @jax.value_and_grad
@@ -71,7 +73,8 @@ def logistic_regression(features, real, penalty=1e-4):
         logits = x @ w[1:] + w[0]
         return jnp.mean(jnp.logaddexp(0.0, logits) - real * logits) + penalty * jnp.sum(w[1:] ** 2)
 
-    x, real = jnp.asarray((features - mean) / std), jnp.asarray(real, jnp.float32)
+    x = jnp.asarray((features - mean) / std)
+    real = jnp.asarray(real, jnp.float32)
     w = minimize(
         lambda w: [np.float64(part) for part in loss(jnp.float32(w), x, real)],
         np.zeros(1 + x.shape[1]),
@@ -115,9 +118,11 @@ def main(workdir):
             f"  {name:<34}{result.metrics['ndcg@10']:>11.4f}{result.slices['warm']['ndcg@10']:>13.4f}"
         )
 
-    rng, count = np.random.default_rng(0), np.log1p(data.item_counts).astype(np.float32)[:, None]
-    known, asked = draw_pairs(data, TRAIN, rng), draw_pairs(data, TEST, rng)
-    print(f"{len(asked[2]) // 2:,} test pairs among as many others      AUC")
+    rng = np.random.default_rng(0)
+    count = np.log1p(data.item_counts).astype(np.float32)[:, None]
+    train_pairs = draw_pairs(data, TRAIN, rng)
+    test_pairs = draw_pairs(data, TEST, rng)
+    print(f"{len(test_pairs[2]) // 2:,} test pairs among as many others      AUC")
     for name, features in {
         "popularity": lambda u, i: count[i],
         "vectors": lambda u, i: np.hstack([users[u], items[i], users[u] * items[i]]),
@@ -125,8 +130,9 @@ def main(workdir):
             [users[u], items[i], users[u] * items[i], count[i]]
         ),
     }.items():
-        log_odds = logistic_regression(features(*known[:2]), known[2])(features(*asked[:2]))
-        print(f"  logistic regression on {name:<23} {binary_auc(log_odds, asked[2] > 0):.4f}")
+        model = logistic_regression(features(*train_pairs[:2]), train_pairs[2])
+        auc = binary_auc(model(features(*test_pairs[:2])), test_pairs[2] > 0)
+        print(f"  logistic regression on {name:<23} {auc:.4f}")
 
 
 if __name__ == "__main__":

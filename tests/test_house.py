@@ -1,0 +1,147 @@
+"""The rules of the house: import order, file sizes, names in one place, line widths.
+
+docs/architecture.md has the map that these tests check.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "kd_jax"
+MAX_LINES = 400
+MAX_WIDTH = 100
+# A folder imports from the levels before its own. Folders of one level do not import each other.
+LEVELS = (
+    ("core",),
+    ("devices",),
+    ("data",),
+    ("models", "losses"),
+    ("distillation",),
+    ("training", "evaluation"),
+    ("serving", "report"),
+    ("experiment",),
+    ("commands",),  # kd_jax/*.py
+)
+LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders}
+
+
+def modules() -> dict[str, Path]:
+    """'kd_jax.core.files' -> its path; a package stands for its __init__.py."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module of kd_jax) of every import, those inside functions included."""
+    known = modules()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] != "kd_jax":
+                continue
+            module = name if name in known else name.rpartition(".")[0]
+            assert module in known, f"{path}:{node.lineno}: {name}"
+            yield node.lineno, module
+
+
+def folder_of(module: str) -> str:
+    parts = module.split(".")
+    nested = len(parts) > 2 or modules()[module].name == "__init__.py"
+    return parts[1] if len(parts) > 1 and nested else "commands"
+
+
+def test_every_folder_has_a_level():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == LEVEL.keys() - {"commands"}
+
+
+def test_imports_follow_the_order_of_the_folders():
+    wrong = []
+    for module, path in modules().items():
+        here = folder_of(module)
+        for line, other in imports(path):
+            there = folder_of(other)
+            if there != here and LEVEL[there] >= LEVEL[here]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {here} imports {other}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: {other for _, other in imports(path)} for module, path in modules().items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # CycleError shows the cycle
+
+
+def test_files_are_short():
+    lines = {
+        path.relative_to(ROOT): len(path.read_text().splitlines()) for path in modules().values()
+    }
+    assert not {str(path): count for path, count in lines.items() if count > MAX_LINES}
+
+
+def texts() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_lines_are_narrow():
+    """Rows of Markdown tables have no other way to be written."""
+    wide = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in (*modules().values(), *texts())
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > MAX_WIDTH and not (path.suffix == ".md" and line.startswith("|"))
+    ]
+    assert not wide, "\n".join(wide)
+
+
+def constants(names: set[str], allowed: dict[str, set[Path]]) -> list[str]:
+    """Where a string constant equals one of ``names``, outside of the files that may hold it."""
+    return [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value!r}"
+        for path in modules().values()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value in names
+        and path not in allowed[node.value]
+    ]
+
+
+def test_a_role_is_named_in_the_table_of_roles_alone():
+    roles = pytest.importorskip("kd_jax.experiment.roles")
+    home = {Path(roles.__file__)}
+    wrong = constants(set(roles.ROLES), dict.fromkeys(roles.ROLES, home))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_loss_is_named_in_its_own_file_and_in_the_dict_alone():
+    losses = importlib.import_module("kd_jax.losses")
+    if not hasattr(losses, "LOSSES"):
+        pytest.skip("losses are no objects yet")
+    homes = {
+        name: {Path(losses.__file__), Path(importlib.import_module(type(loss).__module__).__file__)}
+        for name, loss in losses.LOSSES.items()
+    }
+    wrong = constants(set(homes), homes)
+    assert not wrong, "\n".join(wrong)
