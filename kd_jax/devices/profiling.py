@@ -1,6 +1,4 @@
-"""What a training run costs while it runs: where its time goes, its FLOPs against the device's
-ceiling, its memory.
-"""
+"""Measures the cost of training: time per activity, FLOPs against the device's peak, memory."""
 
 from __future__ import annotations
 
@@ -16,15 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CEILING_SIZE = {"cpu": 2048}  # of the square matrices whose product measures the ceiling
+# Side of the square matrices that are multiplied to measure the peak rate, by backend.
+CEILING_SIZE = {"cpu": 2048}
 CEILING_SIZE_ELSEWHERE = 8192
+# Parameters of a custom derivative; they hold functions that are not called here.
+_DERIVATIVES = ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd")
 
 
 def matmul_flops(function: Any, *arguments: Any) -> int:
-    """FLOPs of all matrix products in one call of ``function``, loops counted as often as they run.
+    """FLOPs of all matrix products in one call of ``function``.
 
-    Read from the traced program, so recomputation counts and what XLA removes later does too.
-    Branches of a ``cond`` count as the dearest, a ``while`` whose length is not known as one round.
+    Counted in the traced program: recomputation counts, and so do products that XLA removes later.
+    The body of a loop counts once per iteration, or once for a ``while`` of unknown length; a
+    ``cond`` counts as its most expensive branch.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -41,19 +43,14 @@ def _count(jaxpr: Any) -> int:
         if inner:
             times = equation.params["length"] if equation.primitive.name == "scan" else 1
             parts = equation.params["mesh"].size if equation.primitive.name == "shard_map" else 1
-            total += (
-                times * parts * (max(inner) if equation.primitive.name == "cond" else sum(inner))
-            )
+            once = max(inner) if equation.primitive.name == "cond" else sum(inner)
+            total += times * parts * once
     return total
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
     for name, value in params.items():
-        if name in (
-            "jvp_jaxpr_fun",
-            "fwd_jaxpr_thunk",
-            "bwd",
-        ):  # of a custom derivative, not taken here
+        if name in _DERIVATIVES:
             continue
         for found in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(getattr(found, "jaxpr", found), "eqns"):
@@ -62,9 +59,7 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 
 @functools.cache
 def ceiling() -> float:
-    """FLOP/s of a large f32 matrix product on one device, measured once: what our matrix products
-    are held against.
-    """
+    """The peak FLOP/s of one device: those of a large f32 matrix product, measured once."""
     size = CEILING_SIZE.get(jax.default_backend(), CEILING_SIZE_ELSEWHERE)
     square = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)
@@ -78,8 +73,9 @@ def ceiling() -> float:
 
 
 def peak_memory() -> int | None:
-    """The most bytes in use so far: on the first device, or of this process where devices do not
-    say (CPU).
+    """The peak of bytes in use so far, on the first device; on a CPU, of this process.
+
+    None where neither can be read.
     """
     found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if found is not None:
@@ -91,41 +87,47 @@ def peak_memory() -> int | None:
 
 
 class Meter:
-    """Seconds of the training loop by what the host does: 'input' (waiting for batches), 'dispatch'
-    (starting programs) and 'wait' (for results, so the device is busy); the rest is everything else
-    on the host.
+    """Measures the seconds of the training loop by activity of the host.
 
-    flops: of the matrix products of one step over all devices; set it when the step is known.
+    'input': waiting for batches. 'dispatch': starting programs. 'wait': waiting for results, while
+    the device is busy. The remainder is all other work on the host.
+
+    flops: of the matrix products of one step over all devices, to be set before the first reading.
     """
 
     def __init__(self, devices: int):
-        self.flops, self._ceiling = 0, ceiling() * devices
+        self.flops = 0
+        self._ceiling = ceiling() * devices
         self.reset(0)
 
     def reset(self, ahead: int) -> None:
-        """Start to measure here: what was before is not training. ahead: steps that are started
-        before any is done.
-        """
+        """Starts a new measurement; ahead: steps that are dispatched before any is finished."""
         self._seconds = dict.fromkeys(("input", "dispatch", "wait"), 0.0)
-        self._began, self._steps = time.perf_counter(), -ahead
+        self._began = time.perf_counter()
+        self._steps = -ahead
 
     @contextlib.contextmanager
     def time(self, kind: str) -> Iterator[None]:
+        """Adds the seconds of the block to the activity ``kind``."""
         began = time.perf_counter()
         yield
         self._seconds[kind] += time.perf_counter() - began
 
     def step(self, count: int) -> None:
+        """Counts ``count`` further steps as dispatched."""
         self._steps += count
 
     def read(self, batch_size: int) -> dict[str, Any]:
-        """Since the last reading: examples/s; milliseconds a step, split; TFLOP/s of the products
-        done and their share of the ceiling; peak bytes so far. Nothing where no step is done
-        yet.
+        """The measurement since the last reading, after which a new one starts.
+
+        Examples per second, milliseconds per step by activity, TFLOP/s of the matrix products,
+        their share of the peak rate, and the peak of memory in bytes. Empty before the first
+        finished step.
         """
         if self._steps <= 0:
             return {}
-        elapsed, steps = time.perf_counter() - self._began, max(1, self._steps)
+        elapsed = time.perf_counter() - self._began
+        steps = max(1, self._steps)
         split = {kind: 1e3 * seconds / steps for kind, seconds in self._seconds.items()}
         split["other"] = 1e3 * elapsed / steps - sum(split.values())
         rate = self.flops * self._steps / elapsed
@@ -142,28 +144,28 @@ class Meter:
 
 @contextlib.contextmanager
 def trace(folder: Path | None) -> Iterator[None]:
-    """An XProf trace of what runs inside, in ``folder``; nothing where it is None."""
+    """Writes an XProf trace of the block to ``folder``; None: no trace."""
     with contextlib.nullcontext() if folder is None else jax.profiler.trace(folder):
         yield
 
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_CONTAINERS = ("while", "conditional", "call")  # whose time is that of the operations inside
+# Operations that only contain others, which are counted by themselves.
+_CONTAINERS = ("while", "conditional", "call")
 
 
 def device_time(folder: Path, steps: int) -> dict[str, float]:
-    """Milliseconds a step, mean over this process's devices, of an XProf trace of ``steps`` steps
-    in ``folder``: 'collective', waiting for other devices included, and 'compute', every other
-    operation. Nothing where the trace names no operation.
+    """Milliseconds per step, mean over this process's devices, in an XProf trace.
+
+    folder: of the trace, of which the newest file is read. steps: steps in the trace. Returns
+    'collective' (including the wait for other devices) and 'compute' (every other operation); empty
+    where the trace has no operations.
     """
     found = {"compute": 0.0, "collective": 0.0}
-    files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)[
-        -1:
-    ]  # the newest
-    planes = [
-        plane for path in files for plane in jax.profiler.ProfileData.from_file(str(path)).planes
-    ]
-    for plane in planes:
+    files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return {}
+    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
         for event in (event for line in plane.lines for event in line.events):
             operation = next((str(value) for name, value in event.stats if name == "hlo_op"), "")
             if operation and not operation.startswith(_CONTAINERS):

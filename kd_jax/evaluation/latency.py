@@ -39,7 +39,7 @@ def users_per_second(
     """
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
-    at_once = users_at_once(graphdef, 256, dataset.num_items, sharding.users_parts(params))
+    at_once = users_at_once(graphdef, 256, dataset.num_items, sharding.data_parts(params))
     sizes = {"batch_size": at_once, "num_items": dataset.num_items}
     top_k(scores, users, k, seen, **sizes)
     began = time.perf_counter()

@@ -87,7 +87,7 @@ def score_function(
         )  # the items are there already
 
     def bind(params: Params, constants: PyTree) -> evaluator.ScoreFn:
-        items, place = catalogue(params, constants), sharding.like_batches(params)
+        items, place = catalogue(params, constants), sharding.user_placement(params)
 
         def score(users: np.ndarray) -> Factors | Array:
             found = scores(params, constants, items, place(windows[users]), place(users))
@@ -211,7 +211,7 @@ class Rank:
 
         def judge(params: Params, constants: PyTree) -> Evaluation:
             at_once = users_at_once(
-                graphdef, self.batch_size, self.dataset.num_items, sharding.users_parts(params)
+                graphdef, self.batch_size, self.dataset.num_items, sharding.data_parts(params)
             )
             return self._judged(bind(params, constants), split, names, full, users, at_once)
 

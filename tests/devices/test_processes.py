@@ -1,6 +1,4 @@
-"""Many hosts: what is detected from which variables, two real processes, and the files in
-cluster/.
-"""
+"""Detection of several processes, two real processes, and the files in cluster/."""
 
 import http.server
 import json
@@ -20,8 +18,8 @@ import pytest
 import yaml
 
 from kd_jax.core.errors import InputError
-from kd_jax.devices import processes
-from kd_jax.devices.processes import detect
+from kd_jax.devices import clusters, processes
+from kd_jax.devices.clusters import detect
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "cluster").glob("*.sh"))
@@ -75,7 +73,7 @@ def without(environment, *names):
         ),  # any pod, any build server
     ],
 )
-def test_what_the_cluster_says(environment, expected):
+def test_detection_of_processes(environment, expected):
     assert detect(environment) == expected
 
 
@@ -106,7 +104,7 @@ def test_the_first_host_of_a_slurm_list(nodes, first):
             without(SLURM, "SLURM_PROCID", "SLURM_STEP_NODELIST"),
             r"SLURM_PROCID and SLURM_STEP_NODELIST are missing",
         ),
-        (SLURM | {"SLURM_PROCID": "4"}, r"process 4 of 4 cannot be"),
+        (SLURM | {"SLURM_PROCID": "4"}, r"process 4 of 4 is out of range"),
         (SLURM | {"SLURM_NTASKS": "four"}, r"SLURM_NTASKS='four' is not a whole number"),
         (SLURM | {"JAX_COORDINATOR_PORT": "99999"}, r"'gpu07:99999' is not HOST:PORT"),
         (
@@ -120,7 +118,7 @@ def test_the_first_host_of_a_slurm_list(nodes, first):
         ),
         (without(JOBSET, "REPLICATED_JOB_NAME"), r"but REPLICATED_JOB_NAME is missing"),
         (without(JOBSET, "JOB_INDEX"), r"but JOB_INDEX is missing"),
-        (JOBSET | {"JOB_INDEX": "3"}, r"process 13 of 12 cannot be"),
+        (JOBSET | {"JOB_INDEX": "3"}, r"process 13 of 12 is out of range"),
         (
             JOBSET | {"JOB_COMPLETION_INDEX": "4"},
             r"JOB_COMPLETION_INDEX=4 is not below PODS_PER_JOB=4",
@@ -157,9 +155,9 @@ def test_flags_come_before_the_cluster(flags, expected):
         (("10.0.0.1", 2, 0), r"'10.0.0.1' is not HOST:PORT"),
         ((":1234", 2, 0), r"':1234' is not HOST:PORT"),
         (("10.0.0.1:http", 2, 0), r"not HOST:PORT"),
-        (("10.0.0.1:1234", 2, 2), r"process 2 of 2 cannot be"),
-        (("10.0.0.1:1234", -2, 0), r"process 0 of -2 cannot be"),
-        (("10.0.0.1:1234", 1, 3), r"process 3 of 1 cannot be"),
+        (("10.0.0.1:1234", 2, 2), r"process 2 of 2 is out of range"),
+        (("10.0.0.1:1234", -2, 0), r"process 0 of -2 is out of range"),
+        (("10.0.0.1:1234", 1, 3), r"process 3 of 1 is out of range"),
     ],
 )
 def test_half_given_flags_are_refused(flags, pattern):
@@ -195,26 +193,26 @@ def metadata():
 
 
 def test_hosts_of_a_cloud_tpu(metadata, monkeypatch):
-    assert processes.tpu_hosts(metadata) == 0  # JAX_PLATFORMS=cpu
-    monkeypatch.setattr(processes.jax, "config", type("Config", (), {"jax_platforms": "tpu,cpu"}))
-    assert processes.tpu_hosts(metadata) == 1  # a machine without these attributes
+    assert clusters.tpu_hosts(metadata) == 0  # JAX_PLATFORMS=cpu
+    monkeypatch.setattr(clusters.jax, "config", type("Config", (), {"jax_platforms": "tpu,cpu"}))
+    assert clusters.tpu_hosts(metadata) == 1  # a machine without these attributes
     Metadata.attributes = {
         "worker-network-endpoints": "0:u:10.0.0.1,0:u:10.0.0.2",
         "tpu-env": "TYPE: 'v5'\n",
     }
-    assert processes.tpu_hosts(metadata) == 2
+    assert clusters.tpu_hosts(metadata) == 2
     Metadata.attributes["tpu-env"] += "MEGASCALE_NUM_SLICES: '3'\n"
-    assert processes.tpu_hosts(metadata) == 6
-    assert processes.tpu_hosts(metadata | {"TPU_SKIP_MDS_QUERY": "1"}) == 1
-    assert processes.tpu_hosts({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}) == 4  # GKE
+    assert clusters.tpu_hosts(metadata) == 6
+    assert clusters.tpu_hosts(metadata | {"TPU_SKIP_MDS_QUERY": "1"}) == 1
+    assert clusters.tpu_hosts({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}) == 4  # GKE
     assert (
-        processes.tpu_hosts({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}) == 2
+        clusters.tpu_hosts({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}) == 2
     )
-    monkeypatch.setattr(processes.time, "sleep", lambda _: None)
+    monkeypatch.setattr(clusters.time, "sleep", lambda _: None)
     with pytest.raises(
-        InputError, match=r"127.0.0.1:1 does not say of how many hosts .*--num_processes=1"
+        InputError, match=r"number of hosts .* from 127.0.0.1:1 .*--num_processes=1"
     ):
-        processes.tpu_hosts({"GCE_METADATA_IP": "127.0.0.1:1"})
+        clusters.tpu_hosts({"GCE_METADATA_IP": "127.0.0.1:1"})
 
 
 def test_a_single_process_starts_nothing(monkeypatch):
@@ -232,16 +230,19 @@ def test_a_single_process_starts_nothing(monkeypatch):
 TWO = """
 import sys
 from kd_jax.devices import processes
-from kd_jax.experiment import pipeline  # all that launch.py imports: nothing of it may start a backend
+from kd_jax.experiment import pipeline  # as launch.py; no import may start a backend
 processes.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=60)
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from kd_jax import sharding
+from kd_jax.devices import sharding
 mesh = sharding.make_mesh()
 mine = np.full((1, 3), 1.0 + jax.process_index(), np.float32)
 both = jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), mine)
-total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P()))(both)
+add_up = jax.shard_map(
+    lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P()
+)
+total = jax.jit(add_up)(both)
 gathered = multihost_utils.process_allgather(np.int32(jax.process_index()))
 total = total.addressable_data(0).tolist()
 print("seen", jax.process_count(), jax.device_count(), total, gathered.tolist(), flush=True)
@@ -274,7 +275,7 @@ def test_two_processes_find_each_other_and_add_up():
         assert "seen 2 2 [[3.0, 3.0, 3.0]] [0, 1]" in out
 
 
-def test_what_does_not_start_is_one_line(tmp_path):
+def test_a_failed_start_is_one_line(tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
@@ -290,18 +291,19 @@ def test_what_does_not_start_is_one_line(tmp_path):
 import sys, launch
 from kd_jax.devices import processes
 processes.initialize.__kwdefaults__["timeout"] = 1
-sys.argv = ["launch.py", "--coordinator={closed}", "--num_processes=2", "--process_id=0", "--workdir={tmp_path}/run"]
+sys.argv = ["launch.py", "--coordinator={closed}", "--num_processes=2", "--process_id=0"]
+sys.argv += ["--workdir={tmp_path}/run"]
 launch.app.run(launch.main, flags_parser=launch.parse)
 """
     alone = start("-c", command)
     half = start("launch.py", "--num_processes=2", f"--workdir={tmp_path}/run")
-    for process, status, said in (
-        (alone, 75, "error: process 0 of 2 waited 1 s for the others in vain; "),
+    for process, status, message in (
+        (alone, 75, "error: process 0 of 2 waited 1 s and not all other processes connected; "),
         (half, 2, "error: --coordinator=HOST:PORT and --process_id=I are missing: "),
     ):
         _, err = process.communicate(timeout=60)
         assert (
-            process.returncode == status and len(err.splitlines()) == 1 and err.startswith(said)
+            process.returncode == status and len(err.splitlines()) == 1 and err.startswith(message)
         ), err
     assert not (tmp_path / "run").exists()
 
@@ -319,9 +321,7 @@ def test_shellcheck(script):
 
 
 def with_path(*folders):
-    """The environment with ``folders``, and the one that pip put shellcheck in, at the head of
-    PATH.
-    """
+    """The environment with ``folders``, and the folder of shellcheck, at the head of PATH."""
     return {
         **os.environ,
         "PATH": os.pathsep.join(
@@ -331,7 +331,7 @@ def with_path(*folders):
 
 
 def pretend(folder, **commands):
-    """Shell commands by the names given that note how they were called in ``folder``/calls."""
+    """Creates shell commands that append their arguments to ``folder``/calls."""
     for name, body in commands.items():
         path = folder / name
         path.write_text(
@@ -387,7 +387,8 @@ case "$*" in
   *" describe "*) cat "$state" ;;
   *" create "*) echo ACTIVE > "$state" ;;
   *" delete "*) echo ABSENT > "$state" ;;
-  *launch.py*) [ -e "$state.second" ] || {{ touch "$state.second"; echo SUSPENDED > "$state"; exit 1; }} ;;
+  *launch.py*)
+    [ -e "$state.second" ] || {{ touch "$state.second"; echo SUSPENDED > "$state"; exit 1; }} ;;
 esac"""
     environment = pretend(tmp_path, gcloud=gcloud) | {
         "NFS": "10.0.0.2:/runs",
@@ -424,7 +425,7 @@ esac"""
 
 
 def some(**properties):
-    """An object with these properties and no other; those whose name ends in _ must be there."""
+    """The schema of an object with these properties alone; a name that ends in _ is required."""
     names = {name.rstrip("_"): schema for name, schema in properties.items()}
     required = [name.rstrip("_") for name in properties if name.endswith("_")]
     return {
@@ -435,12 +436,10 @@ def some(**properties):
     }
 
 
-TEXT, FLAG, COUNT, ANY = (
-    {"type": "string"},
-    {"type": "boolean"},
-    {"type": "integer", "minimum": 0},
-    {"type": "object"},
-)
+TEXT = {"type": "string"}
+FLAG = {"type": "boolean"}
+COUNT = {"type": "integer", "minimum": 0}
+ANY = {"type": "object"}
 TEXTS = {"type": "array", "items": TEXT, "uniqueItems": True}
 NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 40}
 ACTIONS = ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
@@ -495,11 +494,11 @@ def manifest(text):
 
 
 def uncommented(text):
-    """The manifest with everything that is offered in comments."""
+    """The manifest with its commented-out options enabled."""
     return re.sub(r"^( +)# ((?:  )*[\w./-]+:(?: .*)?)$", r"\1\2", text, flags=re.M)
 
 
-def test_the_jobset_is_what_kubernetes_expects():
+def test_the_jobset_matches_the_schemas_of_kubernetes():
     text = (ROOT / "cluster/jobset.yaml").read_text()
     jobset, job = manifest(text)
     _, choices = manifest(uncommented(text))
@@ -536,11 +535,12 @@ def test_the_jobset_is_what_kubernetes_expects():
             assert (ROOT / flag.partition("=")[2].partition(":")[0]).exists()
 
 
-def test_the_jobset_gives_the_variables_that_are_read():
-    """As the JobSet controller would fill them in, pod by pod."""
+def test_the_jobset_sets_the_variables_that_are_read():
+    """The variables are filled in pod by pod, as the JobSet controller does."""
     jobset, job = manifest((ROOT / "cluster/jobset.yaml").read_text())
     (replicated,) = jobset["spec"]["replicatedJobs"]
-    name, slices = jobset["metadata"]["name"], 2
+    name = jobset["metadata"]["name"]
+    slices = 2
     pod = job["template"]["spec"]["containers"][0]
     found = []
     for index in range(slices):
@@ -570,7 +570,8 @@ def test_the_files_and_variables_that_the_documentation_names():
     text = (ROOT / "docs/clusters.md").read_text()
     for name in re.findall(r"`((?:cluster|configs|kd_jax|docs)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
-    source = (ROOT / "kd_jax/devices/processes.py").read_text()
+    sources = [ROOT / f"kd_jax/devices/{name}.py" for name in ("clusters", "processes")]
+    source = "".join(path.read_text() for path in sources)
     read = set(
         re.findall(
             r"\b(?:SLURM|JOB|JOBSET|PODS|TPU|MEGASCALE|REPLICATED|JAX|GCE)_[A-Z_]+\b", source

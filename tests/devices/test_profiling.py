@@ -1,4 +1,4 @@
-"""The costs that are logged: FLOPs against counts by hand, times that add up, memory that grows."""
+"""Profiling: FLOPs against counts by hand, times that add up, peak memory."""
 
 import time
 
@@ -38,25 +38,31 @@ def test_matrix_products_are_counted_in_loops_branches_and_gradients():
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
-def test_a_step_of_matrix_factorisation_costs_what_the_count_says(mesh):
-    task, mesh = task_of(False), sharding.make_mesh(*mesh)
+def test_the_flops_of_a_step_of_matrix_factorisation(mesh):
+    task = task_of(False)
+    mesh = sharding.make_mesh(*mesh)
     student = student_of(task, "mf")
     examples = task.examples("user", history=HISTORY, decay=3.0, user_power=0.5)
     graphdef, params, constants = split(student)
     step, state = compiled_step(
-        graphdef, params, objective=OBJECTIVE[:1], tx=Recipe(3, 16, 1e-2).tx(), total_steps=3, mesh=mesh, seed=0,
+        graphdef,
+        params,
+        objective=OBJECTIVE[:1],
+        tx=Recipe(3, 16, 1e-2).tx(),
+        total_steps=3,
+        mesh=mesh,
+        seed=0,
         look_up=examples.look_up,
-    )  # fmt: skip
+    )
     rows = next(batches(examples, batch_size=16, num_batches=3, seed=0, chunk=3, gather=False))
     found = matmul_flops(
         step, state, rows, sharding.put_whole(examples.tables, mesh), constants, None
     )
-    assert found == 3 * (
-        3 * 2 * 16 * task.dataset.num_items * 16
-    )  # steps x (logits, two gradients)
+    product = 2 * 16 * task.dataset.num_items * 16
+    assert found == 3 * 3 * product  # steps x (logits, two gradients)
 
 
-def test_the_times_add_up_and_the_rate_is_held_against_the_ceiling():
+def test_the_times_add_up_and_the_rate_is_relative_to_the_peak():
     meter = Meter(2)
     meter.flops = 10**6
     began = time.perf_counter()
@@ -77,7 +83,7 @@ def test_the_times_add_up_and_the_rate_is_held_against_the_ceiling():
     assert meter.read(8) == {}
 
 
-def test_a_trace_without_operations_says_nothing(tmp_path):
+def test_a_trace_without_operations_gives_no_times(tmp_path):
     assert device_time(tmp_path, 3) == {}
     with trace(tmp_path):
         pass
@@ -94,7 +100,7 @@ def test_steps_that_run_ahead_are_not_counted_as_done():
     assert meter.read(8)["examples_per_second"] <= 4 * 8 / 0.01
 
 
-def test_the_peak_of_memory_grows_with_what_is_held():
+def test_the_peak_of_memory_grows_with_the_arrays():
     before = peak_memory()
     held = jnp.ones((64, 2**20)) + 1
     held.block_until_ready()
