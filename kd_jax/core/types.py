@@ -51,10 +51,12 @@ class TrainState(NamedTuple):
     """Everything that a train step changes.
 
     step: int32 scalar, steps done. params, opt_state: pytrees. key: raw key data (uint32 [2]); each
-    step folds its own number into it.
+    step folds its own number into it. auxiliary: parameters of losses, such as a projection, by
+    term: trained and checkpointed with the model, but no part of it.
     """
 
     step: Array
     params: Params
     opt_state: PyTree
     key: Array
+    auxiliary: Params = {}

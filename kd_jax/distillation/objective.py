@@ -1,151 +1,317 @@
-"""The objective and the one train step.
+"""The objective: a weighted sum of terms, computed by the engine that fits each.
 
-An objective is a weighted sum of terms. A term that compares with a teacher needs that teacher's
-scores, and nothing else distinguishes the three uses of the step: teacher fine-tuning and the plain
-student have a hard cross-entropy term only, the distilled student adds terms that read teachers.
-Teachers are an input of the step, never optimised by it.
+A term that compares with a teacher needs the scores of that teacher, and nothing else distinguishes
+fine-tuning a teacher, training a plain student and distilling one. Teachers are an input of the
+train step and never optimised by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
 
 from kd_jax.core.scores import Factors, Listed, TeacherScores
-from kd_jax.core.types import Array, Batch
+from kd_jax.core.types import Batch, Params
 from kd_jax.distillation.term import Objective, Term
-from kd_jax.losses import sampled, softmax
+from kd_jax.losses import candidates, dense, sampled, streamed
+from kd_jax.losses.base import CandidateLoss, SoftmaxLoss, VectorLoss
+from kd_jax.losses.candidates import CandidateItems
 from kd_jax.losses.sampled import Draws
-from kd_jax.losses.streamed import Engine, Loss, Rows, mean_losses
+from kd_jax.losses.softmax import CrossEntropy
+from kd_jax.losses.streamed import Engine, Inputs, Rows, SoftmaxTerm
 
 Teachers = Mapping[str, TeacherScores]
+Scores = Factors | Array
+
+
+class StepInputs(NamedTuple):
+    """What an objective reads beside the scores of the student.
+
+    teachers: the scores that each teacher gives this batch. warm: bool [C], the classes with a
+    training interaction, or None. progress: scalar in [0, 1]. draws: the negatives of an objective
+    over a sample of the catalogue. items: by term, the items whose scores or vectors it compares,
+    see ``chosen_items``. key: for losses that sample among their candidates.
+    """
+
+    batch: Batch
+    teachers: Teachers = {}
+    warm: Array | None = None
+    progress: Array | float = 0.0
+    draws: Draws | None = None
+    items: Mapping[str, CandidateItems] = {}
+    key: PRNGKeyArray | None = None
+
+
+def chosen_items(
+    objective: Objective, teachers: Teachers, num_items: int, key: PRNGKeyArray
+) -> dict[str, CandidateItems]:
+    """By term, the items that its loss compares at this step. One draw serves all rows."""
+    found: dict[str, CandidateItems] = {}
+    for place, term in enumerate(objective):
+        own = jax.random.fold_in(key, place)
+        if isinstance(term.loss, CandidateLoss):
+            scores = teachers[term.teacher].scores
+            assert isinstance(scores, Factors | Listed)
+            found[term.name] = candidates.choose(term.loss, scores, num_items, own)
+        elif isinstance(term.loss, VectorLoss) and term.loss.of_items and term.loss.drawn:
+            drawn = jax.random.randint(own, (term.loss.drawn,), 0, num_items, jnp.int32)
+            found[term.name] = CandidateItems(jnp.zeros((0, 0), jnp.int32), drawn)
+    return found
+
+
+def auxiliary_params(
+    objective: Objective, student: Any, teachers: Mapping[str, Any], key: PRNGKeyArray
+) -> dict[str, Params]:
+    """By term, its first auxiliary parameters; terms without any are absent.
+
+    student, teachers: scores of a batch, or their shapes. Raises InputError where a loss cannot
+    compare vectors of these widths.
+    """
+    found: dict[str, Params] = {}
+    for place, term in enumerate(objective):
+        params: Params = {}
+        if term.head:
+            params["head"] = jnp.eye(student.contexts.shape[-1])
+        if isinstance(term.loss, VectorLoss):
+            teacher = teachers[term.teacher].scores
+            sides = [x.vectors if term.loss.of_items else x.contexts for x in (student, teacher)]
+            own = jax.random.fold_in(key, place)
+            params |= term.loss.auxiliary(sides[0].shape[-1], sides[1].shape[-1], own)
+        if params:
+            found[term.name] = params
+    return found
 
 
 def mean_loss(
     objective: Objective,
-    scores: Factors | Array,
-    batch: Batch,
-    teachers: Teachers | None,
-    warm: Array | None,
-    progress: Array,
-    run: Engine | None = None,
-    draws: Draws | None = None,
+    scores: Scores,
+    inputs: StepInputs,
+    auxiliary: Mapping[str, Params] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Weighted mean over positions of the objective, and of each of its terms.
+    """Weighted mean over positions of the objective, and of each of its terms, by name.
 
-    scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then.
-    teachers: what each one that a term reads says about the batch. A position counts in its terms
-    by the batch's weight times the teacher's, over the sum of the batch's alone: one that the
-    teacher gives 0 adds nothing and lifts no other. warm: bool [C] or None. progress: scalar in [0,
-    1]. run: see ``catalogue.mean_losses``. draws: the negatives of an objective over a sample of
-    the catalogue.
+    scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then. A
+    position counts in a term by the batch's weight times the teacher's, over the sum of the batch's
+    alone: one to which the teacher gives weight 0 adds nothing and raises no other. auxiliary: by
+    term, see ``auxiliary_params``. engine: see ``streamed.mean_losses``.
     """
-    teachers = teachers or {}
-    weights = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
-    coefficients = jnp.stack([term.weight_at(progress) for term in objective])
-
-    def trusted(name: str) -> Array:
-        soft = teachers.get(name)
-        return weights if soft is None or soft.weights is None else weights * soft.weights
-
-    if isinstance(scores, Factors):
-        total, means = _from_factors(
-            objective, coefficients, scores, batch, teachers, trusted, warm, run, draws
-        )
-    else:
-        means = jnp.stack(
-            [
-                jnp.sum(
-                    term.per_position(scores, batch, teachers.get(term.teacher), warm)
-                    * trusted(_reads(term))
-                )
-                for term in objective
-            ]
-        )
-        total = jnp.sum(coefficients * means)
-    return total, {term.label: mean for term, mean in zip(objective, means, strict=True)}
-
-
-def _reads(term: Term) -> str:
-    """The teacher whose trust counts; none for clicks."""
-    return term.teacher if term.needs_teacher else ""
-
-
-def _from_factors(
-    objective: Objective,
-    coefficients: Array,
-    scores: Factors,
-    batch: Batch,
-    teachers: Teachers,
-    trusted: Callable[[str], Array],
-    warm: Array | None,
-    run: Engine | None,
-    draws: Draws | None,
-) -> tuple[Array, Array]:
-    """``mean_loss`` from the student's factors: (the sum, the means [N]).
-
-    All terms of one teacher are found together, the clicks with those of the first that is trusted
-    alike everywhere. Every further teacher, and every term of a list, makes the student's logits
-    once more.
-    """
-    student = _flat_factors(scores)
-
-    def visit(
-        losses_: tuple[Loss, ...], scale: Array, student: Factors, rows: Rows, teacher: Any = None
-    ) -> Any:
-        if draws is None:
-            return mean_losses(losses_, scale, student, rows, teacher, warm, run)
-        return sampled.mean_losses(losses_, scale, student, rows, draws, teacher, warm)
-
-    alike = (
-        name
-        for name, soft in teachers.items()
-        if isinstance(soft.scores, Factors) and soft.weights is None
-    )
-    first = next(alike, "")
-    groups: dict[str, list[int]] = {}
-    for i, term in enumerate(objective):
-        groups.setdefault(term.teacher if term.needs_teacher else first, []).append(i)
-    totals, means = [], [jnp.zeros(())] * len(objective)
-    for name, members in groups.items():
-        soft, counted = teachers.get(name), trusted(name).reshape(-1)
-        if soft is not None and isinstance(soft.scores, Listed):
-            items, logits = map(_flat, soft.scores)
-            for i in members:
-                term = objective[i]
-                on_warm, square = term.warm and warm is not None, float(term.temperature) ** 2
-                p, entropy = softmax.listed(
-                    items, logits, term.temperature, warm if on_warm else None
-                )
-                cooled = student._replace(
-                    contexts=student.contexts / term.temperature,
-                    bias=student.bias / term.temperature,
-                )
-                total, (mean,) = visit(
-                    (Loss("ce", 1.0, on_warm),),
-                    square * coefficients[i, None],
-                    cooled,
-                    Rows(items, p, counted),
-                )
-                constant = square * jnp.sum(counted * entropy) if term.name == "kl" else 0.0
-                totals.append(total - coefficients[i] * constant)
-                means[i] = square * mean - constant
+    work = _Work(objective, scores, inputs, auxiliary or {}, engine)
+    totals: list[Array] = []
+    means: dict[str, Array] = {}
+    of_softmax = [term for term in objective if isinstance(term.loss, SoftmaxLoss)]
+    if of_softmax:
+        totals, means = work.softmax_terms(of_softmax)
+    for term in objective:
+        if isinstance(term.loss, CandidateLoss):
+            means[term.name] = work.candidate_mean(term, term.loss)
+        elif isinstance(term.loss, VectorLoss):
+            means[term.name] = work.vector_mean(term, term.loss)
+        else:
             continue
-        teacher = None if soft is None else soft.scores
-        assert teacher is None or isinstance(teacher, Factors)
-        rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), counted)
-        terms = [objective[i] for i in members]
-        losses_ = tuple(
-            Loss(t.name, float(t.temperature), t.warm and warm is not None) for t in terms
+        totals.append(work.coefficients[term.name] * means[term.name])
+    return sum(totals[1:], totals[0]), {term.name: means[term.name] for term in objective}
+
+
+class _Work:
+    """The terms of one step: what they share, and a method for each family."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        scores: Scores,
+        inputs: StepInputs,
+        auxiliary: Mapping[str, Params],
+        engine: Engine | None,
+    ):
+        batch = inputs.batch
+        progress = jnp.asarray(inputs.progress, jnp.float32)
+        self.objective, self.scores, self.inputs = objective, scores, inputs
+        self.auxiliary, self.engine = auxiliary, engine
+        self.progress = progress
+        self.weights = batch["weights"] / jnp.maximum(jnp.sum(batch["weights"]), 1e-9)
+        self.coefficients = {term.name: term.weight.at(progress) for term in objective}
+
+    def position_weights(self, term: Term) -> Array:
+        """How much each position counts, f32 [B, P]."""
+        if not term.reads_teacher:
+            return self.weights
+        soft = self.inputs.teachers[term.teacher]
+        return self.weights if soft.weights is None else self.weights * soft.weights
+
+    def warm(self, term: Term) -> Array | None:
+        return self.inputs.warm if term.warm else None
+
+    def student(self, term: Term) -> Scores:
+        """The student's scores, through the term's own head where it has one."""
+        if not term.head or not isinstance(self.scores, Factors):
+            return self.scores
+        head = self.auxiliary[term.name]["head"]
+        return self.scores._replace(contexts=self.scores.contexts @ head)
+
+    def temperature(self, term: Term) -> float | Array:
+        fixed = term.temperature.constant
+        return term.temperature.start if fixed else term.temperature.at(self.progress)
+
+    # losses over a softmax
+
+    def softmax_terms(self, terms: Sequence[Term]) -> tuple[list[Array], dict[str, Array]]:
+        """Weighted losses, which sum to that of all ``terms``, and the mean of each."""
+        if isinstance(self.scores, Factors):
+            return self._of_factors(terms)
+        means = {
+            term.name: jnp.sum(self._per_position(term) * self.position_weights(term))
+            for term in terms
+        }
+        coefficients = jnp.stack([self.coefficients[term.name] for term in terms])
+        return [jnp.sum(coefficients * jnp.stack(list(means.values())))], means
+
+    def _per_position(self, term: Term) -> Array:
+        """Unweighted loss of each predicted position from whole logits, f32 [B, P]."""
+        logits, loss, where = self.scores, term.loss, self.warm(term)
+        assert isinstance(loss, SoftmaxLoss) and not isinstance(logits, Factors)
+        if not loss.reads_teacher:
+            batch = self.inputs.batch
+            targets = batch["targets"], batch["target_weights"]
+            return dense.per_row(loss, logits, targets, where=where)
+        scores, temperature = self.inputs.teachers[term.teacher].scores, self.temperature(term)
+        if isinstance(scores, Listed):
+            p, entropy = dense.listed(*scores, temperature, where)
+            found = dense.per_row(
+                CrossEntropy(), logits / temperature, (scores.items, p), where=where
+            )
+            assert loss.entropy_coefficient is not None
+            return temperature**2 * (found + loss.entropy_coefficient * entropy)
+        if isinstance(scores, Factors):
+            # Where tables are split, a teacher's may have rows at their end that are no items.
+            scores = scores.dense()[..., : logits.shape[-1]]
+        return dense.per_row(loss, logits, scores, temperature, where)
+
+    def _of_factors(self, terms: Sequence[Term]) -> tuple[list[Array], dict[str, Array]]:
+        """All terms of one teacher are found together, the clicks with those of the first teacher
+        without weights. Every further teacher or head, and every term of a list, makes the
+        student's logits once more.
+        """
+        teachers = self.inputs.teachers
+        first = next(
+            (
+                term.teacher
+                for term in terms
+                if term.reads_teacher
+                and not term.head
+                and teachers[term.teacher].weights is None
+                and isinstance(teachers[term.teacher].scores, Factors)
+            ),
+            None,
         )
-        scale = coefficients if len(members) == len(objective) else coefficients[jnp.array(members)]
-        total, found = visit(losses_, scale, student, rows, teacher and _flat_factors(teacher))
-        totals.append(total)
-        for i, mean in zip(members, found, strict=True):
-            means[i] = mean
-    return sum(totals[1:], totals[0]), jnp.stack(means)
+        groups: dict[Any, list[Term]] = {}
+        totals: list[Array] = []
+        means: dict[str, Array] = {}
+        for term in terms:
+            key = term.teacher if term.reads_teacher else first
+            groups.setdefault((key, term.name if term.head else ""), []).append(term)
+        for (name, _), members in groups.items():
+            if name is not None and isinstance(teachers[name].scores, Listed):
+                for term in members:
+                    total, means[term.name] = self._of_list(term)
+                    totals.append(total)
+                continue
+            teacher = None
+            if name is not None:
+                teacher = teachers[name].scores
+                assert isinstance(teacher, Factors)
+                teacher = _flat_factors(teacher)
+            batch = self.inputs.batch
+            counted = self.position_weights(members[0]).reshape(-1)  # the same for all of them
+            rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), counted)
+            total, found = self._visit(members, rows, teacher)
+            totals.append(total)
+            means |= {term.name: found[place] for place, term in enumerate(members)}
+        return totals, means
+
+    def _visit(
+        self, terms: Sequence[Term], rows: Rows, teacher: Factors | None
+    ) -> tuple[Array, Array]:
+        """(the weighted sum, the means [N]) of terms that read the same rows and teacher."""
+        student = self.student(terms[0])
+        assert isinstance(student, Factors)
+        has_warm = self.inputs.warm is not None
+        chosen, temperatures = [], None
+        if not all(term.temperature.constant for term in terms):
+            temperatures = jnp.stack([term.temperature.at(self.progress) for term in terms])
+        for place, term in enumerate(terms):
+            assert isinstance(term.loss, SoftmaxLoss)
+            scheduled = -1 if term.temperature.constant else place
+            start = term.temperature.start
+            chosen.append(SoftmaxTerm(term.loss, start, term.warm and has_warm, scheduled))
+        coefficients = jnp.stack([self.coefficients[term.name] for term in terms])
+        given = Inputs(rows, coefficients, teacher, self.inputs.warm, temperatures)
+        return self._run(tuple(chosen), _flat_factors(student), given)
+
+    def _run(
+        self, terms: tuple[SoftmaxTerm, ...], student: Factors, given: Inputs
+    ) -> tuple[Array, Array]:
+        if self.inputs.draws is not None:
+            return sampled.mean_losses(terms, student, given, self.inputs.draws)
+        if given.teacher is not None:
+            given = given._replace(teacher=given.teacher._replace(top=None))
+        return streamed.mean_losses(terms, student, given, self.engine)
+
+    def _of_list(self, term: Term) -> tuple[Array, Array]:
+        """(the weighted mean, the mean) of a term whose teacher lists a few items: a cross-entropy
+        with its distribution as targets.
+        """
+        scores, student = self.inputs.teachers[term.teacher].scores, self.student(term)
+        assert isinstance(scores, Listed) and isinstance(student, Factors)
+        loss, temperature = term.loss, self.temperature(term)
+        assert isinstance(loss, SoftmaxLoss) and loss.entropy_coefficient is not None
+        items, logits = _flat(scores.items), _flat(scores.logits)
+        where = self.warm(term)
+        p, entropy = dense.listed(items, logits, temperature, where)
+        counted = self.position_weights(term).reshape(-1)
+        cooled = student._replace(
+            contexts=student.contexts / temperature, bias=student.bias / temperature
+        )
+        square, weight = temperature**2, self.coefficients[term.name]
+        chosen = (SoftmaxTerm(CrossEntropy(), 1.0, where is not None),)
+        given = Inputs(
+            Rows(items, p, counted), (square * weight)[None], None, self.inputs.warm, None
+        )
+        total, (mean,) = self._run(chosen, _flat_factors(cooled), given)
+        constant = loss.entropy_coefficient * square * jnp.sum(counted * entropy)
+        return total + weight * constant, square * mean + constant
+
+    # losses of candidates, and of vectors
+
+    def candidate_mean(self, term: Term, loss: CandidateLoss) -> Array:
+        teacher = self.inputs.teachers[term.teacher].scores
+        assert isinstance(teacher, Factors | Listed) and self.inputs.key is not None
+        given = candidates.compared(
+            self.inputs.items[term.name], self.student(term), teacher, self.warm(term)
+        )
+        key = jax.random.fold_in(self.inputs.key, self.objective.index(term))
+        return jnp.sum(loss.value(given, key) * self.position_weights(term).reshape(-1))
+
+    def vector_mean(self, term: Term, loss: VectorLoss) -> Array:
+        student, teacher = self.scores, self.inputs.teachers[term.teacher].scores
+        assert isinstance(student, Factors) and isinstance(teacher, Factors)
+        auxiliary = self.auxiliary.get(term.name, {})
+        if not loss.of_items:
+            found = loss.value(_flat(student.contexts), _flat(teacher.contexts), auxiliary)
+            return jnp.sum(found * self.position_weights(term).reshape(-1))
+        vectors, warm = (student.vectors, teacher.vectors), self.warm(term)
+        if loss.drawn:
+            rows = self.inputs.items[term.name].drawn
+            vectors = (student.vectors[rows], teacher.vectors[rows])
+            warm = None if warm is None else warm[rows]
+        count = len(vectors[0])  # a teacher's may have more rows on a mesh
+        found = loss.value(vectors[0], jax.lax.stop_gradient(vectors[1][:count]), auxiliary)
+        share = jnp.ones(count) if warm is None else warm.astype(jnp.float32)
+        return jnp.sum(found * share) / jnp.maximum(jnp.sum(share), 1.0)
 
 
 def _flat(x: Array) -> Array:
@@ -154,7 +320,8 @@ def _flat(x: Array) -> Array:
 
 
 def _flat_factors(factors: Factors) -> Factors:
-    excluded, top = (
-        None if items is None else _flat(items) for items in (factors.excluded, factors.top)
+    return factors._replace(
+        contexts=_flat(factors.contexts),
+        excluded=None if factors.excluded is None else _flat(factors.excluded),
+        top=None if factors.top is None else _flat(factors.top),
     )
-    return factors._replace(contexts=_flat(factors.contexts), excluded=excluded, top=top)

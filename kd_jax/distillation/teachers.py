@@ -17,7 +17,7 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
 from kd_jax.devices.processes import agreed
 from kd_jax.distillation.label_cache import read
-from kd_jax.losses import sampled
+from kd_jax.losses.candidates import top_items
 
 TeacherFn = Callable[[PyTree, Batch], TeacherScores]
 
@@ -157,7 +157,7 @@ def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
         np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias")
     )
     items, bias = sharding.put_whole(catalogue, mesh)
-    find = jax.jit(lambda *factors: sampled.top_items(Factors(*factors), k))
+    find = jax.jit(lambda *factors: top_items(Factors(*factors), k))
     top = np.empty((*contexts.shape[:-1], k), np.int32)
     batch_size += -batch_size % mesh.size
     for start in range(0, len(contexts), batch_size):

@@ -3,81 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from numbers import Real
-from typing import ClassVar
-
-import jax.numpy as jnp
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.core.scores import Factors, Listed, TeacherScores
-from kd_jax.core.types import Array, Batch
-from kd_jax.losses import softmax
+from kd_jax.distillation.schedule import Schedule
+from kd_jax.losses import LOSSES
+from kd_jax.losses.base import CandidateLoss, Loss, SoftmaxLoss, VectorLoss
 
-SCHEDULES = ("constant", "linear", "cosine")
-TERMS = ("ce", "soft_ce", "kl")
 ITEMS = ("all", "warm", "sampled", "sampled_warm")
-OWN = "teacher"  # the name, among a student's teachers, of the run's own
+OWN = ""  # the name, among a student's teachers, of the run's own
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One summand of the objective: ``weight · schedule(progress) · loss``.
+    """One summand of the objective: ``weight · loss``.
 
-    name: 'ce' (clicks), 'soft_ce' or 'kl' (teacher). temperature: of the two soft losses. schedule:
-    of the weight over training, 'constant', or falling to zero by 'linear' or 'cosine'. items:
-    softmax over 'all' items of the catalogue or over the 'warm' ones, those with at least one
-    training interaction; 'sampled' and 'sampled_warm' estimate the two from ``negatives`` drawn
-    items, the targets and the teacher's ``top`` items. teacher: the name of the one it reads; '' is
-    the run's own.
+    name: its key in the log. items: a softmax over 'all' items of the catalogue or over the 'warm'
+    ones, those with at least one training interaction; 'sampled' and 'sampled_warm' estimate the
+    two from ``negatives`` drawn items, the targets and the teacher's ``top`` items. Of losses of
+    candidates and of item vectors: over which items. teacher: the name of the one it reads, ``OWN``
+    for the run's own. head: whether the student's context goes through a linear map of this term's
+    own, which starts at the identity and is an auxiliary parameter.
     """
 
     name: str
-    weight: float = 1.0
-    temperature: float = 1.0
-    schedule: str = "constant"
+    loss: Loss
+    weight: Schedule = Schedule(1.0)
+    temperature: Schedule = Schedule(1.0)
     items: str = "all"
-    negatives: int = 0  # of these two the rest of the terms have no use and keep 0
-    top: int = 0
     teacher: str = OWN
-    NAMES: ClassVar[tuple[str, ...]] = TERMS
-
-    def __post_init__(self) -> None:
-        for value, known, field in (
-            (self.name, self.NAMES, "name"),
-            (self.schedule, SCHEDULES, "schedule"),
-            (self.items, ITEMS, "items"),
-        ):
-            if value not in known:
-                raise InputError(
-                    f"distill.terms: {field} {value!r} is unknown{nearest(value, known)}"
-                )
-        if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
-            raise InputError(
-                f"distill.terms: weight of {self.name!r} is {self.weight!r}; it must be a number"
-                " from 0 up"
-            )
-        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
-            raise InputError(
-                f"distill.terms: temperature of {self.name!r} is {self.temperature!r}; it must be"
-                " positive"
-            )
-        if self.sampled and (self.negatives < 1 or self.top < 0):
-            raise InputError(
-                f"distill.negatives={self.negatives}, distill.top={self.top}: for"
-                f" items={self.items!r} draw at least 1 negative, and take 0 or more of the"
-                " teacher's top items"
-            )
-        if not self.needs_teacher and self.teacher not in ("", OWN):
-            raise InputError(
-                f"distill.terms: {self.name!r} learns from clicks and reads no teacher; leave"
-                f" {self.teacher!r} out"
-            )
-        object.__setattr__(self, "teacher", self.teacher or OWN)
-        if not self.sampled:
-            object.__setattr__(self, "negatives", 0)
-        if not self.sampled or not self.needs_teacher:
-            object.__setattr__(self, "top", 0)
+    head: bool = False
+    negatives: int = 0
+    top: int = 0
 
     @property
     def sampled(self) -> bool:
@@ -88,44 +46,160 @@ class Term:
         return self.items.endswith("warm")
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.name != "ce"
+    def reads_teacher(self) -> bool:
+        return not isinstance(self.loss, SoftmaxLoss) or self.loss.reads_teacher
 
     @property
-    def label(self) -> str:
-        """What it is called in the log: 'kl', or 'kl:big' where the teacher 'big' is not the run's
-        own.
-        """
-        return self.name if self.teacher == OWN else f"{self.name}:{self.teacher}"
+    def num_top(self) -> int:
+        """The teacher's items of highest score that it reads exactly."""
+        if isinstance(self.loss, CandidateLoss):
+            return self.loss.top
+        return self.top if self.sampled and self.reads_teacher else 0
 
-    def weight_at(self, progress: Array) -> Array:
-        """The weight at ``progress`` in [0, 1] of training."""
-        if self.schedule == "linear":
-            return self.weight * (1.0 - progress)
-        if self.schedule == "cosine":
-            return self.weight * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        return self.weight * jnp.ones_like(progress)
-
-    def per_position(
-        self, logits: Array, batch: Batch, soft: TeacherScores | None, warm: Array | None
-    ) -> Array:
-        """Unweighted loss of each predicted position, f32 [B, P]."""
-        where = warm if self.warm else None
-        if self.name == "ce":
-            return softmax.cross_entropy(logits, batch["targets"], batch["target_weights"], where)
-        assert soft is not None
-        if isinstance(soft.scores, Listed):
-            p, entropy = softmax.listed(*soft.scores, self.temperature, where)
-            found = softmax.cross_entropy(logits / self.temperature, soft.scores.items, p, where)
-            return self.temperature**2 * (found - entropy if self.name == "kl" else found)
-        loss = {"kl": softmax.kl, "soft_ce": softmax.soft_cross_entropy}[self.name]
-        # Where tables are split, a teacher's may have rows at their end that are no items.
-        teacher = (
-            soft.scores.dense()[..., : logits.shape[-1]]
-            if isinstance(soft.scores, Factors)
-            else soft.scores
-        )
-        return loss(teacher, logits, self.temperature, where)
+    def identity(self) -> dict[str, Any]:
+        """All that determines what it computes."""
+        values = dataclasses.asdict(self)
+        loss = next(name for name, kind in LOSSES.items() if isinstance(self.loss, kind))
+        return values | {"loss": {"name": loss} | dataclasses.asdict(self.loss)}
 
 
 Objective = tuple[Term, ...]
+FIELDS = ("loss", "weight", "temperature", "items", "teacher", "head")
+
+
+def of_section(field: str, section: Mapping[str, Any], *, negatives: int = 0, top: int = 0) -> Term:
+    """The term of a config section; fields beyond ``FIELDS`` are hyper-parameters of its loss.
+
+    field: the section's full name, for errors; its last part is the term's name. Raises InputError
+    for what is unknown or cannot be.
+    """
+    values = dict(section)
+    kind = values.get("loss", "")
+    if kind not in LOSSES:
+        raise InputError(f"{field}.loss={kind!r} is unknown{nearest(kind, LOSSES)}")
+    loss_fields = {f.name: f.type for f in dataclasses.fields(LOSSES[kind])}
+    for name in values:
+        if name not in FIELDS and name not in loss_fields:
+            raise InputError(f"{field}.{name} is unknown{nearest(name, (*FIELDS, *loss_fields))}")
+    loss = LOSSES[kind](**{name: values[name] for name in loss_fields if name in values})
+    items = values.get("items", "all")
+    if items not in ITEMS:
+        raise InputError(f"{field}.items={items!r} is unknown{nearest(items, ITEMS)}")
+    term = Term(
+        field.rpartition(".")[2],
+        loss,
+        Schedule.of(values.get("weight", 1.0), f"{field}.weight"),
+        Schedule.of(values.get("temperature", 1.0), f"{field}.temperature", positive=True),
+        items,
+        values.get("teacher", OWN),
+        bool(values.get("head", False)),
+    )
+    _check_fields(term, field)
+    if not term.sampled:
+        return term
+    if negatives < 1 or top < 0:
+        raise InputError(
+            f"distill.negatives={negatives}, distill.top={top}: for {field}.items={items!r} draw at"
+            " least 1 negative, and take 0 or more of the teacher's top items"
+        )
+    return dataclasses.replace(term, negatives=negatives, top=top)
+
+
+def _check_fields(term: Term, field: str) -> None:
+    softmax = isinstance(term.loss, SoftmaxLoss)
+    if not term.reads_teacher and term.teacher != OWN:
+        raise InputError(
+            f"{field}.teacher={term.teacher!r}: this loss learns from clicks and reads no teacher;"
+            " leave it out"
+        )
+    if not (softmax and term.reads_teacher) and term.temperature != Schedule(1.0):
+        raise InputError(
+            f"{field}.temperature: only losses that compare two softmaxes have a temperature; leave"
+            " it at 1"
+        )
+    if term.head and isinstance(term.loss, VectorLoss):
+        raise InputError(f"{field}.head=True: losses of vectors have no scores; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the engines can compute for a model.
+
+    factorised: whether its scores are factors. owns_item_table: whether rows of its item table can
+    be gathered. num_items: of the catalogue. ranks: False where it gives classes of a pair. lists:
+    names of the teachers that list a few items.
+    """
+
+    factorised: bool
+    owns_item_table: bool
+    num_items: int
+    ranks: bool = True
+    lists: Collection[str] = ()
+
+
+def check(objective: Objective, limits: Limits, where: str) -> None:
+    """Raises InputError for a term that no engine can compute, before anything is trained.
+
+    where: the section of the terms, for the error.
+    """
+    sampled = [term for term in objective if term.sampled]
+    if sampled and len(sampled) < len(objective):
+        raise InputError(
+            f"{where}: some terms read a sample of the catalogue and some all of it, and a step"
+            " does one or the other; give all of them items='sampled' or 'sampled_warm', or none"
+        )
+    for term in objective:
+        field = f"{where}.{term.name}" if len(objective) > 1 else where
+        if sampled:
+            _check_sampled(term, limits, field)
+        if isinstance(term.loss, SoftmaxLoss):
+            if term.teacher in limits.lists and term.reads_teacher:
+                if term.loss.entropy_coefficient is None:
+                    raise InputError(
+                        f"{field}: the teacher {term.teacher!r} lists a few items, and this loss"
+                        " needs a score of every item; use a loss that is a cross-entropy (kl,"
+                        " soft_ce), or one of candidates"
+                    )
+            continue
+        if not limits.ranks:
+            raise InputError(f"{field}: this loss compares rankings of items; use task='rank'")
+        if isinstance(term.loss, VectorLoss):
+            _check_vectors(term, limits, field)
+        elif term.loss.top + term.loss.drawn < 1:
+            raise InputError(f"{field}.top=0 and drawn=0 leave no candidate; raise one of them")
+        elif term.loss.top > limits.num_items:
+            raise InputError(
+                f"{field}.top={term.loss.top} is more than the {limits.num_items} items there are"
+            )
+
+
+def _check_sampled(term: Term, limits: Limits, field: str) -> None:
+    if not limits.factorised:
+        raise InputError(
+            f"{field}.items={term.items!r} needs a model whose scores factorise; use items='all' or"
+            " 'warm', or another student.name"
+        )
+    if not limits.owns_item_table:
+        raise InputError(
+            f"{field}.items={term.items!r} gathers rows of an item table, and this model owns none;"
+            " use items='all' or 'warm' (a student class declares its table in ``tables``)"
+        )
+    if term.negatives + term.top >= limits.num_items:
+        raise InputError(
+            f"distill.negatives={term.negatives} and distill.top={term.top} are no sample of"
+            f" {limits.num_items} items; lower them, or use items='all' or 'warm' in {field}"
+        )
+
+
+def _check_vectors(term: Term, limits: Limits, field: str) -> None:
+    assert isinstance(term.loss, VectorLoss)
+    if not limits.factorised or term.teacher in limits.lists:
+        raise InputError(
+            f"{field}: this loss compares vectors, and the student or the teacher has none; use"
+            " another loss, another student.name or another teacher"
+        )
+    if term.sampled and term.loss.of_items and not term.loss.drawn:
+        raise InputError(
+            f"{field}.drawn=0 reads the vectors of all items, and items={term.items!r} a sample;"
+            " set drawn to a number of items"
+        )

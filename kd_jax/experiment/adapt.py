@@ -31,12 +31,14 @@ from kd_jax.core import process
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import disk_is_full, fingerprint, locked, write_json
 from kd_jax.core.logging import Log
-from kd_jax.core.scores import TeacherScores
+from kd_jax.core.scores import Factors, TeacherScores
 from kd_jax.core.types import Array, Batch, Params, PyTree
 from kd_jax.data import text
 from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
-from kd_jax.distillation.term import Term
+from kd_jax.distillation.teachers import Teacher
+from kd_jax.distillation.term import OWN, Term
+from kd_jax.losses.feature import SquaredDistance
 from kd_jax.experiment.config import changed, language_model, recipe
 from kd_jax.experiment.run import Run, written
 from kd_jax.experiment.setup import MODELS
@@ -46,7 +48,8 @@ from kd_jax.models.scorer import Frozen, factorises, split
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.models.teachers.text_tower import ItemTower, TextTower
 from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.loop import Trained, train
+from kd_jax.training.job import Trained, TrainingJob
+from kd_jax.training.loop import train
 
 # What of ``teacher`` says how the language model learns; the rest is the run's own.
 RECIPE = {
@@ -69,19 +72,7 @@ FEWEST = 2 * HELD_OUT
 COMPILE_TOKENS = 50_000  # of items that are read while one more shape is compiled
 
 
-@dataclasses.dataclass(frozen=True)
-class SquaredDistance(Term):
-    """Half the mean squared difference to the vectors that the teacher gives, in place of a
-    softmax.
-    """
-
-    NAMES: ClassVar[tuple[str, ...]] = ("squared_distance",)
-
-    def per_position(
-        self, logits: Array, batch: Batch, soft: TeacherScores | None, warm: Array | None
-    ) -> Array:
-        assert soft is not None and isinstance(soft.scores, jax.Array)
-        return 0.5 * jnp.mean((logits - soft.scores) ** 2, axis=-1)
+OBJECTIVE = (Term("vectors", SquaredDistance()),)
 
 
 def item_vectors(run: Run, model: str, seed: int) -> tuple[np.ndarray, Any]:
@@ -162,21 +153,23 @@ class Adaptation:
             "weights": self.lm.checksum,
         }
         with Checkpoints(run.workdir / "adapted" / fingerprint(identity), identity) as checkpoints:
+            vectors = Teacher({"vectors": self.targets}, _item_vectors, lambda: np.zeros(0))
             return train(
-                self.graphdef,
-                self.params,
-                self.constants,
-                name="adapt",
-                seed=self.seed,
-                examples=self.examples(),
-                objective=(SquaredDistance("squared_distance"),),
-                recipe=how,
-                evaluate=self.explained(self.held),
-                checkpoints=checkpoints,
-                mesh=run.mesh,
-                log=run.log,
-                teachers={"teacher": {"vectors": self.targets}},
-                teacher_scores={"teacher": _wanted},
+                TrainingJob(
+                    "adapt",
+                    self.seed,
+                    self.graphdef,
+                    self.params,
+                    self.constants,
+                    self.examples(),
+                    OBJECTIVE,
+                    how,
+                    self.explained(self.held),
+                    checkpoints,
+                    run.mesh,
+                    run.log,
+                    teachers={OWN: vectors},
+                )
             )
 
     def examples(self) -> Examples:
@@ -200,7 +193,7 @@ class Adaptation:
             batch = {
                 "ids": ids,
                 "mask": mask,
-                "item": chosen,
+                "row": chosen,
                 "weights": self.weights[chosen][:, None],
             }
             return (
@@ -259,8 +252,9 @@ def mixed(first: Params, trained: Params, mix: float) -> Params:
     return jax.tree_util.tree_map_with_path(between, first, trained)
 
 
-def _wanted(arrays: PyTree, batch: Batch) -> TeacherScores:
-    return TeacherScores(arrays["vectors"][batch["item"]][:, None])
+def _item_vectors(arrays: PyTree, batch: Batch) -> TeacherScores:
+    contexts = arrays["vectors"][batch["row"]][:, None]
+    return TeacherScores(Factors(contexts, jnp.zeros((0, contexts.shape[-1])), jnp.zeros(0)))
 
 
 def adapt(

@@ -42,7 +42,8 @@ from kd_jax.report.console import console_table
 from kd_jax.report.headline import headline
 from kd_jax.serving import exporters
 from kd_jax.training.checkpoint import Checkpoints, check_identity
-from kd_jax.training.loop import TABLES_SHARE, Trained, train
+from kd_jax.training.job import Trained, TrainingJob
+from kd_jax.training.loop import TABLES_SHARE, train
 from kd_jax.training.preemption import Preempted
 
 
@@ -108,7 +109,7 @@ class Pipeline(Run):
             bias = np.asarray(teachers[OWN].bias())
             start = jax.tree_util.Partial(lambda start, bias: start() | {"bias": bias}, start, bias)
         teachers = {
-            term.teacher: teachers[term.teacher] for term in objective if term.needs_teacher
+            term.teacher: teachers[term.teacher] for term in objective if term.reads_teacher
         }
         judge = self.task.scorer(built.graphdef, "valid", built.history, full=False)
         live = model.endswith("teacher") and trains_text(self.settings(model).teacher)
@@ -120,22 +121,23 @@ class Pipeline(Run):
             teachers, examples, int(TABLES_SHARE * sharding.device_memory())
         )
         return train(
-            built.graphdef,
-            start or built.params,
-            built.constants,
-            name=model,
-            seed=seed,
-            examples=examples,
-            objective=objective,
-            recipe=recipe,
-            evaluate=functools.partial(self._validate, judge),
-            checkpoints=checkpoints,
-            mesh=self.mesh,
-            log=self.log,
-            teachers={name: teacher.arrays for name, teacher in teachers.items()},
-            teacher_scores={name: teacher.scores for name, teacher in teachers.items()},
-            refresh=self.refresh(built, (VALID,)) if live else None,
-            traces=self._traces(model, seed) if self.config.trace else None,
+            TrainingJob(
+                model,
+                seed,
+                built.graphdef,
+                start or built.params,
+                built.constants,
+                examples,
+                objective,
+                recipe,
+                functools.partial(self._validate, judge),
+                checkpoints,
+                self.mesh,
+                self.log,
+                teachers=teachers,
+                refresh=self.refresh(built, (VALID,)) if live else None,
+                traces=self._traces(model, seed) if self.config.trace else None,
+            )
         )
 
     def _traces(self, model: str, seed: int) -> Path:
@@ -169,7 +171,7 @@ class Pipeline(Run):
                 continue
             self.recipe(model)
             objective = self.objective(model)
-            if model not in TEACHER_OF and any(term.needs_teacher for term in objective):
+            if model not in TEACHER_OF and any(term.reads_teacher for term in objective):
                 raise InputError(
                     f"distill.clicks={self.config.distill.clicks}: {model} learns from clicks"
                     " alone; use a 'ce' term"
@@ -198,7 +200,7 @@ class Pipeline(Run):
         """Say which sources nobody reads, and which the control does without."""
         students = [model for model in TEACHER_OF if model in self.config.stages]
         read = {
-            model: [term.teacher for term in self.objective(model) if term.needs_teacher]
+            model: [term.teacher for term in self.objective(model) if term.reads_teacher]
             for model in students
         }
         if unread := (

@@ -34,6 +34,7 @@ from kd_jax.data.examples.rating import rate_examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.devices import sharding
 from kd_jax.distillation.term import Term
+from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.evaluation import evaluator
 from kd_jax.evaluation.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
 from kd_jax.experiment.config import changed, selects
@@ -42,6 +43,7 @@ from kd_jax.models.language import encoding
 from kd_jax.models.scorer import split
 from kd_jax.models.teachers.cross_encoder import PairRanker
 from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.job import TrainingJob
 from kd_jax.training.loop import train
 from kd_jax.training.recipe import Recipe
 
@@ -181,18 +183,20 @@ class Reranker:
         }  # fmt: skip
         with Checkpoints(folder / fingerprint(identity), identity) as checkpoints:
             trained = train(
-                self.graphdef,
-                self.params,
-                self.constants,
-                name="rerank",
-                seed=self.seed,
-                examples=examples,
-                objective=(Term("ce"),),
-                recipe=run.recipe("teacher"),
-                evaluate=self._validate,
-                checkpoints=checkpoints,
-                mesh=run.mesh,
-                log=run.log,
+                TrainingJob(
+                    "rerank",
+                    self.seed,
+                    self.graphdef,
+                    self.params,
+                    self.constants,
+                    examples,
+                    (Term("clicks", CrossEntropy()),),
+                    run.recipe("teacher"),
+                    self._validate,
+                    checkpoints,
+                    run.mesh,
+                    run.log,
+                )
             )
         return trained.params, trained.seconds
 

@@ -1,5 +1,4 @@
-"""Losses over a sample of the catalogue: the same ce, soft_ce and kl where even one pass over all
-items is too much.
+"""Softmax losses over a sample of the catalogue, where even one pass over all items is too much.
 
 Negatives are drawn once per step and shared by its rows, with replacement, from a proposal q. A
 row's softmax then has two kinds of items. Its *own*, which are always in and count once: its
@@ -8,7 +7,7 @@ q) items, so that every sum over the catalogue (a softmax's normaliser, a teache
 estimated without bias; a negative that is one of the row's own is masked. The weight enters as
 -log(n q) beside the logit, after the temperature. What stays biased is a logarithm or a ratio of
 those sums, by O(1/n); ``benchmarks/sampled_bias.py`` measures it. Only vectors of the items in play
-are read, so the tables' gradients are those of few rows (``kd_jax/sparse.py``).
+are read, so the tables' gradients are those of few rows (``kd_jax/training/lazy_adam.py``).
 
 Sources: Bengio and Senécal, "Adaptive importance sampling to accelerate training of a neural
 probabilistic language model", 2008; Jean et al., ACL 2015 (one sample for a whole batch); Yi et
@@ -25,15 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, tile_size
 from kd_jax.core.types import PAD
-from kd_jax.losses.streamed import Loss, Rows
-
-TOP_CHUNK = 2**14  # items that are ranked at once
+from kd_jax.losses.base import RowStatistics
+from kd_jax.losses.dense import statistics
+from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm
 
 
 class Draws(NamedTuple):
@@ -71,79 +70,43 @@ def draw(starts: UInt32[Array, " I"], number: int, key: Array) -> Draws:
     return Draws(items, jnp.log(share) + (math.log(number) - 32 * math.log(2)))
 
 
-def top_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
-    """The ``k`` items of highest score per row, exact, in chunks of the catalogue; at the cost of
-    one product with it.
-
-    PAD where there are fewer than k items.
-    """
-    count = len(factors.bias)
-    chunk = min(count, TOP_CHUNK)
-    vectors = jnp.pad(factors.vectors, ((0, -count % chunk), (0, 0)))
-    bias = jnp.pad(factors.bias.astype(jnp.float32), (0, -count % chunk), constant_values=NEGATIVE)
-    shape = (*factors.contexts.shape[:-1], k)
-
-    def visit(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-        part = [lax.dynamic_slice_in_dim(x, start, chunk) for x in (vectors, bias)]
-        values, index = lax.top_k(Factors(factors.contexts, *part).dense(), min(k, chunk))
-        values = jnp.concatenate([best[0], values], -1)
-        items = jnp.concatenate([best[1], (start + index).astype(jnp.int32)], -1)
-        values, index = lax.top_k(values, k)
-        return (values, jnp.take_along_axis(items, index, -1)), None
-
-    empty = (jnp.full(shape, -jnp.inf), jnp.full(shape, PAD, jnp.int32))
-    (_, items), _ = lax.scan(visit, empty, jnp.arange(0, len(bias), chunk))
-    return jnp.where(items < count, items, PAD)
-
-
 def mean_losses(
-    losses: tuple[Loss, ...],
-    coefficients: Float[Array, " K"],
+    terms: tuple[SoftmaxTerm, ...],
     student: Factors,
-    rows: Rows,
+    inputs: Inputs,
     draws: Draws,
-    teacher: Factors | None = None,
-    warm: Bool[Array, " I"] | None = None,
     tile: int = 0,
-) -> tuple[Float[Array, ""], Float[Array, " K"]]:
-    """``catalogue.mean_losses`` estimated from ``draws``: (the sum weighted by ``coefficients``,
-    the mean losses [K]).
+) -> tuple[Float[Array, ""], Float[Array, " N"]]:
+    """``streamed.mean_losses`` estimated from ``draws``: (the sum weighted by the coefficients, the
+    mean losses [N]).
 
     Items are indices into the factors, which may hold the whole catalogue or only those that are in
     play. A row's own items are its targets and ``teacher.top``. With every item drawn once and
     expected once this is the full loss. tile: logits that are made at once, 0 for the default; more
     rows than fit are visited in turn, and again for the gradient.
     """
-    number = len(draws.items)
-    order = jnp.arange(number)
-    # An item that was drawn several times keeps one column, with the weight of all.
-    column = jnp.full(len(student.bias), number).at[draws.items].min(order)
-    times = jnp.zeros(len(student.bias)).at[draws.items].add(1.0)[draws.items]
-    stands_for = jnp.where(
-        column[draws.items] == order, jnp.log(times) - draws.log_expected, NEGATIVE
-    )
+    rows, teacher = inputs.rows, inputs.teacher
+    negatives = _columns(student, draws)
     own = None if teacher is None else teacher.top
     contexts = (student.contexts, None if teacher is None else teacher.contexts)
 
     def visit(part: tuple[tuple[Array, Array | None], Rows, Array | None]) -> Array:
         (from_student, from_teacher), here, top = part
+        some = None
+        if teacher is not None and from_teacher is not None:
+            some = teacher._replace(contexts=from_teacher)
         return _means(
-            losses,
+            terms,
             student._replace(contexts=from_student),
-            (
-                None
-                if teacher is None or from_teacher is None
-                else teacher._replace(contexts=from_teacher)
-            ),
-            here,
+            inputs._replace(rows=here, teacher=some),
             here.targets if top is None else jnp.concatenate([here.targets, top], 1),
-            (draws.items, stands_for, column),
-            warm,
+            negatives,
         )
 
     parts = (contexts, rows, own)
-    size, mine = len(rows.weights), rows.targets.shape[1] + (0 if own is None else own.shape[1])
-    cost = number + mine * (1 + student.vectors.shape[1])  # floats per row
+    size = len(rows.weights)
+    mine = rows.targets.shape[1] + (0 if own is None else own.shape[1])
+    cost = len(draws.items) + mine * (1 + student.vectors.shape[1])  # floats per row
     tiles = -(-size * cost // (4 * (tile or tile_size())))
     if tiles <= 1:
         means = visit(parts)
@@ -151,46 +114,53 @@ def mean_losses(
         height = -(-size // tiles)
 
         def cut(x: Array) -> Array:
-            """[R, …] -> [tiles, height, …]: every tile takes rows from all devices of the ``data``
-            axis.
-            """
+            """[R, …] -> [tiles, height, …]: a tile takes rows from all devices of ``data``."""
             x = jnp.pad(x, ((0, height * tiles - size), *[(0, 0)] * (x.ndim - 1)))
             return jnp.moveaxis(x.reshape(height, tiles, *x.shape[1:]), 1, 0)
 
         means = lax.map(jax.checkpoint(visit), jax.tree.map(cut, parts)).sum(0)
-    return jnp.sum(coefficients * means), means
+    return jnp.sum(inputs.coefficients * means), means
+
+
+class _Negatives(NamedTuple):
+    """Drawn items [N], the log of how many items each stands for [N], and each item's column [I],
+    N for an item that was not drawn.
+    """
+
+    items: Array
+    stands_for: Array
+    column: Array
+
+
+def _columns(student: Factors, draws: Draws) -> _Negatives:
+    """An item that was drawn several times keeps one column, with the weight of all."""
+    number = len(draws.items)
+    order = jnp.arange(number)
+    column = jnp.full(len(student.bias), number).at[draws.items].min(order)
+    times = jnp.zeros(len(student.bias)).at[draws.items].add(1.0)[draws.items]
+    first = column[draws.items] == order
+    stands_for = jnp.where(first, jnp.log(times) - draws.log_expected, NEGATIVE)
+    return _Negatives(draws.items, stands_for, column)
 
 
 def _means(
-    losses: tuple[Loss, ...],
+    terms: tuple[SoftmaxTerm, ...],
     student: Factors,
-    teacher: Factors | None,
-    rows: Rows,
+    inputs: Inputs,
     own: Int[Array, "R C"],
-    negatives: tuple[Array, Array, Array],
-    warm: Array | None,
+    negatives: _Negatives,
 ) -> Array:
-    """Weighted sum over these rows of each loss, [K]. negatives: items [N], log weights [N], each
-    item's column [I].
-    """
-    items, stands_for, column = negatives
+    """Weighted sum over these rows of each loss, [N]."""
+    rows, teacher, warm = inputs.rows, inputs.teacher, inputs.warm
+    items = negatives.items
     targets = rows.targets.shape[1]
     index = jnp.maximum(own, 0)
-    repeated = jnp.any(jnp.tril(own[:, :, None] == own[:, None, :], -1), -1)
-    once = jnp.where((own == PAD) | repeated, NEGATIVE, 0.0)
-    hit = jnp.where(own == PAD, len(items), column[index])
-    grid = jnp.arange(len(own))[:, None]
-    rest = (
-        jnp.broadcast_to(stands_for[None], (len(own), len(items)))
-        .at[grid, hit]
-        .set(NEGATIVE, mode="drop")
-    )
-    every = jnp.concatenate([once, rest], 1)
-    counted = jnp.where(rows.targets == PAD, 0.0, rows.target_weights)
+    every = _log_weights(own, negatives)
     some_warm = every
     if warm is not None:
-        some_warm = jnp.where(jnp.concatenate([warm[index], jnp.broadcast_to(warm[items][None], rest.shape)], 1),
-                              every, NEGATIVE)  # fmt: skip
+        drawn_warm = jnp.broadcast_to(warm[items][None], (len(own), len(items)))
+        some_warm = jnp.where(jnp.concatenate([warm[index], drawn_warm], 1), every, NEGATIVE)
+    counted = jnp.where(rows.targets == PAD, 0.0, rows.target_weights)
 
     def logits(factors: Factors) -> Array:
         """f32 [R, C + N]."""
@@ -203,26 +173,48 @@ def _means(
         part = Factors(factors.contexts, factors.vectors[items], factors.bias[items])
         return jnp.concatenate([near, part.dense()], 1)
 
-    scores, values = logits(student), []
+    def temperature(term: SoftmaxTerm) -> float | Array:
+        if term.softmax.scheduled < 0:
+            return term.softmax.temperature
+        assert inputs.temperatures is not None
+        return inputs.temperatures[term.scheduled]
+
+    scores = logits(student)
     soft = None if teacher is None else lax.stop_gradient(logits(teacher))
-    for loss in losses:
-        weights = some_warm if loss.warm else every
+    values = []
+    for term in terms:
+        weights = some_warm if term.warm else every
         some = jnp.max(weights, 1) > NEGATIVE / 2  # a softmax without any item has loss 0
-        scaled = scores / loss.temperature if loss.name != "ce" else scores
-        normaliser = jax.nn.logsumexp(scaled + weights, axis=1)
-        if loss.name == "ce":
-            share = (
-                jnp.where(warm[index[:, :targets]], counted, 0.0)
-                if loss.warm and warm is not None
-                else counted
-            )
-            per_row = jnp.sum(share * (normaliser[:, None] - scaled[:, :targets]), 1)
-        else:
+        if term.loss.reads_teacher:
             assert soft is not None
-            target = soft / loss.temperature
-            total = jax.nn.logsumexp(target + weights, axis=1)[:, None]
-            probability = jnp.exp(target + weights - total)
-            gap = normaliser[:, None] - scaled + (target - total if loss.name == "kl" else 0.0)
-            per_row = loss.temperature**2 * jnp.sum(probability * gap, 1)
+            scale = temperature(term)
+            log_probs = [
+                x / scale - jax.nn.logsumexp(x / scale + weights, axis=1)[:, None]
+                for x in (scores, soft)
+            ]
+            per_row = scale**2 * term.loss.value(statistics(term.loss, *log_probs, weights))
+        else:
+            share = counted
+            if term.warm and warm is not None:
+                share = jnp.where(warm[index[:, :targets]], counted, 0.0)
+            log_z = jax.nn.logsumexp(scores + weights, axis=1)
+            hit = jnp.sum(share * (scores[:, :targets] - log_z[:, None]), 1)
+            zero = jnp.zeros(len(own))
+            per_row = term.loss.value(
+                RowStatistics(zero, target_logit=hit, target_weight=share.sum(1))
+            )
         values.append(jnp.sum(jnp.where(some, per_row, 0.0) * rows.weights))
     return jnp.stack(values)
+
+
+def _log_weights(own: Int[Array, "R C"], negatives: _Negatives) -> Float[Array, "R CN"]:
+    """The log of how many items each column of a row stands for: own items once, negatives that are
+    none of them as drawn.
+    """
+    repeated = jnp.any(jnp.tril(own[:, :, None] == own[:, None, :], -1), -1)
+    once = jnp.where((own == PAD) | repeated, NEGATIVE, 0.0)
+    number = len(negatives.items)
+    hit = jnp.where(own == PAD, number, negatives.column[jnp.maximum(own, 0)])
+    grid = jnp.arange(len(own))[:, None]
+    rest = jnp.broadcast_to(negatives.stands_for[None], (len(own), number))
+    return jnp.concatenate([once, rest.at[grid, hit].set(NEGATIVE, mode="drop")], 1)

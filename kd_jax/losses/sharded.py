@@ -11,11 +11,11 @@ from jax.sharding import Mesh, PartitionSpec
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, Axes
 from kd_jax.devices.sharding import spare
-from kd_jax.losses.streamed import Engine, Inputs, Loss, local
+from kd_jax.losses.streamed import Engine, Inputs, SoftmaxTerm, local
 
 
 def engine_for(mesh: Mesh) -> Engine | None:
-    """How ``catalogue.mean_losses`` runs on this mesh: rows stay on their ``data`` slice, items on
+    """How ``streamed.mean_losses`` runs on this mesh: rows stay on their ``data`` slice, items on
     their ``model`` one.
 
     What crosses devices is per row (normalisers, contexts' gradients) over ``model``, and the item
@@ -36,25 +36,28 @@ def engine_for(mesh: Mesh) -> Engine | None:
         excluded = None if factors.excluded is None else rows
         return factors._replace(contexts=rows, vectors=items, bias=items, excluded=excluded)
 
-    def run(losses: tuple[Loss, ...], gradients: bool, student: Factors, inputs: Inputs) -> Any:
-        given, coefficients, teacher, warm = inputs
+    def run(
+        terms: tuple[SoftmaxTerm, ...], gradients: bool, student: Factors, inputs: Inputs
+    ) -> Any:
+        given, coefficients, teacher, warm, temperatures = inputs
         count = len(student.bias)
         student, teacher = padded(student), None if teacher is None else padded(teacher)
         warm = None if warm is None else jnp.pad(warm, (0, spare(count, mesh)))
-        taken = (
+        taken = Inputs(
             rows,
             whole,
             None if teacher is None else spec(teacher),
             None if warm is None else items,
+            None if temperatures is None else whole,
         )
         axes = Axes("data", "model")
         values, slopes = jax.shard_map(
-            lambda s, i: local(losses, gradients, s, i, axes),
+            lambda s, i: local(terms, gradients, s, i, axes),
             mesh=mesh,
             in_specs=(spec(student), taken),
             out_specs=(whole, (rows, items, items) if gradients else None),
             check_vma=False,
-        )(student, (given, coefficients, teacher, warm))
+        )(student, Inputs(given, coefficients, teacher, warm, temperatures))
         return values, slopes and (slopes[0], slopes[1][:count], slopes[2][:count])
 
     return run

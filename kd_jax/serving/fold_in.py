@@ -10,12 +10,14 @@ import optax
 from flax import nnx
 
 from kd_jax.core.types import Batch, Params
-from kd_jax.distillation.objective import mean_loss
+from kd_jax.distillation.objective import StepInputs, mean_loss
 from kd_jax.distillation.term import Term
+from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.scorer import Scorer
 
 FOLD_IN_STEPS, FOLD_IN_RATE, FOLD_IN_DECAY = 100, 0.05, 1e-2
 FOLD_IN_RECENCY = 5.0  # interactions after which a history item counts 1/e
+CLICKS = (Term("clicks", CrossEntropy()),)
 
 
 def fold_in(model: Scorer, batch: Batch) -> Scorer:
@@ -34,9 +36,7 @@ def fold_in(model: Scorer, batch: Batch) -> Scorer:
     def fit(start: Params, rest: Params) -> Params:
         def loss(row: Params) -> jax.Array:
             merged: Any = nnx.merge(graphdef, row, rest)
-            fit, _ = mean_loss(
-                (Term("ce"),), merged.logits(batch), batch, None, None, jnp.zeros(())
-            )
+            fit, _ = mean_loss(CLICKS, merged.logits(batch), StepInputs(batch))
             return fit + FOLD_IN_DECAY * optax.tree.norm(row, squared=True)
 
         def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], None]:

@@ -33,7 +33,13 @@ def _rank(metrics: PyTree) -> tuple[float, int]:
 
 def to_plain(state: TrainState) -> dict[str, Any]:
     """A nested dict of arrays with string keys, whatever containers optax and Flax use inside."""
-    return serialization.to_state_dict(state._asdict())
+    return serialization.to_state_dict(_present(state))
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The parts of a state that hold anything."""
+    fields = state._asdict()
+    return fields if state.auxiliary else {k: v for k, v in fields.items() if k != "auxiliary"}
 
 
 def _bound(folder: Path) -> bool:
@@ -203,7 +209,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=args, data=ocp.args.JsonRestore())
             )
             data.set_state(restored["data"])
-        return TrainState(**serialization.from_state_dict(like._asdict(), restored["state"]))
+        return TrainState(**serialization.from_state_dict(_present(like), restored["state"]))
 
     def plain(self, step: int) -> dict[str, Any]:
         """The whole state of ``step`` as a nested dict of host arrays."""

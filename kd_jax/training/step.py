@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,36 +13,55 @@ from flax import nnx
 from kd_jax.core.scores import Factors, Listed, TeacherScores
 from kd_jax.core.tables import distinct, gather_rows, scatter_rows, take, with_rows
 from kd_jax.core.types import Array, Batch, Params, PyTree, TrainState
-from kd_jax.distillation.objective import Teachers, mean_loss
+from kd_jax.distillation.objective import StepInputs, chosen_items, mean_loss
+from kd_jax.distillation.teachers import TeacherFn
 from kd_jax.distillation.term import Objective
-from kd_jax.losses.sampled import Draws, draw, top_items
+from kd_jax.losses.candidates import CandidateItems, top_items
+from kd_jax.losses.sampled import draw
 from kd_jax.losses.streamed import Engine
+
+AUXILIARY = "auxiliary"  # the key of auxiliary parameters beside those of the model
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """All of a train step that does not change from step to step.
+
+    graphdef: with ``state.params`` and the constants the model (``nnx.merge``). teacher_fns: by
+    name, (that teacher's arrays, batch) -> its scores. lazy: the table rows that the batch touches
+    are optimised alone, for a ``tx`` that knows of rows (``lazy_adam``). table_rows: rows of tables
+    that the model reads as a whole, where ``state`` has more; those stay as they are.
+    """
+
+    graphdef: nnx.GraphDef
+    objective: Objective
+    tx: optax.GradientTransformation
+    total_steps: int
+    teacher_fns: Mapping[str, TeacherFn] = dataclasses.field(default_factory=dict)
+    engine: Engine | None = None
+    lazy: bool = False
+    table_rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Gathered(NamedTuple):
     """A step's inputs with the rows of tables that it needs in place of the tables, and indices
     into those rows.
 
-    rows: parameter -> int32 [K], its rows, distinct and sorted (``sparse.distinct``).
+    rows: parameter -> int32 [K], its rows, distinct and sorted (``tables.distinct``).
     """
 
     rows: dict[str, Array]
-    batch: Batch
-    teachers: Teachers
-    warm: Array | None
-    draws: Draws | None
+    inputs: StepInputs
 
 
-def gathered(
-    model: Any, objective: Objective, batch: Batch, teachers: Teachers, key: Array, every: bool
-) -> Gathered:
-    """What a step reads of ``model``'s tables. Items' tables are gathered where the objective
-    samples the catalogue or the batch names items; users' ones (and, for the latter, items') only
-    if ``every`` asks for it.
+def gathered(spec: StepSpec, model: Any, inputs: StepInputs, key: Array) -> Gathered:
+    """What a step reads of the tables of ``model``.
+
+    Item tables are gathered where the objective samples the catalogue; user tables (and item
+    tables, where the batch names items) only if ``spec.lazy``.
     """
-    warm = None if model.warm is None else model.warm[...]
     rows: dict[str, Array] = {}
-    batch = dict(batch)
+    batch = dict(inputs.batch)
 
     def index(kind: str, *values: Array) -> tuple[Array, tuple[Array, ...]]:
         tables = [name for name, of in model.tables.items() if of == kind and hasattr(model, name)]
@@ -49,43 +69,62 @@ def gathered(
         rows.update(dict.fromkeys(tables, found))
         return found, places
 
-    if every and "user" in model.tables.values():
+    if spec.lazy and "user" in model.tables.values():
         _, (batch["user"],) = index("user", batch["user"])
-    if every and "item" in batch:
+    if spec.lazy and "item" in batch:
         _, (batch["item"],) = index("item", batch["item"])
-    if not objective[0].sampled:
-        return Gathered(rows, batch, teachers, warm, None)
-    draws = draw(model.proposal[...], objective[0].negatives, key)
-    values = [batch["targets"], draws.items]
-    if model.reads_history:
-        values.append(batch["history"])
-    top = max(term.top for term in objective)
-    named: list[str] = []  # teachers that name items: those they list, or score highest
-    for name, soft in teachers.items():
-        if isinstance(soft.scores, Listed):
-            values.append(soft.scores.items)
-        elif isinstance(soft.scores, Factors) and top:
-            values.append(
-                top_items(soft.scores, top) if soft.scores.top is None else soft.scores.top
-            )
-        else:
-            continue
-        named.append(name)
-    found, (batch["targets"], items, *others) = index("item", *values)
-    if model.reads_history:
-        batch["history"] = others.pop(0)
-    places = dict(zip(named, others, strict=True))
-    cut: dict[str, TeacherScores] = {}
-    for name, soft in teachers.items():
+    if not spec.objective[0].sampled:
+        return Gathered(rows, inputs._replace(batch=batch))
+    draws = draw(model.proposal[...], spec.objective[0].negatives, key)
+    named = _named_items(spec.objective, batch, inputs, model.reads_history) | {
+        "draws": draws.items
+    }
+    found, places = index("item", *named.values())
+    at = dict(zip(named, places, strict=True))
+    for name in ("targets", "history"):
+        batch[name] = at.get(name, batch.get(name))
+    teachers = {}
+    for name, soft in inputs.teachers.items():
         scores = soft.scores
         if isinstance(scores, Listed):
-            scores = scores._replace(items=places[name])
+            scores = scores._replace(items=at[f"list of {name}"])
         elif isinstance(scores, Factors):
-            vectors, bias = take(scores.vectors, found), take(scores.bias, found)
-            scores = Factors(scores.contexts, vectors, bias, top=places.get(name))
-        cut[name] = soft._replace(scores=scores)
-    warm = None if warm is None else take(warm, found)
-    return Gathered(rows, batch, cut, warm, draws._replace(items=items))
+            vectors = take(scores.vectors, found)
+            bias = take(scores.bias, found)
+            scores = Factors(scores.contexts, vectors, bias, top=at.get(f"top of {name}"))
+        teachers[name] = soft._replace(scores=scores)
+    items = {
+        name: CandidateItems(at[f"candidates of {name}"], at[f"drawn of {name}"])
+        for name in inputs.items
+    }
+    warm = None if inputs.warm is None else take(inputs.warm, found)
+    draws = draws._replace(items=at["draws"])
+    return Gathered(
+        rows,
+        inputs._replace(batch=batch, teachers=teachers, warm=warm, draws=draws, items=items),
+    )
+
+
+def _named_items(
+    objective: Objective, batch: Batch, inputs: StepInputs, reads_history: bool
+) -> dict[str, Array]:
+    """All arrays of item indices that an objective over a sample of the catalogue reads."""
+    found = {"targets": batch["targets"]}
+    if reads_history:
+        found["history"] = batch["history"]
+    top = max((term.top for term in objective if term.reads_teacher), default=0)
+    for name, soft in inputs.teachers.items():
+        scores = soft.scores
+        if isinstance(scores, Listed):
+            found[f"list of {name}"] = scores.items
+        elif isinstance(scores, Factors) and top:
+            known = scores.top is not None and scores.top.shape[-1] >= top
+            best = scores.top[..., :top] if known and scores.top is not None else None
+            found[f"top of {name}"] = top_items(scores, top) if best is None else best
+    for name, chosen in inputs.items.items():
+        found[f"candidates of {name}"] = chosen.top
+        found[f"drawn of {name}"] = chosen.drawn
+    return found
 
 
 def train_step(
@@ -94,50 +133,54 @@ def train_step(
     constants: PyTree,
     teachers: Mapping[str, PyTree],
     *,
-    graphdef: nnx.GraphDef,
-    objective: Objective,
-    tx: optax.GradientTransformation,
-    total_steps: int,
-    teacher_scores: Mapping[str, Callable[[PyTree, Batch], TeacherScores]] | None = None,
-    run: Engine | None = None,
-    gather: bool = False,
-    rows: dict[str, int] | None = None,
-) -> tuple[TrainState, dict[str, Array]]:
+    spec: StepSpec,
+) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser step of any model: teacher fine-tuning, plain student and distilled student.
 
-    ``graphdef``, ``state.params`` and ``constants`` make up the model (``nnx.merge``);
-    ``constants`` are not trained. ``teacher_scores[name](teachers[name], batch)`` is what that
-    teacher says, from an online teacher's parameters or from cached labels; None when no term reads
-    a teacher. run: see ``catalogue.mean_losses``. gather: the rows of tables that the batch touches
-    are optimised alone, for a ``tx`` that knows of rows (``kd_jax/sparse.py``). rows: of tables
-    that the model reads as a whole, where ``state`` has more; those stay as they are. Pure: jit it
-    with the keyword arguments bound.
+    constants: what the model reads and training does not change. teachers: by name, the arrays of
+    ``spec.teacher_fns``. Returns the new state and the metrics 'loss', 'terms' (by name) and
+    'grad_norm'. Pure: jit it with ``spec`` bound.
     """
-    progress = state.step / total_steps
-    says = {name: scores(teachers[name], batch) for name, scores in (teacher_scores or {}).items()}
-    soft = jax.lax.stop_gradient(says)
-
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    whole: Any = nnx.merge(graphdef, with_rows(state.params, rows or {}), constants)
-    given = gathered(whole, objective, batch, soft, jax.random.fold_in(key, 1), gather)
-
-    def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
-        params = params if gather else gather_rows(params, given.rows)
-        params = with_rows(
-            params, {name: n for name, n in (rows or {}).items() if name not in given.rows}
-        )
-        model: Any = nnx.merge(graphdef, params, constants)
-        scores = model.training_scores(given.batch, rngs=nnx.Rngs(dropout=key))
-        return mean_loss(
-            objective, scores, given.batch, given.teachers, given.warm, progress, run, given.draws
-        )
-
-    touched = given.rows if gather else {}
-    params = gather_rows(state.params, touched)
-    (loss, means), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = optax.with_extra_args_support(tx).update(
-        grads, state.opt_state, params, rows=touched
+    soft: dict[str, TeacherScores] = jax.lax.stop_gradient(
+        {name: scores(teachers[name], batch) for name, scores in spec.teacher_fns.items()}
     )
-    params = scatter_rows(state.params, touched, optax.apply_updates(params, updates))
-    metrics = {"loss": loss, **means, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state, state.key), metrics
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    whole: Any = nnx.merge(spec.graphdef, with_rows(state.params, dict(spec.table_rows)), constants)
+    warm = None if whole.warm is None else whole.warm[...]
+    items = {}
+    if warm is not None:
+        items = chosen_items(spec.objective, soft, len(warm), jax.random.fold_in(key, 2))
+    inputs = StepInputs(
+        batch, soft, warm, state.step / spec.total_steps, None, items, jax.random.fold_in(key, 3)
+    )
+    given = gathered(spec, whole, inputs, jax.random.fold_in(key, 1))
+
+    def loss_fn(trained: Params) -> tuple[Array, dict[str, Array]]:
+        params, auxiliary = _apart(trained)
+        params = params if spec.lazy else gather_rows(params, given.rows)
+        cut = {name: n for name, n in spec.table_rows.items() if name not in given.rows}
+        model: Any = nnx.merge(spec.graphdef, with_rows(params, cut), constants)
+        scores = model.training_scores(given.inputs.batch, rngs=nnx.Rngs(dropout=key))
+        return mean_loss(spec.objective, scores, given.inputs, auxiliary, spec.engine)
+
+    touched = given.rows if spec.lazy else {}
+    everything = together(state.params, state.auxiliary)
+    trained = gather_rows(everything, touched)
+    (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    updates, opt_state = optax.with_extra_args_support(spec.tx).update(
+        grads, state.opt_state, trained, rows=touched
+    )
+    trained = scatter_rows(everything, touched, optax.apply_updates(trained, updates))
+    params, auxiliary = _apart(trained)
+    metrics = {"loss": loss, "terms": terms, "grad_norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, opt_state, state.key, auxiliary), metrics
+
+
+def together(params: Params, auxiliary: Params) -> Params:
+    """What the optimiser sees: the model's parameters, and auxiliary ones where there are any."""
+    return params | {AUXILIARY: auxiliary} if auxiliary else params
+
+
+def _apart(trained: Params) -> tuple[Params, Params]:
+    params = {name: value for name, value in trained.items() if name != AUXILIARY}
+    return params, trained.get(AUXILIARY, {})

@@ -1,28 +1,31 @@
-"""Random factors, rows and masks of a catalogue."""
+"""Random factors, rows and masks of a catalogue, and oracles of the softmax losses."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core.scores import Factors
 from kd_jax.core.types import PAD
-from kd_jax.losses import softmax
-from kd_jax.losses.streamed import Loss, Rows
+from kd_jax.losses import LOSSES
+from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm
 
 R, N, D = 24, 410, 8
 
 
+def softmax_term(name, temperature=1.0, warm=False):
+    return SoftmaxTerm(LOSSES[name](), temperature, warm)
+
+
 ALL = (
-    Loss("ce"),
-    Loss("ce", warm=True),
-    Loss("kl", 1.0),
-    Loss("kl", 2.5, warm=True),
-    Loss("soft_ce", 0.5),
+    softmax_term("ce"),
+    softmax_term("ce", warm=True),
+    softmax_term("kl"),
+    softmax_term("kl", 2.5, warm=True),
+    softmax_term("soft_ce", 0.5),
+    softmax_term("js", 1.5, warm=True),
 )
-
-
-SOFT = {"kl": softmax.kl, "soft_ce": softmax.soft_cross_entropy}
 
 
 def world(seed=0, excluded=True, dtype=jnp.float32):
@@ -48,3 +51,44 @@ def world(seed=0, excluded=True, dtype=jnp.float32):
         jnp.asarray(weights / weights.sum(), jnp.float32),
     )
     return factors(D, 1.0), factors(D + 3, 0.7), rows, jnp.asarray(rng.random(N) < 0.7)
+
+
+def mixture(log_p, log_q):
+    return jnp.logaddexp(log_p, log_q) + jnp.log(0.5)
+
+
+# Loss -> (log-probabilities of the student, of the teacher) -> loss of each row, by definition.
+ORACLES = {
+    "soft_ce": lambda s, t: -jnp.sum(jnp.exp(t) * s, -1),
+    "kl": lambda s, t: jnp.sum(jnp.exp(t) * (t - s), -1),
+    "js": lambda s, t: (
+        0.5 * jnp.sum(jnp.exp(t) * (t - mixture(s, t)) + jnp.exp(s) * (s - mixture(s, t)), -1)
+    ),
+}
+
+
+def oracle(term, student, teacher, rows, warm):
+    """Loss of each row from whole logits [R, N], by definition."""
+    name = next(name for name, kind in LOSSES.items() if isinstance(term.loss, kind))
+    kept = np.flatnonzero(warm) if term.warm and warm is not None else np.arange(student.shape[1])
+    place = np.full(student.shape[1], -1)
+    place[kept] = np.arange(len(kept))
+    if name == "ce":
+        log_p = jax.nn.log_softmax(student[:, kept])
+        found = jnp.where(rows.targets == PAD, -1, jnp.asarray(place)[rows.targets])
+        picked = jnp.take_along_axis(log_p, jnp.maximum(found, 0), 1)
+        return -jnp.sum(jnp.where(found < 0, 0.0, rows.target_weights * picked), 1)
+    logs = [jax.nn.log_softmax(x[:, kept] / term.temperature) for x in (student, teacher)]
+    return term.temperature**2 * ORACLES[name](*logs)
+
+
+def plain(terms, student, inputs):
+    """What ``streamed.mean_losses`` returns, by definition."""
+    logits = [student.dense(), inputs.teacher.dense()]
+    rows = inputs.rows
+    means = [jnp.sum(oracle(term, *logits, rows, inputs.warm) * rows.weights) for term in terms]
+    return jnp.sum(inputs.coefficients * jnp.stack(means)), jnp.stack(means)
+
+
+def inputs_of(terms, rows, teacher, warm):
+    return Inputs(rows, jnp.arange(1.0, len(terms) + 1), teacher, warm)

@@ -18,12 +18,11 @@ from kd_jax.distillation.teachers import Teacher, _cached_scores, with_top_items
 from kd_jax.distillation.term import Term
 from kd_jax.experiment import pipeline
 from kd_jax.experiment.setup import Setup
-from kd_jax.losses import sampled, streamed
+from kd_jax.losses import candidates, sampled, streamed
 from kd_jax.losses.sampled import Draws
-from kd_jax.losses.streamed import Loss
 
 N = whole.N
-ALL = (*whole.ALL, Loss("kl", 1.5))
+ALL = (*whole.ALL, whole.softmax_term("kl", 1.5))
 ONCE = Draws(jnp.asarray(np.random.default_rng(1).permutation(N), jnp.int32), jnp.zeros(N))
 
 
@@ -31,7 +30,7 @@ def world(top=0, **options):
     student, teacher, rows, warm = whole.world(excluded=False, **options)
     return (
         student,
-        teacher._replace(top=sampled.top_items(teacher, top) if top else None),
+        teacher._replace(top=candidates.top_items(teacher, top) if top else None),
         rows,
         warm,
     )
@@ -41,12 +40,11 @@ def value(draws, student, teacher, rows, warm, losses=ALL, **options):
     """The sum of all losses, differentiable in the student's factors; from the whole catalogue
     without ``draws``.
     """
-    coefficients = jnp.arange(1.0, len(losses) + 1)
+    inputs = whole.inputs_of(losses, rows, teacher, warm)
     if draws is None:
-        return streamed.mean_losses(
-            losses, coefficients, student, rows, teacher._replace(top=None), warm
-        )
-    return sampled.mean_losses(losses, coefficients, student, rows, draws, teacher, warm, **options)
+        inputs = inputs._replace(teacher=teacher._replace(top=None))
+        return streamed.mean_losses(losses, student, inputs)
+    return sampled.mean_losses(losses, student, inputs, draws, **options)
 
 
 def both(draws, world, **options):
@@ -77,7 +75,7 @@ def test_an_item_drawn_twice_as_often_as_the_others_weighs_the_same():
 
 def test_nobody_warm_is_loss_and_gradient_zero():
     student, teacher, rows, _ = world()
-    for loss in (Loss("ce", warm=True), Loss("kl", 2.0, warm=True)):
+    for loss in (whole.softmax_term("ce", warm=True), whole.softmax_term("kl", 2.0, warm=True)):
         run = functools.partial(value, ONCE, losses=(loss,))
         (total, _), gradients = jax.value_and_grad(run, has_aux=True)(
             student, teacher, rows, jnp.zeros(N, bool)
@@ -109,7 +107,7 @@ def test_many_draws_approach_the_whole_catalogue_and_only_with_the_correction():
     starts = jnp.asarray(
         sampled.proposal(20 * np.exp(student.bias), 1.0)
     )  # popular items have high scores
-    losses = (Loss("ce"), Loss("kl", 2.0))
+    losses = (whole.softmax_term("ce"), whole.softmax_term("kl", 2.0))
     run = jax.value_and_grad(functools.partial(value, losses=losses), argnums=1, has_aux=True)
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -138,16 +136,16 @@ def test_many_draws_approach_the_whole_catalogue_and_only_with_the_correction():
 
 @pytest.mark.parametrize("k", [1, 7, 60])
 def test_top_items_are_those_of_a_sort(k, monkeypatch):
-    monkeypatch.setattr(sampled, "TOP_CHUNK", 50)
+    monkeypatch.setattr(candidates, "TOP_CHUNK", 50)
     teacher = whole.world(excluded=False)[1]
     wanted = np.argsort(-teacher.dense(), axis=1)[:, :k]
-    np.testing.assert_array_equal(sampled.top_items(teacher, k), wanted)
+    np.testing.assert_array_equal(candidates.top_items(teacher, k), wanted)
 
 
 def test_fewer_items_than_asked_for_are_padded():
     few = whole.world(excluded=False)[1]
     few = few._replace(vectors=few.vectors[:3], bias=few.bias[:3])
-    found = sampled.top_items(few, 5)
+    found = candidates.top_items(few, 5)
     assert set(np.unique(found)) == {PAD, 0, 1, 2} and np.all(found[:, 3:] == PAD)
 
 
@@ -161,7 +159,7 @@ def test_cached_labels_hold_the_top_items_of_every_row():
     found = with_top_items(Teacher(arrays, _cached_scores, lambda: teacher.bias), 6, batch_size=5)
     scores = found.scores(found.arrays, {"row": jnp.asarray([3, 1])}).scores
     np.testing.assert_array_equal(
-        scores.top[:, 0], np.asarray(sampled.top_items(teacher, 6))[[3, 1]]
+        scores.top[:, 0], np.asarray(candidates.top_items(teacher, 6))[[3, 1]]
     )
 
 

@@ -1,6 +1,4 @@
-"""Losses over the catalogue a tile at a time, against the plain functions of losses.py on whole
-logits.
-"""
+"""Losses over the catalogue a tile at a time, against their definition on whole logits."""
 
 import functools
 
@@ -9,89 +7,65 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers.catalogue import ALL, SOFT, N, R, world
+from helpers.catalogue import ALL, N, R, inputs_of, plain, softmax_term, world
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import Axes, tile_shape
 from kd_jax.devices import sharding
-from kd_jax.losses import softmax
 from kd_jax.losses.sharded import engine_for
-from kd_jax.losses.streamed import Loss, Rows, local, mean_losses
+from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm, local, mean_losses
 
 CHUNKS = R * 100  # a tile that is cut into 128, 128, 128 and 26 items
 
 
-def dense(chosen, coefficients, student, rows, teacher, warm):
-    means = []
-    for loss in chosen:
-        where = warm if loss.warm else None
-        if loss.name == "ce":
-            values = softmax.cross_entropy(
-                student.dense(), rows.targets, rows.target_weights, where
-            )
-        else:
-            values = SOFT[loss.name](teacher.dense(), student.dense(), loss.temperature, where)
-        means.append(jnp.sum(values * rows.weights))
-    return jnp.sum(coefficients * jnp.stack(means)), jnp.stack(means)
-
-
-def both(run, chosen=ALL, **options):
-    """((sum, means), gradients) of the plain way and of ``run``."""
+def both(engine, chosen=ALL, **options):
+    """((sum, means), gradients) by definition, and of ``engine``."""
     student, teacher, rows, warm = world(**options)
-    coefficients = jnp.arange(1.0, len(chosen) + 1)
+    inputs = inputs_of(chosen, rows, teacher, warm)
 
     def value(function, contexts, vectors, bias):
-        return function(
-            chosen,
-            coefficients,
-            Factors(contexts, vectors, bias, student.excluded),
-            rows,
-            teacher,
-            warm,
-        )
+        return function(chosen, Factors(contexts, vectors, bias, student.excluded), inputs)
 
-    found = []
-    for function in (dense, functools.partial(mean_losses, run=run)):
-        differentiate = jax.value_and_grad(
-            functools.partial(value, function), argnums=(0, 1, 2), has_aux=True
-        )
-        found.append(jax.jit(differentiate)(*student[:3]))
-    return found
+    plainly = functools.partial(value, lambda terms, student, inputs: plain(terms, student, inputs))
+    streamed = functools.partial(value, functools.partial(mean_losses, engine=engine))
+    found = [jax.value_and_grad(plainly, argnums=(0, 1, 2), has_aux=True)(*student[:3])]
+    differentiate = jax.value_and_grad(streamed, argnums=(0, 1, 2), has_aux=True)
+    return [*found, jax.jit(differentiate)(*student[:3])]
 
 
 def tiled(tile):
-    return lambda chosen, gradients, student, inputs: local(
-        chosen, gradients, student, inputs, Axes(), tile
+    return lambda terms, gradients, student, inputs: local(
+        terms, gradients, student, inputs, Axes(), tile
     )
 
 
 @pytest.mark.parametrize("excluded", [False, True])
 @pytest.mark.parametrize("tile", [R * N, CHUNKS, 1])
 def test_chunks_of_items_give_the_plain_loss_and_gradient(tile, excluded):
-    for plain, streamed in zip(
+    for whole, streamed in zip(
         *map(jax.tree.leaves, both(tiled(tile), excluded=excluded)), strict=True
     ):
-        np.testing.assert_allclose(streamed, plain, rtol=3e-5, atol=3e-6)
+        np.testing.assert_allclose(streamed, whole, rtol=3e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 12, 23])
 def test_tiles_of_rows_give_the_plain_loss_and_gradient(rows, monkeypatch):
     monkeypatch.setattr("kd_jax.core.tiling.MIN_ROWS", 1)
     assert tile_shape(R, N, rows * N)[1] == N
-    for plain, streamed in zip(*map(jax.tree.leaves, both(tiled(rows * N))), strict=True):
-        np.testing.assert_allclose(streamed, plain, rtol=3e-5, atol=3e-6)
+    for whole, streamed in zip(*map(jax.tree.leaves, both(tiled(rows * N))), strict=True):
+        np.testing.assert_allclose(streamed, whole, rtol=3e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize("loss", ALL, ids=str)
 def test_each_loss_alone(loss):
-    for plain, streamed in zip(*map(jax.tree.leaves, both(tiled(CHUNKS), (loss,))), strict=True):
-        np.testing.assert_allclose(streamed, plain, rtol=3e-5, atol=3e-6)
+    for whole, streamed in zip(*map(jax.tree.leaves, both(tiled(CHUNKS), (loss,))), strict=True):
+        np.testing.assert_allclose(streamed, whole, rtol=3e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize(("data", "model"), [(2, 1), (1, 2), (2, 4), (8, 1), (1, 8)])
 def test_every_mesh_gives_the_plain_loss_and_gradient(data, model):
     run = engine_for(sharding.make_mesh(data, model))  # 410 items do not divide by 4 or 8
-    for plain, sharded in zip(*map(jax.tree.leaves, both(run)), strict=True):
-        np.testing.assert_allclose(sharded, plain, rtol=3e-5, atol=3e-6)
+    for whole, sharded in zip(*map(jax.tree.leaves, both(run)), strict=True):
+        np.testing.assert_allclose(sharded, whole, rtol=3e-5, atol=3e-6)
 
 
 def test_bf16_factors_are_summed_in_f32():
@@ -101,24 +75,26 @@ def test_bf16_factors_are_summed_in_f32():
         for f in (student, teacher)
     ]
     ones = jnp.ones(len(ALL))
-    plain, _ = dense(ALL, ones, wide[0], rows, wide[1], warm)
-    streamed, gradients = local(ALL, True, student, (rows, ones, teacher, warm), Axes(), CHUNKS)
+    given = Inputs(rows, ones, wide[1], warm)
+    whole, _ = plain(ALL, wide[0], given)
+    streamed, gradients = local(
+        ALL, True, student, Inputs(rows, ones, teacher, warm), Axes(), CHUNKS
+    )
     np.testing.assert_allclose(
-        streamed[0], plain, rtol=1e-5
+        streamed[0], whole, rtol=1e-5
     )  # every bf16 is an f32: only the order of the sum differs
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
-    want = jax.grad(
-        lambda v: dense(ALL, ones, wide[0]._replace(vectors=v), rows, wide[1], warm)[0]
-    )(wide[0].vectors)
+    want = jax.grad(lambda v: plain(ALL, wide[0]._replace(vectors=v), given)[0])(wide[0].vectors)
     np.testing.assert_allclose(gradients[1].astype(jnp.float32), want, rtol=0.03, atol=3e-3)
 
 
 def test_nobody_warm_is_loss_and_gradient_zero():
     student, teacher, rows, _ = world()
     nobody = jnp.zeros(N, bool)
-    for loss in (Loss("ce", warm=True), Loss("kl", 2.0, warm=True)):
+    for name, temperature in (("ce", 1.0), ("kl", 2.0), ("js", 2.0)):
+        loss = softmax_term(name, temperature, warm=True)
         (total, _), gradients = local(
-            (loss,), True, student, (rows, jnp.ones(1), teacher, nobody), Axes(), CHUNKS
+            (loss,), True, student, Inputs(rows, jnp.ones(1), teacher, nobody), Axes(), CHUNKS
         )
         assert total == 0
         assert all(not np.any(g) for g in gradients)
@@ -132,7 +108,10 @@ def test_memory_is_that_of_a_tile_and_no_array_of_rows_times_items_is_made():
     def value(h, v, b):
         student = Factors(h, v, b)
         return mean_losses(
-            (Loss("ce"), Loss("kl", 2.0)), jnp.ones(2), student, targets, student, None, tiled(tile)
+            (softmax_term("ce"), softmax_term("kl", 2.0)),
+            student,
+            Inputs(targets, jnp.ones(2), student),
+            tiled(tile),
         )[0]
 
     memory = jax.jit(jax.grad(value, argnums=(0, 1, 2))).lower(*shapes).compile().memory_analysis()
@@ -146,3 +125,18 @@ def test_the_plan():
     assert tile_shape(512, 10506, 2**20) == (128, 10506)  # the least number of rows
     assert tile_shape(4096, 10**6, 2**21) == (4096, 512)  # all rows, chunks of items
     assert tile_shape(10**6, 10**6, 2**21) == (10**6, 128)
+
+
+@pytest.mark.parametrize("name", ["kl", "js"])
+@pytest.mark.parametrize("tile", [R * N, CHUNKS])
+def test_a_temperature_that_changes_over_training_is_an_input(name, tile):
+    student, teacher, rows, warm = world()
+    fixed = softmax_term(name, 1.7, warm=True)
+    traced = SoftmaxTerm(fixed.loss, warm=True, scheduled=1)
+    given = Inputs(rows, jnp.ones(2), teacher, warm, jnp.array([0.0, 1.7]))
+    first = softmax_term("ce")
+    (total, _), gradients = tiled(tile)((first, traced), True, student, given)
+    (wanted, _), slopes = tiled(tile)((first, fixed), True, student, given)
+    assert float(total) == pytest.approx(float(wanted), rel=1e-6)
+    for one, other in zip(gradients, slopes, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)

@@ -120,15 +120,13 @@ class ItemTower(Scorer):
     """
 
     positions = "last"
-    factorised = False
 
     def __init__(self, head: TextTower, encoder: Any):
         super().__init__(None)
         self.head, self.encoder = head, encoder
 
-    def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B 1 D"]:
-        """The vectors of the batch's texts, read now: what the objective compares, in place of
-        logits.
-        """
+    def factors(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Factors:
+        """The vectors of the batch's texts, encoded now, as contexts [B, 1, D] of no items."""
         vectors = self.encoder(batch["ids"], batch["mask"], states=batch.get("states"))
-        return self.head.project(vectors, rngs)[:, None]
+        contexts = self.head.project(vectors, rngs)[:, None]
+        return Factors(contexts, jnp.zeros((0, contexts.shape[-1])), jnp.zeros(0))

@@ -1,0 +1,142 @@
+"""The three families of losses, and what an engine gives to each.
+
+A loss is a frozen dataclass whose fields are its hyper-parameters. It returns one value per row and
+never reduces over rows; the engines weight and sum. A new loss is a subclass of one of the three
+families in a file of this folder, and one line in ``LOSSES``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_jax.core.types import Params
+
+
+class Expectation(NamedTuple):
+    """An expected value over the items of a row, which an engine sums a tile at a time.
+
+    under_teacher: under the teacher's softmax; else under the student's. of: (student logits,
+    teacher logits), both divided by the temperature [R, C] -> values [R, C].
+    """
+
+    under_teacher: bool
+    of: Callable[[Array, Array], Array]
+
+
+class RowStatistics(NamedTuple):
+    """What a ``SoftmaxLoss`` knows of each row; logits are divided by the temperature. All f32 [R].
+
+    student_log_z, teacher_log_z: log-normalisers. expected: the loss's ``expectations``, in their
+    order. sums: the loss's ``log_prob_sums``, in their order. target_logit: the student's logits of
+    the targets, weighted by the target weights and summed. target_weight: the sum of these weights.
+    """
+
+    student_log_z: Array
+    teacher_log_z: Array | None = None
+    expected: tuple[Array, ...] = ()
+    sums: tuple[Array, ...] = ()
+    target_logit: Array | None = None
+    target_weight: Array | None = None
+
+
+class Tile(NamedTuple):
+    """Some items of all rows: logits divided by the temperature, and probabilities; f32 [R, C]."""
+
+    student_logits: Array
+    student: Array
+    teacher_logits: Array | None = None
+    teacher: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxLoss:
+    """A loss of the student's softmax over the catalogue, or over classes, against the teacher's.
+
+    Engines multiply value and gradient by temperature² (Hinton, Vinyals, Dean, "Distilling the
+    Knowledge in a Neural Network", 2015, section 2).
+
+    reads_teacher: False for a loss of the targets, see ``CrossEntropy``. expectations: what the
+    engine sums over the items. log_prob_sums: functions of both log-probabilities [R, C] whose sums
+    over the items need the normalisers first, at the price of one more visit. entropy_coefficient:
+    for a loss that is the cross-entropy against the teacher plus so many times the teacher's
+    entropy, that number; such a loss is computed for a teacher that lists a few items, too. None
+    for all others.
+    """
+
+    reads_teacher: ClassVar[bool] = True
+    expectations: ClassVar[tuple[Expectation, ...]] = ()
+    log_prob_sums: ClassVar[tuple[Callable[[Array, Array], Array], ...]] = ()
+    entropy_coefficient: ClassVar[float | None] = None
+
+    def value(self, rows: RowStatistics) -> Float[Array, " R"]:
+        """The loss of each row, without the factor temperature²."""
+        raise NotImplementedError
+
+    def slope(self, tile: Tile, rows: RowStatistics) -> Float[Array, "R C"]:
+        """The derivative of ``value`` in the student's logits divided by the temperature."""
+        raise NotImplementedError
+
+
+class Candidates(NamedTuple):
+    """The candidates of each row: first the teacher's items of highest score, best first, then
+    drawn items.
+
+    student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for a drawn item
+    that is already among the first, and for a cold item where the term reads warm items only.
+    num_top: how many columns hold the teacher's items.
+    """
+
+    student: Float[Array, "R K"]
+    teacher: Float[Array, "R K"]
+    valid: Array
+    num_top: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateLoss:
+    """A loss of a few candidates per row; its gradient is found by automatic differentiation.
+
+    top: the teacher's items of highest score that each row has as candidates. drawn: items drawn
+    uniformly at every step, shared by its rows.
+    """
+
+    top: int = 0
+    drawn: int = 0
+
+    def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
+        """The loss of each row. key: for a loss that samples among its candidates."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorLoss:
+    """A loss between vectors of the student and the teacher; its gradient is found by automatic
+    differentiation.
+
+    of_items: whether it compares item vectors; else context vectors. drawn: items that are drawn
+    uniformly at every step and compared; 0 for all of them.
+    """
+
+    drawn: int = 0
+    of_items: ClassVar[bool] = True
+
+    def auxiliary(self, student_dim: int, teacher_dim: int, key: PRNGKeyArray) -> Params:
+        """Parameters of the loss itself, such as a projection: trained and checkpointed, never part
+        of the student that is evaluated and exported.
+
+        Raises InputError for widths that it cannot compare.
+        """
+        return {}
+
+    def value(
+        self, student: Float[Array, "N Ds"], teacher: Float[Array, "N Dt"], auxiliary: Params
+    ) -> Float[Array, " N"]:
+        """The loss of each vector."""
+        raise NotImplementedError
+
+
+Loss = SoftmaxLoss | CandidateLoss | VectorLoss

@@ -1,0 +1,119 @@
+"""Candidates of a row, for losses that read a few items: the teacher's best, and drawn ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from kd_jax.core.scores import Factors, Listed
+from kd_jax.core.tiling import NEGATIVE
+from kd_jax.core.types import PAD
+from kd_jax.losses.base import CandidateLoss, Candidates
+
+TOP_CHUNK = 2**14  # items that are ranked at once
+
+
+def top_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
+    """The ``k`` items of highest score per row, exact, in chunks of the catalogue; at the cost of
+    one product with it.
+
+    PAD where there are fewer than k items.
+    """
+    count = len(factors.bias)
+    chunk = min(count, TOP_CHUNK)
+    vectors = jnp.pad(factors.vectors, ((0, -count % chunk), (0, 0)))
+    bias = jnp.pad(factors.bias.astype(jnp.float32), (0, -count % chunk), constant_values=NEGATIVE)
+    shape = (*factors.contexts.shape[:-1], k)
+
+    def visit(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        part = [lax.dynamic_slice_in_dim(x, start, chunk) for x in (vectors, bias)]
+        values, index = lax.top_k(Factors(factors.contexts, *part).dense(), min(k, chunk))
+        values = jnp.concatenate([best[0], values], -1)
+        items = jnp.concatenate([best[1], (start + index).astype(jnp.int32)], -1)
+        values, index = lax.top_k(values, k)
+        return (values, jnp.take_along_axis(items, index, -1)), None
+
+    empty = (jnp.full(shape, -jnp.inf), jnp.full(shape, PAD, jnp.int32))
+    (_, items), _ = lax.scan(visit, empty, jnp.arange(0, len(bias), chunk))
+    return jnp.where(items < count, items, PAD)
+
+
+class CandidateItems(NamedTuple):
+    """The items of a step's candidates. top: int32 [..., N], best first, padded with ``PAD``;
+    drawn: int32 [L], the same for all rows.
+    """
+
+    top: Int[Array, "*B N"]
+    drawn: Int[Array, " L"]
+
+
+def choose(
+    loss: CandidateLoss, teacher: Factors | Listed, num_items: int, key: PRNGKeyArray
+) -> CandidateItems:
+    """The candidates that ``loss`` asks for; of a teacher that lists items, those of its list."""
+    drawn = jax.random.randint(key, (loss.drawn,), 0, num_items, jnp.int32)
+    if isinstance(teacher, Listed):
+        logits = jnp.where(teacher.items == PAD, NEGATIVE, teacher.logits)
+        order = jnp.argsort(-logits, axis=-1, stable=True)[..., : loss.top]
+        return CandidateItems(jnp.take_along_axis(teacher.items, order, -1), drawn)
+    if teacher.top is not None and teacher.top.shape[-1] >= loss.top:
+        return CandidateItems(teacher.top[..., : loss.top], drawn)
+    return CandidateItems(top_items(teacher, loss.top), drawn)
+
+
+def compared(
+    items: CandidateItems,
+    student: Factors | Float[Array, "*B I"],
+    teacher: Factors | Listed,
+    warm: Bool[Array, " I"] | None,
+) -> Candidates:
+    """The scores of both models for these items, rows flat: [R, N + L]. The student gets gradients
+    in its contexts, its vectors and biases; the teacher none. warm: the items that take part.
+    """
+    top = items.top.reshape(-1, items.top.shape[-1])
+    drawn = jnp.broadcast_to(items.drawn[None], (len(top), len(items.drawn)))
+    both = jnp.concatenate([top, drawn], 1)
+    known = jnp.any(drawn[:, :, None] == top[:, None, :], -1)
+    earlier = jnp.tril(items.drawn[:, None] == items.drawn[None], -1).any(1)
+    valid = jnp.concatenate([top != PAD, ~known & ~earlier[None]], 1)
+    safe = jnp.maximum(both, 0)
+    if warm is not None:
+        valid &= warm[safe]
+    best = jnp.maximum(top, 0)
+    scores = [
+        jnp.concatenate([_scores(model, best), _shared(model, items.drawn)], 1)
+        for model in (student, teacher)
+    ]
+    return Candidates(scores[0], lax.stop_gradient(scores[1]), valid, top.shape[1])
+
+
+def _scores(model: Factors | Listed | Array, items: Int[Array, "R K"]) -> Float[Array, "R K"]:
+    """Scores of these items; of a list, a very low one for an item that is not on it."""
+    if isinstance(model, Factors):
+        contexts = model.contexts.reshape(-1, model.contexts.shape[-1])
+        near = jnp.einsum(
+            "rd,rkd->rk", contexts, model.vectors[items], preferred_element_type=jnp.float32
+        )
+        return near + model.bias[items].astype(jnp.float32)
+    if isinstance(model, Listed):
+        listed = model.items.reshape(len(items), -1)
+        logits = model.logits.reshape(len(items), -1)
+        same = (items[:, :, None] == listed[:, None, :]) & (listed != PAD)[:, None, :]
+        found = jnp.sum(jnp.where(same, logits[:, None, :], 0.0), -1)
+        return jnp.where(same.any(-1), found, NEGATIVE)
+    return jnp.take_along_axis(model.reshape(len(items), -1), items, 1).astype(jnp.float32)
+
+
+def _shared(model: Factors | Listed | Array, items: Int[Array, " L"]) -> Float[Array, "R L"]:
+    """Scores of the same items for all rows: one matrix product."""
+    if isinstance(model, Factors):
+        contexts = model.contexts.reshape(-1, model.contexts.shape[-1])
+        return Factors(contexts, model.vectors[items], model.bias[items]).dense()
+    if isinstance(model, Listed):
+        rows = model.items.reshape(-1, model.items.shape[-1])
+        return _scores(model, jnp.broadcast_to(items[None], (len(rows), len(items))))
+    return model.reshape(-1, model.shape[-1])[:, items].astype(jnp.float32)

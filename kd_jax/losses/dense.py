@@ -1,0 +1,112 @@
+"""Softmax losses of logits that are there as a whole: classes, and students without factors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kd_jax.core.tiling import NEGATIVE
+from kd_jax.core.types import PAD
+from kd_jax.losses.base import RowStatistics, SoftmaxLoss
+
+
+def per_row(
+    loss: SoftmaxLoss,
+    logits: Float[Array, "*B C"],
+    other: Float[Array, "*B C"] | tuple[Int[Array, "*B M"], Float[Array, "*B M"]],
+    temperature: float | Array = 1.0,
+    where: Bool[Array, " C"] | None = None,
+) -> Float[Array, "*B"]:
+    """temperature² · ``loss`` of each row, differentiable in ``logits``.
+
+    other: the teacher's logits, which get no gradient; for a loss of the clicks, targets (padded
+    with ``PAD``) and their weights, at temperature 1. where: the classes that take part; the others
+    have probability 0. A row without any class that takes part, or without a target, has loss 0 and
+    gradient 0.
+    """
+    if not loss.reads_teacher:
+        assert isinstance(other, tuple)
+        return _of_targets(loss, logits, *other, where)
+    assert not isinstance(other, tuple)
+    shape = logits.shape[:-1]
+    student = _masked(logits, temperature, where).reshape(-1, logits.shape[-1])
+    teacher = _masked(jax.lax.stop_gradient(other), temperature, where).reshape(student.shape)
+    some = jnp.max(teacher, -1) > NEGATIVE / 2
+    # A softmax does not change when logits are shifted: log-probabilities are logits, too, with
+    # normaliser 0, and sums of them do not cancel.
+    rows = statistics(loss, jax.nn.log_softmax(student), jax.nn.log_softmax(teacher), None)
+    return jnp.where(some, temperature**2 * loss.value(rows), 0.0).reshape(shape)
+
+
+def statistics(
+    loss: SoftmaxLoss,
+    student: Float[Array, "R C"],
+    teacher: Float[Array, "R C"],
+    log_weights: Float[Array, "R C"] | None,
+) -> RowStatistics:
+    """The statistics of rows from both log-probabilities. log_weights: the log of how many classes
+    each column stands for; None: one each.
+    """
+    log_weights = jnp.zeros(()) if log_weights is None else log_weights
+    shares = {False: jnp.exp(student + log_weights), True: jnp.exp(teacher + log_weights)}
+
+    def expected(weights: Array, values: Array) -> Array:
+        return jnp.sum(jnp.where(weights > 0, weights * values, 0.0), -1)
+
+    zero = jnp.zeros(len(student))
+    return RowStatistics(
+        zero,
+        zero,
+        tuple(
+            expected(shares[expectation.under_teacher], expectation.of(student, teacher))
+            for expectation in loss.expectations
+        ),
+        tuple(expected(jnp.exp(log_weights), of(student, teacher)) for of in loss.log_prob_sums),
+    )
+
+
+def _masked(logits: Array, temperature: float | Array, where: Array | None) -> Array:
+    scaled = logits.astype(jnp.float32) / temperature
+    if where is None:
+        return scaled
+    return jnp.where(where.reshape((1,) * (logits.ndim - 1) + where.shape), scaled, NEGATIVE)
+
+
+def _of_targets(
+    loss: SoftmaxLoss, logits: Array, targets: Array, weights: Array, where: Array | None
+) -> Array:
+    safe = jnp.where(targets == PAD, 0, targets)
+    counted = jnp.where(targets == PAD, 0.0, weights)
+    if where is not None:
+        counted = jnp.where(where[safe], counted, 0.0)
+    masked = _masked(logits, 1.0, where)
+    log_z = jax.nn.logsumexp(masked, axis=-1, keepdims=True)
+    picked = jnp.take_along_axis(masked, safe, axis=-1) - log_z
+    # The log-normaliser is taken off each logit first: both may be large, and the loss small.
+    total = jnp.sum(jnp.where(counted > 0, counted * picked, 0.0), axis=-1)
+    return loss.value(
+        RowStatistics(jnp.zeros(()), target_logit=total, target_weight=counted.sum(-1))
+    )
+
+
+def listed(
+    items: Int[Array, "*B K"],
+    logits: Float[Array, "*B K"],
+    temperature: float | Array = 1.0,
+    where: Bool[Array, " C"] | None = None,
+) -> tuple[Float[Array, "*B K"], Float[Array, "*B"]]:
+    """softmax(logits / temperature) over a row's listed items, those that take part, and its
+    entropy in nats.
+
+    The probabilities are the target weights of a cross-entropy: a list is a distribution over the
+    catalogue that is 0 elsewhere, and its cross-entropy needs no array of rows x classes. All 0 for
+    a row without an item.
+    """
+    there = items != PAD
+    if where is not None:
+        there &= where[jnp.maximum(items, 0)]
+    scaled = logits.astype(jnp.float32) / temperature
+    log_p = jax.nn.log_softmax(jnp.where(there, scaled, NEGATIVE), axis=-1)
+    p = jnp.where(there, jnp.exp(log_p), 0.0)
+    return p, -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)

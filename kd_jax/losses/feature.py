@@ -1,0 +1,35 @@
+"""Losses between vectors of the student and the teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.types import Params
+from kd_jax.losses.base import VectorLoss
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredDistance(VectorLoss):
+    """Half the mean squared difference of the context vectors. Source: Romero et al., "FitNets",
+    ICLR 2015, equation 3, without the regressor.
+    """
+
+    of_items: ClassVar[bool] = False
+
+    def auxiliary(self, student_dim: int, teacher_dim: int, key: PRNGKeyArray) -> Params:
+        if student_dim != teacher_dim:
+            raise InputError(
+                f"squared_distance compares vectors of one width; the student has {student_dim} "
+                f"numbers and the teacher {teacher_dim}: make them the same"
+            )
+        return {}
+
+    def value(
+        self, student: Float[Array, "N D"], teacher: Float[Array, "N D"], auxiliary: Params
+    ) -> Float[Array, " N"]:
+        return 0.5 * jnp.mean((student - teacher) ** 2, axis=-1)

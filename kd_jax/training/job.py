@@ -1,0 +1,69 @@
+"""What is to be trained, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from kd_jax.core.logging import Log
+from kd_jax.core.types import Params, PyTree
+from kd_jax.data.examples.base import Examples
+from kd_jax.distillation.teachers import Teacher
+from kd_jax.distillation.term import Objective
+from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.recipe import Recipe
+
+# The first parameters, or a function that makes them in a program that places them.
+Start = Params | jax.tree_util.Partial
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """One model to train.
+
+    name, seed: for the log; the seed also gives the order of the examples and the dropout masks.
+    graphdef, start, constants: the model, ``nnx.merge(graphdef, start, constants)``. evaluate:
+    (params, constants) -> validation score, higher is better. teachers: by the name that the terms
+    of the objective give. refresh: (params, constants) -> constants, called at the start and before
+    every evaluation, for constants that follow the parameters. traces: a folder for an XProf trace
+    of the third program, when everything is warm; every program is then waited for.
+    """
+
+    name: str
+    seed: int
+    graphdef: nnx.GraphDef
+    start: Start
+    constants: PyTree
+    examples: Examples
+    objective: Objective
+    recipe: Recipe
+    evaluate: Callable[[Params, PyTree], float]
+    checkpoints: Checkpoints
+    mesh: Mesh
+    log: Log
+    teachers: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
+    refresh: Callable[[Params, PyTree], PyTree] | None = None
+    traces: Path | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (seed {self.seed})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The best parameters on validation, and how they came about.
+
+    seconds: wall time, validation included, over all processes that trained it one after another.
+    """
+
+    params: Params
+    best_step: int
+    best_score: float
+    steps: int
+    seconds: float
