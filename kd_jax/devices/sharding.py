@@ -25,6 +25,10 @@ from kd_jax.core.tiling import NEGATIVE, Axes
 from kd_jax.core.types import Batch, PyTree
 
 # Elements; a copy of a smaller array on every device is cheaper than the collectives.
+# How arrays of rows, of items, and all others lie on a mesh.
+ROWS = PartitionSpec("data")
+ITEMS = PartitionSpec("model")
+WHOLE = PartitionSpec()
 SMALLEST_SHARDED = 2**15
 
 

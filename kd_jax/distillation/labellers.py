@@ -15,7 +15,7 @@ from kd_jax.data.lists import Lists
 from kd_jax.devices import sharding
 from kd_jax.distillation.label_cache import Labeller
 from kd_jax.distillation.teachers import last_context
-from kd_jax.losses import softmax
+from kd_jax.losses.dense import listed
 
 
 def of_model(
@@ -67,7 +67,7 @@ def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = 
     """Labels by lists; 'list' 0 is the one of weight 0, for a position that nobody spoke about."""
     weights = lists.weights
     if confidence:
-        _, entropy = softmax.listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))
+        _, entropy = listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))
         weights = (weights * (1 - np.asarray(entropy) / np.log(num_items))).astype(np.float32)
     shared = {"list_items": lists.items, "list_logits": lists.logits, "list_weights": weights}
     return Labeller(

@@ -222,9 +222,9 @@ class _Work:
                 continue
             teacher = None
             if name is not None:
-                teacher = teachers[name].scores
-                assert isinstance(teacher, Factors)
-                teacher = _flat_factors(teacher)
+                scores = teachers[name].scores
+                assert isinstance(scores, Factors)
+                teacher = _flat_factors(scores)
             batch = self.inputs.batch
             counted = self.position_weights(members[0]).reshape(-1)  # the same for all of them
             rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), counted)

@@ -153,13 +153,13 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
         if sampled:
             _check_sampled(term, limits, field)
         if isinstance(term.loss, SoftmaxLoss):
-            if term.teacher in limits.lists and term.reads_teacher:
-                if term.loss.entropy_coefficient is None:
-                    raise InputError(
-                        f"{field}: the teacher {term.teacher!r} lists a few items, and this loss"
-                        " needs a score of every item; use a loss that is a cross-entropy (kl,"
-                        " soft_ce), or one of candidates"
-                    )
+            reads_list = term.reads_teacher and term.teacher in limits.lists
+            if reads_list and term.loss.entropy_coefficient is None:
+                raise InputError(
+                    f"{field}: the teacher {term.teacher!r} lists a few items, and this loss needs"
+                    " a score of every item; use one of those that docs/losses.md marks for lists,"
+                    " or one of candidates"
+                )
             continue
         if not limits.ranks:
             raise InputError(f"{field}: this loss compares rankings of items; use task='rank'")

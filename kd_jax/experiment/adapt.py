@@ -15,11 +15,10 @@ Model for Completely Cold Item Recommendations", RecSys 2019.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +37,10 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
 from kd_jax.distillation.teachers import Teacher
 from kd_jax.distillation.term import OWN, Term
-from kd_jax.losses.feature import SquaredDistance
 from kd_jax.experiment.config import changed, language_model, recipe
 from kd_jax.experiment.run import Run, written
 from kd_jax.experiment.setup import MODELS
+from kd_jax.losses.feature import SquaredDistance
 from kd_jax.models.language import encoding
 from kd_jax.models.language.encoding import Texts
 from kd_jax.models.scorer import Frozen, factorises, split

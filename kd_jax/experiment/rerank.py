@@ -34,11 +34,11 @@ from kd_jax.data.examples.rating import rate_examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.devices import sharding
 from kd_jax.distillation.term import Term
-from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.evaluation import evaluator
 from kd_jax.evaluation.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
 from kd_jax.experiment.config import changed, selects
 from kd_jax.experiment.run import Run, written
+from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.language import encoding
 from kd_jax.models.scorer import split
 from kd_jax.models.teachers.cross_encoder import PairRanker

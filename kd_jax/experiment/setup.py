@@ -253,7 +253,7 @@ class Setup:
         """Names of the teachers that ``model`` learns from, its own first."""
         if model not in TEACHER_OF:
             return ()
-        named = dict.fromkeys(term.teacher for term in self.objective(model) if term.needs_teacher)
+        named = dict.fromkeys(term.teacher for term in self.objective(model) if term.reads_teacher)
         own = OWN in named or self.settings(model).student.bias == "teacher"
         return (*[OWN][:own], *(name for name in named if name != OWN))
 

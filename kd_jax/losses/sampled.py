@@ -188,11 +188,11 @@ def _means(
         if term.loss.reads_teacher:
             assert soft is not None
             scale = temperature(term)
-            log_probs = [
+            log_p, log_q = (
                 x / scale - jax.nn.logsumexp(x / scale + weights, axis=1)[:, None]
                 for x in (scores, soft)
-            ]
-            per_row = scale**2 * term.loss.value(statistics(term.loss, *log_probs, weights))
+            )
+            per_row = scale**2 * term.loss.value(statistics(term.loss, log_p, log_q, weights))
         else:
             share = counted
             if term.warm and warm is not None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, Axes
-from kd_jax.devices.sharding import spare
+from kd_jax.devices.sharding import ITEMS, ROWS, WHOLE, spare
 from kd_jax.losses.streamed import Engine, Inputs, SoftmaxTerm, local
 
 
@@ -23,7 +23,6 @@ def engine_for(mesh: Mesh) -> Engine | None:
     """
     if mesh.size == 1:
         return None
-    rows, items, whole = PartitionSpec("data"), PartitionSpec("model"), PartitionSpec()
 
     def padded(factors: Factors) -> Factors:
         missing = spare(len(factors.bias), mesh)
@@ -33,8 +32,8 @@ def engine_for(mesh: Mesh) -> Engine | None:
         return factors._replace(vectors=jnp.pad(factors.vectors, ((0, missing), (0, 0))), bias=bias)
 
     def spec(factors: Any) -> Any:
-        excluded = None if factors.excluded is None else rows
-        return factors._replace(contexts=rows, vectors=items, bias=items, excluded=excluded)
+        excluded = None if factors.excluded is None else ROWS
+        return factors._replace(contexts=ROWS, vectors=ITEMS, bias=ITEMS, excluded=excluded)
 
     def run(
         terms: tuple[SoftmaxTerm, ...], gradients: bool, student: Factors, inputs: Inputs
@@ -43,19 +42,19 @@ def engine_for(mesh: Mesh) -> Engine | None:
         count = len(student.bias)
         student, teacher = padded(student), None if teacher is None else padded(teacher)
         warm = None if warm is None else jnp.pad(warm, (0, spare(count, mesh)))
-        taken = Inputs(
-            rows,
-            whole,
+        taken: tuple[Any, ...] = (
+            ROWS,
+            WHOLE,
             None if teacher is None else spec(teacher),
-            None if warm is None else items,
-            None if temperatures is None else whole,
+            None if warm is None else ITEMS,
+            None if temperatures is None else WHOLE,
         )
         axes = Axes("data", "model")
         values, slopes = jax.shard_map(
             lambda s, i: local(terms, gradients, s, i, axes),
             mesh=mesh,
-            in_specs=(spec(student), taken),
-            out_specs=(whole, (rows, items, items) if gradients else None),
+            in_specs=(spec(student), Inputs(*taken)),
+            out_specs=(WHOLE, (ROWS, ITEMS, ITEMS) if gradients else None),
             check_vma=False,
         )(student, Inputs(given, coefficients, teacher, warm, temperatures))
         return values, slopes and (slopes[0], slopes[1][:count], slopes[2][:count])

@@ -61,6 +61,7 @@ class KL(SoftmaxLoss):
     entropy_coefficient: ClassVar[float | None] = -1.0
 
     def value(self, rows: RowStatistics) -> Float[Array, " R"]:
+        assert rows.teacher_log_z is not None
         teacher_mean, student_mean = rows.expected
         return rows.student_log_z - student_mean + teacher_mean - rows.teacher_log_z
 

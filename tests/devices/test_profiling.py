@@ -11,8 +11,9 @@ from kd_jax.data.examples.base import batches
 from kd_jax.devices import sharding
 from kd_jax.devices.profiling import Meter, ceiling, device_time, matmul_flops, peak_memory, trace
 from kd_jax.models.scorer import split
-from kd_jax.training.loop import compiled_step
+from kd_jax.training.compiled import compiled_step
 from kd_jax.training.recipe import Recipe
+from kd_jax.training.step import StepSpec
 
 
 def test_matrix_products_are_counted_in_loops_branches_and_gradients():
@@ -44,14 +45,9 @@ def test_the_flops_of_a_step_of_matrix_factorisation(mesh):
     student = student_of(task, "mf")
     examples = task.examples("user", history=HISTORY, decay=3.0, user_power=0.5)
     graphdef, params, constants = split(student)
+    spec = StepSpec(graphdef, OBJECTIVE[:1], Recipe(3, 16, 1e-2).tx(), 3)
     step, state = compiled_step(
-        graphdef,
-        params,
-        objective=OBJECTIVE[:1],
-        tx=Recipe(3, 16, 1e-2).tx(),
-        total_steps=3,
-        mesh=mesh,
-        seed=0,
+        spec, params, mesh=mesh, seed=0,
         look_up=examples.look_up,
     )
     rows = next(batches(examples, batch_size=16, num_batches=3, seed=0, chunk=3, gather=False))

@@ -13,19 +13,19 @@ from scipy.special import log_softmax, softmax
 
 from helpers import toy
 from helpers.runs import config, run
+from helpers.terms import loss_of, term
 from kd_jax import labels as labels_command
 from kd_jax.core.scores import Factors, Listed, TeacherScores
 from kd_jax.core.types import PAD
 from kd_jax.data import lists
 from kd_jax.data.lookup import Lookup
 from kd_jax.distillation import label_cache, labellers
-from kd_jax.distillation.objective import mean_loss
 from kd_jax.distillation.teachers import cached_teacher
-from kd_jax.distillation.term import Term
 from kd_jax.evaluation.tasks import Rank
 from kd_jax.experiment import pipeline
 from kd_jax.losses import sampled
-from kd_jax.losses.softmax import listed
+from kd_jax.losses.dense import listed
+from kd_jax.losses.softmax import KL
 from kd_jax.models.scorer import Frozen
 from kd_jax.models.students.base import StudentSpec
 from kd_jax.models.students.mf import MatrixFactorization
@@ -53,7 +53,6 @@ def list_of(size=K):
     return Listed(jnp.asarray(items), jnp.asarray(RNG.normal(size=items.shape), jnp.float32))
 
 
-loss_of = jax.jit(mean_loss, static_argnums=0)
 STUDENT, OWN, BIG, LIST = factors(), factors(), factors(D + 2), list_of()
 TRUST = jnp.asarray(RNG.random((B, P)), jnp.float32)
 BATCH = {
@@ -63,7 +62,7 @@ BATCH = {
     "user": jnp.arange(B),
 }
 TEACHERS = {
-    "teacher": TeacherScores(OWN),
+    "": TeacherScores(OWN),
     "big": TeacherScores(BIG, 1 - TRUST),
     "llm": TeacherScores(LIST, TRUST),
 }
@@ -73,7 +72,7 @@ def by_hand(term, logits, trust):
     """KL or cross-entropy of the lists in LIST against student logits [B, P, N], in numpy, term by
     term.
     """
-    total, t = 0.0, term.temperature
+    total, t = 0.0, term.temperature.start
     for b in range(B):
         for p in range(P):
             listed = [
@@ -86,35 +85,33 @@ def by_hand(term, logits, trust):
             target = softmax(values / t)
             among = np.where(WARM | (not term.warm), logits[b, p] / t, -np.inf)
             loss = -np.sum(target * log_softmax(among)[items])
-            if term.name == "kl":
+            if isinstance(term.loss, KL):
                 loss += np.sum(target * np.log(target))
             total += t**2 * loss * float(BATCH["weights"][b, p]) * trust[b, p]
     return total / float(BATCH["weights"].sum())
 
 
 TERMS = tuple(
-    Term(n, 0.7, t, items=i, teacher="llm")
+    term(n, 0.7, t, items=i, teacher="llm", name=f"{n}-{t}")
     for n in ("kl", "soft_ce")
     for t, i in ((1.0, "all"), (2.5, "warm"))
 )
 
 
-@pytest.mark.parametrize(
-    "term", TERMS, ids=lambda term: f"{term.name}-{term.temperature}-{term.items}"
-)
+@pytest.mark.parametrize("one", TERMS, ids=lambda one: one.name)
 @pytest.mark.parametrize("dense", [False, True])
-def test_the_loss_of_a_list_is_that_of_the_definition(term, dense):
+def test_the_loss_of_a_list_is_that_of_the_definition(one, dense):
     logits = STUDENT.dense()
     total, means = loss_of(
-        (term,), logits if dense else STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START
+        (one,), logits if dense else STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START
     )  # fmt: skip
-    wanted = by_hand(term, np.asarray(logits, np.float64), np.asarray(TRUST))
-    assert float(means[f"{term.name}:llm"]) == pytest.approx(wanted, rel=1e-5)
+    wanted = by_hand(one, np.asarray(logits, np.float64), np.asarray(TRUST))
+    assert float(means[one.name]) == pytest.approx(wanted, rel=1e-5)
     assert float(total) == pytest.approx(0.7 * wanted, rel=1e-5)
 
 
 def test_the_gradient_of_a_list_is_the_same_from_factors_and_from_logits():
-    objective = (Term("ce"), *TERMS)
+    objective = (term("ce"), *TERMS)
     value = jax.jit(
         lambda scores: loss_of(objective, scores, BATCH, TEACHERS, jnp.asarray(WARM), START)[0]
     )
@@ -127,9 +124,9 @@ def test_the_gradient_of_a_list_is_the_same_from_factors_and_from_logits():
 
 def test_a_list_of_all_items_is_the_teacher_itself():
     everything = jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, P, N))
-    whole = {"teacher": TeacherScores(OWN), "list": TeacherScores(Listed(everything, OWN.dense()))}
+    whole = {"": TeacherScores(OWN), "list": TeacherScores(Listed(everything, OWN.dense()))}
     for name in ("kl", "soft_ce"):
-        terms = [Term(name, 1.0, 2.0, items="warm", teacher=teacher) for teacher in whole]
+        terms = [term(name, 1.0, 2.0, items="warm", teacher=teacher) for teacher in whole]
         one, other = (
             loss_of((t,), STUDENT, BATCH, whole, jnp.asarray(WARM), START)[0] for t in terms
         )
@@ -138,18 +135,19 @@ def test_a_list_of_all_items_is_the_teacher_itself():
 
 def test_a_list_on_a_sample_of_every_item_is_the_list_on_the_catalogue():
     objective = tuple(
-        dataclasses.replace(t, items=f"sampled{'_warm' * t.warm}", negatives=N) for t in TERMS
+        dataclasses.replace(t, items="sampled_warm" if t.warm else "sampled", negatives=N)
+        for t in TERMS
     )
     once = sampled.Draws(jnp.arange(N, dtype=jnp.int32), jnp.zeros(N))
     full, _ = loss_of(TERMS, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
-    part, _ = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START, None, once)
+    part, _ = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START, once)
     assert float(part) == pytest.approx(float(full), rel=1e-5)
 
 
 def test_several_teachers_are_the_sum_of_each_alone():
     objective = (
-        Term("ce", 0.5, items="warm"), Term("kl", 2.0, 1.5), Term("kl", 1.0, teacher="big"), *TERMS[:2],
-        Term("soft_ce", 0.3, 2.0, items="warm", teacher="big"),
+        term("ce", 0.5, items="warm"), term("kl", 2.0, 1.5), term("kl", 1.0, teacher="big"), *TERMS[:2],
+        term("soft_ce", 0.3, 2.0, items="warm", teacher="big"),
     )  # fmt: skip
     total, means = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
     alone = [
@@ -157,22 +155,22 @@ def test_several_teachers_are_the_sum_of_each_alone():
         for t in objective
     ]
     assert float(total) == pytest.approx(float(sum(value for value, _ in alone)), rel=1e-5)
-    assert list(means) == ["ce", "kl", "kl:big", "kl:llm", "soft_ce:big"]
+    assert list(means) == ["ce", "kl", "kl:big", "kl-1.0", "kl-2.5", "soft_ce:big"]
     assert float(means["kl"]) == pytest.approx(float(alone[1][1]["kl"]), rel=1e-5)
     dense, _ = loss_of(objective, STUDENT.dense(), BATCH, TEACHERS, jnp.asarray(WARM), START)
     assert float(total) == pytest.approx(float(dense), rel=1e-5)
 
 
 def test_an_example_of_weight_zero_adds_nothing_and_lifts_no_other():
-    term = (Term("kl", teacher="llm"),)
+    one = (term("kl", teacher="llm"),)
     some = TRUST.at[:3].set(0.0)
     parts = [
-        loss_of(term, STUDENT, BATCH, {"llm": TeacherScores(LIST, w)}, None, START)[0]
+        loss_of(one, STUDENT, BATCH, {"llm": TeacherScores(LIST, w)}, None, START)[0]
         for w in (TRUST, some, TRUST - some)
     ]
     assert float(parts[0]) == pytest.approx(float(parts[1] + parts[2]), rel=1e-5)
     slope = jax.grad(
-        lambda s: loss_of(term, s, BATCH, {"llm": TeacherScores(LIST, some)}, None, START)[0]
+        lambda s: loss_of(one, s, BATCH, {"llm": TeacherScores(LIST, some)}, None, START)[0]
     )(STUDENT)
     assert not np.any(slope.contexts[:3]) and np.any(slope.contexts[3:])
 
@@ -502,8 +500,8 @@ def test_gathered_rows_hold_the_listed_items():
     )
     model.proposal = Frozen(jnp.asarray(sampled.proposal(np.ones(N), 0.0)))
     objective = (
-        Term("ce", items="sampled", negatives=8, top=2),
-        Term("kl", items="sampled", negatives=8, top=2, teacher="llm"),
+        term("ce", items="sampled", negatives=8, top=2),
+        term("kl", items="sampled", negatives=8, top=2, teacher="llm"),
     )
     teachers = {"llm": TeacherScores(LIST), "big": TeacherScores(BIG)}
     given = jax.jit(lambda key: gathered(model, objective, BATCH, teachers, key, False))(

@@ -35,8 +35,9 @@ from kd_jax.models.scorer import split
 from kd_jax.models.students import student_class
 from kd_jax.training import checkpoint, loop
 from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.loop import compiled_step
+from kd_jax.training.compiled import compiled_step
 from kd_jax.training.recipe import Recipe
+from kd_jax.training.step import StepSpec
 
 
 @pytest.fixture(scope="module")
@@ -490,11 +491,8 @@ def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
     mesh = sharding.make_mesh(1, 4)
     before = {id(array) for array in jax.live_arrays()}
     _, state = compiled_step(
-        built.graphdef,
+        StepSpec(built.graphdef, objective, Recipe(1, 8, 0.1).tx(), 1),
         built.start,
-        objective=objective,
-        tx=Recipe(1, 8, 0.1).tx(),
-        total_steps=1,
         mesh=mesh,
         seed=0,
     )

@@ -7,10 +7,11 @@ import numpy as np
 from flax import nnx
 
 from helpers import toy
+from helpers.terms import term
 from kd_jax.core.logging import Log
 from kd_jax.data.examples.base import batches
 from kd_jax.devices import sharding
-from kd_jax.distillation.term import Term
+from kd_jax.distillation.term import OWN
 from kd_jax.evaluation.tasks import Rank, Rate
 from kd_jax.models.scorer import split
 from kd_jax.models.students import STUDENTS
@@ -18,13 +19,16 @@ from kd_jax.models.students.base import StudentSpec
 from kd_jax.models.teachers.bi_encoder import BiEncoder
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.loop import compiled_step, train
+from kd_jax.training.compiled import compiled_step
+from kd_jax.training.job import TrainingJob
+from kd_jax.training.loop import train
 from kd_jax.training.recipe import Recipe
+from kd_jax.training.step import StepSpec
 
 HISTORY = 8
 
 
-OBJECTIVE = (Term("ce", items="warm"), Term("kl", 2.0, 1.5), Term("soft_ce", 0.1))
+OBJECTIVE = (term("ce", items="warm"), term("kl", 2.0, 1.5), term("soft_ce", 0.1))
 
 
 ODD = {"users": 39, "items": 23}  # nothing divides them
@@ -73,26 +77,18 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
     """Loss terms of the first steps, the final state and the compiled step."""
     graphdef, params, constants = split(student)
     recipe = Recipe(steps, batch_size, 1e-2)
-    step, state = compiled_step(
-        graphdef,
-        params,
-        objective=OBJECTIVE,
-        tx=recipe.tx(),
-        total_steps=steps,
-        mesh=mesh,
-        seed=0,
-        teacher_scores={"teacher": teacher.scores},
-    )
+    spec = StepSpec(graphdef, OBJECTIVE, recipe.tx(), steps, {OWN: teacher.scores})
+    step, state = compiled_step(spec, params, mesh=mesh, seed=0)
     examples = examples or examples_of(task, student.positions)
     constants, arrays = (
         sharding.put(constants, mesh),
-        sharding.put_labels({"teacher": teacher.arrays}, mesh),
+        sharding.put_labels({OWN: teacher.arrays}, mesh),
     )
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         before = state
         state, metrics = step(state, batch, None, constants, arrays)
-        found.append({name: float(value) for name, value in metrics.items()})
+        found.append(flat(metrics))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), (
         "the old state's memory must be given back"
     )
@@ -135,21 +131,28 @@ class Fit:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         with Log(self.folder / "metrics.jsonl", "ndcg@10") as log:
-            return train(
+            job = TrainingJob(
+                "student",
+                0,
                 graphdef,
                 params,
                 constants,
-                name="student",
-                seed=0,
-                objective=(Term("ce"),),
+                self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
+                (term("ce"),),
+                self.recipe,
+                evaluate,
+                Checkpoints(self.folder / "student", identity or {"seed": 0}),
+                self.mesh,
+                log,
                 traces=self.traces,
-                recipe=self.recipe,
-                examples=self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
-                evaluate=evaluate,
-                checkpoints=Checkpoints(self.folder / "student", identity or {"seed": 0}),
-                mesh=self.mesh,
-                log=log,
             )
+            return train(job)
+
+
+def flat(metrics):
+    """The metrics of a step as numbers, those of terms beside the others."""
+    values = jax.tree.map(float, metrics)
+    return values.pop("terms") | values
 
 
 def final_state(folder):

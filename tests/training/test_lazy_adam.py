@@ -12,23 +12,25 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from helpers import toy, training
+from helpers.terms import term
 from kd_jax.core.tables import distinct, gather_rows, put, scatter_rows, take
 from kd_jax.core.types import PAD
 from kd_jax.data.examples.base import batches
 from kd_jax.devices import sharding
 from kd_jax.distillation.teachers import online_teacher
-from kd_jax.distillation.term import Term
+from kd_jax.distillation.term import OWN
 from kd_jax.losses import sampled
 from kd_jax.models.scorer import Frozen, split
 from kd_jax.models.students import STUDENTS
 from kd_jax.models.students.base import StudentSpec
 from kd_jax.training import lazy_adam
-from kd_jax.training.loop import compiled_step
+from kd_jax.training.compiled import compiled_step
 from kd_jax.training.recipe import Recipe
+from kd_jax.training.step import StepSpec
 
 SAMPLED = (
-    Term("ce", items="sampled_warm", negatives=9),
-    Term("kl", 2.0, 1.5, items="sampled", negatives=9, top=3),
+    term("ce", items="sampled_warm", negatives=9),
+    term("kl", 2.0, 1.5, items="sampled", negatives=9, top=3),
 )
 FULL = training.OBJECTIVE
 
@@ -139,17 +141,17 @@ def run(name, objective, mesh, steps=4, batch_size=16, ratings=False, **recipe):
     teacher = online_teacher(*training.teacher_of(task), positions=student.positions)
     graphdef, params, constants = split(student)
     recipe = Recipe(steps, batch_size, 1e-2, weight_decay=0.01, **recipe)
-    step, state = compiled_step(
-        graphdef, params, objective=objective, tx=recipe.tx(), total_steps=steps, mesh=mesh, seed=0,
-        teacher_scores={"teacher": teacher.scores}, gather=recipe.sparse,
-    )  # fmt: skip
+    spec = StepSpec(
+        graphdef, objective, recipe.tx(), steps, {OWN: teacher.scores}, lazy=recipe.sparse
+    )
+    step, state = compiled_step(spec, params, mesh=mesh, seed=0)
     start = jax.tree.map(np.asarray, state)
     examples = task.examples(student.positions, history=training.HISTORY, decay=3.0, user_power=0.5)
-    constants, arrays = sharding.put((constants, {"teacher": teacher.arrays}), mesh)
+    constants, arrays = sharding.put((constants, {OWN: teacher.arrays}), mesh)
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
         state, metrics = step(state, batch, None, constants, arrays)
-        found.append({key: float(value) for key, value in metrics.items()})
+        found.append(training.flat(metrics))
     assert step._cache_size() == 1
     return found, start, state
 
@@ -185,7 +187,7 @@ def test_sampled_the_gathered_step_is_the_dense_one_where_it_touches(name):
 
 @pytest.mark.parametrize("name", ["mf", "mlp"])
 def test_rating_pairs_touches_their_rows_only(name):
-    objective = (Term("ce"), Term("kl", 2.0, 1.5))
+    objective = (term("ce"), term("kl", 2.0, 1.5))
     (dense,), _, _ = run(name, objective, ONE(), steps=1, batch_size=4, ratings=True)
     (gathered,), start, state = run(
         name, objective, ONE(), steps=1, batch_size=4, ratings=True, sparse=True
@@ -220,9 +222,8 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=
     student.proposal = Frozen(jnp.asarray(sampled.proposal(np.zeros(items), 0.0)))
     graphdef, params, constants = split(student)
     tx = Recipe(9, batch_size, 1e-2, sparse=True, clip_norm=1.0).tx()
-    step, state = compiled_step(
-        graphdef, params, objective=objective, tx=tx, total_steps=9, mesh=mesh, seed=0, gather=True
-    )
+    spec = StepSpec(graphdef, objective, tx, 9, lazy=True)
+    step, state = compiled_step(spec, params, mesh=mesh, seed=0)
     shape = (3, batch_size, 1)
     batch = {
         "user": np.zeros(shape[:2], np.int32), "weights": np.ones(shape, np.float32),

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kd_jax.core.scores import Factors
 from kd_jax.core.types import PAD, Batch
 from kd_jax.models.language.encoding import Texts
 from kd_jax.models.layers import dropout

@@ -1,0 +1,313 @@
+"""What every entry of ``LOSSES`` keeps: its definition, gradients, masks, types and all engines."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from helpers.terms import loss_of, term
+from helpers.toy import refused
+from kd_jax.core.scores import Factors, Listed, TeacherScores
+from kd_jax.core.tiling import Axes
+from kd_jax.core.types import PAD
+from kd_jax.devices import sharding
+from kd_jax.distillation.objective import auxiliary_params, chosen_items
+from kd_jax.distillation.term import Limits, check
+from kd_jax.losses import LOSSES
+from kd_jax.losses.base import CandidateLoss, SoftmaxLoss, VectorLoss
+from kd_jax.losses.sampled import Draws
+from kd_jax.losses.sharded import engine_for
+from kd_jax.losses.streamed import local
+
+B, P, N, D = 8, 3, 301, 6
+KEY = jax.random.key(0)
+
+
+def mixture(s, t):
+    return np.log(0.5 * (np.exp(s) + np.exp(t)))
+
+
+# Name -> (log-probabilities of the student, of the teacher, [C] each) -> the loss of one row.
+SOFTMAX = {
+    "soft_ce": lambda s, t: -np.sum(np.exp(t) * s),
+    "kl": lambda s, t: np.sum(np.exp(t) * (t - s)),
+    "js": lambda s, t: (
+        0.5 * np.sum(np.exp(t) * (t - mixture(s, t)) + np.exp(s) * (s - mixture(s, t)))
+    ),
+}
+# Name -> (student scores, teacher scores, both [K] and without what is not valid, number of the
+# teacher's items, key) -> the loss of one row.
+CANDIDATES: dict = {}
+# Name -> (student vectors [M, Ds], teacher vectors [M, Dt], auxiliary parameters) -> [M].
+VECTORS = {"squared_distance": lambda s, t, _: 0.5 * np.mean((s - t) ** 2, -1)}
+HYPER: dict = {}  # hyper-parameters of a loss whose defaults do not suit the toy catalogue
+
+names = pytest.mark.parametrize("name", LOSSES)
+
+
+def of(kind):
+    """The names of the losses of a family, for parametrize."""
+    return pytest.mark.parametrize("name", [n for n, c in LOSSES.items() if issubclass(c, kind)])
+
+
+@dataclasses.dataclass
+class World:
+    """A student, a teacher and a batch. width: of the teacher's vectors."""
+
+    seed: int = 0
+    width: int = D
+    dtype: type = jnp.float32
+
+    def __post_init__(self):
+        rng = np.random.default_rng(self.seed)
+        self.student = self.factors(rng, D)
+        self.teacher = self.factors(rng, self.width)
+        self.warm = jnp.asarray(rng.random(N) < 0.7)
+        targets = rng.integers(0, N, (B, P, 2))
+        targets[1] = PAD
+        self.batch = {
+            "targets": jnp.asarray(targets, jnp.int32),
+            "target_weights": jnp.asarray(rng.dirichlet((1, 1), (B, P)), jnp.float32),
+            "weights": jnp.asarray(rng.random((B, P)), jnp.float32),
+        }
+
+    def factors(self, rng, width):
+        return Factors(
+            jnp.asarray(rng.normal(size=(B, P, width)), self.dtype),
+            jnp.asarray(rng.normal(size=(N, width)), self.dtype),
+            jnp.asarray(rng.normal(size=N), jnp.float32),
+        )
+
+    def teachers(self, teacher=None):
+        return {"": TeacherScores(self.teacher if teacher is None else teacher)}
+
+    def inputs(self, one, teacher=None):
+        """The arguments of ``loss_of`` behind the scores."""
+        teachers = self.teachers(teacher)
+        items = chosen_items((one,), teachers, N, KEY)
+        auxiliary = auxiliary_params((one,), self.student, teachers, KEY)
+        return {
+            "batch": self.batch, "teachers": teachers, "warm": self.warm, "items": items,
+            "key": KEY, "auxiliary": auxiliary,
+        }  # fmt: skip
+
+    @property
+    def weights(self):
+        weights = np.asarray(self.batch["weights"], np.float64)
+        return weights / weights.sum()
+
+
+def make(name, temperature=1.0, **fields):
+    softmax = name in SOFTMAX
+    return term(name, 1.3, temperature if softmax else 1.0, hyper=HYPER.get(name), **fields)
+
+
+def value(one, world, scores=None, **more):
+    inputs = world.inputs(one) | more
+    batch = inputs.pop("batch")
+    scores = world.student if scores is None else scores
+    return loss_of((one,), scores, batch, **inputs)[0]
+
+
+def slopes(one, world, **more):
+    """Gradients in the contexts, vectors and biases of the student."""
+    return jax.grad(lambda student: value(one, world, student, **more))(world.student)
+
+
+def log_softmax(x):
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+@names
+@pytest.mark.parametrize("items", ["all", "warm"])
+def test_the_closed_form(name, items):
+    world, one = World(), make(name, 1.7, items=items)
+    kept = np.flatnonzero(world.warm) if items == "warm" else np.arange(N)
+    student, teacher = (np.asarray(f.dense(), np.float64) for f in (world.student, world.teacher))
+    wanted = np.zeros((B, P))
+    if isinstance(one.loss, SoftmaxLoss):
+        for place in np.ndindex(B, P):
+            wanted[place] = row_of_softmax(name, one, student[place], teacher[place], kept, place)
+    elif isinstance(one.loss, CandidateLoss):
+        wanted = rows_of_candidates(name, one, world, student, teacher, kept)
+    else:
+        sides = (world.student, world.teacher)
+        auxiliary = world.inputs(one)["auxiliary"].get(name, {})
+        if one.loss.of_items:
+            rows = kept
+            if one.loss.drawn:
+                drawn = np.asarray(world.inputs(one)["items"][name].drawn)
+                rows = drawn[np.isin(drawn, kept)]
+            each = VECTORS[name](*(np.asarray(f.vectors)[rows] for f in sides), auxiliary)
+            assert float(value(one, world)) == pytest.approx(1.3 * np.mean(each), rel=1e-4)
+            return
+        wanted = VECTORS[name](*(np.asarray(f.contexts) for f in sides), auxiliary)
+    total = np.sum(wanted * World().weights)
+    assert float(value(one, world)) == pytest.approx(1.3 * total, rel=1e-4)
+
+
+def row_of_softmax(name, one, student, teacher, kept, place):
+    world = World()
+    if not one.reads_teacher:
+        log_p = dict(zip(kept, log_softmax(student[kept]), strict=True))
+        targets = np.asarray(world.batch["targets"])[place]
+        weights = np.asarray(world.batch["target_weights"])[place]
+        return -sum(w * log_p[t] for t, w in zip(targets, weights, strict=True) if t in log_p)
+    t = one.temperature.start
+    return t**2 * SOFTMAX[name](log_softmax(student[kept] / t), log_softmax(teacher[kept] / t))
+
+
+def rows_of_candidates(name, one, world, student, teacher, kept):
+    chosen = world.inputs(one)["items"][name]
+    key = jax.random.fold_in(KEY, 0)
+    wanted = np.zeros((B, P))
+    top = np.argsort(-teacher, axis=-1)[..., : one.loss.top]
+    oracle = CANDIDATES[name](one.loss, key, B * P)
+    for number, place in enumerate(np.ndindex(B, P)):
+        best = [i for i in top[place] if i in kept]
+        drawn = [i for i in dict.fromkeys(np.asarray(chosen.drawn).tolist()) if i in kept]
+        drawn = [i for i in drawn if i not in top[place]]
+        columns = np.flatnonzero(np.isin(top[place], kept))
+        wanted[place] = oracle(number, student[place], teacher[place], best, drawn, columns)
+    return wanted
+
+
+@names
+def test_gradients_match_finite_differences_and_reach_the_student_alone(name):
+    world, one = World(), make(name, 1.5)
+    check_grads(
+        lambda student: value(one, world, student), (world.student,), order=1, modes=["rev"],
+        atol=2e-2, rtol=2e-2,
+    )  # fmt: skip
+    assert any(np.abs(slope).max() > 0 for slope in jax.tree.leaves(slopes(one, world)))
+
+    def by_teacher(teacher):
+        frozen = jax.lax.stop_gradient(teacher)
+        given = world.teachers(frozen)
+        return value(one, world, teachers=given)
+
+    for slope in jax.tree.leaves(jax.grad(by_teacher)(world.teacher)):
+        np.testing.assert_array_equal(slope, 0.0)
+
+
+@names
+def test_nothing_that_takes_part_is_loss_and_gradient_zero(name):
+    world, one = World(), make(name, 2.0, items="warm")
+    if isinstance(one.loss, VectorLoss) and not one.loss.of_items:
+        world.batch["weights"] = jnp.zeros((B, P))  # contexts have no items to mask
+    world.warm = jnp.zeros(N, bool)
+    assert float(value(one, world)) == 0
+    for slope in jax.tree.leaves(slopes(one, world)):
+        np.testing.assert_array_equal(slope, 0.0)
+
+
+@names
+def test_bf16_factors_are_compared_in_f32(name):
+    narrow, one = World(dtype=jnp.bfloat16), make(name, 1.5)
+    wide = World()
+    for side in ("student", "teacher"):
+        setattr(wide, side, jax.tree.map(lambda x: x.astype(jnp.float32), getattr(narrow, side)))
+    assert float(value(one, narrow)) == pytest.approx(float(value(one, wide)), rel=2e-2)
+    assert [slope.dtype for slope in slopes(one, narrow)[:3]] == [
+        jnp.bfloat16, jnp.bfloat16, jnp.float32,
+    ]  # fmt: skip
+
+
+def tiled(terms, gradients, student, inputs):
+    return local(terms, gradients, student, inputs, Axes(), B * P * 130)  # three chunks
+
+
+ONCE = Draws(jnp.asarray(np.random.default_rng(1).permutation(N), jnp.int32), jnp.zeros(N))
+ENGINES = {
+    "tiles": lambda: {"engine": tiled},
+    "sampled": lambda: {"draws": ONCE},
+    "data=4, model=2": lambda: {"engine": engine_for(sharding.make_mesh(4, 2))},
+    "model=8": lambda: {"engine": engine_for(sharding.make_mesh(1, 8))},
+}
+
+
+@names
+@pytest.mark.parametrize("items", ["all", "warm"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_gives_the_same(name, items, engine):
+    world, one = (
+        World(width=D if name == "squared_distance" else D + 2),
+        make(name, 1.5, items=items),
+    )
+    how = ENGINES[engine]()
+    other = one
+    if "draws" in how:
+        other = dataclasses.replace(one, items=f"sampled{'_warm' if one.warm else ''}", negatives=N)
+    assert float(value(other, world, **how)) == pytest.approx(float(value(one, world)), rel=1e-5)
+    for part, whole in zip(slopes(other, world, **how)[:3], slopes(one, world)[:3], strict=True):
+        np.testing.assert_allclose(part, whole, rtol=2e-4, atol=2e-6)
+
+
+@names
+def test_whole_logits_give_the_same_as_factors_or_are_refused(name):
+    world, one = World(width=D), make(name, 1.5, items="warm")
+    if isinstance(one.loss, VectorLoss):
+        refused(lambda: check((one,), Limits(False, True, N), "distill.terms"), "has none")
+        return
+
+    def dense(student):
+        return value(one, world, student.dense())
+
+    assert float(dense(world.student)) == pytest.approx(float(value(one, world)), rel=1e-5)
+    found = jax.grad(dense)(world.student)
+    for part, whole in zip(found[:3], slopes(one, world)[:3], strict=True):
+        np.testing.assert_allclose(part, whole, rtol=2e-4, atol=2e-6)
+
+
+@names
+def test_a_teacher_that_lists_items_is_read_or_refused(name):
+    world, one = World(), make(name, 1.5)
+    everything = Listed(
+        jnp.broadcast_to(jnp.arange(N, dtype=jnp.int32), (B, P, N)), world.teacher.dense()
+    )
+    limits = Limits(True, True, N, lists=("",))
+    reads = not isinstance(one.loss, VectorLoss)
+    if isinstance(one.loss, SoftmaxLoss) and one.reads_teacher:
+        reads = one.loss.entropy_coefficient is not None
+    if not reads:
+        refused(lambda: check((one,), limits, "distill.terms"), "distill.terms")
+        return
+    check((one,), limits, "distill.terms")
+    inputs = world.inputs(one, everything)
+    batch = inputs.pop("batch")
+    found = loss_of((one,), world.student, batch, **inputs)[0]
+    assert float(found) == pytest.approx(float(value(one, world)), rel=1e-5)
+
+
+@names
+def test_classes_of_a_pair_are_compared_or_refused(name):
+    one, limits = make(name), Limits(False, True, N, ranks=False)
+    if isinstance(one.loss, SoftmaxLoss):
+        check((one,), limits, "distill.terms")
+        return
+    refused(lambda: check((one,), limits, "distill.terms"), "distill.terms", "task='rank'")
+
+
+@of(VectorLoss)
+def test_auxiliary_parameters_learn_or_there_are_none(name):
+    world = World(width=D if name == "squared_distance" else D + 2)
+    one = make(name)
+    inputs = world.inputs(one)
+    batch, auxiliary = inputs.pop("batch"), inputs.pop("auxiliary")
+
+    def loss(auxiliary):
+        return loss_of((one,), world.student, batch, auxiliary=auxiliary, **inputs)[0]
+
+    for slope in jax.tree.leaves(jax.grad(loss)(auxiliary)):
+        assert np.abs(slope).max() > 0
+
+
+def test_every_loss_has_an_oracle():
+    families = {SoftmaxLoss: SOFTMAX, CandidateLoss: CANDIDATES, VectorLoss: VECTORS}
+    for name, kind in LOSSES.items():
+        oracles = next(oracles for family, oracles in families.items() if issubclass(kind, family))
+        assert name in oracles or not make(name).reads_teacher, f"add an oracle of {name!r} here"
