@@ -2,7 +2,7 @@
 means over seeds.
 
     python benchmarks/fine_tuning.py [--workdir=runs/fine_tuning] [--seeds=0,1,2] [--name=top_n] \\
-        [--set teacher.train=top_n] [--config=… and other arguments of launch.py]
+        [--set teacher.lm.train=top_n] [--config=… and other arguments of launch.py]
 
 For every seed a teacher with the frozen language model, one with item IDs beside it
 (``item_features='text+id'``), the language model adapted to what that one knows
@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 METRIC = "ndcg@10"
-IDS = "--config.teacher.item_features=text+id"
+IDS = "--config.teacher.model.item_features=text+id"
 
 
 def call(*command: str) -> None:
@@ -99,7 +99,7 @@ def main() -> int:
             teacher(
                 way / f"{name}{seed}",
                 [seed],
-                f"--config.teacher.weights={way / f'lm{seed}'}",
+                f"--config.teacher.lm.weights={way / f'lm{seed}'}",
                 *fields,
             )
     adapted = [

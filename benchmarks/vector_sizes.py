@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: Path, dim: int, first: Path) -> None:
     for model in STUDENTS:
         c.tuned[model] = (
             *c.tuned[model],
-            ("student.dim", dim),
+            ("student.mf.dim", dim),
         )  # the last word, whatever was tuned
     if pipeline.main(c, workdir):
         sys.exit(2)

@@ -36,8 +36,8 @@ def finished(measured):
     root, c, _ = measured
     c.stages, c.tuned.student, c.tuned.distilled = (
         ("export",),
-        (("student.dim", 16),),
-        (("student.dim", 16),),
+        (("student.mf.dim", 16),),
+        (("student.mf.dim", 16),),
     )
     run(c, root / "dim16")
     return root / "dim16"

@@ -327,7 +327,7 @@ TEACHING = (
 def big(world, tmp_path_factory):
     """A workdir with a wider student."""
     workdir = tmp_path_factory.mktemp("big") / "run"
-    run(config(world, stages=("data", "student"), **{"student.dim": 12}), workdir)
+    run(config(world, stages=("data", "student"), **{"student.mf.dim": 12}), workdir)
     return workdir
 
 
@@ -412,8 +412,8 @@ def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big,
     path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
     fields = {
         "distill.terms": TEACHING[:2],
-        "train.steps": 4,
-        "train.eval_every": 2,
+        "student.optimizer.steps": 4,
+        "student.optimizer.eval_every": 2,
         "stages": (*SOURCES, "student"),
     }
     c = taught(world, big, path, **fields)

@@ -25,17 +25,17 @@ def bert(tmp_path_factory):
 def run(c, workdir, bert, **fields):
     """A run of what the config says but for sizes; returns the names in the report."""
     small = {
-        "teacher.components": 8,
-        "teacher.dim": 8,
-        "teacher.blocks": 1,
-        "teacher.hidden": 8,
-        "teacher.history": 6,
+        "teacher.model.components": 8,
+        "teacher.model.dim": 8,
+        "teacher.model.blocks": 1,
+        "teacher.model.hidden": 8,
+        "teacher.model.history": 6,
     }
     small |= {
-        "student.dim": 8,
-        "student.blocks": 1,
-        "student.history": 6,
-        "teacher.snapshots": 4,
+        "student.mf.dim": 8,
+        "student.sasrec.blocks": 1,
+        "student.sasrec.history": 6,
+        "teacher.popularity.snapshots": 4,
         "eval.bootstrap": 50,
     }
     small["eval.batch_size"] = 64
@@ -46,7 +46,7 @@ def run(c, workdir, bert, **fields):
             f"{section}.batch_size": 8,
             f"{section}.warmup_steps": 1,
         }
-    c.update_from_flattened_dict(small | {"teacher.weights": str(bert), "mesh.data": 1} | fields)
+    c.update_from_flattened_dict(small | {"teacher.lm.weights": str(bert), "mesh.data": 1} | fields)
     assert pipeline.main(c, workdir) == 0
     report = json.loads((workdir / "report/metrics.json").read_text())
     for row in report["models"]:
@@ -83,8 +83,8 @@ def test_online_retail(tmp_path, bert):
 def test_csv(tmp_path, bert):
     toy.write_csv(tmp_path / "mine")
     paths = {
-        "data.path": str(tmp_path / "mine/interactions.csv"),
-        "data.items_path": str(tmp_path / "mine/items.csv"),
+        "data.files.path": str(tmp_path / "mine/interactions.csv"),
+        "data.files.items_path": str(tmp_path / "mine/items.csv"),
     }
     names = run(csv.get_config("runlocal"), tmp_path / "run", bert, stages=QUICK, **paths)
     assert names >= {"popularity", "student"}
@@ -131,7 +131,7 @@ def test_movielens(tmp_path, bert, release):
     c = movielens.get_config(f"{release},runlocal")
     assert c.data.path == f"data/ml-{release}"
     folder = write_release(tmp_path / f"ml-{release}", release)
-    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"data.path": str(folder)})
+    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"data.files.path": str(folder)})
     assert names >= {"popularity", "student"}
     report = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert report["dataset"]["name"] == f"ml-{release}" and report["dataset"]["interactions"] == 480

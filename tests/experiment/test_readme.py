@@ -31,7 +31,7 @@ def mean_student():
 
 def test_the_student_of_the_readme_trains_distils_and_recommends(world, tmp_path, mean_student):
     run(
-        config(world, **{"student.name": "mean", "train.steps": 60, "train.learning_rate": 0.05}),
+        config(world, **{"student.name": "mean", "student.optimizer.steps": 60, "student.optimizer.learning_rate": 0.05}),
         tmp_path / "run",
     )
     rows = {row["name"]: row for row in metrics_of(tmp_path / "run")["models"]}

@@ -212,7 +212,7 @@ def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     small = {
         "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control"),
         "distill.negatives": 10, "distill.top": 3,
-        "train.sparse": True, "train.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
+        "student.optimizer.sparse": True, "student.optimizer.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
     }  # fmt: skip
     for section in ("teacher", "train"):
         small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}
