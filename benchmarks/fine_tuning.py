@@ -66,7 +66,10 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--name", default="top_n", help="of this way to adapt, in the table")
     parser.add_argument(
-        "--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora"
+        "--set",
+        action="append",
+        default=[],
+        help="of kd_jax.adapt, for example teacher.lm.train=lora",
     )
     parser.add_argument("--mix", help="of kd_jax.adapt: how far to go towards the trained weights")
     options, launch = parser.parse_known_args()

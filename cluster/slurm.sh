@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # kd_jax on SLURM: one process per node, which takes all of the node's GPUs, or its cores.
 #
-#   sbatch cluster/slurm.sh --config=configs/movielens.py:1m --workdir=/shared/runs/ml1m --config.data.files.path=/shared/ml-1m
+#   sbatch cluster/slurm.sh --config=configs/movielens.py:1m --workdir=/shared/runs/ml1m --config.data.movielens.path=/shared/ml-1m
 #
 # Submit from the repository's folder; what follows the script's name goes to launch.py. The repository, its
 # environment, the data and --workdir must lie on a file system that all nodes see.

@@ -4,7 +4,7 @@
 #   export NFS=10.0.0.2:/runs                     # a file share in the slice's network, for example Filestore
 #   cluster/tpu_vm.sh create                      # ask for the slice and wait until it is there
 #   cluster/tpu_vm.sh install                     # mount the share, copy HEAD, install, on all hosts
-#   cluster/tpu_vm.sh run --config=configs/movielens.py:1m --config.data.files.path=/shared/ml-1m --workdir=/shared/runs/ml1m
+#   cluster/tpu_vm.sh run --config=configs/movielens.py:1m --config.data.movielens.path=/shared/ml-1m --workdir=/shared/runs/ml1m
 #   cluster/tpu_vm.sh until-done --config=...     # all three, again after every preemption, until the run has ended
 #   cluster/tpu_vm.sh delete
 #

@@ -92,7 +92,7 @@ def term_of(
         weight,
         _temperature(c.temperature, f"{field}.temperature"),
         falls,
-        c.items,
+        c["items"],  # ConfigDict.items is its method
         negatives,
         top,
         c.teacher,

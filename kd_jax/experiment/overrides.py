@@ -90,7 +90,7 @@ def _values(override: Override) -> list[tuple[str, Any]]:
     try:
         tree = ast.literal_eval(override.text.strip())
     except (ValueError, SyntaxError):
-        raise InputError(f"{override.flag} cannot be read; quote it for the shell") from None
+        raise InputError(f"{override.flag}: cannot be read; quote it for the shell") from None
     return list(sections.leaves(tree, f"{override.field}."))
 
 

@@ -85,8 +85,11 @@ def check_flags(argv: Sequence[str]) -> None:
         if flag is None:
             continue
         field, value = flag[1], (flag[2] or "").strip()
-        if field in RENAMED or (field in RESHAPED and value[:1] in ("(", "[")):
-            raise InputError(f"--config.{field}: {new_name(field)}")
+        if field in RESHAPED and value[:1] not in ("(", "["):
+            continue
+        for known in (field, field.rpartition(".")[0]):  # of an unknown field, its old section
+            if new := new_name(known) if known == field or known in RENAMED else "":
+                raise InputError(f"--config.{field}: {new}")
 
 
 def check_names(config: Mapping[str, Any] | ConfigDict) -> None:
@@ -120,7 +123,8 @@ def in_error(message: str) -> str:
 
 
 def _fields(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field and section, a section after its fields."""
     for name, value in config.items():
-        yield f"{prefix}{name}", value
         if isinstance(value, (Mapping, ConfigDict)):
             yield from _fields(value, f"{prefix}{name}.")
+        yield f"{prefix}{name}", value

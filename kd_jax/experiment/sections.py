@@ -29,12 +29,11 @@ def completed(fields: Mapping[str, Any], section: Mapping[str, Any]) -> ConfigDi
     """``section`` with the defaults of the ``fields`` that it leaves out, whole numbers as floats
     where the default is one.
     """
-    found = ConfigDict(dict(fields))
-    with found.ignore_type():
-        for name, value in section.items():
-            number = isinstance(value, int) and isinstance(fields.get(name), float)
-            found[name] = float(value) if number else value
-    return found
+    found = dict(fields)
+    for name, value in section.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        found[name] = float(value) if whole and isinstance(fields.get(name), float) else value
+    return ConfigDict(found)
 
 
 def schedule(value: Any) -> ConfigDict:

@@ -183,12 +183,12 @@ def test_published_splits():
 
 def test_movielens_bad_folders(tmp_path):
     refused(
-        lambda: readers.read("movielens", tmp_path / "no"), "no such file or folder", "data.files.path"
+        lambda: readers.read("movielens", tmp_path / "no"), "no such file or folder", "section data"
     )
     refused(
         lambda: readers.read("movielens", tmp_path),
         "none of u.data, ratings.dat and ratings.csv",
-        "data.files.path",
+        "data.movielens.path",
     )
     movielens_1m(tmp_path)
     write(tmp_path / "movies.dat", "7::Film::Drama\nno film at all\n")
@@ -366,7 +366,9 @@ def test_malformed_parquet_rows(tmp_path):
 def test_bad_files(tmp_path):
     refused(lambda: readers.read("files"), "data.files.path")
     refused(lambda: readers.read("file", "x"), "data.reader='file'", "did you mean 'files'?")
-    refused(lambda: readers.read("files", tmp_path / "no.csv"), "no.csv: no such file", "data.files.path")
+    refused(
+        lambda: readers.read("files", tmp_path / "no.csv"), "no.csv: no such file", "section data"
+    )
     refused(lambda: readers.read("files", write(tmp_path / "e.csv", "")), "e.csv is empty")
     refused(
         lambda: build(readers.read("files", write(tmp_path / "h.csv", "user,item\n"))),
@@ -537,7 +539,7 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
     )
     refused(
         lambda: readers.read("tfds", tmp_path, tfds_fields={"user": "user_id"}),
-        "data.tfds_fields has no 'item'",
+        "data.tfds.fields has no 'item'",
     )
     find = importlib.util.find_spec
     monkeypatch.setattr(

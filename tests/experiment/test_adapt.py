@@ -20,7 +20,13 @@ from kd_jax.experiment.config import changed
 from kd_jax.experiment.run import Run
 from kd_jax.models.language import hf
 
-SHORT = ("steps=40", "eval_every=10", "batch_size=32", "top_n=1", "warmup_steps=2")
+SHORT = (
+    "optimizer.steps=40",
+    "optimizer.eval_every=10",
+    "optimizer.batch_size=32",
+    "lm.top_n=1",
+    "optimizer.warmup_steps=2",
+)
 KINDS = ("held_out", "learned")
 FEW = [f"--set=teacher.{field}" for field in SHORT]
 
@@ -81,11 +87,11 @@ def test_the_vectors_come_closer_and_others_of_the_same_kind_do_so_too(run, monk
     with adaptation(
         run,
         *SHORT,
-        "steps=200",
-        "dropout=0.0",
-        "lm_learning_rate=2e-3",
-        "learning_rate=1e-2",
-        "patience=20",
+        "optimizer.steps=200",
+        "model.dropout=0.0",
+        "optimizer.lm_learning_rate=2e-3",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.patience=20",
     ) as found:
         params = found.fit().params
         before, after = found.shares(found.params), found.shares(params)
@@ -115,7 +121,11 @@ def test_a_language_model_leaves_and_what_was_frozen_stays(world, run, tmp_path,
     # What left is a language model as any other.
     stages, fields = (
         ("data", "teacher"),
-        {"teacher.lm.weights": str(out), "teacher.optimizer.steps": 4, "teacher.optimizer.eval_every": 4},
+        {
+            "teacher.lm.weights": str(out),
+            "teacher.optimizer.steps": 4,
+            "teacher.optimizer.eval_every": 4,
+        },
     )
     assert pipeline.main(config(world, stages=stages, **fields), tmp_path / "run") == 0
 
@@ -182,7 +192,11 @@ def test_what_made_it_worse_is_told(run, tmp_path, capsys):
 def test_an_adapted_model_on_other_data_is_told(world, run, tmp_path, capsys):
     out = tmp_path / "out"
     assert adapt_command.main([f"--workdir={run}", f"--out={out}", *FEW]) == 0
-    fields = {"teacher.lm.weights": str(out), "teacher.optimizer.steps": 2, "teacher.optimizer.eval_every": 2}
+    fields = {
+        "teacher.lm.weights": str(out),
+        "teacher.optimizer.steps": 2,
+        "teacher.optimizer.eval_every": 2,
+    }
     for name, split, told in (("same", {}, False), ("other", {"data.split": "ratio"}, True)):
         assert (
             pipeline.main(
@@ -206,7 +220,7 @@ def test_a_student_is_learned_from_too(run, tmp_path, capsys):
 
 
 def test_batches_hold_texts_of_about_the_same_length(run):
-    with adaptation(run, "top_n=1") as found:
+    with adaptation(run, "lm.top_n=1") as found:
         examples, rng = found.examples(), np.random.default_rng(0)
     table = text.tokenize(found.lm.tokenizer, found.run.item_texts, found.lm.encoder.max_length)
     assert set(found.items) | set(found.held) == set(range(80)) and not set(found.items) & set(
@@ -232,11 +246,20 @@ def test_batches_hold_texts_of_about_the_same_length(run):
         (["--model=teachr"], "did you mean 'teacher'"),
         (["--model=control"], "run the stage 'control' first"),
         (["--seed=7"], "--seed=7 is none of the run's seeds (0, 1)"),
-        (["--set=teacher.model.dim=8"], "--set teacher.model.dim=8: give teacher.<field>=<value>"),
+        (
+            ["--set=teacher.model.dim=8"],
+            "--set teacher.model.dim=8: give teacher.<section>.<field>=<value>",
+        ),
         (["--mix=0"], "--mix=0.0 must be more than 0 and at most 1"),
-        (["--set=teacher.optimizer.steps=abc"], "teacher.steps is 400 now; give another int"),
+        (
+            ["--set=teacher.optimizer.steps=abc"],
+            "teacher.optimizer.steps is 400 now; give another int",
+        ),
         (["--set=teacher.optimizer.steps=None"], "give another int"),
-        (["--set=teacher.lm.lora_targets=quer", "--set=teacher.lm.train=lora"], "did you mean 'query'"),
+        (
+            ["--set=teacher.lm.lora_targets=quer", "--set=teacher.lm.train=lora"],
+            "did you mean 'query'",
+        ),
         (["--set=teacher.lm.train=head"], "teacher.lm.train='head' trains no language model"),
         (["--set=teacher.lm.top_n=9"], "teacher.lm.top_n=9"),
     ],

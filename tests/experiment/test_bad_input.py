@@ -72,7 +72,10 @@ def mended(world, folder, change, items=None, **fields):
     folder.mkdir(exist_ok=True)
     (folder / "r.csv").write_text("\n".join([header, *change(rows(world))]) + "\n")
     (folder / "i.csv").write_text((world / "items.csv").read_text() if items is None else items)
-    paths = {"data.files.path": str(folder / "r.csv"), "data.files.items_path": str(folder / "i.csv")}
+    paths = {
+        "data.files.path": str(folder / "r.csv"),
+        "data.files.items_path": str(folder / "i.csv"),
+    }
     return config(world, **{"stages": SHORT, **paths, **fields})
 
 
@@ -97,7 +100,7 @@ def mended(world, folder, change, items=None, **fields):
         (
             lambda r: r,
             {"header": "user,film,timestamp,rating"},
-            r"no column 'item' .*data\.columns\.item",
+            r"no column 'item' .*data\.files\.columns\.item",
         ),
         (
             lambda r: r,
@@ -126,7 +129,11 @@ def mended(world, folder, change, items=None, **fields):
             r"i\.csv:3: item id 500 is there twice",
         ),
         (lambda r: r, {"items": "item,title\n-5,a\n"}, r"i\.csv:2: item id -5 is negative"),
-        (lambda r: r, {"items": "id,title\n500,a\n"}, r"no column 'item' .*data\.columns\.item_id"),
+        (
+            lambda r: r,
+            {"items": "id,title\n500,a\n"},
+            r"no column 'item' .*data\.files\.columns\.item_id",
+        ),
         (
             lambda r: [f"{u},500,1,5" for u in range(40)],
             {"data.min_interactions": 0},
@@ -163,12 +170,12 @@ def test_missing_and_empty_files(world, tmp_path, refused):
     refused(
         config(world, **{"data.files.path": ""}),
         tmp_path / "run",
-        r"data\.reader='files' needs data\.path",
+        r"data\.reader='files' needs data\.files\.path",
     )
     refused(
         config(world, **{"data.files.items_path": ""}),
         tmp_path / "run",
-        r"no items table; name one .*data\.items_path",
+        r"no items table; name one .*data\.files\.items_path",
     )
     assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
 
@@ -188,7 +195,7 @@ def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_p
     assert (
         "takes the order of the rows as time" in line and "r.csv has no column 'timestamp'" in line
     )
-    assert "data.columns.timestamp (columns that nothing reads: when)" in line
+    assert "data.files.columns.timestamp (columns that nothing reads: when)" in line
     assert said("named", **{"data.files.columns.timestamp": "when"}) == []
     assert said("none", **{"data.files.columns.timestamp": ""}) == []
 
@@ -220,14 +227,20 @@ def test_a_single_user_is_enough(world, tmp_path, capsys):
             {"student.optimizer.schedule": "cosine", "student.optimizer.warmup_steps": 20},
             r"warmup_steps=20 .*less than steps=20",
         ),
-        ({"student.mf.dim": 0}, r"student\.mf\.dim=0 must be at least 1"),
-        ({"student.mf.dropout": 1.0}, r"student\.mf\.dropout=1\.0 must be"),
+        ({"student.mf.dim": 0}, r"student\.<name>\.dim=0 must be at least 1"),
+        ({"student.mf.dropout": 1.0}, r"student\.<name>\.dropout=1\.0 must be"),
         (
             {"student.name": "sasrec", "student.sasrec.heads": 3},
-            r"student\.mf\.dim=8 is no multiple of student\.sasrec\.heads=3",
+            r"student\.sasrec\.dim=8 is no multiple of student\.sasrec\.heads=3",
         ),
-        ({"distill.clicks": ("ce", "one")}, r"weight of 'ce' is 'one'; it must be a number"),
-        ({"stages": ("teacher",), "teacher.model.heads": 3}, r"width 16 is not divisible by 3 heads"),
+        (
+            {"student.clicks": {"loss": "ce", "weight": "one"}},
+            r"student\.clicks\.weight='one' must be",
+        ),
+        (
+            {"stages": ("teacher",), "teacher.model.heads": 3},
+            r"width 16 is not divisible by 3 heads",
+        ),
         (
             {"stages": ("teacher",), "teacher.lm.max_tokens": 0},
             r"teacher\.lm\.max_tokens=0 leaves no room",
@@ -258,17 +271,48 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
         ({"distill.labels": "cachd"}, r"distill\.labels='cachd' is unknown"),
         ({"distill.teachers": "both"}, r"distill\.teachers='both' is unknown"),
         ({"distill.teachers": "all", "distill.labels": "online"}, r"use distill\.labels='cached'"),
-        ({"distill.terms": (("kll",),)}, r"name 'kll' is unknown; did you mean 'kl'"),
-        ({"distill.clicks": ("kl", 1.0)}, r"learns from clicks alone; use a 'ce' term"),
-        ({"student.mf.dropout": 2.0}, r"student\.mf\.dropout=2\.0 must be"),
+        (
+            {"distill.terms": {"soft": {"loss": "kll"}}},
+            r"distill\.terms\.soft\.loss='kll' is unknown; did you mean 'kl'",
+        ),
+        ({"distill.terms": {"soft": {}}}, r"distill\.terms\.soft\.loss='' is unknown"),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "wieght": 1.0}}},
+            r"distill\.terms\.soft: no field 'wieght'; did you mean 'weight'",
+        ),
+        ({"distill.terms": {}}, r"distill\.terms is empty"),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "items": "warn"}}},
+            r"distill\.terms\.soft\.items='warn' is unknown; did you mean 'warm'",
+        ),
+        (
+            {
+                "distill.terms": {
+                    "soft": {"loss": "kl", "weight": {"end": 0.0, "schedule": "cosin"}}
+                }
+            },
+            r"distill\.terms\.soft\.weight\.schedule='cosin' is unknown; did you mean 'cosine'",
+        ),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "temperature": 0.0}}},
+            r"distill\.terms\.soft\.temperature=0\.0 must be a number above 0",
+        ),
+        (
+            {"teacher.clicks": {"loss": "kl"}},
+            r"teacher\.clicks\.loss='kl' reads a teacher, and \w+ learns from clicks alone; use 'ce'",
+        ),
+        ({"student.mf.dropout": 2.0}, r"student\.<name>\.dropout=2\.0 must be"),
         ({"student.optimizer.schedule": "cosin"}, r"schedule 'cosin' is unknown"),
         ({"student.optimizer.learning_rate": -1.0}, r"learning_rate=-1\.0 must be more than 0"),
         ({"eval.bootstrap": 0}, r"eval\.bootstrap=0 must be at least 1"),
         (
             {"student.name": "sasrec", "student.sasrec.history": 7},
-            r"teacher\.history >= student\.history \(now 6 and 7\)",
+            r"teacher\.model\.history >= student\.sasrec\.history \(now 6 and 7\)",
         ),
-        ({"student.name": "sasrec", "teacher.popularity.enabled": True}, r"use teacher\.popularity\.enabled=False"),
+        (
+            {"student.name": "sasrec", "teacher.popularity.enabled": True},
+            r"use teacher\.popularity\.enabled=False",
+        ),
     ],
 )
 def test_settings_of_later_stages_are_refused_before_anything_is_trained(
@@ -362,7 +406,7 @@ def test_another_config_changes_nothing_in_the_workdir(world, copy, refused):
     refused(
         config(world, stages=SHORT, **{"student.mf.dim": 4}),
         copy,
-        r"another config \(student\.dim: 8 there, 4 here\)",
+        r"another config \(student\.mf\.dim: 8 there, 4 here\)",
     )
     refused(
         config(world, stages=SHORT, **{"data.split": "ratio"}),
@@ -517,7 +561,11 @@ def test_a_disk_that_is_really_full(world, tmp_path, disk):
     """In a process of its own, as it is for a user: what libraries print from their threads counts
     as well.
     """
-    fields = {"student.optimizer.steps": 60, "student.optimizer.eval_every": 5, "student.optimizer.patience": 100}
+    fields = {
+        "student.optimizer.steps": 60,
+        "student.optimizer.eval_every": 5,
+        "student.optimizer.patience": 100,
+    }
     whole, run = tmp_path / "whole", disk / "run"
     assert pipeline.main(config(world, stages=SHORT, **fields), whole) == 0
     assert pipeline.main(config(world, stages=("data",), **fields), run) == 0
@@ -570,7 +618,7 @@ def test_a_read_only_workdir(world, disk, refused):
     ({"stages": ("data", "student", "distilled")}, r"labels/teacher.seed0 is missing .*; run the stage 'labels' first"),
     ({"stages": ("data", "teacher"), "teacher.lm.train": "top_n", "teacher.lm.top_n": 9}, r"top_n=9: .* has 2 layers"),
     ({"student.name": "sasrec", "student.sasrec.history": 99},
-     r"as much: use teacher.history >= student.history \(now \d+ and 99\)$"),
+     r"as much: use teacher.model.history >= student.sasrec.history \(now \d+ and 99\)$"),
     ({"mesh.model": 0}, r"mesh.data=1, mesh.model=0 must be at least 1 each"),
     ({"stages": ("data", "teacher"), "teacher.lm.train": "lora", "teacher.model.hard_negatives": 999},
      r"hard_negatives=999 must be .* fewer than the \d+ items"),
@@ -583,8 +631,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"data.split": "temporal"}, r"; there is no timestamp \(data.columns.timestamp\): rows count as in order of time"),
-    ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.columns.rating"),
+    ({"data.split": "temporal"}, r"; there is no timestamp \(data.files.columns.timestamp\): rows count as in order of time"),
+    ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.files.columns.rating"),
 ], ids=lambda value: "")  # fmt: skip
 def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, message):
     by_user = sorted((line.split(",")[:2] for line in rows(world)), key=lambda row: row[0])

@@ -73,7 +73,7 @@ def test_the_workdir_keeps_its_contract(finished):
     bert = sum(
         tensor.size
         for tensor in load_file(
-            Path(json.loads((finished / "config.json").read_text())["teacher"]["weights"])
+            Path(json.loads((finished / "config.json").read_text())["teacher"]["lm"]["weights"])
             / "model.safetensors"
         ).values()
     )
@@ -221,9 +221,14 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
 
 
 def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
-    stages, steps = ("data", "teacher", "export"), {"teacher.optimizer.steps": 2, "teacher.optimizer.eval_every": 2}
+    stages, steps = (
+        ("data", "teacher", "export"),
+        {"teacher.optimizer.steps": 2, "teacher.optimizer.eval_every": 2},
+    )
     run(
-        config(world, stages=stages, **steps, **{"teacher.lm.train": "top_n", "teacher.lm.top_n": 1}),
+        config(
+            world, stages=stages, **steps, **{"teacher.lm.train": "top_n", "teacher.lm.top_n": 1}
+        ),
         tmp_path / "run",
     )
     hf.load_encoder(tmp_path / "run/export/teacher")
@@ -265,10 +270,12 @@ def test_of_a_flag_given_twice_the_last_counts():
 
 
 @pytest.mark.parametrize(("tuned", "told"), [
-    ((("eval.select", "recall@10"),), "no field 'eval.select'"),
-    ((("student.mf.dropout", "x"),), "tuned.student: student.dropout is 0.5 now; give another float"),
-    (("student.mf.dropout", 0.1), "'student.dropout' is no pair"),
-    ((("task", "rate"),), "no field 'task'"),
+    ({"eval": {"select": "recall@10"}}, "no field 'eval.select'"),
+    ({"student": {"mf": {"dropout": "x"}}}, "tuned.student: student.mf.dropout is 0.5 now; give another float"),
+    ({"student": {"mf": {"dropuot": 0.1}}}, "no field 'student.mf.dropuot'; did you mean 'dropout'"),
+    ({"student": {"mf": 0.1}}, "student.mf is a section; set its fields: student.mf.bias"),
+    ({"task": "rate"}, "no field 'task'"),
+    ({"distill": {"labels": "online"}}, "distill.labels is the same for all models"),
 ], ids=str)  # fmt: skip
 def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told):
     assert pipeline.main(config(world, **{"tuned.student": tuned}), tmp_path / "run") == 2
@@ -319,10 +326,10 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
             "student.optimizer.learning_rate": 0.03,
             "student.mf.dropout": 0.0,
             "data.split": "ratio",
-            "distill.terms": (
-                ("ce", 1.0, 1.0, "constant", "all"),
-                ("kl", 1.0, 2.0, "linear", "all"),
-            ),
+            "distill.terms": {
+                "clicks": {"loss": "ce"},
+                "soft": {"loss": "kl", "weight": {"start": 1.0, "end": 0.0}, "temperature": 2.0},
+            },
         },
     )
     run(c, tmp_path / "run")
@@ -352,7 +359,11 @@ def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_
     c = config(
         world,
         stages=("data", "teacher"),
-        **{"teacher.lm.train": "top_n", "teacher.lm.top_n": 1, "teacher.optimizer.lm_learning_rate": 1e-3},
+        **{
+            "teacher.lm.train": "top_n",
+            "teacher.lm.top_n": 1,
+            "teacher.optimizer.lm_learning_rate": 1e-3,
+        },
     )
     run(c, tmp_path / "run")
     step = json.loads((tmp_path / "run/teacher/result.json").read_text())["best_step"]
@@ -417,7 +428,12 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--config.train.stepz=3"], r"error: --config.train.stepz=3: no such field; did you mean .*steps"),
+    (["--config.student.optimizer.stepz=3"],
+     r"error: --config.student.optimizer.stepz=3: no such field; did you mean .*steps"),
+    (["--config.train.stepz=3"], r"error: --config.train.stepz: train is now student.optimizer"),
+    (["--config.distill.terms.soft.lss=kl"],
+     r"error: --config.distill.terms.soft.lss=kl: no field 'distill.terms.soft.lss'; did you mean 'loss'"),
+    (["--config.distill.terms.new.loss=kll"], r"error: distill.terms.new.loss='kll' is unknown; did you mean 'kl'"),
     (["--config.stages=('data','eval')"], r"error: stages: 'eval' is unknown; did you mean 'evaluate'"),
     (["--config.student.name=mff"], r"error: student.name='mff' is unknown; did you mean 'mf'"),
     (["--config.data.files.path=nowhere.csv"], r"error: .*nowhere.csv"),
@@ -426,7 +442,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     (["--config=configs/csv.py:twice"], r"error: .*config argument 'twice' is unknown; known: runlocal"),
     (["--config=configs/nothing.py"],
      r"error: .*No such file or directory: 'configs/nothing.py' \(there are configs/csv.py, .*configs/quickstart.py\)"),
-    (["--confg.train.steps=3"], r"error: --confg.train.steps: no such flag; did you mean --config.train.steps\?"),
+    (["--confg.mesh.data=3"], r"error: --confg.mesh.data: no such flag; did you mean --config.mesh.data\?"),
     (["--config.student.optimizer.steps=many"], r"error: .*--config.student.optimizer.steps=many: invalid literal"),
     (["--config.seeds=('a',)"], r"error: seeds=\('a',\): give one or more different numbers"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
@@ -451,7 +467,7 @@ def test_a_workdir_in_use_is_refused(world, tmp_path, capsys):
 
 def test_another_config_in_the_same_workdir_is_refused_by_field(finished, world, capsys):
     assert pipeline.main(config(world, seeds=(0, 3), **{"student.mf.dim": 4}), finished) == 2
-    assert "student.dim: 8 there, 4 here" in capsys.readouterr().err
+    assert "student.mf.dim: 8 there, 4 here" in capsys.readouterr().err
     assert pipeline.main(config(world, seeds=(0, 3), **{"data.split": "ratio"}), finished) == 2
     assert "data.split: leave_one_out there, ratio here" in capsys.readouterr().err
 
@@ -478,7 +494,7 @@ def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
     name, world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
-    fields = {"student.name": name, "student.mf.dim": 24}
+    fields = {"student.name": name, f"student.{name}.dim": 24}
     with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
         setup = Setup(config(world, **fields), tmp_path, log)
         built, objective, spec = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs import csv
 from kd_jax.experiment import pipeline
+from kd_jax.experiment.sections import leaves
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +28,7 @@ def config(world, **fields):
             "teacher.optimizer.steps": 12,
             "teacher.optimizer.batch_size": 8,
             "teacher.optimizer.eval_every": 6,
-            "student.mf.dim": 8,
+            **{f"student.{name}.dim": 8 for name in ("mf", "mlp", "sasrec")},
             "student.sasrec.history": 6,
             "student.sasrec.blocks": 1,
             "student.optimizer.steps": 20,
@@ -55,7 +56,7 @@ def flags(world, workdir, **fields):
     wanted = (
         {"seeds", "stages", *fields}
         | {"data.files.path", "data.files.items_path", "teacher.lm.weights"}
-        | {f"{s}.{n}" for s in ("teacher", "student", "train") for n in c[s]}
+        | {f"{s}.{n}" for s in ("teacher", "student") for n, _ in leaves(c[s])}
     )
     plain = csv.get_config()
     found = [f"--config={ROOT / 'configs/csv.py'}", f"--workdir={workdir}"]

@@ -177,12 +177,10 @@ def test_bad_settings_are_one_line(tmp_path):
 
     def objective(**fields):
         c = common.get_config()
-        c.data.source, c.data.path, c.data.items_path = (
-            "files",
-            f"{tmp_path}/interactions.csv",
-            f"{tmp_path}/items.csv",
-        )
-        c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
+        c.data.reader = "files"
+        c.data.files.path = f"{tmp_path}/interactions.csv"
+        c.data.files.items_path = f"{tmp_path}/items.csv"
+        c.student.clicks["items"] = "sampled_warm"
         c.update_from_flattened_dict({"distill.negatives": 8, "distill.top": 2} | fields)
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
             return Setup(c, tmp_path / "run", log).objective("student")
@@ -205,22 +203,26 @@ def test_bad_settings_are_one_line(tmp_path):
 def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     toy.write_csv(tmp_path / "data")
     c = common.get_config()
-    c.data.source, c.data.path = "files", str(tmp_path / "data/interactions.csv")
-    c.data.items_path = str(tmp_path / "data/items.csv")
-    c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
-    c.distill.terms = (c.distill.clicks, ("kl", 1.0, 2.0, "constant", "sampled"))
+    c.data.reader = "files"
+    c.data.files.path = str(tmp_path / "data/interactions.csv")
+    c.data.files.items_path = str(tmp_path / "data/items.csv")
+    c.student.clicks["items"] = "sampled_warm"
+    c.distill.terms = {
+        "clicks": {"loss": "ce", "items": "sampled_warm"},
+        "soft": {"loss": "kl", "temperature": 2.0, "items": "sampled"},
+    }
     small = {
         "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control"),
         "distill.negatives": 10, "distill.top": 3,
         "student.optimizer.sparse": True, "student.optimizer.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
     }  # fmt: skip
-    for section in ("teacher", "train"):
+    for section in ("teacher.optimizer", "student.optimizer"):
         small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}
     c.update_from_flattened_dict(small)
     assert pipeline.main(c, tmp_path / "run") == 0
     identity = json.loads((tmp_path / "run/control/identity.json").read_text())
     assert identity["distill"]["negatives_power"] == 0.5 and identity["distill"]["terms"][1][
-        5:
+        5:7
     ] == [10, 3]
     events = [
         json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()

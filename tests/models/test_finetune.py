@@ -266,7 +266,9 @@ def test_accumulated_batches_make_one_update():
     means = [jax.tree.map(lambda a, b: (a + b) / 2, *grads[i : i + 2]) for i in (0, 2)]
     found = run(Recipe(8, 4, 0.1, accumulate=2, **options), grads)
     np.testing.assert_allclose(found, run(Recipe(4, 8, 0.1, **options), means), rtol=1e-6)
-    toy.refused(lambda: Recipe(8, 4, 0.1, accumulate=2, sparse=True), "student.optimizer.accumulate=1")
+    toy.refused(
+        lambda: Recipe(8, 4, 0.1, accumulate=2, sparse=True), "student.optimizer.accumulate=1"
+    )
 
 
 # What leaves
