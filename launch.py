@@ -1,7 +1,8 @@
-"""kd_jax: distil a language model into a recommender.
+r"""kd_jax: distil a language model into a recommender.
 
-    python launch.py                                                 # embedded data, a few minutes on a laptop
-    python launch.py --config=configs/movielens.py:1m --workdir=runs/ml1m --config.data.path=~/data/ml-1m
+    python launch.py                # embedded data, a few minutes on a laptop
+    python launch.py --config=configs/movielens.py:1m --workdir=runs/ml1m \
+        --config.data.movielens.path=~/data/ml-1m
 
 The same command again resumes what was cut off and redoes nothing that is done.
 """
@@ -16,14 +17,19 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
+from kd_jax.core.errors import InputError
+from kd_jax.experiment import overrides, renamed
+
 ROOT = Path(__file__).parent
 FLAGS = ("config", "workdir", "coordinator", "num_processes", "process_id")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        _refuse(f"unexpected argument {argv[1]!r}; fields are set as --config.train.steps=100")
-    from kd_jax.core import errors, process
+        _refuse(
+            f"unexpected argument {argv[1]!r}; fields are set as --config.student.optimizer.steps=100"
+        )
+    from kd_jax.core import process
     from kd_jax.devices import processes
     from kd_jax.experiment import pipeline
 
@@ -32,7 +38,7 @@ def main(argv: list[str]) -> None:
         processes.initialize(
             flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
         )
-    except errors.InputError as error:
+    except InputError as error:
         _refuse(str(error))
     except (
         ConnectionError
@@ -71,13 +77,28 @@ def _last(argv: list[str]) -> list[str]:
     ]
 
 
+def _refuse_field(argv: list[str], error: Exception) -> NoReturn:
+    """A field that is not there, on the command line or in the configuration file."""
+    said = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
+    given = " ".join(argv[1:])
+    missing = re.search(r"\w+", said)
+    wrong = next((a for a in argv[1:] if missing and f".{missing[0]}" in a), "")
+    if not wrong and (new := renamed.in_error(said)):
+        _refuse(f"{given}: {new}")
+    hint = re.search(r'Did you mean "(\w+)"', said)
+    near = f"did you mean {hint[1]!r}? " if hint else ""
+    _refuse(f"{wrong or given}: no such field; {near}all fields are in configs/common.py")
+
+
 def parse(argv: list[str]) -> list[str]:
     """Flags as absl reads them; what cannot be read is one line, and a misspelt field names the
     nearest.
     """
     try:
+        renamed.check_flags(argv)
+        argv, given = overrides.take_out(_last(argv))
         config_flags.DEFINE_config_file(
-            "config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG"
+            "config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG", sys_argv=argv
         )
         flags.DEFINE_string(
             "workdir", "", "where everything is written (default: runs/<config>-<its argument>)"
@@ -91,18 +112,16 @@ def parse(argv: list[str]) -> list[str]:
         flags.DEFINE_integer(
             "process_id", -1, "which of them this one is, from 0 (default: what the cluster says)"
         )
-        rest = flags.FLAGS(_last(argv))
+        rest = flags.FLAGS(argv)
         getattr(
             flags.FLAGS.config, "seeds", None
         )  # a file that could not be loaded says so when it is read
+        overrides.apply(flags.FLAGS.config, given)
         return rest
+    except InputError as error:
+        _refuse(str(error))
     except (AttributeError, KeyError) as error:
-        said = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
-        missing = re.search(r"\w+", said)
-        hint = re.search(r'Did you mean "(\w+)"', said)
-        wrong = next((a for a in argv[1:] if missing and f".{missing[0]}" in a), " ".join(argv[1:]))
-        near = f"did you mean {hint[1]!r}? " if hint else ""
-        _refuse(f"{wrong}: no such field; {near}all fields are in configs/common.py")
+        _refuse_field(argv, error)
     except flags.UnrecognizedFlagError as error:
         section, dot, field = error.flagname.partition(".")
         names = difflib.get_close_matches(section, FLAGS, n=1)
@@ -112,6 +131,8 @@ def parse(argv: list[str]) -> list[str]:
         flags.Error,
         OSError,
     ) as error:  # the last line is what went wrong, those before it where
+        if new := renamed.in_error(str(error)):
+            _refuse(f"{' '.join(argv[1:])}: {new}")
         where = "launch.py --help lists the flags"
         if "No such file" in str(error):  # of --config; its own error has no errno
             found = (

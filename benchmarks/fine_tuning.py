@@ -2,7 +2,7 @@
 means over seeds.
 
     python benchmarks/fine_tuning.py [--workdir=runs/fine_tuning] [--seeds=0,1,2] [--name=top_n] \\
-        [--set teacher.train=top_n] [--config=… and other arguments of launch.py]
+        [--set teacher.lm.train=top_n] [--config=… and other arguments of launch.py]
 
 For every seed a teacher with the frozen language model, one with item IDs beside it
 (``item_features='text+id'``), the language model adapted to what that one knows
@@ -24,7 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 METRIC = "ndcg@10"
-IDS = "--config.teacher.item_features=text+id"
+IDS = "--config.teacher.model.item_features=text+id"
 
 
 def call(*command: str) -> None:
@@ -66,7 +66,10 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--name", default="top_n", help="of this way to adapt, in the table")
     parser.add_argument(
-        "--set", action="append", default=[], help="of kd_jax.adapt, for example teacher.train=lora"
+        "--set",
+        action="append",
+        default=[],
+        help="of kd_jax.adapt, for example teacher.lm.train=lora",
     )
     parser.add_argument("--mix", help="of kd_jax.adapt: how far to go towards the trained weights")
     options, launch = parser.parse_known_args()
@@ -99,7 +102,7 @@ def main() -> int:
             teacher(
                 way / f"{name}{seed}",
                 [seed],
-                f"--config.teacher.weights={way / f'lm{seed}'}",
+                f"--config.teacher.lm.weights={way / f'lm{seed}'}",
                 *fields,
             )
     adapted = [

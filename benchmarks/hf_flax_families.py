@@ -1,4 +1,4 @@
-"""Which of transformers' Flax families work as a teacher with ``teacher.backend='hf_flax'``.
+"""Which of transformers' Flax families work as a teacher with ``teacher.lm.backend='hf_flax'``.
 
     python benchmarks/hf_flax_families.py [family …]       # needs torch beside transformers 4; a minute on 2 cores
 

@@ -18,7 +18,9 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,35 +28,35 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from kd_jax.core.logging import Log
 from kd_jax.experiment.config import selects
 from kd_jax.experiment.pipeline import Pipeline
+from kd_jax.experiment.run import written
+from kd_jax.experiment.sections import leaves
 
 TEACHERS, STUDENTS = ("teacher", "control_teacher"), ("student", "control", "distilled")
 SPACES = {
     TEACHERS: {
-        "teacher.learning_rate": (1e-3, 3e-3, 6e-3),
-        "teacher.weight_decay": (0.0, 0.01, 0.1),
-        "teacher.dropout": (0.1, 0.2, 0.4),
-        "teacher.batch_size": (256, 512),
-        "teacher.horizon_days": (7.0, 14.0, 28.0),
-        "teacher.window_days": (30.0, 60.0, 120.0),
-        "teacher.init_scale": (0.03, 0.1),  # of the control's ID table
-        "teacher.hidden": (128, 256),  # of the language model's item tower
-        "teacher.whitening": (0.5, 0.75),
+        "teacher.optimizer.learning_rate": (1e-3, 3e-3, 6e-3),
+        "teacher.optimizer.weight_decay": (0.0, 0.01, 0.1),
+        "teacher.model.dropout": (0.1, 0.2, 0.4),
+        "teacher.optimizer.batch_size": (256, 512),
+        "teacher.popularity.horizon_days": (7.0, 14.0, 28.0),
+        "teacher.popularity.window_days": (30.0, 60.0, 120.0),
+        "teacher.model.init_scale": (0.03, 0.1),  # of the control's ID table
+        "teacher.model.hidden": (128, 256),  # of the language model's item tower
+        "teacher.model.whitening": (0.5, 0.75),
     },
     STUDENTS: {
-        "train.learning_rate": (3e-3, 1e-2, 2e-2),
-        "train.schedule": ("constant", "cosine"),
-        "train.weight_decay": (0.0, 0.01),
-        "student.dropout": (0.1, 0.3, 0.5),
-        "student.decay": (0.5, 1.0, 3.0, 10.0),
-        "student.user_power": (0.0, 0.5),
+        "student.optimizer.learning_rate": (3e-3, 1e-2, 2e-2),
+        "student.optimizer.schedule": ("constant", "cosine"),
+        "student.optimizer.weight_decay": (0.0, 0.01),
+        "student.mf.dropout": (0.1, 0.3, 0.5),
+        "student.mf.decay": (0.5, 1.0, 3.0, 10.0),
+        "student.mf.user_power": (0.0, 0.5),
     },
 }
 
-TEMPERATURES = (
-    1.0,
-    2.0,
-    4.0,
-)  # of a student's KL term; a plain student has none, and as many trials
+# of a student's term "soft"; a plain student has none, and as many trials
+TEMPERATURE = "distill.terms.soft.temperature"
+TEMPERATURES = (1.0, 2.0, 4.0)
 
 Point = tuple[tuple[str, object], ...]
 
@@ -72,8 +74,13 @@ def draws(model: str, trials: int, seed: int = 0) -> list[Point]:
         points[tuple((field, rng.choice(values)) for field, values in fields.items())] = None
     if model in TEACHERS:
         return list(points)
-    terms = [(("kl", 1.0, rng.choice(TEMPERATURES), "constant", "all"),) for _ in points]
-    return [(*point, ("distill.terms", term)) for point, term in zip(points, terms, strict=True)]
+    temperatures = [rng.choice(TEMPERATURES) for _ in points]
+    return [(*point, (TEMPERATURE, t)) for point, t in zip(points, temperatures, strict=True)]
+
+
+def tree(point: Point) -> dict[str, Any]:
+    """A point as a part of a config's sections, which is what ``tuned`` holds."""
+    return unflatten_dict({tuple(field.split(".")): value for field, value in point})
 
 
 class Trial(Pipeline):
@@ -105,7 +112,7 @@ def main() -> None:
     parser.add_argument("--finalists", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=STUDENTS, choices=TEACHERS + STUDENTS)
     options = parser.parse_args()
-    config = ConfigDict(json.loads((options.workdir / "config.json").read_text()))
+    config = written(options.workdir)
     config.searched = tuple(options.models)
     config.every_seed = all_seeds = tuple(config.seeds)
     with Log(
@@ -114,7 +121,8 @@ def main() -> None:
 
         def score(model: str, number: int, point: Point, seeds: tuple[int, ...]) -> float:
             """Mean over ``seeds`` of the best validation score."""
-            config.seeds, config.tuned[model] = seeds, point
+            config.seeds = seeds
+            config.tuned[model] = tree(point)
             run = Trial(config, options.workdir, log, number)
             run.fit(model)
             results = [
@@ -132,7 +140,11 @@ def main() -> None:
         for model in options.models:
             points = draws(model, options.trials)
             searched = dict(points[0])
-            fixed = tuple(tuple(pair) for pair in config.tuned[model] if pair[0] not in searched)
+            fixed = tuple(
+                (field, value)
+                for field, value in leaves(config.tuned[model])
+                if field not in searched
+            )
             points = [fixed + point for point in points]
             first = {
                 number: score(model, number, point, all_seeds[:1])
@@ -143,8 +155,8 @@ def main() -> None:
                 number: score(model, number, points[number], all_seeds) for number in finalists
             }
             best = max(final, key=lambda number: final[number])
-            config.tuned[model] = points[best]
-            print(f"c.tuned.{model} = {points[best]}  # valid {final[best]:.4f}", flush=True)
+            config.tuned[model] = tree(points[best])
+            print(f"c.tuned.{model} = {tree(points[best])}  # valid {final[best]:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -92,10 +92,8 @@ def train(config: ConfigDict, workdir: Path, dim: int, first: Path) -> None:
         for name in ("dataset", "labels"):
             shutil.copytree(first / name, workdir / name, dirs_exist_ok=True)
     for model in STUDENTS:
-        c.tuned[model] = (
-            *c.tuned[model],
-            ("student.dim", dim),
-        )  # the last word, whatever was tuned
+        # in place of what was tuned
+        c.tuned[model].update({"student": {c.student.name: {"dim": dim}}})
     if pipeline.main(c, workdir):
         sys.exit(2)
 

@@ -4,11 +4,15 @@ start from here.
 
 from ml_collections import ConfigDict, config_dict
 
+ROLES = ("teacher", "control_teacher", "student", "control", "distilled")
+
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.task = "rank"  # 'rank': softmax over the catalogue; 'rate': classes of a user-item pair
-    c.seeds = (0, 1, 2)  # every model is trained once per seed; the report shows mean and spread
+    # 'rank': softmax over the catalogue; 'rate': classes of a user-item pair
+    c.task = "rank"
+    # every model is trained once per seed; the report shows mean and spread
+    c.seeds = (0, 1, 2)
     c.stages = (
         "data",
         "teacher",
@@ -21,27 +25,52 @@ def get_config() -> ConfigDict:
         "export",
         "report",
     )
+    c.data = data()
+    c.rate = ConfigDict()
+    # task 'rate': class = number of boundaries at or below the rating
+    c.rate.boundaries = (3.5,)
+    c.teacher = teacher()
+    c.student = student()
+    c.distill = distill()
 
-    c.data = ConfigDict()
-    c.data.source = (
-        "movietweetings"  # 'movietweetings', 'online_retail', 'movielens', 'tfds', 'files'
-    )
-    c.data.path = ""  # a directory (movielens) or the interactions file (files)
-    c.data.items_path = ""  # files: the table of items with their text
-    c.data.columns = ConfigDict(
-        {
-            "user": "user",
-            "item": "item",
-            "rating": "rating",
-            "timestamp": "timestamp",
-            "split": "split",
-            "item_id": "item",
-        }
-    )  # files: what the columns are called
-    c.data.text_columns = ()  # item columns that make up the text, in order; () = all of them
-    c.data.missing_text = "error"  # item without text: 'error', or 'id' to write its id instead
-    c.data.tfds_name = "movielens/1m-ratings"  # tfds: name and fields
-    c.data.tfds_fields = ConfigDict(
+    # What the search (benchmarks/tune.py) chose per model, over the values above: for each a part
+    # of the sections teacher, student and distill, for example
+    #   {"student": {"mf": {"dropout": 0.3}, "optimizer": {"learning_rate": 5e-3}}}
+    c.tuned = ConfigDict({role: {} for role in ROLES})
+
+    c.eval = evaluation()
+    c.export = ConfigDict()
+    # what the folder export/ holds, each with a section of its own
+    c.export.formats = ("safetensors", "parquet")
+    c.export.safetensors = ConfigDict()
+    c.export.parquet = ConfigDict()
+    # write an XProf trace of a few steps of every model's training to trace/, and its sums to the
+    # log
+    c.trace = False
+    c.mesh = ConfigDict()
+    # devices the batch is split over; -1 = all that are left
+    c.mesh.data = -1
+    # devices the tables are split over
+    c.mesh.model = 1
+    return c
+
+
+def data() -> ConfigDict:
+    c = ConfigDict()
+    # 'movietweetings', 'online_retail' (both embedded), 'movielens', 'tfds', 'files'; each has a
+    # section, of which only the chosen one is read
+    c.reader = "movietweetings"
+    c.movietweetings = ConfigDict()
+    c.online_retail = ConfigDict()
+    c.movielens = ConfigDict()
+    # the folder of a MovieLens release
+    c.movielens.path = ""
+    c.tfds = ConfigDict()
+    c.tfds.name = "movielens/1m-ratings"
+    # where data sets are prepared; '' = ~/tensorflow_datasets
+    c.tfds.path = ""
+    # role -> feature of the data set
+    c.tfds.fields = ConfigDict(
         {
             "user": "user_id",
             "item": "movie_id",
@@ -50,158 +79,249 @@ def get_config() -> ConfigDict:
             "title": "movie_title",
         }
     )
-    c.data.split = "temporal"  # 'leave_one_out', 'temporal', 'ratio', 'strong', 'column'
-    c.data.ratios = (0.8, 0.1, 0.1)  # train, valid, test of 'temporal', 'ratio' and 'strong'
-    c.data.min_interactions = 5  # users with fewer are left out
-    c.data.min_item_interactions = 0  # items with fewer are left out; with both set, the k-core
-    c.data.min_rating = config_dict.placeholder(float)  # rank: keep ratings of at least this
-    c.data.max_malformed = 0.0  # share of unreadable rows that is tolerated (counted and shown)
-    c.data.max_users = 0  # keep only the first so many users (to try things out); 0 = all
+    c.files = ConfigDict()
+    # the interactions
+    c.files.path = ""
+    # the table of items with their text
+    c.files.items_path = ""
+    # role -> name of the column; 'item_id' is the item's in the table of items
+    c.files.columns = ConfigDict(
+        {
+            "user": "user",
+            "item": "item",
+            "rating": "rating",
+            "timestamp": "timestamp",
+            "split": "split",
+            "item_id": "item",
+        }
+    )
+    # item columns that make up the text, in order; () = all of them
+    c.text_columns = ()
+    # item without text: 'error', or 'id' to write its id instead
+    c.missing_text = "error"
+    # 'leave_one_out', 'temporal', 'ratio', 'strong', 'column'
+    c.split = "temporal"
+    # train, valid, test of 'temporal', 'ratio' and 'strong'
+    c.ratios = (0.8, 0.1, 0.1)
+    # users with fewer are left out
+    c.min_interactions = 5
+    # items with fewer are left out; with both set, the k-core
+    c.min_item_interactions = 0
+    # rank: keep ratings of at least this
+    c.min_rating = config_dict.placeholder(float)
+    # share of unreadable rows that is tolerated (counted and shown)
+    c.max_malformed = 0.0
+    # keep only the first so many users (to try things out); 0 = all
+    c.max_users = 0
+    return c
 
-    c.rate = ConfigDict()
-    c.rate.boundaries = (3.5,)  # rate: class = number of boundaries at or below the rating
 
-    c.teacher = ConfigDict()
-    c.teacher.weights = "sentence-transformers/all-MiniLM-L6-v2"  # a folder or a hub name
-    c.teacher.backend = (
-        "native"  # 'native': kd_jax's BERT; 'hf_flax': transformers' own Flax classes
-    )
-    c.teacher.pooling = "mean"  # 'mean', 'cls', 'last', 'max'
-    c.teacher.normalize = False  # scale the language model's vectors to length 1
-    # 'bi': context vector times item vector; 'cross': history and item are read as one text
-    c.teacher.form = "bi"
-    c.teacher.template = (
-        ""  # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
-    )
-    c.teacher.max_tokens = (
-        64  # longer texts are cut; 'cross': pairs of texts, from the old end of the history
-    )
-    # of the language model's activations; 'bfloat16' on GPU and TPU. Weights are float32
-    c.teacher.dtype = "float32"
-    c.teacher.train = "head"  # 'head' (language model frozen), 'top_n', 'lora', 'full'
-    c.teacher.top_n = 2  # layers trained by 'top_n'
-    c.teacher.lora_rank = 8  # 'lora': rank of the adapters, and the linear maps that have one
-    c.teacher.lora_targets = ("query", "value")
-    c.teacher.lm_learning_rate = 2e-5  # of what is trained of the language model
-    # while it is trained, over 'in_batch': the batch's items, 'sampled': these and drawn ones,
-    c.teacher.softmax = ""
-    # both with log-Q, or 'full': the catalogue, items outside the batch with their vectors of the
-    # last validation; it learns to tell these apart (docs/results.md). '' is 'in_batch' where there
-    # are item texts to encode, else 'full'
-    c.teacher.negatives = 0  # 'sampled': items drawn per step, as often as they occur in training
-    c.teacher.hard_negatives = (
-        0  # per row: items that the teacher itself scores highest, encoded in the step too
-    )
-    c.teacher.remat = False  # keep no activations of its layers: a third more time, far less memory
-    c.teacher.item_features = "text"  # 'text', 'id', 'text+id'
-    c.teacher.context = (
-        "items"  # 'items': Transformer over item vectors; 'text': the history as text
-    )
-    c.teacher.components = 128  # PCA of the language model's vectors; 0 = none
-    c.teacher.whitening = 0.5  # 0 = plain PCA, 1 = full whitening
-    c.teacher.dim = 64
-    c.teacher.blocks = 2
-    c.teacher.heads = 2
-    c.teacher.hidden = 256  # of the residual MLP in the item tower
-    c.teacher.history = 20  # newest interactions that are read
-    c.teacher.dropout = 0.2
-    c.teacher.init_scale = 0.1
-    c.teacher.train_bias = (
-        True  # whether item biases are learned; they start at the log count either way
-    )
+def teacher() -> ConfigDict:
+    c = ConfigDict()
+    c.lm = language_model()
+    c.model = teacher_model()
+
     # items carry how popular they were of late, and training replays the past (needs timestamps)
-    c.teacher.trend = False
-    c.teacher.snapshots = 128  # trend: moments of the past that are replayed
-    c.teacher.snapshot_days = 1.0  # trend: days between two moments
-    c.teacher.horizon_days = 14.0  # trend: what a user does within so many days is to be predicted
-    c.teacher.window_days = 60.0  # trend: a moment this old is replayed 1/e as often as the newest
-    c.teacher.steps = 1000
-    c.teacher.batch_size = 128
-    c.teacher.learning_rate = 1e-3
-    c.teacher.schedule = "constant"
-    c.teacher.warmup_steps = 0
-    c.teacher.accumulate = 1  # batches whose mean gradient makes one update; steps count batches
-    c.teacher.weight_decay = 0.0
-    c.teacher.clip_norm = 0.0
-    c.teacher.eval_every = 50
-    c.teacher.patience = 5
+    c.popularity = ConfigDict()
+    c.popularity.enabled = False
+    # moments of the past that are replayed
+    c.popularity.snapshots = 128
+    # days between two moments
+    c.popularity.snapshot_days = 1.0
+    # what a user does within so many days is to be predicted
+    c.popularity.horizon_days = 14.0
+    # a moment this old is replayed 1/e as often as the newest
+    c.popularity.window_days = 60.0
 
-    c.student = ConfigDict()
-    c.student.name = "mf"  # 'mf', 'mlp', 'sasrec'
-    c.student.dim = 64
-    c.student.dropout = 0.5
-    c.student.init_scale = 0.1
-    c.student.decay = 3.0  # mf, mlp: a target of this age counts 1/e
-    # 'interactions' (of the user, since then) or 'days' (before the end of training)
-    c.student.decay_unit = "interactions"
-    c.student.user_power = 0.5  # mf, mlp: a user weighs (sum of the target weights) ** user_power
-    # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the teacher's
-    c.student.bias = "count"
-    c.student.trend_days = 3.0  # bias='trend': an interaction this old counts 1/e
-    c.student.hidden = 32  # mlp
-    c.student.history = 20  # sasrec; at most teacher.history where it is distilled
-    c.student.blocks = 2  # sasrec
-    c.student.heads = 2  # sasrec
+    c.optimizer = ConfigDict()
+    c.optimizer.steps = 1000
+    c.optimizer.batch_size = 128
+    c.optimizer.learning_rate = 1e-3
+    # of what is trained of the language model
+    c.optimizer.lm_learning_rate = 2e-5
+    # 'constant' or 'cosine', after the warm-up
+    c.optimizer.schedule = "constant"
+    c.optimizer.warmup_steps = 0
+    # batches whose mean gradient makes one update; steps count batches
+    c.optimizer.accumulate = 1
+    c.optimizer.weight_decay = 0.0
+    # 0 = none
+    c.optimizer.clip_norm = 0.0
+    c.optimizer.eval_every = 50
+    # evaluations without a new best after which training stops
+    c.optimizer.patience = 5
 
-    c.distill = ConfigDict()
-    c.distill.clicks = (
-        "ce",
-        1.0,
-        1.0,
-        "constant",
-        "warm",
-    )  # what teachers and the plain student learn from
-    c.distill.terms = (("ce", 1.0, 1.0, "constant", "warm"), ("kl", 3.0, 1.0, "constant", "all"))
-    # (name, weight, temperature, schedule, items, teacher); names: 'ce', 'soft_ce', 'kl'; items:
-    # 'all', 'warm', or an estimate of either from a sample, 'sampled', 'sampled_warm' (all terms or
-    # none; a teacher's own training reads all items); teacher: the one a soft term reads, 'teacher'
-    # (the run's own) or a name of distill.sources
-    # teachers from outside (docs/labels.md): (name, path) or (name, path, confidence); path: a
-    c.distill.sources = ()
-    # JSONL file of lists, a workdir, or a model in one; confidence: '' or 'entropy', the surer the
-    # teacher the more
-    c.distill.rank_decay = 10.0  # a list without scores: exp(-rank / rank_decay)
-    c.distill.max_unmatched = (
-        0.1  # share of users, ids and titles in lists that may be unknown (counted and shown)
-    )
-    c.distill.negatives = 4096  # sampled: items drawn per step, shared by the batch
-    c.distill.negatives_power = (
-        0.5  # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
-    )
-    c.distill.top = (
-        64  # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly
-    )
-    c.distill.labels = "cached"  # 'cached' on disk, or 'online' in the step: the same loss
-    c.distill.teachers = (
-        "own"  # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
-    )
+    # the term both teachers learn from; the fields are those of distill.terms
+    c.clicks = ConfigDict({"loss": "ce", "items": "warm"})
+    return c
 
-    c.train = ConfigDict()  # of student, control and distilled
-    c.train.steps = 1000
-    c.train.batch_size = 512
-    c.train.learning_rate = 1e-2
-    c.train.schedule = "constant"
-    c.train.warmup_steps = 0
-    c.train.accumulate = 1
-    c.train.weight_decay = 0.0
-    c.train.clip_norm = 0.0
-    c.train.eval_every = 20
-    c.train.patience = 5
-    c.train.sparse = (
-        False  # update only the table rows that a step touches: lazy Adam (kd_jax/sparse.py)
-    )
+
+def language_model() -> ConfigDict:
+    c = ConfigDict()
+    # a folder or a hub name
+    c.weights = "sentence-transformers/all-MiniLM-L6-v2"
+    # 'native': kd_jax's models; 'hf_flax': transformers' own Flax classes
+    c.backend = "native"
+    # 'mean', 'cls', 'last', 'max'
+    c.pooling = "mean"
+    # scale the vectors to length 1
+    c.normalize = False
+    # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
+    c.template = ""
+    # longer texts are cut; form 'cross': pairs of texts, from the old end of the history
+    c.max_tokens = 64
+    # of the activations; 'bfloat16' on GPU and TPU. Weights are float32
+    c.dtype = "float32"
+    # 'head' (language model frozen), 'top_n', 'lora', 'full'
+    c.train = "head"
+    # layers trained by 'top_n'
+    c.top_n = 2
+    # 'lora': rank of the adapters, and the linear maps that have one
+    c.lora_rank = 8
+    c.lora_targets = ("query", "value")
+    # keep no activations of its layers: a third more time, far less memory
+    c.remat = False
+    return c
+
+
+def teacher_model() -> ConfigDict:
+    c = ConfigDict()
+    # 'bi': context vector times item vector; 'cross': history and item are read as one text
+    c.form = "bi"
+    # 'text', 'id', 'text+id'
+    c.item_features = "text"
+    # 'items': Transformer over item vectors; 'text': the history as text
+    c.context = "items"
+    # PCA of the language model's vectors; 0 = none
+    c.components = 128
+    # 0 = plain PCA, 1 = full whitening
+    c.whitening = 0.5
+    c.dim = 64
+    c.blocks = 2
+    c.heads = 2
+    # of the residual MLP in the item tower
+    c.hidden = 256
+    # newest interactions that are read
+    c.history = 20
+    c.dropout = 0.2
+    c.init_scale = 0.1
+    # whether item biases are learned; they start at the log count either way
+    c.train_bias = True
+    # The softmax while the language model is trained. 'in_batch': over the batch's items;
+    # 'sampled': over these and drawn ones, both with log-Q; 'full': over the catalogue, items
+    # outside the batch with their vectors of the last validation, which teaches to tell these
+    # apart (docs/results.md). '' is 'in_batch' where there are item texts to encode, else 'full'
+    c.softmax = ""
+    # 'sampled': items drawn per step, as often as they occur in training
+    c.negatives = 0
+    # per row: items that the teacher itself scores highest, encoded in the step too
+    c.hard_negatives = 0
+    return c
+
+
+def student() -> ConfigDict:
+    c = ConfigDict()
+    # 'mf', 'mlp', 'sasrec'; each has a section, of which only the chosen one is read
+    c.name = "mf"
+    c.mf = ConfigDict(tables() | recency())
+    c.mlp = ConfigDict(tables() | recency())
+    # width of the hidden layer
+    c.mlp.hidden = 32
+    c.sasrec = ConfigDict(tables())
+    # newest interactions that are read; at most teacher.model.history where it is distilled
+    c.sasrec.history = 20
+    c.sasrec.blocks = 2
+    c.sasrec.heads = 2
+
+    c.optimizer = ConfigDict()
+    # the fields that teacher.optimizer has too mean the same
+    c.optimizer.steps = 1000
+    c.optimizer.batch_size = 512
+    c.optimizer.learning_rate = 1e-2
+    c.optimizer.schedule = "constant"
+    c.optimizer.warmup_steps = 0
+    c.optimizer.accumulate = 1
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.clip_norm = 0.0
+    c.optimizer.eval_every = 20
+    c.optimizer.patience = 5
+    # update only the table rows that a step touches: lazy Adam (kd_jax/training/lazy_adam.py)
+    c.optimizer.sparse = False
     # Adam's moments: 'float32', or 'bfloat16' at half the memory, rounded stochastically
-    c.train.moments = "float32"
+    c.optimizer.moments = "float32"
 
-    c.tuned = (
-        ConfigDict()
-    )  # what the search (benchmarks/tune.py) chose per model, over the values above
-    # pairs (field, value), for example (("student.dropout", 0.3), ("train.learning_rate", 5e-3))
-    for model in ("teacher", "control_teacher", "student", "control", "distilled"):
-        c.tuned[model] = ()
+    # the term the plain student learns from; the fields are those of distill.terms
+    c.clicks = ConfigDict({"loss": "ce", "items": "warm"})
+    return c
 
-    c.eval = ConfigDict()
-    c.eval.metrics = (
+
+def tables() -> dict[str, object]:
+    """Fields of every student."""
+    return {
+        "dim": 64,
+        "dropout": 0.5,
+        "init_scale": 0.1,
+        # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the
+        # teacher's
+        "bias": "count",
+        # bias 'trend': an interaction this old counts 1/e
+        "popularity_days": 3.0,
+    }
+
+
+def recency() -> dict[str, object]:
+    """Fields of a student that learns all targets of a user at once."""
+    return {
+        # a target of this age counts 1/e
+        "decay": 3.0,
+        # 'interactions' (of the user, since then) or 'days' (before the end of training)
+        "decay_unit": "interactions",
+        # a user weighs (sum of the target weights) ** user_power
+        "user_power": 0.5,
+    }
+
+
+def distill() -> ConfigDict:
+    c = ConfigDict()
+    # What distilled and control learn from: a sum of terms, each a section. Fields of a term:
+    #   loss         'ce' (clicks), 'soft_ce' or 'kl' (a teacher)
+    #   weight       1.0: a number, or a section {start, end, schedule} of what it is in the first
+    #                and in the last step; schedule: 'linear' (default), 'cosine', 'constant'
+    #   temperature  1.0: of the losses that read a teacher, likewise
+    #   items        'all', 'warm' (those with a training interaction), or an estimate of either
+    #                from a sample, 'sampled' and 'sampled_warm' (all terms or none)
+    #   teacher      whose labels it reads: '' (the run's own) or a name of distill.sources
+    #   head         False; True gives the term a head of its own, which is not exported
+    # On the command line --config.distill.terms.soft.weight.end=0 gives a term a schedule,
+    # --config.distill.terms.new.loss=kl makes a new one and --config.distill.terms.soft=None
+    # takes one out.
+    c.terms = ConfigDict(
+        {"clicks": {"loss": "ce", "items": "warm"}, "soft": {"loss": "kl", "weight": 3.0}}
+    )
+    # Teachers from outside (docs/labels.md), each a section {path, confidence}. path: a JSONL file
+    # of lists, a workdir, or a model in one; confidence: '' or 'entropy', the surer the teacher
+    # the more
+    c.sources = ConfigDict()
+    # a list without scores: exp(-rank / rank_decay)
+    c.rank_decay = 10.0
+    # share of users, ids and titles in lists that may be unknown (counted and shown)
+    c.max_unmatched = 0.1
+    # sampled: items drawn per step, shared by the batch
+    c.negatives = 4096
+    # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
+    c.negatives_power = 0.5
+    # sampled: the teacher's items of highest score that 'soft_ce' and 'kl' read exactly
+    c.top = 64
+    # 'cached' on disk, or 'online' in the step: the same loss
+    c.labels = "cached"
+    # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
+    c.teachers = "own"
+    return c
+
+
+def evaluation() -> ConfigDict:
+    c = ConfigDict()
+    c.metrics = (
         "ndcg",
         "recall",
         "precision",
@@ -213,21 +333,14 @@ def get_config() -> ConfigDict:
         "coverage",
         "novelty",
     )
-    c.eval.ks = (10, 20)
+    c.ks = (10, 20)
     # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
-    c.eval.select = ""
-    c.eval.batch_size = 256
-    c.eval.valid_users = (
-        0  # users that validation in training judges, drawn once; 0 = all. The report judges all
-    )
-    c.eval.bootstrap = 2000  # resamples of the paired bootstrap over users
-
-    # write an XProf trace of a few steps of every model's training to trace/, and its sums to the
-    # log
-    c.trace = False
-    c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices the batch is split over; -1 = all that are left
-    c.mesh.model = 1  # devices the tables are split over
+    c.select = ""
+    c.batch_size = 256
+    # users of validation in training, drawn once; 0 = all. The report is always over all
+    c.valid_users = 0
+    # resamples of the paired bootstrap over users
+    c.bootstrap = 2000
     return c
 
 
@@ -248,7 +361,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
     """The same run in seconds: one seed, 300 users, a few steps."""
     c.seeds = (0,)
     c.data.max_users = 300
-    for section in (c.teacher, c.train):
+    for section in (c.teacher.optimizer, c.student.optimizer):
         section.steps, section.eval_every, section.batch_size = 20, 10, 64
     c.eval.bootstrap = 200
     return c

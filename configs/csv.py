@@ -1,10 +1,10 @@
 """Your own data: one file of interactions and one of items, CSV, TSV or Parquet.
 
     python launch.py --config=configs/csv.py --workdir=runs/mine \
-        --config.data.path=interactions.csv --config.data.items_path=items.csv
+        --config.data.files.path=interactions.csv --config.data.files.items_path=items.csv
 
 interactions: user, item and, where known, rating, timestamp, split. items: item and any text
-columns, the title first. Other column names are mapped with --config.data.columns.user=customer_id
+columns, the title first. Other column names are mapped with --config.data.files.columns.user=customer_id
 and so on.
 
 Cost and result: depend on your data; on the embedded sets see configs/quickstart.py and
@@ -20,8 +20,8 @@ from configs.common import parse, shrink
 def get_config(arg: str = "") -> ConfigDict:
     _, runlocal = parse(arg)
     c = common()
-    c.data.source = "files"
-    c.data.path = "interactions.csv"
-    c.data.items_path = "items.csv"
+    c.data.reader = "files"
+    c.data.files.path = "interactions.csv"
+    c.data.files.items_path = "items.csv"
     c.data.split = "leave_one_out"
     return shrink(c) if runlocal else c

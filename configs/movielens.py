@@ -1,6 +1,7 @@
-"""MovieLens, any release: 100k, 1m, 10m, 20m, 25m, 32m, latest-small.
+r"""MovieLens, any release: 100k, 1m, 10m, 20m, 25m, 32m, latest-small.
 
-    python launch.py --config=configs/movielens.py:1m --workdir=runs/ml1m --config.data.path=~/data/ml-1m
+    python launch.py --config=configs/movielens.py:1m --workdir=runs/ml1m \
+        --config.data.movielens.path=~/data/ml-1m
 
 The path is the folder that GroupLens ships (https://grouplens.org/datasets/movielens).
 Leave-one-out on the 5-core, the protocol of the sequential literature, with SASRec as student.
@@ -22,17 +23,18 @@ RELEASES = ("100k", "1m", "10m", "20m", "25m", "32m", "latest-small")
 def get_config(arg: str = "1m") -> ConfigDict:
     release, runlocal = parse(arg, RELEASES, default="1m")
     c = common()
-    c.data.source = "movielens"
-    c.data.path = f"data/ml-{release}"
+    c.data.reader = "movielens"
+    c.data.movielens.path = f"data/ml-{release}"
     c.data.split = "leave_one_out"
     c.data.min_item_interactions = 5
     c.student.name = "sasrec"
-    c.student.dropout = 0.2
-    c.student.history = c.teacher.history = 50
+    c.student.sasrec.dropout = 0.2
+    c.student.sasrec.history = c.teacher.model.history = 50
     small = release in ("100k", "latest-small")
-    c.teacher.steps = c.train.steps = 1500 if small else 6000
-    c.teacher.batch_size = c.train.batch_size = 128
-    c.teacher.learning_rate = c.train.learning_rate = 1e-3
-    c.teacher.eval_every = c.train.eval_every = 100 if small else 250
-    c.teacher.patience = c.train.patience = 4
+    for section in (c.teacher.optimizer, c.student.optimizer):
+        section.steps = 1500 if small else 6000
+        section.batch_size = 128
+        section.learning_rate = 1e-3
+        section.eval_every = 100 if small else 250
+        section.patience = 4
     return shrink(c) if runlocal else c

@@ -15,8 +15,8 @@ from configs.quickstart import get_config as quickstart
 
 def get_config(arg: str = "") -> ConfigDict:
     c = quickstart(arg)  # the same recipe, not searched again
-    c.data.source = "online_retail"
-    c.tuned.teacher = (
-        c.tuned.control_teacher
-    ) = ()  # on validation better here than what suits the films
+    c.data.reader = "online_retail"
+    # on validation better here than what suits the films
+    c.tuned.teacher = {}
+    c.tuned.control_teacher = {}
     return c

@@ -16,46 +16,63 @@ from configs.common import parse, shrink
 def get_config(arg: str = "") -> ConfigDict:
     _, runlocal = parse(arg)
     c = common()
-    c.teacher.trend = True
-    c.teacher.train_bias = False
-    c.teacher.hidden = 128
-    c.teacher.steps = 300
-    c.teacher.batch_size = 256
-    c.teacher.learning_rate = 3e-3
-    c.teacher.schedule = "cosine"
-    c.teacher.warmup_steps = 15
-    c.teacher.weight_decay = 0.01
-    c.teacher.eval_every = 50
-    c.teacher.patience = 3
-    c.student.decay = 3.0
-    c.student.decay_unit = "days"
-    c.train.batch_size = 256
-    c.train.steps = 480
-    c.train.eval_every = 30
-    c.train.patience = 4
+    c.teacher.popularity.enabled = True
+    c.teacher.model.train_bias = False
+    c.teacher.model.hidden = 128
+    c.teacher.optimizer.steps = 300
+    c.teacher.optimizer.batch_size = 256
+    c.teacher.optimizer.learning_rate = 3e-3
+    c.teacher.optimizer.schedule = "cosine"
+    c.teacher.optimizer.warmup_steps = 15
+    c.teacher.optimizer.weight_decay = 0.01
+    c.teacher.optimizer.eval_every = 50
+    c.teacher.optimizer.patience = 3
+    for section in (c.student.mf, c.student.mlp):
+        section.decay = 3.0
+        section.decay_unit = "days"
+    c.student.optimizer.batch_size = 256
+    c.student.optimizer.steps = 480
+    c.student.optimizer.eval_every = 30
+    c.student.optimizer.patience = 4
     c.distill.teachers = "all"
-    c.distill.terms = (("kl", 1.0, 1.0, "constant", "all"),)
-    # Chosen by benchmarks/tune.py on validation alone, 12 trials for each teacher and 24 for each
-    # student, 3 finalists:
-    c.tuned.teacher = (
-        ("teacher.weight_decay", 0.1), ("teacher.dropout", 0.1), ("teacher.window_days", 30.0),
-        ("teacher.init_scale", 0.03), ("teacher.hidden", 256),
-    )  # fmt: skip
-    c.tuned.control_teacher = (
-        ("teacher.learning_rate", 1e-3), ("teacher.weight_decay", 0.1), ("teacher.batch_size", 512),
-        ("teacher.horizon_days", 28.0), ("teacher.window_days", 30.0),
-    )  # fmt: skip
-    c.tuned.student = (
-        ("train.learning_rate", 0.02), ("train.weight_decay", 0.01), ("student.dropout", 0.5),
-        ("student.decay", 1.0), ("student.user_power", 0.5),
-    )  # fmt: skip
-    c.tuned.control = (
-        ("student.bias", "teacher"), ("train.learning_rate", 0.02), ("train.weight_decay", 0.01),
-        ("student.dropout", 0.3), ("student.user_power", 0.0),
-    )  # fmt: skip
-    c.tuned.distilled = (
-        ("student.bias", "teacher"), ("train.learning_rate", 0.02), ("train.schedule", "cosine"),
-        ("train.weight_decay", 0.01), ("student.dropout", 0.1), ("student.user_power", 0.0),
-        ("distill.terms", (("kl", 1.0, 2.0, "constant", "all"),)),
-    )  # fmt: skip
+    c.distill.terms = {"soft": {"loss": "kl"}}
+    tune(c)
     return shrink(c) if runlocal else c
+
+
+def tune(c: ConfigDict) -> None:
+    """What benchmarks/tune.py chose on validation alone, 12 trials for each teacher and 24 for each
+    student, 3 finalists.
+    """
+    c.tuned.teacher = {
+        "teacher": {
+            "model": {"dropout": 0.1, "init_scale": 0.03, "hidden": 256},
+            "popularity": {"window_days": 30.0},
+            "optimizer": {"weight_decay": 0.1},
+        }
+    }
+    c.tuned.control_teacher = {
+        "teacher": {
+            "popularity": {"horizon_days": 28.0, "window_days": 30.0},
+            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1, "batch_size": 512},
+        }
+    }
+    c.tuned.student = {
+        "student": {
+            "mf": {"dropout": 0.5, "decay": 1.0, "user_power": 0.5},
+            "optimizer": {"learning_rate": 0.02, "weight_decay": 0.01},
+        }
+    }
+    c.tuned.control = {
+        "student": {
+            "mf": {"bias": "teacher", "dropout": 0.3, "user_power": 0.0},
+            "optimizer": {"learning_rate": 0.02, "weight_decay": 0.01},
+        }
+    }
+    c.tuned.distilled = {
+        "student": {
+            "mf": {"bias": "teacher", "dropout": 0.1, "user_power": 0.0},
+            "optimizer": {"learning_rate": 0.02, "schedule": "cosine", "weight_decay": 0.01},
+        },
+        "distill": {"terms": {"soft": {"temperature": 2.0}}},
+    }

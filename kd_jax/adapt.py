@@ -1,7 +1,7 @@
 """Train a language model towards the item vectors of a trained model.
 
 python -m kd_jax.adapt --workdir=runs/ids --out=weights/adapted
-python launch.py --config.teacher.weights=weights/adapted
+python launch.py --config.teacher.lm.weights=weights/adapted
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workdir", required=True, type=Path, help="the workdir of a finished run with task='rank'"
     )
     parser.add_argument(
-        "--out", required=True, type=Path, help="the folder to write, for --config.teacher.weights"
+        "--out",
+        required=True,
+        type=Path,
+        help="the folder to write, for --config.teacher.lm.weights",
     )
     parser.add_argument(
         "--model", default="teacher", help="whose item vectors are learned (default: teacher)"
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--mix", type=float, default=MIX, help="how far to go to the trained weights (default: 0.5)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], help="how it learns: --set teacher.train=lora"
+        "--set", action="append", default=[], help="how it learns: --set teacher.lm.train=lora"
     )
     options = parser.parse_args(arguments)
     process.start()
@@ -61,11 +64,12 @@ def run_command(options: argparse.Namespace) -> None:
     if worse:
         print(
             f"warning: of the {' and '.join(worse)} items' vectors the texts explain less than"
-            f" {'before' if before else 'their mean does'}; try another number of teacher.steps, a"
-            " lower teacher.lm_learning_rate or a smaller --mix, and compare on validation with"
+            f" {'before' if before else 'their mean does'}; try another number of"
+            " teacher.optimizer.steps, a"
+            " lower teacher.optimizer.lm_learning_rate or a smaller --mix, and compare on validation with"
             " the first weights"
         )
-    flags = {"weights": out} | {name: report["teacher"][name] for name, usual in READS.items()
+    flags = {"lm.weights": out} | {name: report["teacher"][name] for name, usual in READS.items()
                                 if report["teacher"][name] != usual}  # fmt: skip
     print(
         "use it with "

@@ -1,7 +1,7 @@
 """Rerank the best items of a trained model with a cross-encoder.
 
     python -m kd_jax.rerank --workdir=runs/quickstart --model=student --candidates=20 \\
-        --set teacher.train=top_n
+        --set teacher.lm.train=top_n
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--negatives", type=int, default=4, help="items drawn per training example (default: 4)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], help="a field of teacher: --set teacher.steps=200"
+        "--set",
+        action="append",
+        default=[],
+        help="a field of teacher: --set teacher.optimizer.steps=200",
     )
     options = parser.parse_args(arguments)
     process.start()

@@ -89,7 +89,7 @@ def status(body: Callable[[], int | None], workdir: Path) -> int:
             reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
             print(
                 f"error: not enough memory on the device ({reason}); lower batch_size (a teacher"
-                " may accumulate over several, or set teacher.remat=True)",
+                " may accumulate over several, or set teacher.lm.remat=True)",
                 file=sys.stderr,
             )
         else:

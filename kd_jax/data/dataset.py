@@ -285,7 +285,7 @@ def build(
     _check_splits(
         dataset,
         minima,
-        "; there is no timestamp (data.columns.timestamp): rows count as in order of time"
+        "; there is no timestamp (data.files.columns.timestamp): rows count as in order of time"
         * untimed,
     )
     return dataset

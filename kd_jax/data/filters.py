@@ -135,7 +135,7 @@ def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
     if raw.items.width == 1 and not raw.items_path:
         return (
             f"{raw.place}: {len(items):,} items have no text, because there is no items table; name"
-            " one that has text with data.items_path"
+            " one that has text with data.files.items_path"
         )
     place = raw.items_path or f"{raw.name}, items table"
     if raw.items.width == 1:

@@ -47,7 +47,8 @@ def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Tren
     """
     if snapshots < 2 or not days > 0:
         raise InputError(
-            f"teacher.snapshots={snapshots}, teacher.snapshot_days={days}: give at least 2 and more"
+            f"teacher.popularity.snapshots={snapshots}, teacher.popularity.snapshot_days={days}:"
+            " give at least 2 and more"
             " than 0"
         )
     train = dataset.split == 0

@@ -136,7 +136,8 @@ def check_order(codes: Codes, indptr: Indptr, timestamp: Int64[np.ndarray, " N"]
         raise InputError(
             f"the split column makes {len(late):,} rows the history of something earlier (the"
             f" first: a user's {NAMES[codes[row]]} at timestamp {timestamp[row]},"
-            f" {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); set data.columns.timestamp='' to"
+            f" {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); set"
+            " data.files.columns.timestamp='' to"
             " take this split as it is"
         )
 

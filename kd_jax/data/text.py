@@ -40,11 +40,11 @@ def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") 
         if not any(cells) or not text:
             name = items["item"][row] if "item" in items.columns else row
             where = (
-                f"what teacher.template={template!r} names" if any(cells) else ", ".join(columns)
+                f"what teacher.lm.template={template!r} names" if any(cells) else ", ".join(columns)
             )
             raise InputError(
                 f"item {name!r} has no text in {where}; give it a title, drop the item, or use "
-                + ("another template" if any(cells) else "teacher.item_features='id'")
+                + ("another template" if any(cells) else "teacher.model.item_features='id'")
             )
         texts.append(text)
     return texts
@@ -70,7 +70,7 @@ def _fill(template: str, cells: dict[str, str]) -> str:
         return " ".join(template.format(**cells).split())
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"teacher.template={template!r} cannot be filled ({error}){nearest(error, cells)}"
+            f"teacher.lm.template={template!r} cannot be filled ({error}){nearest(error, cells)}"
         ) from None
 
 

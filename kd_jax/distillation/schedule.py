@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError, nearest
 
@@ -51,7 +52,7 @@ class Schedule:
         Raises InputError, which names ``field``, for anything else; for a number below 0; and with
         ``positive`` for 0, too.
         """
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping | ConfigDict):
             return cls(_number(value, field, positive))
         for name in value:
             if name not in FIELDS:

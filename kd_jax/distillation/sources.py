@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import fingerprint, read_json
 
+FIELDS = ("path", "confidence")
 CONFIDENCES = ("", "entropy")
 DEFAULTS = (
     "distilled",
@@ -58,34 +59,32 @@ class Source:
         return {"content": content, "confidence": self.confidence}
 
 
-def sources(entries: Sequence[Any], reserved: str) -> dict[str, Source]:
-    """name -> source of ``distill.sources``. Raises InputError for one that cannot be, or is not
-    there.
+def sources(sections: Mapping[str, Mapping[str, Any]], reserved: str) -> dict[str, Source]:
+    """name -> source of ``distill.sources``, sections {path, confidence}. Raises InputError for one
+    that cannot be, or is not there.
     """
     found: dict[str, Source] = {}
-    for entry in entries:
-        if (
-            isinstance(entry, str)
-            or not 2 <= len(entry) <= 3
-            or not all(isinstance(part, str) for part in entry)
-        ):
+    for name, section in sections.items():
+        field = f"distill.sources.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == reserved:
             raise InputError(
-                f"distill.sources: {entry!r} is not (name, path) or (name, path, confidence)"
+                f"distill.sources: {name!r} cannot be a name; use letters and digits, and not"
+                f" {reserved!r}"
             )
-        name, path, confidence = (*entry, "")[:3]
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == reserved or name in found:
-            raise InputError(
-                f"distill.sources: {name!r} cannot be a name; use letters and digits, each once,"
-                f" and not {reserved!r}"
-            )
+        for key, value in section.items():
+            if key not in FIELDS:
+                raise InputError(f"{field}: no field {key!r}{nearest(key, FIELDS)}")
+            if not isinstance(value, str):
+                raise InputError(f"{field}.{key}={value!r} must be a string")
+        path, confidence = (section.get(key, "") for key in FIELDS)
+        if not path:
+            raise InputError(f"{field}.path is missing; give a JSONL file or the workdir of a run")
         if confidence not in CONFIDENCES:
             raise InputError(
-                f"distill.sources: {name!r}: confidence {confidence!r} is"
-                f" unknown{nearest(confidence, CONFIDENCES)}"
+                f"{field}.confidence={confidence!r} is unknown{nearest(confidence, CONFIDENCES)}"
             )
-        found[name] = Source(
-            name, Path(path).expanduser(), confidence, _folder(name, Path(path).expanduser())
-        )
+        place = Path(path).expanduser()
+        found[name] = Source(name, place, confidence, _folder(name, place))
     return found
 
 
@@ -95,8 +94,7 @@ def _folder(name: str, path: Path) -> Path | None:
         return None
     if not path.exists():
         raise InputError(
-            f"distill.sources: {name!r}: {path} not found; give a JSONL file or the workdir of"
-            " a run"
+            f"distill.sources.{name}: {path} not found; give a JSONL file or the workdir of a run"
         )
     of_workdir = (path / "config.json").exists()
     for folder in [path / model for model in DEFAULTS] if of_workdir else [path]:
@@ -108,6 +106,6 @@ def _folder(name: str, path: Path) -> Path | None:
         else "no model of a kd_jax workdir that is fully trained"
     )
     raise InputError(
-        f"distill.sources: {name!r}: {path} holds {what}; finish that run, or name another of its"
+        f"distill.sources.{name}: {path} holds {what}; finish that run, or name another of its"
         " models"
     )

@@ -174,6 +174,11 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
 
 
 def _check_sampled(term: Term, limits: Limits, field: str) -> None:
+    if not limits.ranks:
+        raise InputError(
+            f"{field}.items={term.items!r} samples a catalogue, and task='rate' has classes; use"
+            " items='all'"
+        )
     if not limits.factorised:
         raise InputError(
             f"{field}.items={term.items!r} needs a model whose scores factorise; use items='all' or"

@@ -266,7 +266,7 @@ class Rate:
             raise InputError(
                 f"task='rate' needs ratings that differ; here all are {self.dataset.rating[0]:g},"
                 " which also stands where there is no column of ratings: name it with"
-                " data.columns.rating"
+                " data.files.columns.rating"
             )
         known = ("accuracy", "precision", "recall", "f1", "auc", *LOWER_IS_BETTER)
         if self.select not in known:

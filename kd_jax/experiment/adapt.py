@@ -1,7 +1,7 @@
 """Adapting a language model to what a trained recommender knows of its items.
 
 python -m kd_jax.adapt --workdir=runs/ids --out=weights/adapted
-python launch.py --config.teacher.weights=weights/adapted
+python launch.py --config.teacher.lm.weights=weights/adapted
 
 A recommender with item IDs (a teacher with item_features='text+id', a student, …) has put into its
 item vectors what users' behaviour says about the items. The language model's text tower is trained
@@ -37,8 +37,9 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
 from kd_jax.distillation.teachers import Teacher
 from kd_jax.distillation.term import OWN, Term
-from kd_jax.experiment.config import changed, language_model, recipe
+from kd_jax.experiment.config import changed, language_model, recipe, student_section
 from kd_jax.experiment.run import Run, written
+from kd_jax.experiment.sections import leaves
 from kd_jax.experiment.setup import MODELS
 from kd_jax.losses.feature import SquaredDistance
 from kd_jax.models.language import encoding
@@ -52,18 +53,24 @@ from kd_jax.training.loop import train
 
 # What of ``teacher`` says how the language model learns; the rest is the run's own.
 RECIPE = {
-    "train": "top_n", "top_n": 2, "lora_rank": 8, "lora_targets": ("query", "value"), "dtype": "float32",
-    "remat": False, "dropout": 0.1, "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4,
-    "schedule": "cosine", "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0,
-    "eval_every": 100, "patience": 4,
+    "lm": {
+        "train": "top_n", "top_n": 2, "lora_rank": 8, "lora_targets": ("query", "value"), "dtype": "float32",
+        "remat": False,
+    },
+    "model": {"dropout": 0.1},
+    "optimizer": {
+        "steps": 400, "batch_size": 256, "learning_rate": 1e-3, "lm_learning_rate": 2e-4, "schedule": "cosine",
+        "warmup_steps": 20, "accumulate": 1, "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 100, "patience": 4,
+    },
 }  # fmt: skip
+LEARNS = tuple(name for name, _ in leaves(RECIPE))
 # How it reads a text, with what launch.py takes by default: said where it is to be used.
 READS = {
-    "pooling": "mean",
-    "normalize": False,
-    "max_tokens": 64,
-    "template": "",
-    "backend": "native",
+    "lm.pooling": "mean",
+    "lm.normalize": False,
+    "lm.max_tokens": 64,
+    "lm.template": "",
+    "lm.backend": "native",
 }
 MIX = 0.5  # half way kept more of what was good before, on validation (docs/results.md)
 HELD_OUT = 20  # one in so many trained items shows how well the texts of others are read
@@ -80,14 +87,14 @@ def item_vectors(run: Run, model: str, seed: int) -> tuple[np.ndarray, Any]:
     Raises InputError for a model whose vectors are not its own, or that has none.
     """
     where, c = f"adapt: {run.folder(model, seed)}", run.settings(model)
-    if run.config.task != "rank" or (model == "teacher" and c.teacher.form == "cross"):
+    if run.config.task != "rank" or (model == "teacher" and c.teacher.model.form == "cross"):
         raise InputError(
             f"{where} has no vectors of items; take a model of a run with task='rank', form='bi'"
         )
-    if model == "teacher" and "id" not in c.teacher.item_features.split("+"):
+    if model == "teacher" and "id" not in c.teacher.model.item_features.split("+"):
         raise InputError(
             f"{where} knows of its items what their text says and no more; train it with"
-            " --config.teacher.item_features=text+id, or take another model of the run"
+            " --config.teacher.model.item_features=text+id, or take another model of the run"
             " (--model=student)"
         )
     built = run.build(model, seed)
@@ -97,7 +104,7 @@ def item_vectors(run: Run, model: str, seed: int) -> tuple[np.ndarray, Any]:
         )
     source: Any = nnx.merge(built.graphdef, *run.best(model, seed, built))
     width = (
-        c.teacher.dim if model.endswith("teacher") else c.student.dim
+        c.teacher.model.dim if model.endswith("teacher") else student_section(c).dim
     )  # trends follow, which are no knowledge
     return np.asarray(source.items()[0])[:, :width], source
 
@@ -109,9 +116,9 @@ class Adaptation:
         if model not in MODELS:
             raise InputError(f"adapt: --model={model!r} is unknown{nearest(model, MODELS)}")
         c, d = config.teacher, run.dataset
-        if c.train == "head":
+        if c.lm.train == "head":
             raise InputError(
-                "adapt: teacher.train='head' trains no language model; use 'top_n', 'lora' or"
+                "adapt: teacher.lm.train='head' trains no language model; use 'top_n', 'lora' or"
                 " 'full' (of backend 'hf_flax': 'full')"
             )
         trained = np.flatnonzero(d.warm)
@@ -122,17 +129,18 @@ class Adaptation:
             )
         self.run, self.config, self.model, self.seed = run, config, model, seed
         self.targets, source = item_vectors(run, model, seed)
-        self.lm = language_model(c, run.workdir / "cache")
+        self.lm = language_model(c.lm, run.workdir / "cache")
         tower: Any = getattr(source, "text", None)
         self.reads = (
             tower is not None and tower.encoder is None
         )  # this language model's vectors, already
         if not self.reads:
-            fields = {name: c[name] for name in ("hidden", "dropout", "components", "whitening")}
+            names = ("hidden", "dropout", "components", "whitening")
+            fields = {name: c.model[name] for name in names}
             spec = TeacherSpec(d.num_items, np.zeros(0), None, dim=self.targets.shape[1], **fields)
             vectors = Texts(self.lm.texts("text", run.item_texts).vectors)
             tower = TextTower(vectors, spec, None, rngs=nnx.Rngs(seed))
-        tower.dropout = c.dropout
+        tower.dropout = c.model.dropout
         tower.vectors = Frozen(jnp.zeros((0, self.lm.encoder.dim)))  # texts are read, not looked up
         self.graphdef, self.params, self.constants = split(ItemTower(tower, self.lm.encoder))
         order = np.random.default_rng(seed).permutation(trained)
@@ -145,7 +153,7 @@ class Adaptation:
         """The parameters that explain most of the held-out items' vectors, and how they came
         about.
         """
-        run, how = self.run, recipe(self.config.teacher)
+        run, how = self.run, recipe(self.config.teacher.optimizer)
         identity = {
             "source": run.identity(self.model, self.seed),
             "teacher": self.config.teacher.to_dict(),
@@ -266,7 +274,7 @@ def adapt(
 ) -> Any:
     """Train and write the folder ``out``, with adapted.json; returns what that holds.
 
-    seed: of the model, None: the run's first. mix: see ``mixed``. changes: 'teacher.steps=200', …,
+    seed: of the model, None: the run's first. mix: see ``mixed``. changes: 'teacher.optimizer.steps=200', …,
     see ``RECIPE``. A run that was cut off goes on from its checkpoints in the workdir. Raises
     InputError for a workdir without that model, and for a folder that is not empty.
     """
@@ -295,23 +303,22 @@ def adapt(
             raise InputError(f"adapt: --seed={seed} is none of the run's seeds {run.seeds}")
         config = run.settings("teacher")
         config.teacher.update(RECIPE)
-        config = changed(config, changes, tuple(RECIPE))
+        config = changed(config, changes, LEARNS)
         # A short trial warms up shortly, and is judged as often.
-        for field, most in (
-            ("warmup_steps", config.teacher.steps // 10),
-            ("eval_every", config.teacher.steps // 4),
-        ):
-            if not any(change.startswith(f"teacher.{field}=") for change in changes):
-                config.teacher[field] = min(config.teacher[field], max(1, most))
+        how = config.teacher.optimizer
+        for field, most in (("warmup_steps", how.steps // 10), ("eval_every", how.steps // 4)):
+            if not any(change.startswith(f"teacher.optimizer.{field}=") for change in changes):
+                how[field] = min(how[field], max(1, most))
         adaptation = Adaptation(run, config, model, seed)
         before = adaptation.shares(adaptation.params) if adaptation.reads else None
         trained = adaptation.fit()
+        fields = dict(leaves(config.teacher))
         report = {
             "model": model, "seed": seed, "mix": mix, "items": len(adaptation.items), "held_out": len(adaptation.held),
             "explained_before": before, "explained": adaptation.shares(trained.params),
             "best_step": trained.best_step, "steps": trained.steps,
             "train_seconds": trained.seconds,
-            "data": run.dataset.checksum, "teacher": {field: config.teacher[field] for field in (*RECIPE, *READS)},
+            "data": run.dataset.checksum, "teacher": {field: fields[field] for field in (*LEARNS, *READS)},
         }  # fmt: skip
         partial = out.with_name(f".{out.name}.partial")  # what is there is whole
         shutil.rmtree(partial, ignore_errors=True)

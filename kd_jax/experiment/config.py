@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError, nearest
+from kd_jax.experiment.renamed import new_name
+from kd_jax.experiment.sections import merged, put
 from kd_jax.models.language.model import LanguageModel
 from kd_jax.training.recipe import Recipe
 
-TUNED = ("teacher", "student", "distill", "train")  # sections of which ``tuned`` may set fields
-SHARED = tuple(
-    f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched")
-)
 
-
-def settings_of(config: ConfigDict, model: str) -> ConfigDict:
-    """The configuration with what was tuned for ``model`` on top."""
-    c = ConfigDict(config.to_dict())
-    known = [f"{section}.{name}" for section in TUNED for name in c[section]]
-    for entry in config.tuned[model]:
-        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-            raise InputError(
-                f"tuned.{model}: {entry!r} is no pair; give (('train.learning_rate', 0.01), …)"
-            )
-        field, value = entry
-        if field not in known:
-            raise InputError(f"tuned.{model}: no field {field!r}{nearest(field, known)}")
-        if field in SHARED:
-            raise InputError(
-                f"tuned.{model}: {field} is the same for all models; set it with --config.{field}"
-            )
-        _put(c, field, value, f"tuned.{model}")
-    if model == "control_teacher":
-        c.teacher.update(
+def settings_of(config: ConfigDict, role: str) -> ConfigDict:
+    """The configuration with what was tuned for ``role`` on top."""
+    c = merged(config, config.tuned[role], f"tuned.{role}")
+    if role == "control_teacher":
+        c.teacher.lm.train = "head"
+        c.teacher.model.update(
             form="bi",
             item_features="id",
             context="items",
-            train="head",
             softmax="full",
             hard_negatives=0,
         )
@@ -56,69 +36,63 @@ def selects(config: ConfigDict) -> str:
 
 
 def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = ()) -> ConfigDict:
-    """The config with 'teacher.steps=200', … (Python literals) set. fields: of ``teacher`` that may
-    be; () = all.
+    """The config with 'teacher.optimizer.steps=200', … (Python literals) set. fields: of
+    ``teacher``, such as 'optimizer.steps', that may be; () = all.
 
     Raises InputError for anything else.
     """
     config = ConfigDict(config.to_dict())
     for change in changes:
         field, _, value = change.partition("=")
-        section, _, name = field.partition(".")
-        known = [name for name in config.teacher if name in fields or not fields]
-        if section != "teacher" or name not in known or not value:
+        if new := new_name(field):
+            raise InputError(f"--set {change}: {new}")
+        known = [f"teacher.{name}" for name in fields]
+        if not field.startswith("teacher.") or (fields and field not in known) or not value:
             raise InputError(
-                f"--set {change}: give"
-                f" teacher.<field>=<value>{nearest(field, [f'teacher.{name}' for name in known])}"
+                f"--set {change}: give teacher.<section>.<field>=<value>"
+                + (nearest(field, known) if known else "")
             )
-        new: Any = value
-        with contextlib.suppress(ValueError, SyntaxError):  # a word stands for itself
-            new = ast.literal_eval(value)
-        _put(config, field, new, f"--set {change}")
+        put(config, field, value, f"--set {change}", text=True)
     return config
 
 
-def _put(config: ConfigDict, field: str, value: Any, where: str) -> None:
-    """Raises InputError for a value of another type than the field has."""
-    section, _, name = field.partition(".")
-    old = config[section][name]
-    if isinstance(old, (list, tuple)):
-        value = type(old)(value) if isinstance(value, (list, tuple)) else type(old)([value])
-    try:
-        if value is None:
-            raise TypeError
-        config[section][name] = value
-    except TypeError:
-        raise InputError(
-            f"{where}: {field} is {old!r} now; give another {type(old).__name__}"
-        ) from None
+def student_section(config: ConfigDict) -> ConfigDict:
+    """The section of the student that ``student.name`` chooses. Raises InputError where there is
+    none.
+    """
+    name = config.student.name
+    found = config.student.get(name)
+    if not isinstance(found, ConfigDict):
+        raise InputError(f"student.name={name!r} has no section student.{name}; add it to configs/")
+    return found
 
 
 def reads_text(teacher: ConfigDict) -> bool:
     """Whether a teacher with these settings (section ``teacher``) has a language model."""
-    return teacher.form == "cross" or "text" in (*teacher.item_features.split("+"), teacher.context)
+    c = teacher.model
+    return c.form == "cross" or "text" in (*c.item_features.split("+"), c.context)
 
 
 def trains_text(teacher: ConfigDict) -> bool:
     """Whether that language model is trained, in part or in full."""
-    return reads_text(teacher) and teacher.train != "head"
+    return reads_text(teacher) and teacher.lm.train != "head"
 
 
 def recipe(section: ConfigDict) -> Recipe:
-    """How a model is trained, of the section ``teacher`` or ``train``."""
+    """How a model is trained, of the section ``teacher.optimizer`` or ``student.optimizer``."""
     return Recipe(
         **{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section}
     )
 
 
-def language_model(teacher: ConfigDict, cache: Path) -> LanguageModel:
-    """The language model of the section ``teacher``."""
+def language_model(section: ConfigDict, cache: Path) -> LanguageModel:
+    """The language model of the section ``teacher.lm``."""
     names = (
         "backend", "pooling", "normalize", "max_tokens", "train", "top_n", "lora_rank", "dtype", "remat"
     )  # fmt: skip
     return LanguageModel(
-        teacher.weights,
-        lora_targets=tuple(teacher.lora_targets),
+        section.weights,
+        lora_targets=tuple(section.lora_targets),
         cache=cache,
-        **{name: teacher[name] for name in names},
+        **{name: section[name] for name in names},
     )

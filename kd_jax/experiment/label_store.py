@@ -24,6 +24,7 @@ from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.distillation import label_cache, labellers
 from kd_jax.distillation.teachers import Teacher, cached_teacher, online_teacher, with_top_items
 from kd_jax.distillation.term import OWN
+from kd_jax.experiment.config import student_section
 from kd_jax.experiment.run import Run
 from kd_jax.experiment.setup import TEACHER_OF, ModelParts
 from kd_jax.models.students import student_class
@@ -161,7 +162,7 @@ class LabelStore:
     def teachers(self, model: str, seed: int, built: ModelParts) -> dict[str, Teacher]:
         """The teachers of ``model``, by name."""
         found: dict[str, Teacher] = {}
-        top = max(term.top for term in self.run.objective(model))
+        top = max(term.num_top for term in self.run.objective(model))
         for name in self.run.reads(model):
             if name == OWN and self.run.config.distill.labels == "online":
                 teacher = self.run.build(TEACHER_OF[model], seed)
@@ -253,22 +254,11 @@ class LabelStore:
         assert folder is not None
         if name not in self._opened:
             found = Run.opened(folder.parent, self.run.log)
-            where = f"distill.sources: {name!r}: {folder}"
+            where = f"distill.sources.{name}: {folder}"
             if found.dataset.checksum != self.run.dataset.checksum:
                 raise InputError(
                     f"{where} was trained on other data (checksum {found.dataset.checksum}, here "
                     f"{self.run.dataset.checksum}); train it with the same values in section data"
-                )
-            missing = [
-                f"{s}.{f}"
-                for s in ("teacher", "student")
-                for f in self.run.config[s]
-                if f not in found.config[s]
-            ]
-            if missing:
-                raise InputError(
-                    f"{where} was made by an older kd_jax, which had no {missing[0]}; train it"
-                    " again"
                 )
             if found.config.task != self.run.config.task:
                 raise InputError(
@@ -291,7 +281,7 @@ class LabelStore:
         if source.folder is None:
             if self._rates:
                 raise InputError(
-                    f"distill.sources: {name!r}: lists rank items; use a workdir as source, or"
+                    f"distill.sources.{name}: lists rank items; use a workdir as source, or"
                     " task='rank'"
                 )
             if not self._source(student, name).finished:
@@ -304,25 +294,24 @@ class LabelStore:
         kind = "teacher" if teaches else c.student.name
         if not teaches and not student_class(kind).factorised:
             raise InputError(
-                f"distill.sources: {name!r}: the scores of {source.folder} ({kind!r}) do not"
+                f"distill.sources.{name}: the scores of {source.folder} ({kind!r}) do not"
                 " factorise, and cannot be kept as vectors; use an 'mf' or 'sasrec' as source"
             )
         if positions != "all":
             return
         if teaches:
-            follows, history = (
-                not c.teacher.trend and c.teacher.context == "items",
-                c.teacher.history,
-            )
+            history = c.teacher.model.history
+            follows = not c.teacher.popularity.enabled and c.teacher.model.context == "items"
         else:
-            follows, history = student_class(kind).positions == "all", c.student.history
+            history = student_section(c).get("history", 0)
+            follows = student_class(kind).positions == "all"
         if not follows or history < self.run.window(student):
             mine = self.run.settings(student).student.name
             raise InputError(
-                f"distill.sources: {name!r}: student.name={mine!r} learns after each of "
+                f"distill.sources.{name}: student.name={mine!r} learns after each of "
                 f"{self.run.window(student)} items of a history, and {source.folder} ({kind!r}) "
                 + (f"reads {history}" if follows else "does not read histories item by item")
-                + "; use a 'sasrec' with student.history as long as here"
+                + "; use a 'sasrec' with student.sasrec.history as long as here"
             )
 
     def _check_history(self, model: str) -> None:
@@ -336,11 +325,13 @@ class LabelStore:
         if self.run.config.task != "rank" or self.run.positions(model) != "all":
             return
         window = self.run.window(model)
+        trend = teacher.popularity.enabled
+        context, history = teacher.model.context, teacher.model.history
         wrong = {
-            f"teacher.trend=False (now {teacher.trend})": teacher.trend,
-            f"teacher.context='items' (now {teacher.context!r})": teacher.context != "items",
-            f"teacher.history >= student.history (now {teacher.history} and {window})": (
-                window > teacher.history
+            f"teacher.popularity.enabled=False (now {trend})": trend,
+            f"teacher.model.context='items' (now {context!r})": context != "items",
+            f"teacher.model.history >= student.{name}.history (now {history} and {window})": (
+                window > history
             ),
         }
         if any(wrong.values()):

@@ -34,7 +34,8 @@ from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
 from kd_jax.experiment import manifest, roles
 from kd_jax.experiment.config import reads_text, selects, trains_text
 from kd_jax.experiment.label_store import LabelStore
-from kd_jax.experiment.run import Run
+from kd_jax.experiment.renamed import check_names
+from kd_jax.experiment.run import Run, written
 from kd_jax.experiment.setup import MODELS, TEACHER_OF
 from kd_jax.models.scorer import table_rows
 from kd_jax.report import page
@@ -101,11 +102,7 @@ class Pipeline(Run):
         built, recipe = self.build(model, seed), self.recipe(model)
         objective = self.objective(model)
         teachers, start = self.labelling.teachers(model, seed, built), built.start
-        if (
-            self.settings(model).student.bias == "teacher"
-            and OWN in teachers
-            and "bias" in built.params
-        ):
+        if self.bias(model) == "teacher" and OWN in teachers and "bias" in built.params:
             bias = np.asarray(teachers[OWN].bias())
             start = jax.tree_util.Partial(lambda start, bias: start() | {"bias": bias}, start, bias)
         teachers = {
@@ -163,7 +160,7 @@ class Pipeline(Run):
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
         self.check_form()
         teacher = self.settings("teacher").teacher
-        text.check_template(teacher.template, self.dataset.items.columns)
+        text.check_template(teacher.lm.template, self.dataset.items.columns)
         if "teacher" in self.config.stages and reads_text(teacher):
             _ = self.item_texts  # all have one
         for model in MODELS:
@@ -172,9 +169,9 @@ class Pipeline(Run):
             self.recipe(model)
             objective = self.objective(model)
             if model not in TEACHER_OF and any(term.reads_teacher for term in objective):
+                (field,) = self._term_sections(model, self.settings(model))
                 raise InputError(
-                    f"distill.clicks={self.config.distill.clicks}: {model} learns from clicks"
-                    " alone; use a 'ce' term"
+                    f"{field} reads a teacher, and {model} learns from clicks alone; use loss='ce'"
                 )
             if not model.endswith("teacher"):
                 self.student_spec(model)
@@ -264,7 +261,7 @@ class Pipeline(Run):
             base = {split: self.task.baseline(split) for split in SPLITS}
             judged_counts |= {split: judged.counts for split, judged in base.items()}
             add("popularity", None, d.num_items, 0.0, base)
-            if c.teacher.trend and isinstance(self.task, Rank):
+            if c.teacher.popularity.enabled and isinstance(self.task, Rank):
                 days, judged = self.task.trending()
                 add("trending", None, d.num_items, 0.0, judged, days=days)
             for model in models:
@@ -319,7 +316,7 @@ class Pipeline(Run):
         ):
             return []
         seconds = latency.text_seconds(
-            self.language_model.encode, self.dataset, self.item_texts, c.history
+            self.language_model.encode, self.dataset, self.item_texts, c.model.history
         )
         students = {
             role.name: role.distilled
@@ -356,11 +353,11 @@ class Pipeline(Run):
         )  # Orbax reads in all processes together
         if not leader():
             return
-        c = self.settings(model).student
+        name = self.settings(model).student.name
         exporters.write(
             self.workdir / "export",
             self.dataset,
-            c.name,
+            name,
             self.student_spec(model),
             built.graphdef,
             params,
@@ -424,6 +421,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
 
 
 def _run(config: ConfigDict, workdir: Path) -> None:
+    check_names(config)
     for stage in config.stages:
         if stage not in STAGES:
             raise InputError(f"stages: {stage!r} is unknown{nearest(stage, STAGES)}")
@@ -434,6 +432,8 @@ def _run(config: ConfigDict, workdir: Path) -> None:
         leader_first(lambda: held.enter_context(locked(workdir)) if leader() else None)
         keep_compiled(workdir)
         with Log(workdir / "metrics.jsonl", metric=selects(config), silent=not leader()) as log:
+            if (workdir / "config.json").exists():
+                written(workdir)  # raises for a workdir of an earlier version
             run = Pipeline(config, workdir, log)
             leader_first(lambda: run.dataset)  # it writes what the others load
             run.check()

@@ -1,6 +1,6 @@
 """Reranking: a cross-encoder puts the best items of a trained model in a new order.
 
-python -m kd_jax.rerank --workdir=runs/quickstart --model=student --candidates=20 --set teacher.train=top_n
+python -m kd_jax.rerank --workdir=runs/quickstart --model=student --candidates=20 --set teacher.lm.train=top_n
 
 It is trained on the run's training interactions, each with what the user had done before, against
 items drawn by popularity, and judged over the whole catalogue: the model's best items that the user
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from kd_jax.core import process
 from kd_jax.core.errors import InputError, nearest
@@ -38,6 +39,7 @@ from kd_jax.evaluation import evaluator
 from kd_jax.evaluation.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
 from kd_jax.experiment.config import changed, selects
 from kd_jax.experiment.run import Run, written
+from kd_jax.experiment.sections import leaves
 from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.language import encoding
 from kd_jax.models.scorer import split
@@ -50,8 +52,9 @@ from kd_jax.training.recipe import Recipe
 STUDENTS_OF_A_RUN = ("student", "control", "distilled")
 # What of ``teacher`` a cross-encoder that reranks has a use for.
 FIELDS = (
-    "weights", "backend", "pooling", "normalize", "template", "max_tokens", "history", "train", "top_n", "lora_rank",
-    "lora_targets", "dtype", "remat", "hidden", "dropout", *(field.name for field in dataclasses.fields(Recipe)),
+    "lm.weights", "lm.backend", "lm.pooling", "lm.normalize", "lm.template", "lm.max_tokens", "lm.train", "lm.top_n",
+    "lm.lora_rank", "lm.lora_targets", "lm.dtype", "lm.remat", "model.history", "model.hidden", "model.dropout",
+    *(f"optimizer.{field.name}" for field in dataclasses.fields(Recipe)),
 )  # fmt: skip
 WEIGHTS = (
     0.25,
@@ -126,7 +129,7 @@ class Reranker:
     """
 
     def __init__(self, run: Run, model: str, n: int, negatives: int):
-        c = run.settings("teacher").teacher
+        c = run.settings("teacher").teacher.model
         if model not in STUDENTS_OF_A_RUN:
             raise InputError(
                 f"rerank: --model={model!r} is unknown{nearest(model, STUDENTS_OF_A_RUN)}"
@@ -258,14 +261,19 @@ class Reranker:
         }
 
 
+def _read(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """(name, value) of the fields of ``teacher`` that a cross-encoder has a use for."""
+    return ((name, value) for name, value in leaves(config.teacher) if name in FIELDS)
+
+
 def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[str] = ()) -> Any:
     """Train, judge and write rerank/<model>.json; returns what it holds. changes:
-    'teacher.steps=200', ….
+    'teacher.optimizer.steps=200', ….
 
     Raises InputError for a workdir without that model, and for what the cross-encoder cannot do.
     """
     config = written(workdir)
-    config.tuned.teacher = ()  # found for a teacher of another form
+    config.tuned.teacher = {}  # found for a teacher of another form
     config = changed(config, changes, FIELDS)
     (workdir / "rerank").mkdir(exist_ok=True)
     with locked(workdir), Log(workdir / "rerank/metrics.jsonl", metric=selects(config)) as log:
@@ -274,7 +282,7 @@ def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[
         reranker = Reranker(run, model, n, negatives)
         params, seconds = reranker.fit(workdir / "rerank" / model)
         rows = reranker.judge(params)
-        read = {name: value for name, value in config.teacher.items() if name in FIELDS}
+        read = dict(_read(config))
         report = {
             "model": model, "seed": reranker.seed, "candidates": n, "negatives": negatives, "train_seconds": seconds,
             "seconds": time.perf_counter() - began, "teacher": read, "rows": rows,

@@ -16,6 +16,7 @@ from kd_jax.data import dataset as datasets
 from kd_jax.data.splits import TEST, VALID
 from kd_jax.devices import sharding
 from kd_jax.experiment.config import trains_text
+from kd_jax.experiment.renamed import check_written
 from kd_jax.experiment.setup import ModelParts, Setup
 from kd_jax.training.checkpoint import Checkpoints
 
@@ -27,7 +28,9 @@ def written(workdir: Path) -> ConfigDict:
         raise InputError(
             f"{workdir} is not the workdir of a run (no {path.name} in it); give that of launch.py"
         )
-    return ConfigDict(read_json(path, "run launch.py again"))
+    config = read_json(path, "run launch.py again")
+    check_written(config, path)
+    return ConfigDict(config)
 
 
 class Run(Setup):

@@ -34,7 +34,7 @@ from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.data.text import TokenTable
 from kd_jax.devices.processes import leader_first
 from kd_jax.distillation.sources import Source, sources
-from kd_jax.distillation.term import OWN, Objective, Term
+from kd_jax.distillation.term import OWN, Limits, Objective, check, of_section
 from kd_jax.evaluation.tasks import Rank, Rate, Task
 from kd_jax.experiment.config import (
     language_model,
@@ -42,6 +42,7 @@ from kd_jax.experiment.config import (
     recipe,
     selects,
     settings_of,
+    student_section,
     trains_text,
 )
 from kd_jax.losses import sampled
@@ -56,19 +57,19 @@ from kd_jax.models.teachers.cross_encoder import CrossEncoder, CrossSpec, with_v
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.training.recipe import Recipe
 
-# Fields of ``teacher`` that only a teacher with a language model has a use for.
+# Fields of ``teacher.model`` and ``teacher.optimizer`` that only a teacher with a language model has
+# a use for.
 LANGUAGE_FIELDS = (
-    "form", "weights", "backend", "pooling", "normalize", "template", "max_tokens", "dtype", "top_n", "lora_rank",
-    "lora_targets", "lm_learning_rate", "remat", "softmax", "negatives", "hard_negatives",
-    "components", "whitening", "hidden",
+    "form", "softmax", "negatives", "hard_negatives", "components", "whitening", "hidden", "lm_learning_rate"
 )  # fmt: skip
 BIASES = ("count", "trend", "teacher")  # 'teacher' is filled in when the labels are there
-FIELDS_OF_TERM = ("name", "weight", "temperature", "schedule", "items", "teacher")
 TEACHER_OF = {
     "distilled": "teacher",
     "control": "control_teacher",
 }  # whose labels a student learns from
 FORMS = ("bi", "cross")
+WEIGHTING = ("decay", "decay_unit", "user_power")  # fields of a student
+PATHS = ("path", "items_path")  # fields of a reader
 MODELS = ("control_teacher", "teacher", "student", "control", "distilled")
 
 
@@ -93,14 +94,6 @@ class ModelParts:
         return self.frozen_params + sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
-def _plain(term: Term) -> tuple[Any, ...]:
-    """A term in an identity. The run's own teacher is not named: workdirs from before there were
-    others stay valid.
-    """
-    values = dataclasses.astuple(term)
-    return values[:-1] if term.teacher == OWN else values
-
-
 class Setup:
     """One resolved configuration and the workdir it writes to; what it describes is built when it
     is asked for.
@@ -122,14 +115,16 @@ class Setup:
         c = self.config.data
         folder = self.workdir / "dataset"
         note = folder / "identity.json"
+        section = self._reader_section()
         identity = {
-            field: value
-            for field, value in c.to_dict().items()
-            if field not in ("path", "items_path")
+            field: value for field, value in c.to_dict().items() if not isinstance(value, dict)
+        }
+        identity[c.reader] = {
+            field: value for field, value in section.items() if field not in PATHS
         }
         identity |= {
             "task": self.config.task,
-            "files": stamp(c.path, c.items_path),
+            "files": stamp(*(section.get(field, "") for field in PATHS)),
         }  # what they hold, wherever it lies
         if note.exists():
             made = read_json(note, f"delete {folder} and run again")
@@ -142,12 +137,11 @@ class Setup:
                 )
             return datasets.load(folder)
         raw = readers.read(
-            c.source,
-            c.path or None,
-            items_path=c.items_path or None,
-            columns=c.columns.to_dict(),
-            tfds_name=c.tfds_name,
-            tfds_fields=c.tfds_fields.to_dict(),
+            c.reader,
+            section.get("path") or None,
+            items_path=section.get("items_path") or None,
+            columns=section.get("columns"),
+            **{f"tfds_{field}": section[field] for field in ("name", "fields") if field in section},
         )
         built = datasets.build(
             raw,
@@ -169,6 +163,15 @@ class Setup:
         built.save(folder)
         write_json(note, identity)
         return built
+
+    def _reader_section(self) -> dict[str, Any]:
+        """The fields of the chosen reader. Raises InputError for one that there is not."""
+        c = self.config.data
+        if c.reader not in readers.SOURCES:
+            raise InputError(
+                f"data.reader={c.reader!r} is unknown{nearest(c.reader, readers.SOURCES)}"
+            )
+        return c[c.reader].to_dict()
 
     @functools.cached_property
     def task(self) -> Task:
@@ -211,16 +214,19 @@ class Setup:
         if c.task == "rate":
             common["boundaries"] = tuple(c.rate.boundaries)
         if model.endswith("teacher"):
-            common["terms"] = [_plain(term) for term in self.objective(model)]
+            common["terms"] = [dataclasses.astuple(term) for term in self.objective(model)]
             fields = c.teacher.to_dict()
+            del fields["clicks"]
             if model == "control_teacher":  # it reads no text
-                return common | {
-                    "teacher": {k: v for k, v in fields.items() if k not in LANGUAGE_FIELDS}
-                }
+                del fields["lm"]
+                for name in LANGUAGE_FIELDS:
+                    for section in ("model", "optimizer"):
+                        fields[section].pop(name, None)
+                return common | {"teacher": fields}
             weights = self.language_model.checksum if reads_text(c.teacher) else None
             return common | {"teacher": fields, "weights": weights}
         objective = self.objective(model)
-        distill: dict[str, Any] = {"terms": [_plain(term) for term in objective]}
+        distill: dict[str, Any] = {"terms": [dataclasses.astuple(term) for term in objective]}
         if objective[0].sampled:
             distill["negatives_power"] = c.distill.negatives_power
         for name in self.reads(model):
@@ -231,8 +237,17 @@ class Setup:
                 distill.setdefault("sources", {})[name] = self.source_identity(name)
         window = self.window(model)
         return common | {
-            "student": c.student.to_dict(), "train": c.train.to_dict(), "distill": distill, "window": window
+            "student": self._student_identity(c), "distill": distill, "window": window
         }  # fmt: skip
+
+    def _student_identity(self, c: ConfigDict) -> dict[str, Any]:
+        """Of its sections, those that the chosen student has a use for."""
+        name = c.student.name
+        return {
+            "name": name,
+            name: student_section(c).to_dict(),
+            "optimizer": c.student.optimizer.to_dict(),
+        }
 
     def teacher_seeds(self, seed: int) -> tuple[int, ...]:
         """Seeds of the teachers that a student of ``seed`` learns from."""
@@ -241,7 +256,7 @@ class Setup:
     @functools.cached_property
     def sources(self) -> dict[str, Source]:
         """Teachers from outside the run."""
-        return sources(self.config.distill.get("sources", ()), reserved=OWN)
+        return sources(self.config.distill.sources, reserved=OWN)
 
     def source_identity(self, name: str) -> dict[str, Any]:
         source = self.sources[name]
@@ -254,7 +269,7 @@ class Setup:
         if model not in TEACHER_OF:
             return ()
         named = dict.fromkeys(term.teacher for term in self.objective(model) if term.reads_teacher)
-        own = OWN in named or self.settings(model).student.bias == "teacher"
+        own = OWN in named or self.bias(model) == "teacher"
         return (*[OWN][:own], *(name for name in named if name != OWN))
 
     def window(self, student: str) -> int:
@@ -263,28 +278,25 @@ class Setup:
         """
         c = self.settings(student)
         if self.positions(student) == "all":
-            return c.student.history
-        return self.settings(TEACHER_OF.get(student, "teacher")).teacher.history
+            return student_section(c).history
+        return self.settings(TEACHER_OF.get(student, "teacher")).teacher.model.history
+
+    def bias(self, model: str) -> str:
+        """Where the item biases of the student ``model`` start."""
+        return student_section(self.settings(model)).get("bias", "count")
 
     def objective(self, model: str) -> Objective:
         c = self.settings(model)
-        chosen = c.distill.terms if model in TEACHER_OF else (c.distill.clicks,)
-        for term in chosen:
-            if not 1 <= len(term) <= len(FIELDS_OF_TERM):
-                raise InputError(f"distill.terms: {term} is not ({', '.join(FIELDS_OF_TERM)})")
+        sections = self._term_sections(model, c)
         sample = {"negatives": c.distill.negatives, "top": c.distill.top}
-        terms = tuple(
-            Term(**dict(zip(FIELDS_OF_TERM, term, strict=False)), **sample) for term in chosen
-        )
-        for term in terms:
+        terms = tuple(of_section(field, section, **sample) for field, section in sections.items())
+        for field, term in zip(sections, terms, strict=True):
             if term.teacher != OWN and term.teacher not in self.sources:
-                known = nearest(term.teacher, (OWN, *self.sources))
+                known = nearest(term.teacher, self.sources)
                 raise InputError(
-                    f"distill.terms: teacher {term.teacher!r} is not in distill.sources{known}"
+                    f"{field}.teacher={term.teacher!r} is not in distill.sources{known}"
                 )
-        if (
-            model == "control"
-        ):  # it has all that the distilled student has, but for what a language model may have said
+        if model == "control":  # without what a language model may have had a part in
             terms = tuple(
                 term for term in terms if term.teacher == OWN or self.sources[term.teacher].id_only
             )
@@ -294,40 +306,38 @@ class Setup:
                     " left for the control; add a term that reads clicks or the control's own"
                     " teacher, or take 'control' out of stages"
                 )
-        if model.endswith("teacher"):  # its item tower has no table to gather rows from
+        if c.task == "rate":  # the softmax is over classes, and there is no warm class
             terms = tuple(
-                dataclasses.replace(term, items="warm" if term.warm else "all") for term in terms
+                dataclasses.replace(term, items="all") if term.items == "warm" else term
+                for term in terms
             )
-        if c.task == "rate":  # classes, not items: there is no warm class
-            terms = tuple(dataclasses.replace(term, items="all") for term in terms)
-        self._check_sampled(terms, c)
+        where = "distill.terms" if model in TEACHER_OF else next(iter(sections))
+        check(terms, self._limits(model, c), where)
         return terms
 
-    def _check_sampled(self, terms: Objective, c: ConfigDict) -> None:
-        sampled_terms = [term for term in terms if term.sampled]
-        if not sampled_terms:
-            return
-        if len(sampled_terms) < len(terms):
+    def _limits(self, model: str, c: ConfigDict) -> Limits:
+        """What can be computed for a model; a teacher owns no item table to gather rows from."""
+        lists = [name for name, source in self.sources.items() if source.folder is None]
+        sizes = {"num_items": self.dataset.num_items, "ranks": c.task == "rank", "lists": lists}
+        if model.endswith("teacher"):
+            return Limits(True, False, **sizes)
+        student = student_class(c.student.name)
+        return Limits(student.factorised, "item" in student.tables.values(), **sizes)
+
+    def _term_sections(self, model: str, c: ConfigDict) -> dict[str, ConfigDict]:
+        """Config field -> section of each term that ``model`` learns from."""
+        if model not in TEACHER_OF:
+            kind = "teacher" if model.endswith("teacher") else "student"
+            return {f"{kind}.clicks": c[kind].clicks}
+        if not c.distill.terms:
             raise InputError(
-                "distill.terms: some read a sample of the catalogue and some all of it, and a step"
-                " does one or the other; give all of them items='sampled' or 'sampled_warm', or"
-                " none"
+                "distill.terms is empty; give a term, as --config.distill.terms.soft.loss=kl"
             )
-        if not student_class(c.student.name).factorised:
-            raise InputError(
-                f"distill.terms: items={terms[0].items!r} needs a student whose scores factorise; "
-                f"student.name={c.student.name!r} has none, use items='all' or 'warm'"
-            )
-        if c.distill.negatives + c.distill.top >= self.dataset.num_items:
-            raise InputError(
-                f"distill.negatives={c.distill.negatives} and distill.top={c.distill.top} are no"
-                f" sample of {self.dataset.num_items} items; lower them, or use items='all' or"
-                " 'warm' in distill.terms"
-            )
+        return {f"distill.terms.{name}": c.distill.terms[name] for name in sorted(c.distill.terms)}
 
     @functools.cached_property
     def language_model(self) -> LanguageModel:
-        found = language_model(self.settings("teacher").teacher, self.workdir / "cache")
+        found = language_model(self.settings("teacher").teacher.lm, self.workdir / "cache")
         if set(found.learned_from) - {self.dataset.checksum}:
             self.log.note(
                 f"warning: {found.folder} was trained on other data, or another split of these; if"
@@ -348,7 +358,7 @@ class Setup:
             if full := int(np.sum(self.language_model.lengths(tower) >= most)):
                 self.log.note(
                     f"{full:,} of {len(texts):,} texts reach {most} tokens, where they are cut (the"
-                    " lesser of teacher.max_tokens and what the language model reads)"
+                    " lesser of teacher.lm.max_tokens and what the language model reads)"
                 )
         return self._encoded[tower]
 
@@ -358,12 +368,12 @@ class Setup:
         return text.item_texts(
             items.with_columns(item=self.dataset.item_ids),
             items.columns,
-            self.settings("teacher").teacher.template,
+            self.settings("teacher").teacher.lm.template,
         )
 
     @functools.cached_property
     def trends(self) -> Trends:
-        c = self.settings("teacher").teacher
+        c = self.settings("teacher").teacher.popularity
         return trends(self.dataset, snapshots=c.snapshots, days=c.snapshot_days)
 
     def start_bias(self, kind: str, trend_days: float = 3.0) -> np.ndarray:
@@ -371,7 +381,7 @@ class Setup:
         late.
         """
         if kind not in BIASES:
-            raise InputError(f"student.bias={kind!r} is unknown{nearest(kind, BIASES)}")
+            raise InputError(f"student.<name>.bias={kind!r} is unknown{nearest(kind, BIASES)}")
         if kind == "trend":
             return np.log(decayed_counts(self.dataset, trend_days) + 0.03).astype(np.float32)
         return np.log1p(self.dataset.item_counts).astype(np.float32)
@@ -384,12 +394,13 @@ class Setup:
 
     def _build_teacher(self, model: str, seed: int) -> ModelParts:
         c = self.settings(model).teacher
-        if c.form == "cross":
+        if c.model.form == "cross":
             return self._build_cross(seed)
         ranks = self.task.num_classes == 0
-        trend = self.trends.features if c.trend and ranks else None
-        encodes = c.train != "head" and ranks and "text" in c.item_features and c.context == "items"
-        softmax = c.softmax or ("in_batch" if encodes else "full")
+        trend = self.trends.features if c.popularity.enabled and ranks else None
+        reads_items = "text" in c.model.item_features and c.model.context == "items"
+        encodes = c.lm.train != "head" and ranks and reads_items
+        softmax = c.model.softmax or ("in_batch" if encodes else "full")
         spec = TeacherSpec(
             # Trends say how popular an item is; a bias that knew the total as well would speak
             # against new items.
@@ -401,16 +412,16 @@ class Setup:
             softmax=softmax,
             share=self._share.astype(np.float32) if softmax != "full" else None,
             **{
-                f.name: c[f.name]
+                f.name: c.model[f.name]
                 for f in dataclasses.fields(TeacherSpec)
-                if f.name in c and f.name != "softmax"
+                if f.name in c.model and f.name != "softmax"
             },
         )
-        self._check_softmax(spec, c.train)
+        self._check_softmax(spec, c.lm.train)
         if spec.context == "text" and (trend is not None or not ranks):
             raise InputError(
-                "teacher.context='text' ranks, and without trends: use teacher.trend=False and"
-                " task='rank', or 'items'"
+                "teacher.model.context='text' ranks, and without trends: use"
+                " teacher.popularity.enabled=False and task='rank', or 'items'"
             )
         lm = self.language_model if reads_text(c) else None
         items = self._vectors("text", self.item_texts) if "text" in spec.item_features else None
@@ -445,38 +456,39 @@ class Setup:
             or spec.context != "items"
         ):
             raise InputError(
-                f"teacher.softmax={spec.softmax!r}, teacher.hard_negatives={spec.hard_negatives}"
-                " say which texts a step encodes; they need task='rank', teacher.train other than"
-                " 'head' (where the whole catalogue costs next to nothing), text in item_features"
-                " and context='items'"
+                f"teacher.model.softmax={spec.softmax!r},"
+                f" teacher.model.hard_negatives={spec.hard_negatives} choose the texts that a step"
+                " encodes; they need task='rank', teacher.lm.train other than 'head' (where the"
+                " whole catalogue costs next to nothing), text in teacher.model.item_features and"
+                " teacher.model.context='items'"
             )
         if spec.softmax == "sampled" and spec.negatives < 1:
             raise InputError(
-                f"teacher.negatives={spec.negatives}: teacher.softmax='sampled' draws at least 1"
-                " item per step"
+                f"teacher.model.negatives={spec.negatives}: teacher.model.softmax='sampled' draws"
+                " at least 1 item per step"
             )
         if not 0 <= spec.hard_negatives < self.dataset.num_items:
             raise InputError(
-                f"teacher.hard_negatives={spec.hard_negatives} must be 0 or more, and fewer than"
-                f" the {self.dataset.num_items} items"
+                f"teacher.model.hard_negatives={spec.hard_negatives} must be 0 or more, and fewer"
+                f" than the {self.dataset.num_items} items"
             )
 
     def check_form(self) -> None:
         """Refuse a form of teacher that is unknown, or that does not do what is asked of it."""
-        c = self.settings("teacher").teacher
+        c = self.settings("teacher").teacher.model
         if c.form not in FORMS:
-            raise InputError(f"teacher.form={c.form!r} is unknown{nearest(c.form, FORMS)}")
+            raise InputError(f"teacher.model.form={c.form!r} is unknown{nearest(c.form, FORMS)}")
         if c.form == "bi":
             return
         if c.context != "items" or c.item_features != "text":
             raise InputError(
-                "teacher.form='cross' reads history and item as one text and has no towers and no"
-                f" item IDs: set teacher.context='items' (now {c.context!r}) and"
-                f" item_features='text' (now {c.item_features!r})"
+                "teacher.model.form='cross' reads history and item as one text and has no towers"
+                f" and no item IDs: set teacher.model.context='items' (now {c.context!r}) and"
+                f" teacher.model.item_features='text' (now {c.item_features!r})"
             )
         if not isinstance(self.task, Rate):
             raise InputError(
-                "teacher.form='cross' judges pairs, one at a time, and no catalogue: use"
+                "teacher.model.form='cross' judges pairs, one at a time, and no catalogue: use"
                 " task='rate', or let it order the best items of a trained student: python -m"
                 " kd_jax.rerank --workdir=<of a run with task='rank'>"
             )
@@ -493,7 +505,7 @@ class Setup:
         """The rated interactions of these splits, and each as a pair of what its user did before
         and its item.
         """
-        task, history = self.task, self.settings("teacher").teacher.history
+        task, history = self.task, self.settings("teacher").teacher.model.history
         assert isinstance(task, Rate)
         found = [
             rate_examples(self.dataset, task.classes, split, history=history) for split in splits
@@ -509,7 +521,7 @@ class Setup:
 
     def _build_cross(self, seed: int) -> ModelParts:
         c, lm, task, d = (
-            self.settings("teacher").teacher,
+            self.settings("teacher").teacher.model,
             self.language_model,
             self.task,
             self.dataset,
@@ -544,7 +556,7 @@ class Setup:
         """(params, constants) -> constants with the vectors of a teacher whose language model is
         trained computed anew; a cross-encoder's of the pairs of these splits.
         """
-        if self.settings("teacher").teacher.form == "bi":
+        if self.settings("teacher").teacher.model.form == "bi":
             return functools.partial(self.language_model.refresh, built.graphdef)
         rows, table = self._judged_pairs(splits)
         return functools.partial(with_vectors, built.graphdef, rows=rows, table=table)
@@ -579,11 +591,11 @@ class Setup:
         )
 
     def student_spec(self, model: str) -> StudentSpec:
-        c = self.settings(model).student
+        c = student_section(self.settings(model))
         return StudentSpec(
             num_users=self.dataset.num_users,
             num_items=self.dataset.num_items,
-            bias=self.start_bias(c.bias, c.trend_days),
+            bias=self.start_bias(self.bias(model), c.get("popularity_days", 3.0)),
             warm=self.dataset.warm if self.task.num_classes == 0 else None,
             num_classes=self.task.num_classes,
             **{
@@ -595,33 +607,34 @@ class Setup:
 
     def recipe(self, model: str) -> Recipe:
         c = self.settings(model)
-        return recipe(c.teacher if model.endswith("teacher") else c.train)
+        return recipe((c.teacher if model.endswith("teacher") else c.student).optimizer)
 
     def examples(self, model: str, built: ModelParts, seed: int, rows: int) -> Examples:
         """What ``model`` learns from, in batches of which this process looks up ``rows``
         examples.
         """
         c = self.settings(model)
-        if model.endswith("teacher") and c.teacher.trend and c.task == "rank":
+        if model.endswith("teacher") and c.teacher.popularity.enabled and c.task == "rank":
             found = snapshot_examples(
                 self.dataset,
                 self.trends.times,
                 history=built.history,
-                horizon_days=c.teacher.horizon_days,
-                window_days=c.teacher.window_days,
+                horizon_days=c.teacher.popularity.horizon_days,
+                window_days=c.teacher.popularity.window_days,
             )
         else:
             found = self.task.examples(built.positions, history=built.history, **self.weighting(c))
         if model.endswith("teacher") and trains_text(c.teacher):
-            if c.teacher.form == "cross":
+            if c.teacher.model.form == "cross":
                 self.log.note(
                     f"pairs of train: {self.pairs.told(found.gather(np.arange(found.size)))}"
                 )
                 return with_pairs(found, self.pairs)
-            if "text" not in c.teacher.item_features:
+            if "text" not in c.teacher.model.item_features:
                 return found
             lengths = self.language_model.lengths("text")
-            negatives = c.teacher.negatives if c.teacher.softmax == "sampled" else 0
+            m = c.teacher.model
+            negatives = m.negatives if m.softmax == "sampled" else 0
             return with_live_items(
                 found,
                 live_items(found, lengths, self._share, rows=rows, negatives=negatives, seed=seed),
@@ -629,8 +642,6 @@ class Setup:
         return found
 
     def weighting(self, c: ConfigDict) -> dict[str, Any]:
-        return {
-            "decay": c.student.decay,
-            "decay_unit": c.student.decay_unit,
-            "user_power": c.student.user_power,
-        }
+        """How a student that learns all targets of a user at once weighs them."""
+        section = student_section(c)
+        return {name: section[name] for name in WEIGHTING if name in section}

@@ -144,7 +144,7 @@ class Checkpoints:
         """Training time up to the last checkpoint with a score; what a kill made to be done again
         does not count.
         """
-        return max((metrics.get("seconds", 0.0) for metrics in self._scored()), default=0.0)
+        return max((metrics["seconds"] for metrics in self._scored()), default=0.0)
 
     def _scored(self) -> list[dict[str, Any]]:
         """What was noted with each checkpoint that has a score."""

@@ -12,6 +12,8 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Params, PyTree
 from kd_jax.training import lazy_adam
 
+SECTIONS = "(sections teacher.optimizer and student.optimizer)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -35,30 +37,29 @@ class Recipe:
     eval_every: int = 50
     patience: int = 5
     log_every: int = 10
-    # a step reads and writes only the rows of the tables that it touches (kd_jax/sparse.py)
+    # a step reads and writes only the rows of the tables that it touches (lazy_adam.py)
     sparse: bool = False
     moments: str = "float32"  # of Adam: 'float32' or 'bfloat16'
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "patience", "accumulate"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name}={getattr(self, name)} (sections train and teacher) must be at least 1"
-                )
+                raise InputError(f"{name}={getattr(self, name)} {SECTIONS} must be at least 1")
         if self.moments not in lazy_adam.MOMENTS:
             raise InputError(
-                f"train.moments={self.moments!r} is"
+                f"student.optimizer.moments={self.moments!r} is"
                 f" unknown{nearest(self.moments, lazy_adam.MOMENTS)}"
             )
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
             raise InputError(
                 f"learning_rate={self.learning_rate} must be more than 0,"
-                f" weight_decay={self.weight_decay} and clip_norm={self.clip_norm} (sections train"
-                " and teacher) at least 0"
+                f" weight_decay={self.weight_decay} and clip_norm={self.clip_norm} at least 0"
+                f" {SECTIONS}"
             )
         if self.accumulate > 1 and self.sparse:
             raise InputError(
-                "train.sparse=True updates the rows of one batch at a time; use train.accumulate=1"
+                "student.optimizer.sparse=True updates the rows of one batch at a time; use"
+                " student.optimizer.accumulate=1"
             )
         if self.schedule not in ("constant", "cosine"):
             raise InputError(
@@ -66,8 +67,8 @@ class Recipe:
             )
         if self.schedule == "cosine" and self.warmup_steps >= self.steps:
             raise InputError(
-                f"warmup_steps={self.warmup_steps} (sections train and teacher) must be less than "
-                f"steps={self.steps} with schedule='cosine'"
+                f"warmup_steps={self.warmup_steps} {SECTIONS} must be less than steps={self.steps}"
+                " with schedule='cosine'"
             )
 
     @property

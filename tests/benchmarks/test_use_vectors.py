@@ -34,11 +34,9 @@ def measured(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(measured):
     root, c, _ = measured
-    c.stages, c.tuned.student, c.tuned.distilled = (
-        ("export",),
-        (("student.dim", 16),),
-        (("student.dim", 16),),
-    )
+    c.stages = ("export",)
+    for role in ("student", "distilled"):
+        c.tuned[role] = {"student": {"mf": {"dim": 16}}}
     run(c, root / "dim16")
     return root / "dim16"
 

@@ -180,7 +180,7 @@ def test_column_split_names_and_order():
         lambda: dataset.build(timed, split="column"),
         "timestamp 9",
         "test at 7",
-        "data.columns.timestamp=''",
+        "data.files.columns.timestamp=''",
     )
     refused(
         lambda: dataset.build(

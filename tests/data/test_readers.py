@@ -183,12 +183,12 @@ def test_published_splits():
 
 def test_movielens_bad_folders(tmp_path):
     refused(
-        lambda: readers.read("movielens", tmp_path / "no"), "no such file or folder", "data.path"
+        lambda: readers.read("movielens", tmp_path / "no"), "no such file or folder", "section data"
     )
     refused(
         lambda: readers.read("movielens", tmp_path),
         "none of u.data, ratings.dat and ratings.csv",
-        "data.path",
+        "data.movielens.path",
     )
     movielens_1m(tmp_path)
     write(tmp_path / "movies.dat", "7::Film::Drama\nno film at all\n")
@@ -364,9 +364,11 @@ def test_malformed_parquet_rows(tmp_path):
 
 
 def test_bad_files(tmp_path):
-    refused(lambda: readers.read("files"), "data.path")
-    refused(lambda: readers.read("file", "x"), "data.source='file'", "did you mean 'files'?")
-    refused(lambda: readers.read("files", tmp_path / "no.csv"), "no.csv: no such file", "data.path")
+    refused(lambda: readers.read("files"), "data.files.path")
+    refused(lambda: readers.read("file", "x"), "data.reader='file'", "did you mean 'files'?")
+    refused(
+        lambda: readers.read("files", tmp_path / "no.csv"), "no.csv: no such file", "section data"
+    )
     refused(lambda: readers.read("files", write(tmp_path / "e.csv", "")), "e.csv is empty")
     refused(
         lambda: build(readers.read("files", write(tmp_path / "h.csv", "user,item\n"))),
@@ -379,7 +381,7 @@ def test_bad_files(tmp_path):
         "c.csv has no column 'user'",
         "did you mean 'usr'",
         known,
-        "data.columns.user",
+        "data.files.columns.user",
     )
     columns = {"user": "usr", "rating": "stars"}
     refused(
@@ -532,12 +534,12 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
     fields = {"user": "user", "item": "movie_id"}
     refused(
         lambda: readers.read("tfds", tmp_path, tfds_fields=fields),
-        "data.tfds_fields.user",
+        "data.tfds.fields.user",
         "mean 'user_id'?",
     )
     refused(
         lambda: readers.read("tfds", tmp_path, tfds_fields={"user": "user_id"}),
-        "data.tfds_fields has no 'item'",
+        "data.tfds.fields has no 'item'",
     )
     find = importlib.util.find_spec
     monkeypatch.setattr(

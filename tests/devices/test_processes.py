@@ -396,7 +396,7 @@ esac"""
         "TMPDIR": str(tmp_path),
     }
     (tmp_path / "state").write_text("ABSENT\n")
-    arguments = ["until-done", "--config.data.path=a b", "--workdir=/shared/run"]
+    arguments = ["until-done", "--config.data.files.path=a b", "--workdir=/shared/run"]
     done = subprocess.run(
         [ROOT / "cluster/tpu_vm.sh", *arguments], env=environment, capture_output=True, text=True
     )
@@ -408,7 +408,7 @@ esac"""
     assert ["".join(step).split(" ")[0] for step in steps] == [
         "create", "scp", "launch.py", "delete", "create", "scp", "launch.py",
     ]  # fmt: skip
-    assert calls.count(r"launch.py --config.data.path=a\ b --workdir=/shared/run") == 2
+    assert calls.count(r"launch.py --config.data.files.path=a\ b --workdir=/shared/run") == 2
     assert calls.count("--spot") == 2 and not list(tmp_path.glob("*.tar.gz"))
 
     (tmp_path / "gcloud").write_text(

@@ -47,7 +47,10 @@ def test_the_flops_of_a_step_of_matrix_factorisation(mesh):
     graphdef, params, constants = split(student)
     spec = StepSpec(graphdef, OBJECTIVE[:1], Recipe(3, 16, 1e-2).tx(), 3)
     step, state = compiled_step(
-        spec, params, mesh=mesh, seed=0,
+        spec,
+        params,
+        mesh=mesh,
+        seed=0,
         look_up=examples.look_up,
     )
     rows = next(batches(examples, batch_size=16, num_batches=3, seed=0, chunk=3, gather=False))

@@ -314,23 +314,24 @@ def test_an_empty_file_is_refused(data, tmp_path):
 # whole runs
 
 SOURCES = ("data", "labels", "control", "distilled")
-TEACHING = (
-    ("ce", 1.0, 1.0, "constant", "warm"),
-    ("kl", 0.5, 2.0, "constant", "all", "llm"),
-    ("kl", 1.0, 1.0, "constant", "warm", "big"),
-)
+TEACHING = {
+    "clicks": {"loss": "ce", "items": "warm"},
+    "lists": {"loss": "kl", "weight": 0.5, "temperature": 2.0, "teacher": "llm"},
+    "wide": {"loss": "kl", "items": "warm", "teacher": "big"},
+}
+LISTS = {"lists": TEACHING["lists"]}
 
 
 @pytest.fixture(scope="module")
 def big(world, tmp_path_factory):
     """A workdir with a wider student."""
     workdir = tmp_path_factory.mktemp("big") / "run"
-    run(config(world, stages=("data", "student"), **{"student.dim": 12}), workdir)
+    run(config(world, stages=("data", "student"), **{"student.mf.dim": 12}), workdir)
     return workdir
 
 
 def taught(world, big, path, **fields):
-    sources = (("llm", str(path)), ("big", str(big), "entropy"))
+    sources = {"llm": {"path": str(path)}, "big": {"path": str(big), "confidence": "entropy"}}
     return config(
         world, **{"stages": SOURCES, "distill.sources": sources, "distill.terms": TEACHING} | fields
     )
@@ -399,7 +400,7 @@ def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_pa
     path = jsonl(
         tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]}
     )
-    fields = {"distill.sources": (("llm", str(path)),), "distill.terms": (TEACHING[1],)}
+    fields = {"distill.sources": {"llm": {"path": str(path)}}, "distill.terms": LISTS}
     run(config(world, stages=("data", "labels"), **fields), tmp_path / "run")
     assert "1 of 2 lists are used, the others fit no training example" in capsys.readouterr().out
     assert labels_command.main(["--workdir", str(tmp_path / "run")]) == 0
@@ -409,9 +410,9 @@ def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_pa
 def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big, tmp_path, capsys):
     path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
     fields = {
-        "distill.terms": TEACHING[:2],
-        "train.steps": 4,
-        "train.eval_every": 2,
+        "distill.terms": LISTS | {"clicks": TEACHING["clicks"]},
+        "student.optimizer.steps": 4,
+        "student.optimizer.eval_every": 2,
         "stages": (*SOURCES, "student"),
     }
     c = taught(world, big, path, **fields)
@@ -464,17 +465,20 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"distill.sources": (("llm", "no.jsonl"),)}, "distill.sources: 'llm': no.jsonl not found"),
-    ({"distill.sources": (("teacher", "LISTS"),)}, "'teacher' cannot be a name"),
-    ({"distill.sources": (("llm", "LISTS", "sure"),)}, "confidence 'sure' is unknown"),
-    ({"distill.sources": (("llm", "FOLDER"),)}, "holds no model of a kd_jax workdir"),
-    ({"distill.sources": (("big", "BIG"),)}, "teacher 'llm' is not in distill.sources; known: big, teacher"),
-    ({"distill.terms": (("ce", 1.0, 1.0, "constant", "all", "llm"),)}, "'ce' learns from clicks and reads no teacher"),
-    ({"distill.terms": (TEACHING[1],)}, "none is left for the control"),
+    ({"distill.sources": {"llm": {"path": "no.jsonl"}}}, "distill.sources.llm: no.jsonl not found"),
+    ({"distill.sources": {"llm": {}}}, "distill.sources.llm.path is missing"),
+    ({"distill.sources": {"llm": {"pth": "x"}}}, "distill.sources.llm: no field 'pth'; did you mean 'path'"),
+    ({"distill.sources": {"teacher": {"path": "LISTS"}}}, "'teacher' cannot be a name"),
+    ({"distill.sources": {"llm": {"path": "LISTS", "confidence": "sure"}}}, "llm.confidence='sure' is unknown"),
+    ({"distill.sources": {"llm": {"path": "FOLDER"}}}, "holds no model of a kd_jax workdir"),
+    ({"distill.sources": {"big": {"path": "BIG"}}},
+     "distill.terms.lists.teacher='llm' is not in distill.sources; known: big, teacher"),
+    ({"distill.terms": {"clicks": {"loss": "ce", "teacher": "llm"}}}, "'ce' learns from clicks and reads no teacher"),
+    ({"distill.terms": LISTS}, "none is left for the control"),
     ({"data.min_rating": 3.0, "data.min_interactions": 1}, "was trained on other data"),
     ({"student.name": "sasrec"}, "('mf') does not read histories item by item"),
-    ({"task": "rate", "distill.terms": TEACHING[:2]}, "lists rank items"),
-    ({"tuned.distilled": (("distill.sources", ()),)}, "distill.sources is the same for all models"),
+    ({"task": "rate", "distill.terms": LISTS | {"clicks": TEACHING["clicks"]}}, "lists rank items"),
+    ({"tuned.distilled": {"distill": {"sources": {"x": {"path": ""}}}}}, "distill.sources is the same for all models"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
     world, big, tmp_path, capsys, fields, message
@@ -483,9 +487,10 @@ def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
     names = {"LISTS": str(path), "BIG": str(big), "FOLDER": str(tmp_path)}
     if "distill.sources" in fields:
         fields = fields | {
-            "distill.sources": tuple(
-                tuple(names.get(x, x) for x in one) for one in fields["distill.sources"]
-            )
+            "distill.sources": {
+                name: {key: names.get(value, value) for key, value in one.items()}
+                for name, one in fields["distill.sources"].items()
+            }
         }
     capsys.readouterr()
     assert pipeline.main(taught(world, big, path, **fields), tmp_path / "run") == 2

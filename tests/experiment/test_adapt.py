@@ -20,7 +20,13 @@ from kd_jax.experiment.config import changed
 from kd_jax.experiment.run import Run
 from kd_jax.models.language import hf
 
-SHORT = ("steps=40", "eval_every=10", "batch_size=32", "top_n=1", "warmup_steps=2")
+SHORT = (
+    "optimizer.steps=40",
+    "optimizer.eval_every=10",
+    "optimizer.batch_size=32",
+    "lm.top_n=1",
+    "optimizer.warmup_steps=2",
+)
 KINDS = ("held_out", "learned")
 FEW = [f"--set=teacher.{field}" for field in SHORT]
 
@@ -41,9 +47,9 @@ def run(world, tmp_path_factory):
     """A workdir with a teacher that has item IDs, and a student."""
     workdir = tmp_path_factory.mktemp("run") / "ids"
     fields = {
-        "teacher.item_features": "text+id",
-        "teacher.steps": 60,
-        "teacher.eval_every": 20,
+        "teacher.model.item_features": "text+id",
+        "teacher.optimizer.steps": 60,
+        "teacher.optimizer.eval_every": 20,
         "seeds": (0, 1),
     }
     assert (
@@ -81,11 +87,11 @@ def test_the_vectors_come_closer_and_others_of_the_same_kind_do_so_too(run, monk
     with adaptation(
         run,
         *SHORT,
-        "steps=200",
-        "dropout=0.0",
-        "lm_learning_rate=2e-3",
-        "learning_rate=1e-2",
-        "patience=20",
+        "optimizer.steps=200",
+        "model.dropout=0.0",
+        "optimizer.lm_learning_rate=2e-3",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.patience=20",
     ) as found:
         params = found.fit().params
         before, after = found.shares(found.params), found.shares(params)
@@ -104,7 +110,7 @@ def test_a_language_model_leaves_and_what_was_frozen_stays(world, run, tmp_path,
         0 < report[when][kind] < 1 for when in ("explained", "explained_before") for kind in KINDS
     )
     assert (report["items"], report["held_out"]) == (76, 4)
-    assert f"--config.teacher.weights={out}" in capsys.readouterr().out
+    assert f"--config.teacher.lm.weights={out}" in capsys.readouterr().out
     encoders = [hf.load_encoder(folder)[0].model for folder in (world / "bert", out)]
     first, last = (
         [np.asarray(nnx.to_flat_state(nnx.state(model.layers[n]))[0][1][...]) for model in encoders]
@@ -115,7 +121,11 @@ def test_a_language_model_leaves_and_what_was_frozen_stays(world, run, tmp_path,
     # What left is a language model as any other.
     stages, fields = (
         ("data", "teacher"),
-        {"teacher.weights": str(out), "teacher.steps": 4, "teacher.eval_every": 4},
+        {
+            "teacher.lm.weights": str(out),
+            "teacher.optimizer.steps": 4,
+            "teacher.optimizer.eval_every": 4,
+        },
     )
     assert pipeline.main(config(world, stages=stages, **fields), tmp_path / "run") == 0
 
@@ -125,7 +135,7 @@ def test_what_learned_has_moved_and_nothing_else(world, run, tmp_path, train):
     out = tmp_path / train
     assert (
         adapt_command.main(
-            [f"--workdir={run}", f"--out={out}", *FEW, f"--set=teacher.train={train}"]
+            [f"--workdir={run}", f"--out={out}", *FEW, f"--set=teacher.lm.train={train}"]
         )
         == 0
     )
@@ -173,7 +183,7 @@ def test_what_made_it_worse_is_told(run, tmp_path, capsys):
         f"--workdir={run}",
         f"--out={tmp_path / 'out'}",
         *FEW,
-        "--set=teacher.learning_rate=0.5",
+        "--set=teacher.optimizer.learning_rate=0.5",
     ]
     assert adapt_command.main(options) == 0
     assert "items' vectors the texts explain less than before" in capsys.readouterr().out
@@ -182,7 +192,11 @@ def test_what_made_it_worse_is_told(run, tmp_path, capsys):
 def test_an_adapted_model_on_other_data_is_told(world, run, tmp_path, capsys):
     out = tmp_path / "out"
     assert adapt_command.main([f"--workdir={run}", f"--out={out}", *FEW]) == 0
-    fields = {"teacher.weights": str(out), "teacher.steps": 2, "teacher.eval_every": 2}
+    fields = {
+        "teacher.lm.weights": str(out),
+        "teacher.optimizer.steps": 2,
+        "teacher.optimizer.eval_every": 2,
+    }
     for name, split, told in (("same", {}, False), ("other", {"data.split": "ratio"}, True)):
         assert (
             pipeline.main(
@@ -206,7 +220,7 @@ def test_a_student_is_learned_from_too(run, tmp_path, capsys):
 
 
 def test_batches_hold_texts_of_about_the_same_length(run):
-    with adaptation(run, "top_n=1") as found:
+    with adaptation(run, "lm.top_n=1") as found:
         examples, rng = found.examples(), np.random.default_rng(0)
     table = text.tokenize(found.lm.tokenizer, found.run.item_texts, found.lm.encoder.max_length)
     assert set(found.items) | set(found.held) == set(range(80)) and not set(found.items) & set(
@@ -232,13 +246,22 @@ def test_batches_hold_texts_of_about_the_same_length(run):
         (["--model=teachr"], "did you mean 'teacher'"),
         (["--model=control"], "run the stage 'control' first"),
         (["--seed=7"], "--seed=7 is none of the run's seeds (0, 1)"),
-        (["--set=teacher.dim=8"], "--set teacher.dim=8: give teacher.<field>=<value>"),
+        (
+            ["--set=teacher.model.dim=8"],
+            "--set teacher.model.dim=8: give teacher.<section>.<field>=<value>",
+        ),
         (["--mix=0"], "--mix=0.0 must be more than 0 and at most 1"),
-        (["--set=teacher.steps=abc"], "teacher.steps is 400 now; give another int"),
-        (["--set=teacher.steps=None"], "give another int"),
-        (["--set=teacher.lora_targets=quer", "--set=teacher.train=lora"], "did you mean 'query'"),
-        (["--set=teacher.train=head"], "teacher.train='head' trains no language model"),
-        (["--set=teacher.top_n=9"], "teacher.top_n=9"),
+        (
+            ["--set=teacher.optimizer.steps=abc"],
+            "teacher.optimizer.steps is 400 now; give another int",
+        ),
+        (["--set=teacher.optimizer.steps=None"], "give another int"),
+        (
+            ["--set=teacher.lm.lora_targets=quer", "--set=teacher.lm.train=lora"],
+            "did you mean 'query'",
+        ),
+        (["--set=teacher.lm.train=head"], "teacher.lm.train='head' trains no language model"),
+        (["--set=teacher.lm.top_n=9"], "teacher.lm.top_n=9"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys, options, told):
@@ -269,7 +292,7 @@ def test_workdirs_that_have_nothing_to_teach_are_refused(world, tmp_path, capsys
         assert "cannot be a folder" in refused(f"--workdir={run}", f"--out={tmp_path / out}")
     toy.write_csv(tmp_path / "few")
     toy.tiny_bert(tmp_path / "few/bert")
-    stages, fields = ("data", "teacher"), {"teacher.item_features": "text+id"}
+    stages, fields = ("data", "teacher"), {"teacher.model.item_features": "text+id"}
     assert pipeline.main(config(tmp_path / "few", stages=stages, **fields), small) == 0
     assert "24 of 24 items have interactions in training; 40 are needed" in refused(
         f"--workdir={small}", f"--out={tmp_path / 'out'}"

@@ -72,7 +72,10 @@ def mended(world, folder, change, items=None, **fields):
     folder.mkdir(exist_ok=True)
     (folder / "r.csv").write_text("\n".join([header, *change(rows(world))]) + "\n")
     (folder / "i.csv").write_text((world / "items.csv").read_text() if items is None else items)
-    paths = {"data.path": str(folder / "r.csv"), "data.items_path": str(folder / "i.csv")}
+    paths = {
+        "data.files.path": str(folder / "r.csv"),
+        "data.files.items_path": str(folder / "i.csv"),
+    }
     return config(world, **{"stages": SHORT, **paths, **fields})
 
 
@@ -97,7 +100,7 @@ def mended(world, folder, change, items=None, **fields):
         (
             lambda r: r,
             {"header": "user,film,timestamp,rating"},
-            r"no column 'item' .*data\.columns\.item",
+            r"no column 'item' .*data\.files\.columns\.item",
         ),
         (
             lambda r: r,
@@ -126,7 +129,11 @@ def mended(world, folder, change, items=None, **fields):
             r"i\.csv:3: item id 500 is there twice",
         ),
         (lambda r: r, {"items": "item,title\n-5,a\n"}, r"i\.csv:2: item id -5 is negative"),
-        (lambda r: r, {"items": "id,title\n500,a\n"}, r"no column 'item' .*data\.columns\.item_id"),
+        (
+            lambda r: r,
+            {"items": "id,title\n500,a\n"},
+            r"no column 'item' .*data\.files\.columns\.item_id",
+        ),
         (
             lambda r: [f"{u},500,1,5" for u in range(40)],
             {"data.min_interactions": 0},
@@ -145,30 +152,30 @@ def test_bad_data(world, tmp_path, refused, change, fields, pattern):
 
 def test_missing_and_empty_files(world, tmp_path, refused):
     refused(
-        config(world, **{"data.path": str(tmp_path / "no.csv")}),
+        config(world, **{"data.files.path": str(tmp_path / "no.csv")}),
         tmp_path / "run",
         r"no\.csv: no such file",
     )
     refused(
-        config(world, **{"data.items_path": str(tmp_path / "no.csv")}),
+        config(world, **{"data.files.items_path": str(tmp_path / "no.csv")}),
         tmp_path / "run",
         r"no\.csv: no such file",
     )
     (tmp_path / "empty.csv").write_text("")
     refused(
-        config(world, **{"data.path": str(tmp_path / "empty.csv")}),
+        config(world, **{"data.files.path": str(tmp_path / "empty.csv")}),
         tmp_path / "run",
         r"empty\.csv is empty",
     )
     refused(
-        config(world, **{"data.path": ""}),
+        config(world, **{"data.files.path": ""}),
         tmp_path / "run",
-        r"data\.source='files' needs data\.path",
+        r"data\.reader='files' needs data\.files\.path",
     )
     refused(
-        config(world, **{"data.items_path": ""}),
+        config(world, **{"data.files.items_path": ""}),
         tmp_path / "run",
-        r"no items table; name one .*data\.items_path",
+        r"no items table; name one .*data\.files\.items_path",
     )
     assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
 
@@ -188,9 +195,9 @@ def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_p
     assert (
         "takes the order of the rows as time" in line and "r.csv has no column 'timestamp'" in line
     )
-    assert "data.columns.timestamp (columns that nothing reads: when)" in line
-    assert said("named", **{"data.columns.timestamp": "when"}) == []
-    assert said("none", **{"data.columns.timestamp": ""}) == []
+    assert "data.files.columns.timestamp (columns that nothing reads: when)" in line
+    assert said("named", **{"data.files.columns.timestamp": "when"}) == []
+    assert said("none", **{"data.files.columns.timestamp": ""}) == []
 
 
 def test_a_user_with_one_interaction_and_a_repeated_one_are_counted(world, tmp_path, capsys):
@@ -213,24 +220,30 @@ def test_a_single_user_is_enough(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [
-        ({"train.steps": 0}, r"steps=0 .*must be at least 1"),
-        ({"train.eval_every": 0}, r"eval_every=0 .*must be at least 1"),
-        ({"train.batch_size": 0}, r"batch_size=0 .*must be at least 1"),
+        ({"student.optimizer.steps": 0}, r"steps=0 .*must be at least 1"),
+        ({"student.optimizer.eval_every": 0}, r"eval_every=0 .*must be at least 1"),
+        ({"student.optimizer.batch_size": 0}, r"batch_size=0 .*must be at least 1"),
         (
-            {"train.schedule": "cosine", "train.warmup_steps": 20},
+            {"student.optimizer.schedule": "cosine", "student.optimizer.warmup_steps": 20},
             r"warmup_steps=20 .*less than steps=20",
         ),
-        ({"student.dim": 0}, r"student\.dim=0 must be at least 1"),
-        ({"student.dropout": 1.0}, r"student\.dropout=1\.0 must be"),
+        ({"student.mf.dim": 0}, r"student\.<name>\.dim=0 must be at least 1"),
+        ({"student.mf.dropout": 1.0}, r"student\.<name>\.dropout=1\.0 must be"),
         (
-            {"student.name": "sasrec", "student.heads": 3},
-            r"student\.dim=8 is no multiple of student\.heads=3",
+            {"student.name": "sasrec", "student.sasrec.heads": 3},
+            r"student\.sasrec\.dim=8 is no multiple of student\.sasrec\.heads=3",
         ),
-        ({"distill.clicks": ("ce", "one")}, r"weight of 'ce' is 'one'; it must be a number"),
-        ({"stages": ("teacher",), "teacher.heads": 3}, r"width 16 is not divisible by 3 heads"),
         (
-            {"stages": ("teacher",), "teacher.max_tokens": 0},
-            r"teacher\.max_tokens=0 leaves no room",
+            {"student.clicks": {"loss": "ce", "weight": "one"}},
+            r"student\.clicks\.weight='one' must be",
+        ),
+        (
+            {"stages": ("teacher",), "teacher.model.heads": 3},
+            r"width 16 is not divisible by 3 heads",
+        ),
+        (
+            {"stages": ("teacher",), "teacher.lm.max_tokens": 0},
+            r"teacher\.lm\.max_tokens=0 leaves no room",
         ),
         ({"eval.batch_size": 0}, r"eval\.batch_size=0 must be at least 1"),
         ({"eval.select": "ndcg@7"}, r"eval\.select='ndcg@7' is not among the metrics"),
@@ -252,23 +265,54 @@ def test_bad_settings(world, tmp_path, refused, fields, pattern):
     ("fields", "pattern"),
     [
         (
-            {"teacher.template": "An {genr}"},
-            r"teacher\.template='An {genr}' cannot be filled .*did you mean 'genre'",
+            {"teacher.lm.template": "An {genr}"},
+            r"teacher\.lm\.template='An {genr}' cannot be filled .*did you mean 'genre'",
         ),
         ({"distill.labels": "cachd"}, r"distill\.labels='cachd' is unknown"),
         ({"distill.teachers": "both"}, r"distill\.teachers='both' is unknown"),
         ({"distill.teachers": "all", "distill.labels": "online"}, r"use distill\.labels='cached'"),
-        ({"distill.terms": (("kll",),)}, r"name 'kll' is unknown; did you mean 'kl'"),
-        ({"distill.clicks": ("kl", 1.0)}, r"learns from clicks alone; use a 'ce' term"),
-        ({"student.dropout": 2.0}, r"student\.dropout=2\.0 must be"),
-        ({"train.schedule": "cosin"}, r"schedule 'cosin' is unknown"),
-        ({"train.learning_rate": -1.0}, r"learning_rate=-1\.0 must be more than 0"),
+        (
+            {"distill.terms": {"soft": {"loss": "kll"}}},
+            r"distill\.terms\.soft\.loss='kll' is unknown; did you mean 'kl'",
+        ),
+        ({"distill.terms": {"soft": {}}}, r"distill\.terms\.soft\.loss='' is unknown"),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "wieght": 1.0}}},
+            r"distill\.terms\.soft: no field 'wieght'; did you mean 'weight'",
+        ),
+        ({"distill.terms": {}}, r"distill\.terms is empty"),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "items": "warn"}}},
+            r"distill\.terms\.soft\.items='warn' is unknown; did you mean 'warm'",
+        ),
+        (
+            {
+                "distill.terms": {
+                    "soft": {"loss": "kl", "weight": {"end": 0.0, "schedule": "cosin"}}
+                }
+            },
+            r"distill\.terms\.soft\.weight\.schedule='cosin' is unknown; did you mean 'cosine'",
+        ),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "temperature": 0.0}}},
+            r"distill\.terms\.soft\.temperature=0\.0 must be a number above 0",
+        ),
+        (
+            {"teacher.clicks": {"loss": "kl"}},
+            r"teacher\.clicks\.loss='kl' reads a teacher, and \w+ learns from clicks alone; use 'ce'",
+        ),
+        ({"student.mf.dropout": 2.0}, r"student\.<name>\.dropout=2\.0 must be"),
+        ({"student.optimizer.schedule": "cosin"}, r"schedule 'cosin' is unknown"),
+        ({"student.optimizer.learning_rate": -1.0}, r"learning_rate=-1\.0 must be more than 0"),
         ({"eval.bootstrap": 0}, r"eval\.bootstrap=0 must be at least 1"),
         (
-            {"student.name": "sasrec", "student.history": 7},
-            r"teacher\.history >= student\.history \(now 6 and 7\)",
+            {"student.name": "sasrec", "student.sasrec.history": 7},
+            r"teacher\.model\.history >= student\.sasrec\.history \(now 6 and 7\)",
         ),
-        ({"student.name": "sasrec", "teacher.trend": True}, r"use teacher\.trend=False"),
+        (
+            {"student.name": "sasrec", "teacher.popularity.enabled": True},
+            r"use teacher\.popularity\.enabled=False",
+        ),
     ],
 )
 def test_settings_of_later_stages_are_refused_before_anything_is_trained(
@@ -297,7 +341,7 @@ def test_labels_that_are_not_all_there_are_refused(world, tmp_path, refused):
 
 def test_bad_weights(world, tmp_path, refused):
     bert = toy.tiny_bert(tmp_path / "bert")
-    c = config(world, stages=("data", "teacher"), **{"teacher.weights": str(bert)})
+    c = config(world, stages=("data", "teacher"), **{"teacher.lm.weights": str(bert)})
     whole = (bert / "model.safetensors").read_bytes()
     (bert / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     refused(
@@ -313,7 +357,7 @@ def test_bad_weights(world, tmp_path, refused):
     )
     (bert / "config.json").write_text(json.dumps(settings | {"model_type": "bloom"}))
     refused(
-        c, tmp_path / "run", r"model_type 'bloom' is not supported .*teacher\.backend='hf_flax'"
+        c, tmp_path / "run", r"model_type 'bloom' is not supported .*teacher\.lm\.backend='hf_flax'"
     )
 
 
@@ -322,7 +366,7 @@ def test_weights_that_are_not_numbers_are_told_from_a_high_learning_rate(world, 
     tensors = load_file(bert / "model.safetensors")
     tensors["encoder.layer.0.output.dense.weight"][0, 0] = np.nan
     save_file(tensors, bert / "model.safetensors")
-    c = config(world, stages=("data", "teacher"), **{"teacher.weights": str(bert)})
+    c = config(world, stages=("data", "teacher"), **{"teacher.lm.weights": str(bert)})
     refused(
         c, tmp_path / "run", "vectors of 24 of 24 texts are not finite: its weights are damaged"
     )
@@ -336,9 +380,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_pat
     # Warm-up makes the first step harmless: it is saved before the second one breaks the
     # parameters.
     fields = {
-        "train.learning_rate": rate,
-        "train.eval_every": 1,
-        "train.warmup_steps": 10 if rate == 1e38 else 0,
+        "student.optimizer.learning_rate": rate,
+        "student.optimizer.eval_every": 1,
+        "student.optimizer.warmup_steps": 10 if rate == 1e38 else 0,
     }
     kept = "the checkpoint of step 1 is kept" if rate == 1e38 else "no checkpoint was written yet"
     refused(
@@ -360,9 +404,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_pat
 def test_another_config_changes_nothing_in_the_workdir(world, copy, refused):
     before = files(copy)
     refused(
-        config(world, stages=SHORT, **{"student.dim": 4}),
+        config(world, stages=SHORT, **{"student.mf.dim": 4}),
         copy,
-        r"another config \(student\.dim: 8 there, 4 here\)",
+        r"another config \(student\.mf\.dim: 8 there, 4 here\)",
     )
     refused(
         config(world, stages=SHORT, **{"data.split": "ratio"}),
@@ -517,7 +561,11 @@ def test_a_disk_that_is_really_full(world, tmp_path, disk):
     """In a process of its own, as it is for a user: what libraries print from their threads counts
     as well.
     """
-    fields = {"train.steps": 60, "train.eval_every": 5, "train.patience": 100}
+    fields = {
+        "student.optimizer.steps": 60,
+        "student.optimizer.eval_every": 5,
+        "student.optimizer.patience": 100,
+    }
     whole, run = tmp_path / "whole", disk / "run"
     assert pipeline.main(config(world, stages=SHORT, **fields), whole) == 0
     assert pipeline.main(config(world, stages=("data",), **fields), run) == 0
@@ -568,11 +616,11 @@ def test_a_read_only_workdir(world, disk, refused):
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"stages": ("data", "student", "distilled")}, r"labels/teacher.seed0 is missing .*; run the stage 'labels' first"),
-    ({"stages": ("data", "teacher"), "teacher.train": "top_n", "teacher.top_n": 9}, r"top_n=9: .* has 2 layers"),
-    ({"student.name": "sasrec", "student.history": 99},
-     r"as much: use teacher.history >= student.history \(now \d+ and 99\)$"),
+    ({"stages": ("data", "teacher"), "teacher.lm.train": "top_n", "teacher.lm.top_n": 9}, r"top_n=9: .* has 2 layers"),
+    ({"student.name": "sasrec", "student.sasrec.history": 99},
+     r"as much: use teacher.model.history >= student.sasrec.history \(now \d+ and 99\)$"),
     ({"mesh.model": 0}, r"mesh.data=1, mesh.model=0 must be at least 1 each"),
-    ({"stages": ("data", "teacher"), "teacher.train": "lora", "teacher.hard_negatives": 999},
+    ({"stages": ("data", "teacher"), "teacher.lm.train": "lora", "teacher.model.hard_negatives": 999},
      r"hard_negatives=999 must be .* fewer than the \d+ items"),
 ], ids=lambda value: "")  # fmt: skip
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
@@ -583,14 +631,14 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"data.split": "temporal"}, r"; there is no timestamp \(data.columns.timestamp\): rows count as in order of time"),
-    ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.columns.rating"),
+    ({"data.split": "temporal"}, r"; there is no timestamp \(data.files.columns.timestamp\): rows count as in order of time"),
+    ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.files.columns.rating"),
 ], ids=lambda value: "")  # fmt: skip
 def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, message):
     by_user = sorted((line.split(",")[:2] for line in rows(world)), key=lambda row: row[0])
     (tmp_path / "pairs.csv").write_text("user,item\n" + "\n".join(map(",".join, by_user)) + "\n")
     refused(
-        config(world, **{"data.path": str(tmp_path / "pairs.csv"), **fields}),
+        config(world, **{"data.files.path": str(tmp_path / "pairs.csv"), **fields}),
         tmp_path / "run",
         message,
     )

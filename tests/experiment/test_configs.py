@@ -8,10 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import common, csv, movielens, online_retail, quickstart
 from helpers import toy
-from kd_jax.experiment import pipeline, setup
+from kd_jax.core.logging import Log
+from kd_jax.distillation.schedule import Schedule
+from kd_jax.distillation.term import of_section
+from kd_jax.experiment import overrides, pipeline, renamed, sections, setup
+from kd_jax.experiment.config import settings_of
+from kd_jax.experiment.run import written
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("data", "student", "evaluate")
@@ -25,28 +31,28 @@ def bert(tmp_path_factory):
 def run(c, workdir, bert, **fields):
     """A run of what the config says but for sizes; returns the names in the report."""
     small = {
-        "teacher.components": 8,
-        "teacher.dim": 8,
-        "teacher.blocks": 1,
-        "teacher.hidden": 8,
-        "teacher.history": 6,
+        "teacher.model.components": 8,
+        "teacher.model.dim": 8,
+        "teacher.model.blocks": 1,
+        "teacher.model.hidden": 8,
+        "teacher.model.history": 6,
     }
     small |= {
-        "student.dim": 8,
-        "student.blocks": 1,
-        "student.history": 6,
-        "teacher.snapshots": 4,
+        **{f"student.{name}.dim": 8 for name in ("mf", "mlp", "sasrec")},
+        "student.sasrec.blocks": 1,
+        "student.sasrec.history": 6,
+        "teacher.popularity.snapshots": 4,
         "eval.bootstrap": 50,
     }
     small["eval.batch_size"] = 64
-    for section in ("teacher", "train"):
+    for section in ("teacher.optimizer", "student.optimizer"):
         small |= {
             f"{section}.steps": 4,
             f"{section}.eval_every": 2,
             f"{section}.batch_size": 8,
             f"{section}.warmup_steps": 1,
         }
-    c.update_from_flattened_dict(small | {"teacher.weights": str(bert), "mesh.data": 1} | fields)
+    c.update_from_flattened_dict(small | {"teacher.lm.weights": str(bert), "mesh.data": 1} | fields)
     assert pipeline.main(c, workdir) == 0
     report = json.loads((workdir / "report/metrics.json").read_text())
     for row in report["models"]:
@@ -59,11 +65,11 @@ def test_runlocal_shrinks_every_config():
         whole, local = module.get_config(), module.get_config("runlocal")
         assert local.seeds == (0,) and local.data.max_users > 0 == whole.data.max_users
         assert (
-            max(local.teacher.steps, local.train.steps)
+            max(local.teacher.optimizer.steps, local.student.optimizer.steps)
             <= 20
-            < min(whole.teacher.steps, whole.train.steps)
+            < min(whole.teacher.optimizer.steps, whole.student.optimizer.steps)
         )
-        assert local.data.source == whole.data.source and local.student.name == whole.student.name
+        assert local.data.reader == whole.data.reader and local.student.name == whole.student.name
 
 
 def test_quickstart(tmp_path, bert):
@@ -83,8 +89,8 @@ def test_online_retail(tmp_path, bert):
 def test_csv(tmp_path, bert):
     toy.write_csv(tmp_path / "mine")
     paths = {
-        "data.path": str(tmp_path / "mine/interactions.csv"),
-        "data.items_path": str(tmp_path / "mine/items.csv"),
+        "data.files.path": str(tmp_path / "mine/interactions.csv"),
+        "data.files.items_path": str(tmp_path / "mine/items.csv"),
     }
     names = run(csv.get_config("runlocal"), tmp_path / "run", bert, stages=QUICK, **paths)
     assert names >= {"popularity", "student"}
@@ -129,9 +135,9 @@ def write_release(folder, release):
 @pytest.mark.parametrize("release", movielens.RELEASES)
 def test_movielens(tmp_path, bert, release):
     c = movielens.get_config(f"{release},runlocal")
-    assert c.data.path == f"data/ml-{release}"
+    assert c.data.movielens.path == f"data/ml-{release}"
     folder = write_release(tmp_path / f"ml-{release}", release)
-    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"data.path": str(folder)})
+    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"data.movielens.path": str(folder)})
     assert names >= {"popularity", "student"}
     report = json.loads((tmp_path / "run/report/metrics.json").read_text())
     assert report["dataset"]["name"] == f"ml-{release}" and report["dataset"]["interactions"] == 480
@@ -147,7 +153,8 @@ def test_an_unknown_argument_is_named_with_what_is_known(arg):
 
 
 def test_an_empty_argument_is_the_default():
-    assert movielens.get_config("").data.path == movielens.get_config().data.path == "data/ml-1m"
+    assert movielens.get_config("").data.movielens.path == "data/ml-1m"
+    assert movielens.get_config().data.movielens.path == "data/ml-1m"
     assert common.parse("runlocal,1m", ("1m",)) == ("1m", True)
 
 
@@ -163,3 +170,236 @@ def test_on_the_command_line(tmp_path, config, message):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode and message in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+# Names of earlier versions
+
+
+def with_field(name, value=1):
+    """The default config with a field of an earlier version added."""
+    *parents, field = name.split(".")
+    c = section = common.get_config()
+    for part in parents:
+        if not isinstance(section.get(part), ConfigDict):
+            section[part] = {}
+        section = section[part]
+    with section.ignore_type():
+        section[field] = value
+    return c
+
+
+def the_new(name):
+    """Fields that the table names, with a reader and a student filled in."""
+    filled = name.replace("<name>", "sasrec").replace("<reader>", "files")
+    return filled.split(" and ")
+
+
+@pytest.mark.parametrize("old", renamed.RENAMED)
+def test_every_old_field_is_refused_with_its_new_name(old):
+    message = f"{old} is now {renamed.RENAMED[old]}"
+    toy.refused(lambda: renamed.check_names(with_field(old)), message)
+    toy.refused(lambda: renamed.check_names(with_field(old).to_dict()), message)
+    for flag in (f"--config.{old}=1", f"-config.{old}", f"--noconfig.{old}"):
+        toy.refused(lambda flag=flag: renamed.check_flags([flag]), f"--config.{old}: {message}")
+    for name in the_new(renamed.RENAMED[old]):
+        section = common.get_config()
+        for part in name.split("."):
+            section = section[part]
+        renamed.check_flags([f"--config.{name}=1"])
+
+
+@pytest.mark.parametrize("old", renamed.RESHAPED)
+def test_every_old_tuple_is_refused_with_what_it_is_now(old):
+    toy.refused(lambda: renamed.check_names(with_field(old, (("x", 1),))), f"{old} is now a")
+    toy.refused(lambda: renamed.check_flags([f"--config.{old}=(('x', 1),)"]), f"{old} is now a")
+
+
+def test_every_config_has_new_names_alone():
+    for module in (common, quickstart, online_retail, csv, movielens):
+        renamed.check_names(module.get_config())
+
+
+OLD_FILE = """
+from configs.common import get_config as common
+def get_config():
+    c = common()
+    {line}
+    return c
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.train.steps = 5", "train is now student.optimizer"),
+        ("c.teacher.steps = 5", "teacher.steps is now teacher.optimizer.steps"),
+        ("c.data.columns.user = 'who'", "data.columns is now data.files.columns"),
+        ("c.distill.terms = (('kl', 1.0),)", "distill.terms is now a section per term"),
+        ("c.tuned.teacher = ()", "tuned.teacher is now a part of the sections"),
+    ],
+)
+def test_old_fields_of_a_configuration_file_are_refused(tmp_path, line, message):
+    (tmp_path / "old.py").write_text(OLD_FILE.format(line=line))
+    done = launch(f"--config={tmp_path / 'old.py'}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and not (tmp_path / "run").exists()
+
+
+def launch(*arguments):
+    command = [sys.executable, "launch.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_a_workdir_of_an_earlier_version_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    old = {"data": {"source": "files", "path": "x.csv"}, "train": {"steps": 5}}
+    (tmp_path / "run/config.json").write_text(json.dumps(old))
+    c = csv.get_config("runlocal")
+    assert pipeline.main(c, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "config.json is of an earlier version of kd_jax" in error
+    toy.refused(lambda: written(tmp_path / "run"), "data.source is now data.reader")
+
+
+# Named sections on the command line
+
+
+def applied(*arguments, config=None):
+    c = config or quickstart.get_config()
+    c.lock()
+    rest, found = overrides.take_out(["launch.py", *arguments])
+    assert rest == ["launch.py"]
+    overrides.apply(c, found)
+    return c
+
+
+def test_terms_and_sources_are_set_made_and_removed():
+    c = applied(
+        "--config.distill.terms.soft.temperature=4",
+        "--config.distill.terms.soft.weight.end=0",
+        "--config.distill.terms.new.loss=ce",
+        "--config.distill.terms.new.items",
+        "warm",
+        "--config.distill.terms.whole={'loss': 'kl', 'weight': {'start': 2, 'end': 0.5}}",
+        "--config.distill.sources.big.path=runs/0",
+        "--config.teacher.clicks.weight=2",
+    )
+    terms = c.distill.terms.to_dict()
+    assert terms["soft"] == sections.TERM | {
+        "loss": "kl",
+        "temperature": 4.0,
+        "weight": {"start": 1.0, "end": 0.0, "schedule": "linear"},
+    }
+    assert terms["new"] == sections.TERM | {"loss": "ce", "items": "warm"}
+    assert terms["whole"]["weight"] == {"start": 2.0, "end": 0.5, "schedule": "linear"}
+    assert c.distill.sources.big.to_dict() == {"path": "runs/0", "confidence": ""}
+    assert c.teacher.clicks.weight == 2.0 and c.is_locked
+    c = applied("--config.distill.terms.soft=None", config=c)
+    assert set(c.distill.terms) == {"new", "whole"}
+    c = applied("--config.distill.terms.whole.weight=3", "--config.distill.sources=None", config=c)
+    assert c.distill.terms.whole.weight == 3.0 and not c.distill.sources
+
+
+def test_what_was_tuned_is_set_made_and_removed():
+    c = applied(
+        "--config.tuned.distilled.student.mf.dropout=0.2",
+        "--config.tuned.distilled.distill.terms.soft.weight.end=0",
+        "--config.tuned.student.student.name=mlp",
+        "--config.tuned.control_teacher.teacher.optimizer.batch_size=None",
+        "--config.tuned.teacher=None",
+    )
+    assert c.tuned.distilled.student.mf.dropout == 0.2
+    assert c.tuned.distilled.distill.terms.soft.to_dict() == {
+        "temperature": 2.0,
+        "weight": {"end": 0.0},
+    }
+    assert c.tuned.student.student.name == "mlp" and not c.tuned.teacher
+    assert "batch_size" not in c.tuned.control_teacher.teacher.optimizer
+    merged = settings_of(c, "distilled")
+    assert merged.student.mf.dropout == 0.2 and c.student.mf.dropout == 0.5
+    term = of_section("distill.terms.soft", merged.distill.terms.soft)
+    assert term.weight == Schedule(1.0, 0.0, "linear")
+    assert term.temperature == Schedule(2.0)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "distill.terms.soft.wieght=1",
+            "no field 'distill.terms.soft.wieght'; did you mean 'weight'",
+        ),
+        (
+            "distill.terms.soft.weight=much",
+            "distill.terms.soft.weight is 1.0 now; give another float",
+        ),
+        ("distill.terms.soft.weight.stop=1", "known: end, schedule, start"),
+        ("distill.terms.soft.loss.x=1", "distill.terms.soft.loss is a value, not a section"),
+        ("distill.terms.soft=kl", "distill.terms.soft is a section; set its fields"),
+        ("distill.terms.sofft=None", "there is no 'sofft' in distill.terms; did you mean 'soft'"),
+        ("distill.terms.soft.loss=None", "only a whole section can be removed"),
+        ("distill.terms.a b.loss=kl", "a name has letters"),
+        ("distill.terms=kl", "give --config.distill.terms.<name>.<field>=<value>"),
+        ("distill.terms.soft={'loss'", "cannot be read"),
+        ("distill.sources.big.pth=x", "did you mean 'path'"),
+        ("tuned.distiled.student.mf.dim=8", "no role 'distiled'; did you mean 'distilled'"),
+        ("tuned.student.student.mf.dropuot=0", "did you mean 'dropout'"),
+        ("tuned.student.student.mf.dim=0.5", "student.mf.dim is 64 now; give another int"),
+        ("tuned.student.data.split=ratio", "no field 'data.split'"),
+        ("tuned.student.distill.labels=online", "is the same for all models"),
+        ("tuned.student=0.5", "give --config.tuned.student.<field>=<value>"),
+        ("tuned.student.student.mf.dim=None", "is not set"),
+    ],
+)
+def test_mistakes_in_named_sections_are_one_line(argument, message):
+    toy.refused(lambda: applied(f"--config.{argument}"), f"--config.{argument}: ", message)
+
+
+def test_an_argument_without_a_value_is_refused():
+    toy.refused(lambda: overrides.take_out(["--config.distill.terms.soft.loss"]), "has no value")
+
+
+def test_a_term_can_be_left_out_of_what_one_role_learns_from():
+    c = common.get_config()
+    c.tuned.distilled = {"distill": {"terms": {"clicks": None, "new": {"loss": "ce"}}}}
+    assert set(settings_of(c, "distilled").distill.terms) == {"soft", "new"}
+    assert set(settings_of(c, "control").distill.terms) == {"clicks", "soft"}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"loss": "kl", "weight": True}, "x.weight=True must be a number, 0 or more"),
+        ({"loss": "kl", "weight": -1.0}, "x.weight=-1.0 must be a number, 0 or more"),
+        ({"loss": "kl", "weight": {"start": 1, "end": "z"}}, "x.weight.end='z' must be a number"),
+        ({"loss": "kl", "weight": {"stop": 1.0}}, "x.weight.stop is unknown"),
+        ({"loss": "kl", "temperature": "hot"}, "x.temperature='hot' must be a number, more than 0"),
+    ],
+)
+def test_a_section_that_is_no_term_is_refused(section, message):
+    toy.refused(lambda: of_section("x", section), message)
+
+
+def test_a_loss_has_its_hyper_parameters_in_its_section():
+    c = applied(
+        "--config.distill.terms.items.loss=squared_distance", "--config.distill.terms.items.drawn=9"
+    )
+    assert of_section("distill.terms.items", c.distill.terms["items"]).loss.drawn == 9
+
+
+def test_a_section_that_the_run_does_not_read_changes_no_identity(tmp_path):
+    toy.write_csv(tmp_path)
+
+    def identities(**fields):
+        c = csv.get_config()
+        paths = {"data.files.path": "interactions.csv", "data.files.items_path": "items.csv"}
+        c.update_from_flattened_dict({k: str(tmp_path / v) for k, v in paths.items()} | fields)
+        with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
+            return setup.Setup(c, tmp_path / "run", log).identity("student", 0)
+
+    first = identities()
+    assert first == identities(**{"student.sasrec.dim": 8, "data.movielens.path": "x"})
+    assert first == identities(**{"data.tfds.name": "other", "teacher.model.dim": 8})
+    assert first != identities(**{"student.mf.dim": 8})
+    made = json.loads((tmp_path / "run/dataset/identity.json").read_text())
+    assert set(made["files"]) and "tfds" not in made

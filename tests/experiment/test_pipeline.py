@@ -74,7 +74,7 @@ def test_the_workdir_keeps_its_contract(finished):
     bert = sum(
         tensor.size
         for tensor in load_file(
-            Path(json.loads((finished / "config.json").read_text())["teacher"]["weights"])
+            Path(json.loads((finished / "config.json").read_text())["teacher"]["lm"]["weights"])
             / "model.safetensors"
         ).values()
     )
@@ -205,26 +205,31 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     {"student.name": "mlp", "data.split": "temporal", "data.min_rating": 3.0, "data.min_interactions": 2,
      "distill.teachers": "all"},
     {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
-    {"teacher.item_features": "text+id", "distill.labels": "online"},
-    {"teacher.train": "lora", "teacher.batch_size": 4, "teacher.softmax": "sampled", "teacher.negatives": 4,
-     "teacher.hard_negatives": 1, "teacher.accumulate": 2, "teacher.remat": True},
-    {"teacher.train": "top_n", "teacher.top_n": 1, "teacher.context": "text", "data.split": "ratio"},
-    {"teacher.backend": "hf_flax", "teacher.normalize": True, "teacher.template": "{genre}: {title}"},
+    {"teacher.model.item_features": "text+id", "distill.labels": "online"},
+    {"teacher.lm.train": "lora", "teacher.optimizer.batch_size": 4, "teacher.model.softmax": "sampled", "teacher.model.negatives": 4,
+     "teacher.model.hard_negatives": 1, "teacher.optimizer.accumulate": 2, "teacher.lm.remat": True},
+    {"teacher.lm.train": "top_n", "teacher.lm.top_n": 1, "teacher.model.context": "text", "data.split": "ratio"},
+    {"teacher.lm.backend": "hf_flax", "teacher.lm.normalize": True, "teacher.lm.template": "{genre}: {title}"},
 ], ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)))  # fmt: skip
 def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     run(config(world, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
     assert names == {"popularity", *MODELS}
-    trained = "teacher.train" in fields
+    trained = "teacher.lm.train" in fields
     assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
     if trained:
         hf.load_encoder(tmp_path / "run/export/teacher")
 
 
 def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
-    stages, steps = ("data", "teacher", "export"), {"teacher.steps": 2, "teacher.eval_every": 2}
+    stages, steps = (
+        ("data", "teacher", "export"),
+        {"teacher.optimizer.steps": 2, "teacher.optimizer.eval_every": 2},
+    )
     run(
-        config(world, stages=stages, **steps, **{"teacher.train": "top_n", "teacher.top_n": 1}),
+        config(
+            world, stages=stages, **steps, **{"teacher.lm.train": "top_n", "teacher.lm.top_n": 1}
+        ),
         tmp_path / "run",
     )
     hf.load_encoder(tmp_path / "run/export/teacher")
@@ -234,10 +239,10 @@ def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
 
 def test_a_teacher_without_text_has_no_language_model_to_train_or_to_save(world, tmp_path, capsys):
     fields = {
-        "teacher.item_features": "id",
-        "teacher.train": "top_n",
-        "teacher.steps": 2,
-        "teacher.eval_every": 2,
+        "teacher.model.item_features": "id",
+        "teacher.lm.train": "top_n",
+        "teacher.optimizer.steps": 2,
+        "teacher.optimizer.eval_every": 2,
     }
     run(config(world, stages=("data", "teacher", "evaluate"), **fields), tmp_path / "run")
     assert (
@@ -266,10 +271,12 @@ def test_of_a_flag_given_twice_the_last_counts():
 
 
 @pytest.mark.parametrize(("tuned", "told"), [
-    ((("eval.select", "recall@10"),), "no field 'eval.select'"),
-    ((("student.dropout", "x"),), "tuned.student: student.dropout is 0.5 now; give another float"),
-    (("student.dropout", 0.1), "'student.dropout' is no pair"),
-    ((("task", "rate"),), "no field 'task'"),
+    ({"eval": {"select": "recall@10"}}, "no field 'eval.select'"),
+    ({"student": {"mf": {"dropout": "x"}}}, "tuned.student: student.mf.dropout is 0.5 now; give another float"),
+    ({"student": {"mf": {"dropuot": 0.1}}}, "no field 'student.mf.dropuot'; did you mean 'dropout'"),
+    ({"student": {"mf": 0.1}}, "student.mf is a section; set its fields: student.mf.bias"),
+    ({"task": "rate"}, "no field 'task'"),
+    ({"distill": {"labels": "online"}}, "distill.labels is the same for all models"),
 ], ids=str)  # fmt: skip
 def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told):
     assert pipeline.main(config(world, **{"tuned.student": tuned}), tmp_path / "run") == 2
@@ -300,7 +307,7 @@ def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
 def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(
     world, tmp_path, monkeypatch
 ):
-    fields = {"stages": ("data", "teacher", "labels", "distilled"), "train.steps": 20}
+    fields = {"stages": ("data", "teacher", "labels", "distilled"), "student.optimizer.steps": 20}
     run(config(world, **fields), tmp_path / "device")
     monkeypatch.setattr(loop, "TABLES_SHARE", 0)
     run(config(world, **fields), tmp_path / "host")
@@ -316,14 +323,14 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
         world,
         task="rate",
         **{
-            "train.steps": 150,
-            "train.learning_rate": 0.03,
-            "student.dropout": 0.0,
+            "student.optimizer.steps": 150,
+            "student.optimizer.learning_rate": 0.03,
+            "student.mf.dropout": 0.0,
             "data.split": "ratio",
-            "distill.terms": (
-                ("ce", 1.0, 1.0, "constant", "all"),
-                ("kl", 1.0, 2.0, "linear", "all"),
-            ),
+            "distill.terms": {
+                "clicks": {"loss": "ce"},
+                "soft": {"loss": "kl", "weight": {"start": 1.0, "end": 0.0}, "temperature": 2.0},
+            },
         },
     )
     run(c, tmp_path / "run")
@@ -353,7 +360,11 @@ def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_
     c = config(
         world,
         stages=("data", "teacher"),
-        **{"teacher.train": "top_n", "teacher.top_n": 1, "teacher.lm_learning_rate": 1e-3},
+        **{
+            "teacher.lm.train": "top_n",
+            "teacher.lm.top_n": 1,
+            "teacher.optimizer.lm_learning_rate": 1e-3,
+        },
     )
     run(c, tmp_path / "run")
     step = json.loads((tmp_path / "run/teacher/result.json").read_text())["best_step"]
@@ -380,9 +391,9 @@ def launch(*arguments, timeout=300, **options):
 def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_path):
     fields = {
         "stages": ("data", "student"),
-        "train.steps": 200,
-        "train.eval_every": 4,
-        "train.patience": 1000,
+        "student.optimizer.steps": 200,
+        "student.optimizer.eval_every": 4,
+        "student.optimizer.patience": 1000,
     }
     assert launch(*flags(world, tmp_path / "whole", **fields)).returncode == 0
     kills = 0
@@ -418,17 +429,22 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--config.train.stepz=3"], r"error: --config.train.stepz=3: no such field; did you mean .*steps"),
+    (["--config.student.optimizer.stepz=3"],
+     r"error: --config.student.optimizer.stepz=3: no such field; did you mean .*steps"),
+    (["--config.train.stepz=3"], r"error: --config.train.stepz: train is now student.optimizer"),
+    (["--config.distill.terms.soft.lss=kl"],
+     r"error: --config.distill.terms.soft.lss=kl: no field 'distill.terms.soft.lss'; did you mean 'loss'"),
+    (["--config.distill.terms.new.loss=kll"], r"error: distill.terms.new.loss='kll' is unknown; did you mean 'kl'"),
     (["--config.stages=('data','eval')"], r"error: stages: 'eval' is unknown; did you mean 'evaluate'"),
     (["--config.student.name=mff"], r"error: student.name='mff' is unknown; did you mean 'mf'"),
-    (["--config.data.path=nowhere.csv"], r"error: .*nowhere.csv"),
-    (["--config.teacher.weights=/no/such/folder"], r"error: teacher.weights=/no/such/folder not found"),
+    (["--config.data.files.path=nowhere.csv"], r"error: .*nowhere.csv"),
+    (["--config.teacher.lm.weights=/no/such/folder"], r"error: teacher.lm.weights=/no/such/folder not found"),
     (["unexpected"], r"error: unexpected argument 'unexpected'"),
     (["--config=configs/csv.py:twice"], r"error: .*config argument 'twice' is unknown; known: runlocal"),
     (["--config=configs/nothing.py"],
      r"error: .*No such file or directory: 'configs/nothing.py' \(there are configs/csv.py, .*configs/quickstart.py\)"),
-    (["--confg.train.steps=3"], r"error: --confg.train.steps: no such flag; did you mean --config.train.steps\?"),
-    (["--config.train.steps=many"], r"error: .*--config.train.steps=many: invalid literal"),
+    (["--confg.mesh.data=3"], r"error: --confg.mesh.data: no such flag; did you mean --config.mesh.data\?"),
+    (["--config.student.optimizer.steps=many"], r"error: .*--config.student.optimizer.steps=many: invalid literal"),
     (["--config.seeds=('a',)"], r"error: seeds=\('a',\): give one or more different numbers"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
@@ -451,8 +467,8 @@ def test_a_workdir_in_use_is_refused(world, tmp_path, capsys):
 
 
 def test_another_config_in_the_same_workdir_is_refused_by_field(finished, world, capsys):
-    assert pipeline.main(config(world, seeds=(0, 3), **{"student.dim": 4}), finished) == 2
-    assert "student.dim: 8 there, 4 here" in capsys.readouterr().err
+    assert pipeline.main(config(world, seeds=(0, 3), **{"student.mf.dim": 4}), finished) == 2
+    assert "student.mf.dim: 8 there, 4 here" in capsys.readouterr().err
     assert pipeline.main(config(world, seeds=(0, 3), **{"data.split": "ratio"}), finished) == 2
     assert "data.split: leave_one_out there, ratio here" in capsys.readouterr().err
 
@@ -479,7 +495,7 @@ def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
     name, world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
-    fields = {"student.name": name, "student.dim": 24}
+    fields = {"student.name": name, f"student.{name}.dim": 24}
     with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
         setup = Setup(config(world, **fields), tmp_path, log)
         built, objective, spec = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs import csv
 from kd_jax.experiment import pipeline
+from kd_jax.experiment.sections import leaves
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,23 +17,23 @@ def config(world, **fields):
     c.update_from_flattened_dict(
         {
             "seeds": (0,),
-            "data.path": str(world / "interactions.csv"),
-            "data.items_path": str(world / "items.csv"),
-            "teacher.weights": str(world / "bert"),
-            "teacher.components": 8,
-            "teacher.dim": 16,
-            "teacher.blocks": 1,
-            "teacher.history": 6,
-            "teacher.hidden": 16,
-            "teacher.steps": 12,
-            "teacher.batch_size": 8,
-            "teacher.eval_every": 6,
-            "student.dim": 8,
-            "student.history": 6,
-            "student.blocks": 1,
-            "train.steps": 20,
-            "train.batch_size": 8,
-            "train.eval_every": 10,
+            "data.files.path": str(world / "interactions.csv"),
+            "data.files.items_path": str(world / "items.csv"),
+            "teacher.lm.weights": str(world / "bert"),
+            "teacher.model.components": 8,
+            "teacher.model.dim": 16,
+            "teacher.model.blocks": 1,
+            "teacher.model.history": 6,
+            "teacher.model.hidden": 16,
+            "teacher.optimizer.steps": 12,
+            "teacher.optimizer.batch_size": 8,
+            "teacher.optimizer.eval_every": 6,
+            **{f"student.{name}.dim": 8 for name in ("mf", "mlp", "sasrec")},
+            "student.sasrec.history": 6,
+            "student.sasrec.blocks": 1,
+            "student.optimizer.steps": 20,
+            "student.optimizer.batch_size": 8,
+            "student.optimizer.eval_every": 10,
             "eval.ks": (5, 10),
             "eval.bootstrap": 100,
             "mesh.data": 1,
@@ -54,8 +55,8 @@ def flags(world, workdir, **fields):
     c = config(world, **fields)
     wanted = (
         {"seeds", "stages", *fields}
-        | {"data.path", "data.items_path", "teacher.weights"}
-        | {f"{s}.{n}" for s in ("teacher", "student", "train") for n in c[s]}
+        | {"data.files.path", "data.files.items_path", "teacher.lm.weights"}
+        | {f"{s}.{n}" for s in ("teacher", "student") for n, _ in leaves(c[s])}
     )
     plain = csv.get_config()
     found = [f"--config={ROOT / 'configs/csv.py'}", f"--workdir={workdir}"]

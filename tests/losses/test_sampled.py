@@ -12,10 +12,10 @@ import pytest
 from configs import common
 from helpers import catalogue as whole
 from helpers import toy
+from helpers.terms import term
 from kd_jax.core.logging import Log
 from kd_jax.core.types import PAD
 from kd_jax.distillation.teachers import Teacher, _cached_scores, with_top_items
-from kd_jax.distillation.term import Term
 from kd_jax.experiment import pipeline
 from kd_jax.experiment.setup import Setup
 from kd_jax.losses import candidates, sampled, streamed
@@ -164,9 +164,6 @@ def test_cached_labels_hold_the_top_items_of_every_row():
 
 
 def test_bad_settings_are_one_line(tmp_path):
-    toy.refused(lambda: Term("ce", items="sample"), "items 'sample' is unknown", "sampled")
-    toy.refused(lambda: Term("ce", items="sampled"), "distill.negatives=0", "at least 1 negative")
-    toy.refused(lambda: Term("kl", items="sampled", negatives=8, top=-1), "distill.top=-1")
     toy.refused(
         lambda: sampled.proposal(np.ones(3), -1.0),
         "distill.negatives_power=-1.0 must be a number from 0",
@@ -175,17 +172,15 @@ def test_bad_settings_are_one_line(tmp_path):
 
     def objective(**fields):
         c = common.get_config()
-        c.data.source, c.data.path, c.data.items_path = (
-            "files",
-            f"{tmp_path}/interactions.csv",
-            f"{tmp_path}/items.csv",
-        )
-        c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
+        c.data.reader = "files"
+        c.data.files.path = f"{tmp_path}/interactions.csv"
+        c.data.files.items_path = f"{tmp_path}/items.csv"
+        c.student.clicks["items"] = "sampled_warm"
         c.update_from_flattened_dict({"distill.negatives": 8, "distill.top": 2} | fields)
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
             return Setup(c, tmp_path / "run", log).objective("student")
 
-    assert objective() == (Term("ce", items="sampled_warm", negatives=8),)
+    assert objective() == (term("ce", name="clicks", items="sampled_warm", negatives=8, top=2),)
     toy.refused(
         lambda: objective(**{"distill.negatives": 24}),
         "distill.negatives=24",
@@ -193,33 +188,34 @@ def test_bad_settings_are_one_line(tmp_path):
     )
     toy.refused(
         lambda: objective(**{"student.name": "mlp"}),
-        "items='sampled_warm' needs a student",
-        "'mlp'",
+        "student.clicks.items='sampled_warm' needs a model whose scores factorise",
     )
-    mixed = (Term("ce", items="sampled", negatives=2), Term("kl"))
-    toy.refused(lambda: Setup._check_sampled(None, mixed, None), "give all of them items='sampled'")
 
 
 def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     toy.write_csv(tmp_path / "data")
     c = common.get_config()
-    c.data.source, c.data.path = "files", str(tmp_path / "data/interactions.csv")
-    c.data.items_path = str(tmp_path / "data/items.csv")
-    c.distill.clicks = ("ce", 1.0, 1.0, "constant", "sampled_warm")
-    c.distill.terms = (c.distill.clicks, ("kl", 1.0, 2.0, "constant", "sampled"))
+    c.data.reader = "files"
+    c.data.files.path = str(tmp_path / "data/interactions.csv")
+    c.data.files.items_path = str(tmp_path / "data/items.csv")
+    c.student.clicks["items"] = "sampled_warm"
+    c.distill.terms = {
+        "clicks": {"loss": "ce", "items": "sampled_warm"},
+        "soft": {"loss": "kl", "temperature": 2.0, "items": "sampled"},
+    }
     small = {
         "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control"),
         "distill.negatives": 10, "distill.top": 3,
-        "train.sparse": True, "train.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
+        "student.optimizer.sparse": True, "student.optimizer.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
     }  # fmt: skip
-    for section in ("teacher", "train"):
+    for section in ("teacher.optimizer", "student.optimizer"):
         small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}
     c.update_from_flattened_dict(small)
     assert pipeline.main(c, tmp_path / "run") == 0
     identity = json.loads((tmp_path / "run/control/identity.json").read_text())
-    assert identity["distill"]["negatives_power"] == 0.5 and identity["distill"]["terms"][1][
-        5:
-    ] == [10, 3]
+    assert identity["distill"]["negatives_power"] == 0.5
+    soft = identity["distill"]["terms"][1]
+    assert (soft["name"], soft["negatives"], soft["top"]) == ("soft", 10, 3)
     events = [
         json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     ]

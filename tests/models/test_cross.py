@@ -128,7 +128,7 @@ def test_texts_are_parted_where_the_tokenizer_does_not_part_them(tmp_path):
     save_tokenizer(tmp_path, ["heat", "toy", ";"], unk_token="[UNK]", pad_token="[PAD]")
     toy.refused(
         lambda: PairTokens(hf.load_tokenizer(tmp_path), ["heat"], 0, 20),
-        "teacher.weights",
+        "teacher.lm.weights",
         "part two texts",
     )
 
@@ -339,17 +339,22 @@ def cross(world, **fields):
         world,
         **{
             "task": "rate",
-            "teacher.form": "cross",
-            "teacher.max_tokens": LONGEST,
-            "teacher.train": "top_n",
-            "teacher.top_n": 1,
+            "teacher.model.form": "cross",
+            "teacher.lm.max_tokens": LONGEST,
+            "teacher.lm.train": "top_n",
+            "teacher.lm.top_n": 1,
         }
-        | {"data.split": "ratio", "teacher.steps": 8, "teacher.eval_every": 4, "train.steps": 10}
         | {
-            "distill.terms": (
-                ("ce", 1.0, 1.0, "constant", "all"),
-                ("kl", 1.0, 2.0, "constant", "all"),
-            )
+            "data.split": "ratio",
+            "teacher.optimizer.steps": 8,
+            "teacher.optimizer.eval_every": 4,
+            "student.optimizer.steps": 10,
+        }
+        | {
+            "distill.terms": {
+                "clicks": {"loss": "ce"},
+                "soft": {"loss": "kl", "temperature": 2.0},
+            }
         }
         | fields,
     )
@@ -376,9 +381,9 @@ def test_a_cross_encoder_of_another_workdir_teaches(world, tmp_path, capsys):
     fields = {
         "task": "rate",
         "data.split": "ratio",
-        "train.steps": 4,
-        "distill.sources": (("judge", str(tmp_path / "judge/teacher")),),
-        "distill.terms": (("kl", 1.0, 1.0, "constant", "all", "judge"),),
+        "student.optimizer.steps": 4,
+        "distill.sources": {"judge": {"path": str(tmp_path / "judge/teacher")}},
+        "distill.terms": {"soft": {"loss": "kl", "teacher": "judge"}},
     }
     stages = ("data", "labels", "distilled")
     assert pipeline.main(config(world, stages=stages, **fields), tmp_path / "run") == 0
@@ -388,11 +393,20 @@ def test_a_cross_encoder_of_another_workdir_teaches(world, tmp_path, capsys):
 
 def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, capsys):
     run = tmp_path / "run"
-    fields = {"teacher.max_tokens": LONGEST, "eval.metrics": ("ndcg", "recall"), "eval.ks": (5, 10)}
+    fields = {
+        "teacher.lm.max_tokens": LONGEST,
+        "eval.metrics": ("ndcg", "recall"),
+        "eval.ks": (5, 10),
+    }
     assert pipeline.main(config(world, stages=("data", "student"), **fields), run) == 0
     options = [
         f"--set=teacher.{field}"
-        for field in ("steps=4", "eval_every=2", "batch_size=8", "train=head")
+        for field in (
+            "optimizer.steps=4",
+            "optimizer.eval_every=2",
+            "optimizer.batch_size=8",
+            "lm.train=head",
+        )
     ]
     assert (
         rerank_command.main([f"--workdir={run}", "--candidates=6", "--negatives=2", *options]) == 0
@@ -413,9 +427,13 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
     assert "run the stage 'control' first" in capsys.readouterr().err
     for wrong, told in (
         ("--model=teacher", "known: control, distilled, student"),
-        ("--set=teacher.step=3", "did you mean 'teacher.steps'"),
-        ("--set=teacher.form=bi", "--set teacher.form=bi: give teacher.<field>=<value>"),
-        ("--set=teacher.log_every=5", "--set teacher.log_every=5: give teacher.<field>=<value>"),
+        ("--set=teacher.optimizer.step=3", "did you mean 'teacher.optimizer.steps'"),
+        ("--set=teacher.steps=3", "teacher.steps is now teacher.optimizer.steps"),
+        (
+            "--set=teacher.model.form=bi",
+            "--set teacher.model.form=bi: give teacher.<section>.<field>",
+        ),
+        ("--set=teacher.log_every=5", "--set teacher.log_every=5: give teacher.<section>.<field>"),
         ("--candidates=1", "--candidates=1 must be from 2"),
         ("--negatives=0", "--negatives=0 must be at least 1"),
     ):
@@ -429,18 +447,21 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"teacher.form": "crosss"}, "teacher.form='crosss' is unknown; did you mean 'cross'"),
-        ({"teacher.context": "text"}, "teacher.context='items' (now 'text')"),
-        ({"teacher.item_features": "text+id"}, "item_features='text' (now 'text+id')"),
+        (
+            {"teacher.model.form": "crosss"},
+            "teacher.model.form='crosss' is unknown; did you mean 'cross'",
+        ),
+        ({"teacher.model.context": "text"}, "teacher.model.context='items' (now 'text')"),
+        ({"teacher.model.item_features": "text+id"}, "item_features='text' (now 'text+id')"),
         ({"task": "rank"}, "python -m kd_jax.rerank"),
         (
-            {"teacher.max_tokens": 8},
-            "teacher.max_tokens=8 leaves no room for a user's text and an item's",
+            {"teacher.lm.max_tokens": 8},
+            "teacher.lm.max_tokens=8 leaves no room for a user's text and an item's",
         ),
-        ({"teacher.dropout": 1.5}, "teacher.dropout=1.5"),
-        ({"teacher.template": "{title"}, "teacher.template="),
-        ({"teacher.template": "{title.year}"}, "teacher.template="),
-        ({"teacher.template": "{title[year]}"}, "teacher.template="),
+        ({"teacher.model.dropout": 1.5}, "teacher.model.dropout=1.5"),
+        ({"teacher.lm.template": "{title"}, "teacher.lm.template="),
+        ({"teacher.lm.template": "{title.year}"}, "teacher.lm.template="),
+        ({"teacher.lm.template": "{title[year]}"}, "teacher.lm.template="),
     ],
 )
 def test_what_a_cross_encoder_cannot_do_is_refused_in_one_line(

@@ -93,10 +93,10 @@ def test_bad_adapters(folder):
     toy.refused(
         lambda: load(folder)[0].add_lora(2, ("querry",)), "'querry'", "did you mean 'query'"
     )
-    toy.refused(lambda: load(folder)[0].add_lora(0, ("query",)), "teacher.lora_rank=0")
+    toy.refused(lambda: load(folder)[0].add_lora(0, ("query",)), "teacher.lm.lora_rank=0")
     toy.refused(
         lambda: load(folder, backend="hf_flax")[0].add_lora(2, ("query",)),
-        "teacher.backend='native'",
+        "teacher.lm.backend='native'",
     )
 
 
@@ -107,7 +107,7 @@ def test_recomputed_activations_give_the_same_gradient(folder):
     ids, mask = tokens(folder)
     plain, again = (gradient(load(folder, remat=remat)[0], ids, mask) for remat in (False, True))
     np.testing.assert_allclose(again, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
-    toy.refused(lambda: load(folder, backend="hf_flax", remat=True), "teacher.remat")
+    toy.refused(lambda: load(folder, backend="hf_flax", remat=True), "teacher.lm.remat")
 
 
 def test_frozen_layers_are_computed_once_and_kept(folder, tmp_path, monkeypatch):
@@ -266,7 +266,9 @@ def test_accumulated_batches_make_one_update():
     means = [jax.tree.map(lambda a, b: (a + b) / 2, *grads[i : i + 2]) for i in (0, 2)]
     found = run(Recipe(8, 4, 0.1, accumulate=2, **options), grads)
     np.testing.assert_allclose(found, run(Recipe(4, 8, 0.1, **options), means), rtol=1e-6)
-    toy.refused(lambda: Recipe(8, 4, 0.1, accumulate=2, sparse=True), "train.accumulate=1")
+    toy.refused(
+        lambda: Recipe(8, 4, 0.1, accumulate=2, sparse=True), "student.optimizer.accumulate=1"
+    )
 
 
 # What leaves

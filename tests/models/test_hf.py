@@ -250,7 +250,7 @@ def test_another_architecture(folder):
     assert (
         "'electra'" in message
         and "(supported: bert" in message
-        and "teacher.backend='hf_flax'" in message
+        and "teacher.lm.backend='hf_flax'" in message
     )
 
 

@@ -259,4 +259,6 @@ def test_no_table_crosses_devices(shape):
 
 
 def test_bad_settings_are_one_line():
-    toy.refused(lambda: Recipe(1, 1, 0.1, moments="bf16"), "train.moments='bf16' is unknown")
+    toy.refused(
+        lambda: Recipe(1, 1, 0.1, moments="bf16"), "student.optimizer.moments='bf16' is unknown"
+    )

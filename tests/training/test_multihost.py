@@ -20,10 +20,10 @@ from kd_jax.training.checkpoint import Checkpoints
 
 FIELDS = {
     "stages": ("data", "student"),
-    "train.steps": 800,
-    "train.eval_every": 10,
-    "train.patience": 1000,
-    "student.dim": 256,
+    "student.optimizer.steps": 800,
+    "student.optimizer.eval_every": 10,
+    "student.optimizer.patience": 1000,
+    "student.mf.dim": 256,
 }
 
 
@@ -124,12 +124,12 @@ def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, 
     """
     fields = {
         "stages": ("data", "teacher", "labels", "distilled", "evaluate"),
-        "student.dim": 1024,  # enough for tables that are split
-        "teacher.train": "full",
-        "teacher.item_features": "text+id",
-        "teacher.steps": 12,
+        "student.mf.dim": 1024,  # enough for tables that are split
+        "teacher.lm.train": "full",
+        "teacher.model.item_features": "text+id",
+        "teacher.optimizer.steps": 12,
         "eval.ks": (10, 20),
-        "train.steps": 20,
+        "student.optimizer.steps": 20,
     }
     statuses, said = Job(
         world, tmp_path / "four", 4, **fields, **{"mesh.data": 2, "mesh.model": 2}

@@ -40,8 +40,9 @@ class PairTokens:
         self.frame_length = sum(map(len, frame))
         if max_length < self.frame_length + FEWEST:
             raise InputError(
-                f"teacher.max_tokens={max_length} leaves no room for a user's text and an item's;"
-                f" give at least {self.frame_length + FEWEST} with teacher.form='cross', better 64"
+                f"teacher.lm.max_tokens={max_length} leaves no room for a user's text and an item's;"
+                f" give at least {self.frame_length + FEWEST}"
+                " with teacher.model.form='cross', better 64"
                 " or more"
             )
         rows = tokenizer([*entries, *texts], add_special_tokens=False, verbose=False)[
@@ -72,7 +73,7 @@ class PairTokens:
         over = self._parts(batch)[2]
         return (
             f"{int(np.sum(over > 0)):,} of {len(over):,} are longer than {self.max_length} tokens"
-            " (the lesser of teacher.max_tokens and what the language model reads) and lose"
+            " (the lesser of teacher.lm.max_tokens and what the language model reads) and lose"
             f" {int(over.sum()):,} tokens at the old end of the history"
         )
 
@@ -152,8 +153,8 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
         between = next((part for part in tokens if part and part[0] is not None), [])
     if not between:
         raise InputError(
-            "teacher.form='cross': the tokenizer of teacher.weights has no token to part two"
-            " texts by"
+            "teacher.model.form='cross': the tokenizer of teacher.lm.weights has no token to part"
+            " two texts by"
         )
     return opening, between, close
 

@@ -36,7 +36,8 @@ def snapshot_examples(
     time, user = dataset.timestamp[train], dataset.user[train]
     if len(times) < 2:
         raise InputError(
-            "teacher.trend=True needs timestamps in seconds that span more than one day of"
+            "teacher.popularity.enabled=True needs timestamps in seconds that span more than one"
+            " day of"
             " training; set it to False"
         )
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -61,7 +62,8 @@ def snapshot_examples(
     chance = np.exp((times[:-1] - times[-1]) / (window_days * DAY)) * (np.diff(bounds) > 0)
     if not len(snapshots):
         raise InputError(
-            "teacher.trend=True finds no moment with a history before and a target after it; set it"
+            "teacher.popularity.enabled=True finds no moment with a history before and a target after"
+            " it; set it"
             " to False"
         )
     chance /= chance.sum()

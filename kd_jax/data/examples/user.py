@@ -20,7 +20,7 @@ MAX_TARGETS = 256  # the newest targets of a user that matrix factorisation lear
 def recency_weights(age: np.ndarray, decay: float) -> np.ndarray:
     """exp(-age / decay); 0 where the age is inf."""
     if not decay > 0:
-        raise InputError(f"student.decay={decay} must be positive")
+        raise InputError(f"student.<name>.decay={decay} must be positive")
     return np.exp(-age / decay)
 
 
@@ -33,7 +33,9 @@ def target_ages(
     acted last).
     """
     if unit not in ("interactions", "days"):
-        raise InputError(f"student.decay_unit={unit!r} is unknown; known: interactions, days")
+        raise InputError(
+            f"student.<name>.decay_unit={unit!r} is unknown; known: interactions, days"
+        )
     age = np.repeat(indptr[1:] - 1.0, np.diff(indptr)) - np.arange(indptr[-1])
     if unit == "days":
         time = dataset.timestamp[dataset.split == TRAIN]

@@ -30,14 +30,14 @@ def read(
     are ignored elsewhere.
     """
     if source not in SOURCES:
-        raise InputError(f"data.source={source!r} is unknown{nearest(source, SOURCES)}")
+        raise InputError(f"data.reader={source!r} is unknown{nearest(source, SOURCES)}")
     if source in EMBEDDED:
         return embedded(source)
     if source == "tfds":
         return tfds.read(tfds_name, tfds_fields or tfds.FIELDS, path or None)
     if not path:
         raise InputError(
-            f"data.source={source!r} needs data.path; set it to the file or folder to read"
+            f"data.reader={source!r} needs data.{source}.path; set it to what is to be read"
         )
     if source == "movielens":
         return movielens.read(tables.existing(path, "MovieLens folder"))

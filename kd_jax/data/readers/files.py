@@ -31,7 +31,9 @@ def files(
     """
     for role in columns or {}:
         if role not in COLUMNS:
-            raise InputError(f"data.columns: there is no role {role!r}{nearest(role, COLUMNS)}")
+            raise InputError(
+                f"data.files.columns: there is no role {role!r}{nearest(role, COLUMNS)}"
+            )
     names = COLUMNS | dict(columns or {})
     names = {role: column for role, column in names.items() if column or role not in OPTIONAL}
     item_id = names.pop("item_id")
@@ -69,7 +71,8 @@ def files(
             used = tables.find_columns(table, names, optional).values()
             others = ", ".join(name for name in table.columns() if name not in used) or "none"
             untimed = (
-                f"{path} has no column 'timestamp': name the one it has with data.columns.timestamp"
+                f"{path} has no column 'timestamp': name the one it has with"
+                " data.files.columns.timestamp"
                 f" (columns that nothing reads: {others}), or set it to '' if the rows are in order"
                 " of time"
             )

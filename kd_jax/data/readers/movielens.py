@@ -59,8 +59,8 @@ def read(folder: Path) -> RawData:
         )
     else:
         raise InputError(
-            f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.path to an"
-            " unpacked MovieLens folder"
+            f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.movielens.path to"
+            " an unpacked MovieLens folder"
         )
     return _raw(folder, ratings, RATINGS, films)
 

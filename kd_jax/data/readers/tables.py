@@ -164,7 +164,7 @@ def existing(path: str | Path, what: str) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(
-            f"{path}: no such file or folder ({what}); check data.path and data.items_path"
+            f"{path}: no such file or folder ({what}); check the paths in section data"
         )
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty ({what}); was its download cut off?")
@@ -190,7 +190,7 @@ def find_columns(
         if column not in have and role not in optional:
             raise InputError(
                 f"{table.path} has no column {column!r} for {role}{nearest(column, have)}; name it"
-                f" with data.columns.{role}"
+                f" with data.files.columns.{role}"
             )
     return {role: column for role, column in wanted.items() if column in have}
 

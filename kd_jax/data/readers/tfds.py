@@ -45,19 +45,19 @@ def read(
         import tensorflow_datasets as tfds
     except ImportError:
         raise InputError(
-            "data.source='tfds' needs tensorflow-datasets; pip install -e '.[tfds]'"
+            "data.reader='tfds' needs tensorflow-datasets; pip install -e '.[tfds]'"
         ) from None
     fields = {role: feature for role, feature in fields.items() if feature}
     for role in ("user", "item"):
         if role not in fields:
-            raise InputError(f"data.tfds_fields has no {role!r}; say which feature of {name} it is")
+            raise InputError(f"data.tfds.fields has no {role!r}; say which feature of {name} it is")
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     try:
         builder = tfds.builder(
             name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser())
         )
     except tfds.core.DatasetNotFoundError:
-        cure = "check data.tfds_name"
+        cure = "check data.tfds.name"
         if not has_tensorflow:
             cure += (
                 f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and"
@@ -66,7 +66,7 @@ def read(
         raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
     except (ValueError, AssertionError) as error:  # an unknown config or version
         raise InputError(
-            f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check data.tfds_name"
+            f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check data.tfds.name"
         ) from None
     prepared = bool(builder.info.splits)
     array_record = prepared and builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
@@ -81,7 +81,7 @@ def read(
     for role, feature in fields.items():
         if feature not in features:
             raise InputError(
-                f"data.tfds_fields.{role}: {name} has no feature"
+                f"data.tfds.fields.{role}: {name} has no feature"
                 f" {feature!r}{nearest(feature, features)}"
             )
     wanted = {feature: features[feature] for feature in fields.values()}

@@ -85,7 +85,7 @@ class BertConfig:
             if config.get(field, value) != value:
                 raise InputError(
                     f"{field}={config[field]!r} is not supported by the native backend (only"
-                    f" {value!r}); set teacher.backend='hf_flax' or use other weights"
+                    f" {value!r}); set teacher.lm.backend='hf_flax' or use other weights"
                 )
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in config.items() if key in known})

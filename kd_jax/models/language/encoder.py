@@ -175,7 +175,8 @@ class TextEncoder(nnx.Module):
         ``add_lora``).
         """
         raise InputError(
-            "teacher.train='lora' needs teacher.backend='native'; hf_flax trains all layers or none"
+            "teacher.lm.train='lora' needs teacher.lm.backend='native'; hf_flax trains all"
+            " layers or none"
         )
 
     def __call__(
@@ -262,11 +263,11 @@ def add_lora(model: nnx.Module, rank: int, targets: Collection[str]) -> None:
     ]
     names = sorted({name for _, name, _ in linear})
     if rank < 1:
-        raise InputError(f"teacher.lora_rank={rank} must be at least 1")
+        raise InputError(f"teacher.lm.lora_rank={rank} must be at least 1")
     for target in targets:
         if target not in names:
             raise InputError(
-                f"teacher.lora_targets: no linear map {target!r}{nearest(target, names)}"
+                f"teacher.lm.lora_targets: no linear map {target!r}{nearest(target, names)}"
             )
     freeze(model)
     rngs = nnx.Rngs(0)

@@ -74,7 +74,7 @@ def encode(
     if broken:
         raise InputError(
             f"the language model's vectors of {broken} of {len(distinct)} texts are not finite: its"
-            " weights are damaged; copy or download teacher.weights again"
+            " weights are damaged; copy or download teacher.lm.weights again"
         )
     vectors = vectors[inverse]
     if path is not None:

@@ -56,7 +56,7 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
         )
     if kind not in ARCHITECTURES:
         cure = (
-            "set teacher.backend='hf_flax', which reads it, or "
+            "set teacher.lm.backend='hf_flax', which reads it, or "
             if kind in FLAX and folder.is_dir()
             else ""
         )
@@ -238,12 +238,13 @@ def load_encoder(
     elif backend == "hf_flax":
         if remat:
             raise InputError(
-                "teacher.remat=True needs teacher.backend='native'; hf_flax keeps all activations"
+                "teacher.lm.remat=True needs teacher.lm.backend='native'; hf_flax keeps all"
+                " activations"
             )
         encoder = HFFlaxEncoder(
             folder, pooling=pooling, normalize=normalize, dtype=dtype, max_length=max_length
         )
         vocab_size = encoder.vocab_size
     else:
-        raise InputError(f"teacher.backend={backend!r} is unknown{nearest(backend, BACKENDS)}")
+        raise InputError(f"teacher.lm.backend={backend!r} is unknown{nearest(backend, BACKENDS)}")
     return encoder, load_tokenizer(folder, vocab_size)

@@ -111,7 +111,7 @@ class HFFlaxEncoder(TextEncoder):
         """
         if layer not in (0, self.num_layers):
             raise InputError(
-                "teacher.train='top_n' needs teacher.backend='native'; hf_flax trains all"
+                "teacher.lm.train='top_n' needs teacher.lm.backend='native'; hf_flax trains all"
                 f" {self.num_layers} layers ('full') or none ('head')"
             )
         if layer:
@@ -203,9 +203,9 @@ def _flax_classes() -> tuple[Any, Mapping[str, str]]:
         ).FLAX_MODEL_MAPPING_NAMES
     except ImportError:
         raise InputError(
-            "teacher.backend='hf_flax' needs the Flax classes of transformers 4 (pip install"
+            "teacher.lm.backend='hf_flax' needs the Flax classes of transformers 4 (pip install"
             f" 'transformers<5'); {transformers.__version__} is installed; or set"
-            " teacher.backend='native', which needs none of them"
+            " teacher.lm.backend='native', which needs none of them"
         ) from None
     return transformers, names
 

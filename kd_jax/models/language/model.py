@@ -57,13 +57,13 @@ class LanguageModel:
         cache: Path,
     ):
         if train not in TRAINED:
-            raise InputError(f"teacher.train={train!r} is unknown{nearest(train, TRAINED)}")
+            raise InputError(f"teacher.lm.train={train!r} is unknown{nearest(train, TRAINED)}")
         if max_tokens < 3:
             raise InputError(
-                f"teacher.max_tokens={max_tokens} leaves no room for words; give at least 3"
+                f"teacher.lm.max_tokens={max_tokens} leaves no room for words; give at least 3"
             )
         if dtype not in DTYPES:
-            raise InputError(f"teacher.dtype={dtype!r} is unknown{nearest(dtype, DTYPES)}")
+            raise InputError(f"teacher.lm.dtype={dtype!r} is unknown{nearest(dtype, DTYPES)}")
         self.folder = resolve_weights(weights)
         self.encoder, self.tokenizer = hf.load_encoder(
             self.folder,
@@ -78,8 +78,8 @@ class LanguageModel:
         if train == "top_n":
             if not 0 < top_n <= self.encoder.num_layers:
                 raise InputError(
-                    f"teacher.top_n={top_n}: {weights} has {self.encoder.num_layers} layers; give 1"
-                    " to as many, or teacher.train='full' to train the embeddings too"
+                    f"teacher.lm.top_n={top_n}: {weights} has {self.encoder.num_layers} layers; give"
+                    " 1 to as many, or teacher.lm.train='full' to train the embeddings too"
                 )
             self.encoder.freeze_below(self.encoder.num_layers - top_n)
         elif train == "lora":

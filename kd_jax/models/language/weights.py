@@ -49,7 +49,7 @@ def resolve_weights(name_or_path: str | Path) -> Path:
         return path
     if path.is_file():
         raise InputError(
-            f"teacher.weights={name} is a file; give the folder with config.json and"
+            f"teacher.lm.weights={name} is a file; give the folder with config.json and"
             " model.safetensors, or a .gguf file"
         )
     package, cure = PACKAGES.get(name), ""
@@ -70,7 +70,8 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     else:
         tried.append("not a hub name of the form 'owner/name'")
     raise InputError(
-        f"teacher.weights={name} not found: {'; '.join(tried)}; to fix: {cure}set teacher.weights"
+        f"teacher.lm.weights={name} not found: {'; '.join(tried)}; to fix: {cure}set"
+        " teacher.lm.weights"
         " to a local folder, or run once with a network to fill the cache"
     )
 

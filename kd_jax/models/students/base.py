@@ -39,9 +39,11 @@ class StudentSpec:
     def __post_init__(self) -> None:
         for name in ("dim", "history", "blocks", "heads", "hidden"):
             if getattr(self, name) < 1:
-                raise InputError(f"student.{name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"student.<name>.{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"student.dropout={self.dropout} must be at least 0 and less than 1")
+            raise InputError(
+                f"student.<name>.dropout={self.dropout} must be at least 0 and less than 1"
+            )
 
 
 def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:

@@ -30,8 +30,8 @@ class SASRec(Scorer):
             raise InputError("student.name='sasrec' ranks only; for task='rate' use 'mf' or 'mlp'")
         if spec.dim % spec.heads:
             raise InputError(
-                f"student.dim={spec.dim} is no multiple of student.heads={spec.heads}; change one"
-                " of them"
+                f"student.sasrec.dim={spec.dim} is no multiple of"
+                f" student.sasrec.heads={spec.heads}; change one of them"
             )
         self.item = item_table(spec.num_items, spec, rngs)
         self.bias = nnx.Param(jnp.asarray(spec.bias))

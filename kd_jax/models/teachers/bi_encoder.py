@@ -37,7 +37,7 @@ class BiEncoder(Scorer):
     """Context vector · item vector + item bias over the catalogue; or class logits of a user-item
     pair.
 
-    encoder: the language model when it is trained (``teacher.train`` not 'head'), else None: then
+    encoder: the language model when it is trained (``teacher.lm.train`` not 'head'), else None:
     the texts' vectors were computed once and for all. While it is trained, the items of the batch
     (``batch['live_items']``) are encoded in the step and the rest of the catalogue enters the
     softmax with the vectors of the last refresh: the softmax is over the whole catalogue at the

@@ -40,9 +40,9 @@ class CrossSpec:
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
-            raise InputError(f"teacher.hidden={self.hidden} must be at least 1")
+            raise InputError(f"teacher.model.hidden={self.hidden} must be at least 1")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"teacher.dropout={self.dropout} must be at least 0 and below 1")
+            raise InputError(f"teacher.model.dropout={self.dropout} must be at least 0 and below 1")
 
 
 class PairHead(nnx.Module):

@@ -57,9 +57,11 @@ class TeacherSpec:
         ):
             value = getattr(self, field)
             if value not in known:
-                raise InputError(f"teacher.{field}={value!r} is unknown{nearest(value, known)}")
+                raise InputError(
+                    f"teacher.model.{field}={value!r} is unknown{nearest(value, known)}"
+                )
         for field in ("dim", "blocks", "heads", "hidden", "history"):
             if getattr(self, field) < 1:
-                raise InputError(f"teacher.{field}={getattr(self, field)} must be at least 1")
+                raise InputError(f"teacher.model.{field}={getattr(self, field)} must be at least 1")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"teacher.dropout={self.dropout} must be at least 0 and below 1")
+            raise InputError(f"teacher.model.dropout={self.dropout} must be at least 0 and below 1")

@@ -1,0 +1,169 @@
+"""Setting fields of a configuration by name, new named sections (terms, sources) among them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.losses import LOSSES
+
+TERM = {"loss": "", "weight": 1.0, "temperature": 1.0, "items": "all", "teacher": "", "head": False}
+SOURCE = {"path": "", "confidence": ""}
+NAMED: dict[str, dict[str, Any]] = {
+    "distill.terms": TERM,
+    "distill.sources": SOURCE,
+}  # sections of sections with free names
+CLICKS = ("teacher.clicks", "student.clicks")
+SCHEDULED = ("weight", "temperature")  # fields of a term: a number, or a section
+TUNABLE = ("teacher", "student", "distill")  # sections of which ``tuned`` may set fields
+SHARED = tuple(
+    f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched")
+)
+
+
+def completed(fields: Mapping[str, Any], section: Mapping[str, Any]) -> ConfigDict:
+    """``section`` with the defaults of the ``fields`` that it leaves out, whole numbers as floats
+    where the default is one.
+    """
+    found = dict(fields)
+    for name, value in section.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        found[name] = float(value) if whole and isinstance(fields.get(name), float) else value
+    return ConfigDict(found)
+
+
+def completed_term(section: Mapping[str, Any]) -> ConfigDict:
+    """A term with the defaults of the fields that it leaves out, the hyper-parameters of its loss
+    among them.
+    """
+    kind = LOSSES.get(section.get("loss", ""))
+    hyper = {} if kind is None else {f.name: f.default for f in dataclasses.fields(kind)}
+    return completed(TERM | hyper, section)
+
+
+def schedule(value: Any) -> ConfigDict:
+    """A weight or a temperature as a section: a number stays as it is, and a section that has no
+    end keeps its start.
+    """
+    if not isinstance(value, (Mapping, ConfigDict)):
+        return ConfigDict({"start": value, "end": value, "schedule": "linear"})
+    start = value.get("start", 1.0)
+    return completed({"start": start, "end": value.get("end", start), "schedule": "linear"}, value)
+
+
+def put(config: ConfigDict, field: str, value: Any, where: str, *, text: bool = False) -> Any:
+    """Set one field. text: ``value`` is how a command line writes it. Returns the value as it is
+    set.
+
+    Names of terms and of sources may be new, and a number becomes a schedule with its first field.
+    Raises InputError, starting with ``where``, for an unknown field, with the nearest that there
+    is, and for a value of another type than the field has.
+    """
+    *parents, name = field.split(".")
+    section = config
+    for depth, part in enumerate(parents):
+        section = _enter(section, ".".join(parents[:depth]), part, field, where)
+    if name not in section:
+        raise InputError(f"{where}: no field {field!r}{nearest(name, section)}")
+    old = section[name]
+    scheduled = name in SCHEDULED and _is_term(".".join(parents))
+    if isinstance(old, ConfigDict):
+        if not scheduled:
+            known = ", ".join(f"{field}.{x}" for x in old) or f"{field}.<name>"
+            raise InputError(f"{where}: {field} is a section; set its fields: {known}")
+        old = 1.0
+    try:
+        new = _typed(_literal(value, old) if text else value, old)
+    except TypeError:
+        raise InputError(
+            f"{where}: {field} is {old!r} now; give another {type(old).__name__}"
+        ) from None
+    with section.ignore_type():
+        section[name] = new
+    return new
+
+
+def _enter(section: ConfigDict, inside: str, part: str, field: str, where: str) -> ConfigDict:
+    """The section ``part`` of the section ``inside``, complete and, if its name is free, new."""
+    path = f"{inside}.{part}" if inside else part
+    if inside in NAMED:
+        old = section.get(part, {})
+        terms = inside == "distill.terms"
+        section[part] = completed_term(old) if terms else completed(NAMED[inside], old)
+    elif part not in section:
+        raise InputError(f"{where}: no field {field!r}{nearest(part, section)}")
+    elif path in CLICKS:
+        section[part] = completed_term(section[part])
+    elif part in SCHEDULED and _is_term(inside):
+        with section.ignore_type():
+            section[part] = schedule(section[part])
+    if not isinstance(section[part], ConfigDict):
+        raise InputError(f"{where}: no field {field!r}; {path} is a value, not a section")
+    return section[part]
+
+
+def _is_term(path: str) -> bool:
+    return path in CLICKS or path.rpartition(".")[0] == "distill.terms"
+
+
+def _literal(text: str, old: Any) -> Any:
+    """What ``text`` means for a field that is ``old``; a word stands for itself."""
+    if isinstance(old, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    with contextlib.suppress(ValueError, SyntaxError):
+        found = ast.literal_eval(text)
+        return found if isinstance(found, str) or not isinstance(old, str) else text
+    return text
+
+
+def _typed(value: Any, old: Any) -> Any:
+    """``value`` as the type of ``old``. Raises TypeError for another."""
+    if isinstance(old, (list, tuple)):
+        return type(old)(value if isinstance(value, (list, tuple)) else [value])
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(old):
+        raise TypeError
+    return value
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in nested sections that is no section."""
+    for name, value in tree.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def merged(config: ConfigDict, tree: Mapping[str, Any], where: str) -> ConfigDict:
+    """A copy of ``config`` with the fields of a part of its sections, ``tree``, in place of its
+    own. A term that is None is left out.
+    """
+    c = ConfigDict(config.to_dict())
+    for field, value in leaves(tree):
+        check_tunable(c, field, where)
+        parent, _, name = field.rpartition(".")
+        if value is None and parent == "distill.terms" and name in c.distill.terms:
+            del c.distill.terms[name]
+        else:
+            put(c, field, value, where)
+    return c
+
+
+def check_tunable(config: ConfigDict, field: str, where: str) -> None:
+    """Raises InputError for a field that ``tuned`` may not set."""
+    section = field.partition(".")[0]
+    if section not in TUNABLE:
+        raise InputError(f"{where}: no field {field!r}{nearest(section, TUNABLE)}")
+    for shared in SHARED:
+        if f"{field}.".startswith(f"{shared}."):
+            raise InputError(
+                f"{where}: {shared} is the same for all models; set it with --config.{shared}"
+            )
