@@ -38,9 +38,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.core.scores import Factors, Listed, TeacherScores
     from kd_jax.data.examples.base import Examples
     from kd_jax.distillation import label_cache
-    from kd_jax.distillation.objective import mean_loss
-    from kd_jax.distillation.term import Term
+    from kd_jax.distillation.objective import StepInputs, mean_loss
+    from kd_jax.distillation.term import OWN, Term
     from kd_jax.losses import sampled
+    from kd_jax.losses.softmax import KL
 
     items, dim, number = spec["items"], spec["dim"], spec["contexts"]
     rng = np.random.default_rng(0)
@@ -80,9 +81,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     def loss(student: Any, soft: Any) -> Any:
         def value(contexts: Any) -> Any:
             scores = student._replace(contexts=contexts)
-            return mean_loss((Term("kl"),), scores, batch, {"teacher": soft}, None, jnp.zeros(()))[
-                0
-            ]
+            return mean_loss((Term("soft", KL()),), scores, StepInputs(batch, {OWN: soft}))[0]
 
         return jax.value_and_grad(value)(student.contexts)
 

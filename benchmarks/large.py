@@ -90,12 +90,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.distillation.term import Term
     from kd_jax.evaluation import evaluator
     from kd_jax.evaluation.tasks import score_function
+    from kd_jax.losses.softmax import CrossEntropy
     from kd_jax.models.scorer import split
     from kd_jax.models.students import student_class
     from kd_jax.models.students.base import StudentSpec
     from kd_jax.serving import exporters
-    from kd_jax.training.loop import compiled_step
+    from kd_jax.training.compiled import compiled_step
     from kd_jax.training.recipe import Recipe
+    from kd_jax.training.step import StepSpec
 
     folder, stage = Path(spec["folder"]), Stages()
     with stage("read"):
@@ -125,10 +127,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             data.num_users, data.num_items, bias, data.warm, dim=spec["dim"], dropout=0.1
         )
         graphdef, params, constants = split(student_class("mf")(sizes, rngs=nnx.Rngs(0)))
+        tx = Recipe(steps, batch, 0.01).tx()
         step, state = compiled_step(
-            graphdef, params, objective=(Term("ce"),), tx=Recipe(steps, batch, 0.01).tx(), total_steps=steps, mesh=mesh,
-            seed=0, look_up=examples.look_up,
-        )  # fmt: skip
+            StepSpec(graphdef, (Term("clicks", CrossEntropy()),), tx, steps),
+            params,
+            mesh=mesh,
+            seed=0,
+            look_up=examples.look_up,
+        )
         del params
         tables, constants = sharding.put_whole(examples.tables, mesh), sharding.put(constants, mesh)
         stream = base.batches(

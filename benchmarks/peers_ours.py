@@ -41,11 +41,13 @@ from kd_jax.devices.profiling import matmul_flops
 from kd_jax.distillation.term import Term
 from kd_jax.evaluation.evaluator import top_k
 from kd_jax.evaluation.tasks import score_function
+from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.scorer import split as take_apart
 from kd_jax.models.students import STUDENTS
 from kd_jax.models.students.base import StudentSpec
-from kd_jax.training.loop import compiled_step
+from kd_jax.training.compiled import compiled_step
 from kd_jax.training.recipe import Recipe
+from kd_jax.training.step import StepSpec
 
 LENGTH = 50
 SETTINGS = {  # student, recipe, epochs
@@ -112,12 +114,10 @@ def main() -> None:
 
     def build():
         graphdef, params, constants = take_apart(student(spec, rngs=nnx.Rngs(0)))
+        clicks = (Term("clicks", CrossEntropy()),)
         step, state = compiled_step(
-            graphdef,
+            StepSpec(graphdef, clicks, steps.tx(), steps.steps),
             params,
-            objective=(Term("ce"),),
-            tx=steps.tx(),
-            total_steps=steps.steps,
             mesh=mesh,
             seed=0,
             look_up=examples.look_up,

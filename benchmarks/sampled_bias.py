@@ -31,11 +31,13 @@ import numpy as np
 import optax
 
 from kd_jax.core.scores import Factors
-from kd_jax.losses import sampled, streamed
-from kd_jax.losses.streamed import Loss, Rows
+from kd_jax.losses import candidates, sampled, streamed
+from kd_jax.losses.softmax import KL, CrossEntropy
+from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm
 
 USERS, WIDTH, TARGETS, DRAWS, TOP = 256, 32, 8, 48, 64
-LOSSES = (Loss("ce"), Loss("kl", 1.0))
+NAMES = ("ce", "kl")
+TERMS = (SoftmaxTerm(CrossEntropy()), SoftmaxTerm(KL()))
 NEGATIVES = (256, 1024, 4096)
 PROPOSALS = {  # power of the counts, and whether the correction is made
     "uniform": (0.0, True), "count^0.5": (0.5, True), "count": (1.0, True), "count, no log-Q": (1.0, False),
@@ -72,7 +74,7 @@ def world(items: int, steps: int, seed: int = 0) -> tuple[Factors, Factors, Rows
         def step(carry, _):
             student, state = carry
             slope = jax.grad(
-                lambda s: streamed.mean_losses(LOSSES, jnp.ones(2), s, rows, teacher)[0]
+                lambda s: streamed.mean_losses(TERMS, s, Inputs(rows, jnp.ones(2), teacher))[0]
             )(student)
             updates, state = tx.update(slope, state)
             return (optax.apply_updates(student, updates), state), None
@@ -99,7 +101,7 @@ def main() -> None:
     @jax.jit
     def full(which: jax.Array):
         def value(s: Factors) -> jax.Array:
-            return streamed.mean_losses(LOSSES, which, s, rows, teacher)[0]
+            return streamed.mean_losses(TERMS, s, Inputs(rows, which, teacher))[0]
 
         total, slope = jax.value_and_grad(value)(student)
         return total, flat(slope)
@@ -116,14 +118,14 @@ def main() -> None:
         """Mean gradient over the draws, and of single draws: loss, norm, angle's cosine, squared
         error.
         """
-        read = teacher._replace(top=sampled.top_items(teacher, top) if top else None)
+        read = teacher._replace(top=candidates.top_items(teacher, top) if top else None)
 
         def one(key: jax.Array):
             draws = sampled.draw(starts, number, key)
             naive = jnp.full(number, math.log(number / options.items))
             draws = draws._replace(log_expected=jnp.where(corrected, draws.log_expected, naive))
             total, slope = jax.value_and_grad(
-                lambda s: sampled.mean_losses(LOSSES, which, s, rows, draws, read)[0]
+                lambda s: sampled.mean_losses(TERMS, s, Inputs(rows, which, read), draws)[0]
             )(student)
             slope = flat(slope)
             norm, long = jnp.linalg.norm(slope), jnp.linalg.norm(reference)
@@ -146,11 +148,11 @@ def main() -> None:
     print("| loss | proposal | top | negatives | loss: bias | one draw | gradient: bias | norm | "
           "one draw: norm | angle |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for i, loss in enumerate(LOSSES):
+    for i, name_of_loss in enumerate(NAMES):
         total, slope = full(jnp.eye(2)[i])
         for name, (power, corrected) in PROPOSALS.items():
             starts = jnp.asarray(sampled.proposal(counts, power))
-            for top in (0, TOP) if loss.name == "kl" else (0,):
+            for top in (0, TOP) if name_of_loss == "kl" else (0,):
                 for number in NEGATIVES:
                     mean, (totals, norms, cosines, errors) = estimate(
                         starts, number, top, jnp.asarray(corrected), jnp.eye(2)[i], slope
@@ -164,7 +166,7 @@ def main() -> None:
                     bias = math.sqrt(max(0.0, square)) / long
                     norm = float(mean @ slope) / long**2
                     print(
-                        f"| {loss.name} | {name} | {top or ''} | {number} |"
+                        f"| {name_of_loss} | {name} | {top or ''} | {number} |"
                         f" {float(totals.mean() / total) - 1:+.2%} | {float(typical):.2%} |"
                         f" {bias:.1%} | {norm - 1:+.1%} | {float(norms.mean()) - 1:+.1%} |"
                         f" {single:.1f}° |",

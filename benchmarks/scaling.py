@@ -50,12 +50,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.core.scores import Factors, TeacherScores
     from kd_jax.devices import sharding
     from kd_jax.devices.processes import initialize
-    from kd_jax.distillation.term import Term
+    from kd_jax.distillation.term import OWN, Term
+    from kd_jax.losses.softmax import KL, CrossEntropy
     from kd_jax.models.scorer import split
     from kd_jax.models.students import student_class
     from kd_jax.models.students.base import StudentSpec
-    from kd_jax.training.loop import compiled_step
+    from kd_jax.training.compiled import compiled_step
     from kd_jax.training.recipe import Recipe
+    from kd_jax.training.step import StepSpec
 
     count, batch, items, dim, length = (
         spec[k] for k in ("count", "batch", "items", "dim", "length")
@@ -81,7 +83,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     batches["weights"] = np.ones((STEPS, 1, batch, positions), np.float32)
     teacher: dict[str, Any] = {}
     if spec["teacher"]:
-        teacher["teacher"] = {
+        teacher[OWN] = {
             "contexts": rng.standard_normal((batch, positions, dim), np.float32),
             "items": rng.standard_normal((items, dim), np.float32) * 0.1,
             "bias": np.zeros(items, np.float32),
@@ -92,11 +94,15 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             Factors(teacher["contexts"][batch["row"]], teacher["items"], teacher["bias"])
         )
 
+    objective = [Term("clicks", CrossEntropy())]
+    teacher_fns = {}
+    if spec["teacher"]:
+        objective.append(Term("soft", KL()))
+        teacher_fns = {OWN: labels}
+    tx = Recipe(STEPS, batch, 0.01).tx()
     step, state = compiled_step(
-        graphdef, params, objective=(Term("ce"), Term("kl"))[: 1 + spec["teacher"]], tx=Recipe(STEPS, batch, 0.01).tx(),
-        total_steps=STEPS, mesh=mesh, seed=0,
-        teacher_scores={"teacher": labels} if spec["teacher"] else None,
-    )  # fmt: skip
+        StepSpec(graphdef, tuple(objective), tx, STEPS, teacher_fns), params, mesh=mesh, seed=0
+    )
     constants, teacher = sharding.put(constants, mesh), sharding.put_labels(teacher, mesh)
     sizes = {
         jax.tree_util.keystr(p, simple=True): x.size

@@ -50,12 +50,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.core.process import keep_freed_memory
     from kd_jax.core.scores import Factors
     from kd_jax.core.tiling import tile_shape, tile_size
-    from kd_jax.losses import softmax
-    from kd_jax.losses.streamed import Loss, Rows, mean_losses
+    from kd_jax.losses import LOSSES as KINDS
+    from kd_jax.losses.dense import per_row as dense
+    from kd_jax.losses.softmax import KL, CrossEntropy
+    from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm, mean_losses
 
     rows, items, width = spec["rows"], spec["items"], spec["width"]
     names, rng = LOSSES[spec["losses"]], np.random.default_rng(0)
-    wanted = tuple(Loss(name) for name in names)
+    terms = tuple(SoftmaxTerm(KINDS[name]()) for name in names)
     coefficients = jnp.ones(len(names))
 
     def factors() -> Factors:
@@ -74,17 +76,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     def plain(contexts: Any, vectors: Any, bias: Any, teacher: Factors | None, given: Rows) -> Any:
         logits = Factors(contexts, vectors, bias).dense()
-        per_row = softmax.cross_entropy(logits, given.targets, given.target_weights)
+        per_row = dense(CrossEntropy(), logits, (given.targets, given.target_weights))
         if teacher is not None:
-            per_row = per_row + softmax.kl(teacher.dense(), logits)
+            per_row = per_row + dense(KL(), logits, teacher.dense())
         return jnp.sum(per_row * given.weights)
 
     def streamed(
         contexts: Any, vectors: Any, bias: Any, teacher: Factors | None, given: Rows
     ) -> Any:
-        return mean_losses(wanted, coefficients, Factors(contexts, vectors, bias), given, teacher)[
-            0
-        ]
+        inputs = Inputs(given, coefficients, teacher)
+        return mean_losses(terms, Factors(contexts, vectors, bias), inputs)[0]
 
     function = {"plain": plain, "streamed": streamed}[spec["version"]]
     arguments = (*student[:3], teacher, given)
