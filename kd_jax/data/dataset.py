@@ -1,7 +1,7 @@
-"""From raw rows to arrays: filtered, indexed, split, with histories that hold nothing from after
-their target.
+"""The Dataset: filtered, indexed and split interactions as arrays, with the texts of the items.
 
-The order is fixed: malformed rows, rating threshold, repeated pairs, k-core, index, split.
+The order of the steps is fixed: malformed rows, rating threshold, repeated pairs, k-core, index,
+split. A history never holds anything later than the target that is predicted from it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from kd_jax.data.splits import FOLD_IN, NAMES, SPLITS, TRAIN, assign
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
+UNTIMED = "; there is no timestamp (data.files.columns.timestamp): rows are taken to be in the order of time"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """N interactions of U users with I items, sorted by (user, time); within a user train, then
-    valid, then test.
+    """N interactions of U users with I items, sorted by (user, time).
 
-    user_ids, item_ids: the ids of the source, sorted; an index is a position in them. items: the
-    text columns of every item, in the order of item_ids; '' where an item has none. rating: 1 where
-    the source has none. timestamp: as in the source, or the row number there if it has none. split:
-    0 train, 1 valid, 2 test, 3 fold-in (history of the users that split 'strong' holds out; never
-    trained on). indptr: rows of user u are indptr[u]:indptr[u + 1]. counts: rows read, rows left
-    out and why, and what remained. checksum: 16 hex digits of SHA-256 over ids, texts and arrays.
+    Within a user, train comes first, then valid, then test. user_ids, item_ids: the ids of the
+    source, sorted; a user or item index is an index into them. items: the text columns of every
+    item, in the order of item_ids; '' where an item has none. rating: 1 where the source has none.
+    timestamp: as in the source, or the row number where it has none. split: 0 train, 1 valid,
+    2 test, 3 fold-in (history of the users that split 'strong' holds out; never trained on).
+    indptr: user u has the rows indptr[u]:indptr[u + 1]. counts: rows read, rows left out by reason,
+    and rows that remain. checksum: 16 hex digits of SHA-256 over ids, texts and arrays.
     """
 
     name: str
@@ -68,16 +69,12 @@ class Dataset:
         """The first text column of each item; its id where that is empty."""
         first = self.items.to_series(0)
         ids = self.item_ids.cast(pl.String)
-        return (
-            first.to_frame("title")
-            .select(pl.when(first != "").then(first).otherwise(ids))
-            .to_series()
-            .to_list()
-        )
+        titles = pl.when(first != "").then(first).otherwise(ids)
+        return first.to_frame("title").select(titles).to_series().to_list()
 
     @cached_property
     def item_counts(self) -> Int64[np.ndarray, " I"]:
-        """Train interactions of each item."""
+        """Number of train interactions of each item."""
         return np.bincount(self.item[self.split == TRAIN], minlength=self.num_items)
 
     @property
@@ -86,11 +83,10 @@ class Dataset:
         return self.item_counts > 0
 
     def history(self, split: int) -> CSR:
-        """What is known of each user when ``split`` (1 or 2) is predicted: train, fold-in and what
-        is between.
+        """Each user's interactions before ``split`` (1 or 2), fold-in included.
 
-        Items in order of time as (indptr, items). Don't train on it: under split 'strong' it holds
-        held-out users; the train interactions are ``targets(0)``.
+        Items in order of time, as (indptr, items). Not for training: under split 'strong' it holds
+        the held-out users. The train interactions are ``targets(0)``.
         """
         return self._rows((self.split < split) | (self.split == FOLD_IN))
 
@@ -102,8 +98,9 @@ class Dataset:
         return _indptr(self.user[chosen], self.num_users), self.item[chosen]
 
     def save(self, folder: Path) -> None:
-        """Writes interactions, users and items as Parquet and then the rest as JSON: where that is,
-        all is.
+        """Writes interactions, users and items as Parquet, then dataset.json.
+
+        dataset.json is written last, so a folder that has it is complete.
         """
         for name, frame in {
             "interactions": pl.DataFrame({name: getattr(self, name) for name in ARRAYS}),
@@ -117,14 +114,15 @@ class Dataset:
 
 
 def load(folder: Path) -> Dataset:
-    """What ``Dataset.save`` wrote. Raises InputError if a file is missing, or is not the one that
-    was written.
+    """The Dataset that ``Dataset.save`` wrote.
+
+    Raises InputError if a file is missing, damaged, or has changed since it was written.
     """
     folder = Path(folder)
-    cure = f"delete {folder} and run again"
-    note = read_json(folder / "dataset.json", cure)
+    fix = f"delete {folder} and run again"
+    note = read_json(folder / "dataset.json", fix)
     rows, users, items = (
-        _saved(folder / f"{name}.parquet", cure) for name in ("interactions", "users", "items")
+        _saved(folder / f"{name}.parquet", fix) for name in ("interactions", "users", "items")
     )
     try:
         arrays = {name: rows[name].to_numpy() for name in ARRAYS}
@@ -140,7 +138,7 @@ def load(folder: Path) -> Dataset:
         )
         written = note["checksum"]
     except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{folder}: the saved data set can't be read ({error}); {cure}") from None
+        raise InputError(f"{folder}: the saved data set can't be read ({error}); {fix}") from None
     if found.checksum != written:
         raise InputError(
             f"{folder}: the saved data set has changed since it was written (checksum"
@@ -149,11 +147,11 @@ def load(folder: Path) -> Dataset:
     return found
 
 
-def _saved(path: Path, cure: str) -> pl.DataFrame:
+def _saved(path: Path, fix: str) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path} can't be read ({error}); {cure}") from None
+        raise InputError(f"{path} can't be read ({error}); {fix}") from None
 
 
 def _assemble(
@@ -165,6 +163,7 @@ def _assemble(
     arrays: dict[str, Any],
     counts: dict[str, int],
 ) -> Dataset:
+    """A Dataset with its ``indptr`` and checksum; arrays: those named in ``ARRAYS``."""
     digest = hashlib.sha256(json.dumps([split_name, items.columns]).encode())
     for column in (user_ids, item_ids, *items):
         digest.update(json.dumps(column.to_list()).encode())
@@ -187,89 +186,92 @@ def _indptr(user: Int32[np.ndarray, " N"], users: int) -> Int64[np.ndarray, " U+
     return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=users))])
 
 
-def build(
-    raw: RawData,
-    *,
-    split: str = "temporal",
-    min_user_interactions: int = 1,
-    min_item_interactions: int = 0,
-    min_rating: float | None = None,
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    max_malformed: float = 0.0,
-    missing_text: str = "error",
-    seed: int = 0,
-    text_columns: Sequence[str] | None = None,
-    max_users: int = 0,
-) -> Dataset:
-    """Filters, indexes and splits ``raw``.
+@dataclasses.dataclass(frozen=True)
+class DatasetOptions:
+    """How ``build`` filters and splits the interactions.
 
-    split: 'leave_one_out', 'temporal', 'ratio', 'strong' or 'column' (see
-    ``kd_jax/data/splits.py``). min_user_interactions, min_item_interactions: the k-core, to its
-    fixed point, over the interactions of all splits
-        together, as published protocols do. With min_item_interactions=0 the catalogue is the whole
-        items table, interacted with or not; otherwise it is the items of the core.
-    min_rating: keep ratings of at least this. ratios: train, valid and test shares, of interactions
-    ('temporal', 'ratio') or of users ('strong'). max_malformed: the share of malformed rows that is
-    tolerated. missing_text: an item without text is an 'error', or its text is its 'id'. seed: of
-    the choice of users under 'strong'. text_columns: the item columns that make up its text, in
-    order; None or () = all. max_users: keep the first so many of the users that are left (to try
-    things out); 0 = all.
-
-    A user's repeated interactions with an item count once, as the first. Equal timestamps keep the
-    order of the source's rows; without timestamps that order is time. Raises InputError: what is
-    wrong, where, and the cure.
+    split: 'leave_one_out', 'temporal', 'ratio', 'strong' or 'column' (``data/splits.py``).
+    min_user_interactions, min_item_interactions: the k-core, to its fixed point, over the
+    interactions of all splits together, as published protocols do. With min_item_interactions=0 the
+    catalogue is the whole items table, with or without interactions; otherwise the items of the
+    core. min_rating: keep ratings of at least this. ratios: train, valid and test shares, of
+    interactions ('temporal', 'ratio') or of users ('strong'). max_malformed: the tolerated share of
+    malformed rows. missing_text: an item without text is an 'error', or gets its 'id' as text. seed:
+    of the random choice of users under 'strong'. text_columns: the item columns that form its text,
+    in order; None or () = all. max_users: keep only the first so many of the remaining users, for
+    quick trials; 0 = all.
     """
-    if split not in SPLITS:
-        raise InputError(f"data.split={split!r} is unknown{nearest(split, SPLITS)}")
-    if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise InputError(
-            f"data.ratios={tuple(ratios)}: give three positive shares (train, valid, test) that sum"
-            " to 1"
+
+    split: str = "temporal"
+    min_user_interactions: int = 1
+    min_item_interactions: int = 0
+    min_rating: float | None = None
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    max_malformed: float = 0.0
+    missing_text: str = "error"
+    seed: int = 0
+    text_columns: Sequence[str] | None = None
+    max_users: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InputError(f"data.split={self.split!r} is unknown{nearest(self.split, SPLITS)}")
+        ratios = tuple(self.ratios)
+        if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
+            raise InputError(
+                f"data.ratios={ratios}: give three positive shares (train, valid, test) that sum"
+                " to 1"
+            )
+        if self.max_users < 0:
+            raise InputError(f"data.max_users={self.max_users} must be 0 (all users) or more")
+
+    @property
+    def minima(self) -> str:
+        """The fields of the k-core that have an effect, for messages."""
+        fields = (
+            ("data.min_interactions", self.min_user_interactions),
+            ("data.min_item_interactions", self.min_item_interactions),
         )
-    if max_users < 0:
-        raise InputError(f"data.max_users={max_users} must be 0 (all users) or more")
-    counts = accept(raw, max_malformed)
-    if "timestamp" not in raw.interactions.columns:
+        return " and ".join(f"{name}={least}" for name, least in fields if least > 1)
+
+
+def build(raw: RawData, **fields: Any) -> Dataset:
+    """Filters, indexes and splits ``raw``; fields: those of ``DatasetOptions``.
+
+    Repeated interactions of a user with an item count once, as the first. Equal timestamps keep the
+    order of the rows in the source; without timestamps that order is the order of time. Raises
+    InputError for bad input: what is wrong, where, and the fix.
+    """
+    options = DatasetOptions(**fields)
+    counts = accept(raw, options.max_malformed)
+    has_time = "timestamp" in raw.interactions.columns
+    if not has_time:
         counts["rows_without_a_timestamp,_whose_order_is_taken_as_time"] = raw.interactions.height
-    rows = filters.complete(raw, split, min_rating)
+    rows = filters.complete(raw, options.split, options.min_rating)
     counts["below_min_rating"] = raw.interactions.height - rows.height
-    _some_left(raw, rows.height, f"data.min_rating={min_rating}")
+    _require_rows(raw, rows.height, f"data.min_rating={options.min_rating}")
 
-    (all_users, user_column), (all_items, item_column) = (
-        filters.to_positions(rows[name]) for name in ("user", "item")
-    )
-    rows = rows.with_columns(user=user_column, item=item_column).sort(
-        "user", "timestamp", "split", maintain_order=True
-    )
-    pairs = rows["user"].cast(pl.Int64) * len(all_items) + rows["item"]
-    counts["repeated"] = rows.height - pairs.n_unique()
-    if counts["repeated"]:
-        rows = rows.filter(pl.Series(_first_distinct(pairs.to_numpy())))
+    rows, all_users, all_items = _indexed(rows)
+    height = rows.height
+    rows = _without_repeats(rows, len(all_items))
+    counts["repeated"] = height - rows.height
 
-    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
-    kept = filters.core(user, item, min_user_interactions, min_item_interactions)
-    counts["below_min_interactions"] = rows.height - int(kept.sum())
-    given = (
-        ("data.min_interactions", min_user_interactions),
-        ("data.min_item_interactions", min_item_interactions),
-    )
-    minima = " and ".join(f"{name}={least}" for name, least in given if least > 1)
-    _some_left(raw, int(kept.sum()), minima)
-    if max_users:
-        kept &= np.isin(user, np.unique(user[kept])[:max_users])
-    rows = rows.filter(kept)
-    user, user_ids = filters.without_gaps(user[kept], all_users)
-    item, item_ids = filters.without_gaps(item[kept], all_items)
-    if min_item_interactions == 0:
+    height = rows.height
+    rows, kept = _core(raw, rows, options)
+    counts["below_min_interactions"] = height - kept
+    user, user_ids = filters.compact(rows["user"].to_numpy(), all_users)
+    item, item_ids = filters.compact(rows["item"].to_numpy(), all_items)
+    if options.min_item_interactions == 0:
         catalogue = pl.concat([item_ids, raw.items["item"]]).unique().sort()
-        item, item_ids = (
-            catalogue.search_sorted(item_ids).to_numpy().astype(np.int32)[item],
-            catalogue,
-        )
-    texts = filters.texts(raw, item_ids, text_columns, missing_text)
+        item = catalogue.search_sorted(item_ids).to_numpy().astype(np.int32)[item]
+        item_ids = catalogue
+    texts = filters.texts(raw, item_ids, options.text_columns, options.missing_text)
 
-    indptr, timestamp = _indptr(user, len(user_ids)), rows["timestamp"].to_numpy()
-    codes = assign(split, indptr, timestamp, ratios, seed, rows["split"].to_numpy())
+    indptr = _indptr(user, len(user_ids))
+    timestamp = rows["timestamp"].to_numpy()
+    codes = assign(
+        options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
+    )
     arrays = {
         "user": user,
         "item": item,
@@ -277,23 +279,47 @@ def build(
         "timestamp": timestamp,
         "split": codes,
     }
-    if split == "leave_one_out":
+    if options.split == "leave_one_out":
         counts["users_with_fewer_than_3"] = int((np.diff(indptr) < 3).sum())
     counts |= {"users": len(user_ids), "items": len(item_ids), "interactions": len(user)}
-    dataset = _assemble(raw.name, split, user_ids, item_ids, texts, arrays, counts)
-    untimed = split != "column" and "timestamp" not in raw.interactions.columns
-    _check_splits(
-        dataset,
-        minima,
-        "; there is no timestamp (data.files.columns.timestamp): rows count as in order of time"
-        * untimed,
-    )
+    dataset = _assemble(raw.name, options.split, user_ids, item_ids, texts, arrays, counts)
+    untimed = options.split != "column" and not has_time
+    _check_splits(dataset, options.minima, UNTIMED if untimed else "")
     return dataset
 
 
+def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+    """The rows with users and items as indices, sorted by (user, time), and the ids of both."""
+    users, user = filters.to_indices(rows["user"])
+    items, item = filters.to_indices(rows["item"])
+    rows = rows.with_columns(user=user, item=item)
+    return rows.sort("user", "timestamp", "split", maintain_order=True), users, items
+
+
+def _without_repeats(rows: pl.DataFrame, items: int) -> pl.DataFrame:
+    """The first row of each pair of a user and one of the ``items``."""
+    pairs = rows["user"].cast(pl.Int64) * items + rows["item"]
+    if pairs.n_unique() == rows.height:
+        return rows
+    return rows.filter(pl.Series(_first_distinct(pairs.to_numpy())))
+
+
+def _core(raw: RawData, rows: pl.DataFrame, options: DatasetOptions) -> tuple[pl.DataFrame, int]:
+    """The rows of the k-core and of the first ``max_users`` users, and the size of the core."""
+    user = rows["user"].to_numpy()
+    item = rows["item"].to_numpy()
+    kept = filters.core(user, item, options.min_user_interactions, options.min_item_interactions)
+    size = int(kept.sum())
+    _require_rows(raw, size, options.minima)
+    if options.max_users:
+        kept &= np.isin(user, np.unique(user[kept])[: options.max_users])
+    return rows.filter(kept), size
+
+
 def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
-    """True at the first of equal values. They are nearly sorted here, and a stable sort gains more
-    from that than a table of hashes does.
+    """True at the first of equal values.
+
+    The values are nearly sorted, which makes a stable sort faster than a hash table.
     """
     order = np.argsort(values, kind="stable")
     first = np.ones(len(values), bool)
@@ -301,23 +327,26 @@ def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
     return first
 
 
-def _some_left(raw: RawData, left: int, option: str) -> None:
-    if not left:
+def _require_rows(raw: RawData, rows: int, option: str) -> None:
+    if not rows:
+        which = "one of them" if " and " in option else "it"
         raise InputError(
             f"{raw.place}: none of {raw.interactions.height:,} interactions is left after {option};"
-            " lower " + ("one of them" if " and " in option else "it")
+            f" lower {which}"
         )
 
 
 def _check_splits(dataset: Dataset, minima: str, hint: str) -> None:
-    """Raises InputError if a split is empty, or nobody in it has a history to be judged by. hint: a
-    possible cause.
+    """Raises InputError if a split is empty, or no user in it has a history.
+
+    minima: the options of the k-core, for the message. hint: a possible cause, or "".
     """
     sizes = np.diff(dataset.indptr)
+    after = f" after {minima}" if minima else ""
+    lower = f", or lower {minima}" if minima else ""
     left = (
-        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are"
-        f" left{minima and f' after {minima}'}, at most {sizes.max()} of one user; change"
-        f" data.split or data.ratios{minima and f', or lower {minima}'}{hint}"
+        f"{len(dataset.user):,} interactions of {dataset.num_users:,} users are left{after}, at"
+        f" most {sizes.max()} of one user; change data.split or data.ratios{lower}{hint}"
     )
     for code in range(3):
         chosen = dataset.split == code
@@ -328,5 +357,5 @@ def _check_splits(dataset: Dataset, minima: str, hint: str) -> None:
         if code and not (np.diff(dataset.history(code)[0])[dataset.user[chosen]] > 0).any():
             raise InputError(
                 f"{dataset.name}: split {dataset.split_name!r}: no {NAMES[code]} user has an"
-                f" earlier interaction to be judged by: {left}"
+                f" earlier interaction to be evaluated with: {left}"
             )

@@ -1,4 +1,4 @@
-"""The steps between raw rows and arrays: complete columns, k-core, ids to positions, item texts."""
+"""The steps from raw rows to arrays: complete columns, k-core, ids to indices, item texts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from kd_jax.data.raw import RawData, listed
 
 
 def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame:
-    """(user, item, rating, timestamp, split code) with what is missing filled in, from
-    ``min_rating`` up.
+    """The rows rated at least ``min_rating`` as (user, item, rating, timestamp, split code).
 
-    Without timestamps time is the row number; under the source's own split (split='column') train
-    rows come first, then valid, then test, wherever they stand in the file.
+    Missing columns are filled in: ratings with 1, timestamps with the row number. With
+    split='column' and without timestamps, train rows come first in time, then valid, then test,
+    wherever they are in the file.
     """
-    have, rows = raw.interactions.columns, raw.interactions.height
+    have = raw.interactions.columns
+    rows = raw.interactions.height
     if min_rating is not None and "rating" not in have:
         raise InputError(
             f"{raw.place}: data.min_rating={min_rating} needs a rating column and there is none;"
@@ -53,12 +54,16 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
 def core(
     user: Int32[np.ndarray, " N"], item: Int32[np.ndarray, " N"], min_user: int, min_item: int
 ) -> Bool[np.ndarray, " N"]:
-    """The largest set of rows in which every user has ``min_user`` rows and every item ``min_item``
-    (the k-core).
+    """The k-core, as a mask of the rows.
+
+    It is the largest set of rows in which every user has at least ``min_user`` rows and every item
+    at least ``min_item``.
     """
-    kept, rows = np.ones(len(user), bool), np.arange(len(user))
+    kept = np.ones(len(user), bool)
+    rows = np.arange(len(user))
     while True:
-        users, items = np.bincount(user[rows]), np.bincount(item[rows])
+        users = np.bincount(user[rows])
+        items = np.bincount(item[rows])
         good = (users[user[rows]] >= min_user) & (items[item[rows]] >= min_item)
         if good.all():
             return kept
@@ -66,34 +71,34 @@ def core(
         rows = rows[good]
 
 
-def to_positions(column: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """The sorted distinct ids, and the position of each value among them (Int32)."""
+def to_indices(column: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The sorted distinct ids of ``column``, and the index of each value among them (Int32)."""
     ids = column.unique().sort()
-    if column.dtype.is_integer() and ids[-1] < 2 * len(
-        column
-    ):  # a look-up table is several times faster than ranks
-        place = np.zeros(ids[-1] + 1, np.int32)
-        place[ids.to_numpy()] = np.arange(len(ids))
-        return ids, pl.Series(place[column.to_numpy()])
+    if column.dtype.is_integer() and ids[-1] < 2 * len(column):
+        # A look-up table is several times faster than ranks.
+        index = np.zeros(ids[-1] + 1, np.int32)
+        index[ids.to_numpy()] = np.arange(len(ids))
+        return ids, pl.Series(index[column.to_numpy()])
     return ids, (column.rank("dense") - 1).cast(pl.Int32)
 
 
-def without_gaps(
-    positions: Int32[np.ndarray, " N"], ids: pl.Series
+def compact(
+    indices: Int32[np.ndarray, " N"], ids: pl.Series
 ) -> tuple[Int32[np.ndarray, " N"], pl.Series]:
-    """The ids that are still in use, and the positions among them."""
+    """The indices into the ids that are still in use, and these ids."""
     used = np.zeros(len(ids), bool)
-    used[positions] = True
-    return (np.cumsum(used) - 1).astype(np.int32)[positions], ids.filter(pl.Series(used))
+    used[indices] = True
+    return (np.cumsum(used) - 1).astype(np.int32)[indices], ids.filter(pl.Series(used))
 
 
 def texts(
     raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, missing: str
 ) -> pl.DataFrame:
-    """The text columns of the items, in the order of ``item_ids``; '' where one is missing.
+    """The text columns of the items, in the order of ``item_ids``; '' where a text is missing.
 
-    missing: an item with no text at all is an 'error', or gets its 'id' as the text of its first
-    column.
+    columns: those to keep; None or () = all. missing: an item without any text is an 'error', or
+    gets its 'id' as the text of its first column. Raises InputError for such an item under 'error',
+    and for an unknown column.
     """
     have = [name for name in raw.items.columns if name != "item"]
     for name in columns or ():
@@ -121,17 +126,13 @@ def texts(
             " as text"
         )
     first = found.columns[1]
-    named = (
-        pl.when(pl.Series(blank))
-        .then(pl.col("item").cast(pl.String))
-        .otherwise(pl.col(first))
-        .alias(first)
-    )
-    return found.with_columns(named).drop("item")
+    ids = pl.col("item").cast(pl.String)
+    named = pl.when(pl.Series(blank)).then(ids).otherwise(pl.col(first))
+    return found.with_columns(named.alias(first)).drop("item")
 
 
 def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
-    """Why the ``blank`` ones of the ``items`` have no text, and the cure."""
+    """The message of the error for the ``blank`` items: why they have no text, and the fix."""
     if raw.items.width == 1 and not raw.items_path:
         return (
             f"{raw.place}: {len(items):,} items have no text, because there is no items table; name"

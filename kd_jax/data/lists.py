@@ -1,12 +1,12 @@
-"""Ranked lists that some other system wrote, a JSON object per line, as soft labels.
+"""Reads ranked lists of another system, a JSON object per line, as soft labels.
 
     {"user": 42, "items": ["Gravity (2013)", 7, "Argo (2012)"], "weight": 0.8}
     {"history": ["Alien (1979)", "Heat (1995)"], "items": [11, 3], "scores": [2.5, 0.3]}
 
-items: ids or titles, the best first. With 'scores' (logits) the list is softmax(scores / T) at the
-temperature T of the term that reads it; with 'probabilities' p, it is p ** (1 / T) scaled to sum to
-1; with neither, exp(-rank / (decay T)) scaled, the weighting by position of Tang and Wang, "Ranking
-Distillation", KDD 2018. All three are logits here.
+items: ids or titles, the best first. The probabilities of a list are softmax(logits / T) at the
+temperature T of the term that reads it. The logits are the 'scores', or the logarithm of the
+'probabilities', or, with neither, -rank / decay, the weighting by position of Tang and Wang,
+"Ranking Distillation", KDD 2018.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,17 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.lookup import Lookup
 
 FIELDS = ("user", "history", "items", "scores", "probabilities", "weight")
-LINES = 20  # numbers of lines that are wrong, too
-SHOWN = 5  # names of what was not found
+LINES = 20  # numbers of malformed lines in a message
+SHOWN = 5  # unmatched names, or malformed lines with their error, in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Lists:
-    """N lists, row 0 an empty one of weight 0. items: padded with ``PAD``. by_user: row of each
-    user's list, or 0. by_history: row of the list for a history, the bytes of its items (int32,
-    oldest first). notes: for the log.
+    """N lists of items with logits; row 0 is an empty list of weight 0.
+
+    items: padded with ``PAD``. by_user: the row of each user's list, or 0. by_history: the row of
+    the list for a history, given as the bytes of its items (int32, oldest first). notes: for the
+    log.
     """
 
     items: Int32[np.ndarray, "N K"]
@@ -48,25 +49,27 @@ class Lists:
 
     @property
     def history(self) -> int:
-        """Items of the longest history."""
+        """The number of items of the longest history."""
         return max((len(key) // 4 for key in self.by_history), default=1)
 
     def place(
         self, user: np.ndarray, history: Int32[np.ndarray, "B L"], positions: str
     ) -> Int32[np.ndarray, "B P"]:
-        """The list of each position: the user's own at the last one, else that of the longest
-        history that the newest items up to the position are. A history longer than L is cut to its
-        newest L.
+        """The row of the list for each predicted position; 0 where there is none.
+
+        user: [B]. history: as in a batch, [B, L]. positions: 'all' or 'last'. At the last
+        position it is the user's own list, if any; else, and at all other positions, the list of
+        the longest history that ends with the items up to the position. A history longer than L is
+        cut to its newest L items.
         """
         length = history.shape[1]
         found = np.zeros((len(history), length if positions == "all" else 1), np.int32)
         known: dict[int, dict[bytes, int]] = {}
-        for key, row in sorted(
-            self.by_history.items(), key=lambda pair: len(pair[0])
-        ):  # whole ones before cut ones
+        # Shorter ones first, so that a complete history comes before one that is cut to the same.
+        for key, row in sorted(self.by_history.items(), key=lambda pair: len(pair[0])):
             key = key[-4 * length :]
             known.setdefault(len(key) // 4, {}).setdefault(key, row)
-        for size, rows in sorted(known.items()):  # a longer one replaces a shorter one
+        for size, rows in sorted(known.items()):  # a longer history replaces a shorter one
             windows = np.lib.stride_tricks.sliding_window_view(history, size, axis=1)
             if positions != "all":
                 windows = windows[:, -1:]
@@ -85,161 +88,215 @@ def read(
 ) -> Lists:
     """The lists in ``path`` (JSONL) of users and histories of ``dataset``.
 
-    An unknown or ambiguous item is left out of its list, and a line without a known user or item,
-    or with an unknown item in its history, as a whole: counted, named, and refused past a share
-    ``max_unmatched`` of all names. Raises InputError: file, line, what is wrong, and the cure.
+    rank_decay: see the module. max_unmatched: the tolerated share of unknown or ambiguous names. An
+    item that is unknown or ambiguous is left out of its list. A line is left out if its user is
+    unknown, if an item of its history is, or if no item of its list is left. Raises InputError for
+    malformed lines and for too many unmatched names: file, line, what is wrong, and the fix.
     """
-    lookup = Lookup(dataset)
-    rows: list[tuple[list[int], list[float], float]] = [([], [], 0.0)]
-    by_user = np.zeros(dataset.num_users, np.int32)
-    by_history: dict[bytes, int] = {}
-    first_line: dict[Any, int] = {}
-    names, unmatched, met = 0, Counter[str](), dict[str, int]()  # met: in which line first
-    kinds, ignored = Counter[str](), Counter[str]()
-    repeated = empty = 0
+    found = _Collector(path, dataset, rank_decay)
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            if raw.strip():
+                found.add(number, raw)
+    found.check(max_unmatched)
+    return found.lists()
 
-    def find(values: list[Any], number: int) -> list[int | None]:
-        nonlocal names
-        positions: list[int | None] = []
+
+class _Names:
+    """Looks up names in the data set and counts those that are unknown or ambiguous."""
+
+    def __init__(self, dataset: Dataset):
+        self._lookup = Lookup(dataset)
+        self._unmatched = Counter[str]()
+        self.first_line: dict[str, int] = {}  # of each unmatched name
+        self.total = 0
+
+    @property
+    def missing(self) -> int:
+        """How often a name was unmatched."""
+        return self._unmatched.total()
+
+    def user(self, value: Any, line: int) -> int | None:
+        """The index of a user; None if unknown."""
+        self.total += 1
+        index = self._lookup.user(value)
+        if index is None:
+            self._miss(f"user {value!r}", line)
+        return index
+
+    def items(self, values: list[Any], line: int) -> list[int | None]:
+        """The index of each item; None if unknown or ambiguous."""
+        indices: list[int | None] = []
         for value in values:
-            same = lookup.items(value)
-            names += 1
-            positions.append(same[0] if len(same) == 1 else None)
-            if len(same) != 1:
-                miss(
-                    f"{value!r}" + (f" ({len(same)} items have this title)" if same else ""), number
-                )
-        return positions
+            self.total += 1
+            same = self._lookup.items(value)
+            if len(same) == 1:
+                indices.append(same[0])
+                continue
+            indices.append(None)
+            count = f" ({len(same)} items have this title)" if same else ""
+            self._miss(f"{value!r}{count}", line)
+        return indices
 
-    def miss(name: str, number: int) -> None:
-        unmatched[name] += 1
-        met.setdefault(name, number)
+    def _miss(self, name: str, line: int) -> None:
+        self._unmatched[name] += 1
+        self.first_line.setdefault(name, line)
 
-    wrong: dict[int, InputError] = {}
-    for number, raw in _numbered(path):
-        where = f"{path}:{number}"
+    def summary(self) -> str:
+        """The most frequent unmatched names, with the line of each."""
+        parts = []
+        for name, count in self._unmatched.most_common(SHOWN):
+            times = f", {count} times in all" if count > 1 else ""
+            parts.append(f"{name} in line {self.first_line[name]}{times}")
+        if len(self._unmatched) > SHOWN:
+            parts.append(f"and {len(self._unmatched) - SHOWN:,} more")
+        return "; ".join(parts)
+
+
+class _Collector:
+    """Collects the lists of a file line by line."""
+
+    def __init__(self, path: Path, dataset: Dataset, rank_decay: float):
+        self._path = path
+        self._rank_decay = rank_decay
+        self._names = _Names(dataset)
+        self._rows: list[tuple[list[int], list[float], float]] = [([], [], 0.0)]
+        self._by_user = np.zeros(dataset.num_users, np.int32)
+        self._by_history: dict[bytes, int] = {}
+        self._first_line: dict[Any, int] = {}  # of each user or history
+        self._errors: dict[int, InputError] = {}  # by line
+        self._kinds = Counter[str]()
+        self._ignored = Counter[str]()
+        self._repeated = 0
+        self._empty = 0
+
+    def add(self, number: int, raw: bytes) -> None:
+        """Adds a line; a malformed one is kept for the message of ``check``."""
         try:
-            line = _object(raw, where)
-            kind, given, weight = _checked(line, where)
+            self._add(number, raw)
         except InputError as error:
-            wrong[number] = error
-            continue
-        ignored.update(line.keys() - set(FIELDS))
-        key: Any = None
+            self._errors[number] = error
+
+    def _add(self, number: int, raw: bytes) -> None:
+        where = f"{self._path}:{number}"
+        line = _object(raw, where)
+        kind, values, weight = _checked(line, where)
+        self._ignored.update(line.keys() - set(FIELDS))
+        key = self._key(line, number)
+        items = self._logits(line, number, kind, values)
+        if key is None or not items:
+            self._empty += 1
+            return
+        if key in self._first_line:
+            what = f"user {line['user']!r}" if "user" in line else f"history {line['history']!r}"
+            raise InputError(
+                f"{where}: {what} has a list already, in line {self._first_line[key]}; keep one of"
+                " them"
+            )
+        self._first_line[key] = number
+        self._kinds[kind or "ranks alone"] += 1
         if "user" in line:
-            key = lookup.user(line["user"])
-            names += 1
-            if key is None:
-                miss(f"user {line['user']!r}", number)
+            self._by_user[key] = len(self._rows)
         else:
-            history = find(line["history"], number)
-            if None not in history:
-                key = np.array(history, np.int32).tobytes()
+            self._by_history[key] = len(self._rows)
+        self._rows.append((list(items), list(items.values()), weight))
+
+    def _key(self, line: dict[str, Any], number: int) -> Any:
+        """The index of the line's user, or the bytes of its history; None if a name is unmatched."""
+        if "user" in line:
+            return self._names.user(line["user"], number)
+        history = self._names.items(line["history"], number)
+        return None if None in history else np.array(history, np.int32).tobytes()
+
+    def _logits(
+        self, line: dict[str, Any], number: int, kind: str, values: list[float] | None
+    ) -> dict[int, float]:
+        """The logit of each known item that has a probability above 0, best first."""
         items: dict[int, float] = {}
-        found = find(line["items"], number)
-        for rank, (item, value) in enumerate(zip(found, given or range(len(found)), strict=True)):
+        for rank, item in enumerate(self._names.items(line["items"], number)):
             if item is None:
                 continue
-            repeated += item in items
-            logit = {
-                "scores": value,
-                "probabilities": math.log(value) if value > 0 else -math.inf,
-            }.get(kind)
-            items.setdefault(item, -rank / rank_decay if logit is None else logit)
-        items = {item: logit for item, logit in items.items() if logit > -math.inf}
-        if key is None or not items:
-            empty += 1
-            continue
-        if key in first_line:
-            what = f"user {line['user']!r}" if "user" in line else f"history {line['history']!r}"
-            wrong[number] = InputError(
-                f"{where}: {what} has a list already, in line {first_line[key]}; keep one of them"
+            self._repeated += int(item in items)
+            if values is None:
+                logit = -rank / self._rank_decay
+            elif kind == "scores":
+                logit = values[rank]
+            else:
+                logit = math.log(values[rank]) if values[rank] > 0 else -math.inf
+            items.setdefault(item, logit)
+        return {item: logit for item, logit in items.items() if logit > -math.inf}
+
+    def check(self, max_unmatched: float) -> None:
+        """Raises InputError for malformed lines, too many unmatched names, or a file of no list."""
+        _raise_errors(self._path, self._errors)
+        missing = self._names.missing
+        without_lists = len(self._rows) == 1
+        if missing > max_unmatched * self._names.total or (missing and without_lists):
+            raise InputError(
+                f"{self._path}:{min(self._names.first_line.values())}: {missing:,} of"
+                f" {self._names.total:,} users, items and titles are not in the data set, or"
+                f" ambiguous: {self._names.summary()}; ids and titles must be those of the data, or"
+                " raise distill.max_unmatched"
             )
-            continue
-        first_line[key] = number
-        kinds[kind or "ranks alone"] += 1
-        if "user" in line:
-            by_user[key] = len(rows)
-        else:
-            by_history[key] = len(rows)
-        rows.append((list(items), list(items.values()), weight))
+        if without_lists:
+            raise InputError(
+                f"{self._path} holds no list; give a JSON object per line with 'user' or 'history',"
+                " and 'items'"
+            )
 
-    _refuse(path, wrong)
-    missing = unmatched.total()
-    listed = "; ".join(
-        f"{name} in line {met[name]}" + (f", {count} times in all" if count > 1 else "")
-        for name, count in unmatched.most_common(SHOWN)
-    )
-    listed += f"; and {len(unmatched) - SHOWN:,} more" if len(unmatched) > SHOWN else ""
-    if missing > max_unmatched * names or (missing and len(rows) == 1):
-        raise InputError(
-            f"{path}:{min(met.values())}: {missing:,} of {names:,} users, items and titles are not"
-            f" in the data set, or ambiguous: {listed}; ids and titles must be those of the data,"
-            " or raise distill.max_unmatched"
+    def lists(self) -> Lists:
+        """All lists as arrays."""
+        shape = (len(self._rows), max(len(items) for items, _, _ in self._rows))
+        table = np.full(shape, PAD, np.int32)
+        logits = np.zeros(shape, np.float32)
+        for row, (items, values, _) in enumerate(self._rows):
+            table[row, : len(items)] = items
+            top = max(values, default=0.0)  # a softmax depends on differences only
+            logits[row, : len(items)] = [value - top for value in values]
+        weights = np.array([weight for _, _, weight in self._rows], np.float32)
+        notes = self._notes(shape[1])
+        return Lists(table, logits, weights, self._by_user, self._by_history, notes)
+
+    def _notes(self, width: int) -> tuple[str, ...]:
+        how = ", ".join(f"{count:,} by {name}" for name, count in self._kinds.items())
+        notes = [f"{len(self._rows) - 1:,} lists of up to {width} items ({how})"]
+        unmatched = (
+            f"of {self._names.total:,} users, items and titles are not in the data set, or"
+            f" ambiguous: {self._names.summary()}"
         )
-    if len(rows) == 1:
-        raise InputError(
-            f"{path} holds no list; give a JSON object per line with 'user' or 'history', and"
-            " 'items'"
-        )
-    width = max(len(items) for items, _, _ in rows)
-    table, logits = (
-        np.full((len(rows), width), PAD, np.int32),
-        np.zeros((len(rows), width), np.float32),
-    )
-    for row, (found_items, values, _) in enumerate(rows):
-        table[row, : len(found_items)] = found_items
-        top = max(values, default=0.0)  # only differences count
-        logits[row, : len(found_items)] = [value - top for value in values]
-    how = ", ".join(f"{count:,} by {name}" for name, count in kinds.items())
-    notes = [f"{len(rows) - 1:,} lists of up to {width} items ({how})"]
-    for count, what in (
-        (
-            missing,
-            f"of {names:,} users, items and titles are not in the data set, or ambiguous: {listed}",
-        ),
-        (empty, "lines are left without a known user, history or item"),
-        (repeated, "items stand in their list twice; the first place counts"),
-    ):
-        if count:
-            notes.append(f"{count:,} {what}")
-    if ignored:
-        notes.append(f"fields that say nothing here: {', '.join(sorted(ignored))}")
-    weights = np.array([weight for _, _, weight in rows], np.float32)
-    return Lists(table, logits, weights, by_user, by_history, tuple(notes))
+        for count, what in (
+            (self._names.missing, unmatched),
+            (self._empty, "lines are left out: no known user, history or item"),
+            (self._repeated, "items are in their list twice; the first place counts"),
+        ):
+            if count:
+                notes.append(f"{count:,} {what}")
+        if self._ignored:
+            notes.append(f"unknown fields, ignored: {', '.join(sorted(self._ignored))}")
+        return tuple(notes)
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank."""
-    with path.open("rb") as lines:
-        yield from ((number, raw) for number, raw in enumerate(lines, 1) if raw.strip())
-
-
-def _refuse(path: Path, wrong: dict[int, InputError]) -> None:
-    """Raises one InputError for all the lines that are ``wrong``, if any: what it is with the first
-    few, and where.
-    """
-    if not wrong:
+def _raise_errors(path: Path, errors: dict[int, InputError]) -> None:
+    """Raises one InputError for all malformed lines, if any: the first few errors, then numbers."""
+    if not errors:
         return
-    first, *others = wrong
-    told = [
-        str(wrong[first]),
-        *(f"line {n}: {wrong[n]}".replace(f"{path}:{n}: ", "") for n in others[: SHOWN - 1]),
-    ]
+    first, *others = errors
+    messages = [str(errors[first])]
+    for number in others[: SHOWN - 1]:
+        messages.append(f"line {number}: {errors[number]}".replace(f"{path}:{number}: ", ""))
     if rest := others[SHOWN - 1 :]:
-        told.append(
-            f"and {len(rest):,} more, in lines"
-            f" {', '.join(map(str, rest[:LINES]))}{' …' if rest[LINES:] else ''}"
-        )
-    raise InputError("; ".join(told))
+        more = " …" if rest[LINES:] else ""
+        lines = ", ".join(map(str, rest[:LINES]))
+        messages.append(f"and {len(rest):,} more, in lines {lines}{more}")
+    raise InputError("; ".join(messages))
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        said = getattr(error, "msg", str(error))  # without the place within the line
-        raise InputError(f"{where}: no JSON ({said}); write one object per line") from None
+        reason = getattr(error, "msg", str(error))  # without the position in the line
+        raise InputError(f"{where}: no JSON ({reason}); write one object per line") from None
     if not isinstance(value, dict):
         raise InputError(
             f"{where}: {str(value)[:40]!r} is no object; write {{'user': …, 'items': […]}}"
@@ -248,9 +305,7 @@ def _object(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def _checked(line: dict[str, Any], where: str) -> tuple[str, list[float] | None, float]:
-    """('scores', 'probabilities' or '', their values or None, weight) of a line that is as it
-    should be.
-    """
+    """Checks a line and returns ('scores', 'probabilities' or '', their values or None, weight)."""
     if ("user" in line) == ("history" in line):
         raise InputError(
             f"{where}: give either 'user' or 'history'; this line has"
@@ -282,8 +337,8 @@ def _checked(line: dict[str, Any], where: str) -> tuple[str, list[float] | None,
         )
     for value in values:
         if not _is_number(value) or (kind == "probabilities" and value < 0):
-            wanted = "a finite number" if kind == "scores" else "a number from 0 up"
-            raise InputError(f"{where}: {value!r} among '{kind}' must be {wanted}")
+            expected = "a finite number" if kind == "scores" else "a number from 0 up"
+            raise InputError(f"{where}: {value!r} among '{kind}' must be {expected}")
     if kind == "probabilities" and not sum(values) > 0:
         raise InputError(f"{where}: all 'probabilities' are 0; leave the line out")
     return kind, [float(value) for value in values], float(weight)

@@ -1,4 +1,4 @@
-"""Users and items by what people call them: the ids of the source, and titles."""
+"""Look-up of users and items by the ids of the source and by titles."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from kd_jax.data.dataset import Dataset
 
 
 def folded(title: str) -> str:
-    """A title as it is compared: without case, and with single spaces."""
+    """A title for comparison: case-folded, with single spaces."""
     return " ".join(title.split()).casefold()
 
 
 class Lookup:
-    """From ids and titles to the positions of ``dataset``."""
+    """Finds the indices of users and items of ``dataset``."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -24,25 +24,24 @@ class Lookup:
 
     @functools.cached_property
     def _items(self) -> tuple[dict[str, list[int]], dict[str, int], dict[str, list[int]]]:
-        """By exact title, by id, and by title without case and spaces."""
+        """Indices by exact title, by id, and by folded title."""
         exact: dict[str, list[int]] = {}
         alike: dict[str, list[int]] = {}
         for index, title in enumerate(self.dataset.titles):
             exact.setdefault(title, []).append(index)
             alike.setdefault(folded(title), []).append(index)
-        return (
-            exact,
-            {str(value): index for index, value in enumerate(self.dataset.item_ids.to_list())},
-            alike,
-        )
+        ids = {str(value): index for index, value in enumerate(self.dataset.item_ids.to_list())}
+        return exact, ids, alike
 
     def user(self, value: object) -> int | None:
+        """The index of the user with this id; None where it is unknown."""
         return self._users.get(str(value).strip())
 
     def items(self, value: object) -> list[int]:
-        """The items that are called so: by their very title, else by their id, else by a title that
-        differs in case or spaces only. Several where a title is shared, none where it is unknown. A
-        number is an id.
+        """The indices of the items with this name.
+
+        value: an exact title, else an id, else a title that differs in case or spaces only; a
+        number is an id. Several items may share a title; the list is empty where none has it.
         """
         exact, ids, alike = self._items
         if isinstance(value, str) and value in exact:

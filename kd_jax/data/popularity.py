@@ -1,8 +1,8 @@
-"""What was popular when: recency-weighted counts of every item at a row of past moments.
+"""Recency-weighted popularity of every item, at the end of training and at earlier times.
 
-A temporal split asks what people will choose *next*, so how popular an item was of late says more
-than its total. A model that is trained on snapshots of the past, each seen with the counts of its
-own day, learns how to weigh them; at the end of training it reads the last snapshot.
+Under a temporal split the recent popularity of an item predicts better than its total. A model that
+is trained on snapshots of the past, each with the counts of its own time, learns how to weigh them;
+at inference it reads the last snapshot.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from kd_jax.core.errors import InputError
 from kd_jax.data.dataset import Dataset
 
 DAY = 86_400  # timestamps are in seconds
-SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days after which an interaction counts 1/e
+SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days: age at which an interaction counts 1/e
 _FLOOR = 0.03  # interactions: keeps the log finite, and is small against one recent interaction
 
 
 def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
-    """Train interactions per item, each worth exp(-age / days) at the end of training; f64 [I]."""
+    """Train interactions per item, weighted by exp(-age / days) at the end of training; f64 [I]."""
     train = dataset.split == 0
     time = dataset.timestamp[train]
     worth = np.exp(-(time.max() - time) / (DAY * days))
@@ -30,11 +30,11 @@ def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Trends:
-    """features f32 [S, I, K] of all items at the moments ``times`` (i64 [S], seconds); the last is
-    the end of training.
+    """Popularity features of all items at S times.
 
-    The K features: scaled log of 1 + count / floor for each of ``SCALES``, whether the item is new
-    (no interaction yet), and a constant.
+    times: i64 [S], seconds, the last being the end of training. features: f32 [S, I, K], where the
+    K features are the scaled log of 1 + count / floor for each of ``SCALES``, whether the item is
+    new (no interaction yet), and a constant.
     """
 
     times: Int64[np.ndarray, " S"]
@@ -42,8 +42,10 @@ class Trends:
 
 
 def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Trends:
-    """The newest ``snapshots`` moments, ``days`` apart, from train interactions strictly before
-    each moment.
+    """Popularity at the newest ``snapshots`` times, ``days`` apart.
+
+    Only train interactions strictly before each time count. Raises InputError for fewer than two
+    snapshots, or for days <= 0.
     """
     if snapshots < 2 or not days > 0:
         raise InputError(
@@ -52,9 +54,10 @@ def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Tren
             " than 0"
         )
     train = dataset.split == 0
-    time, item = dataset.timestamp[train], dataset.item[train]
+    time = dataset.timestamp[train]
     order = np.argsort(time, kind="stable")
-    time, item = time[order], item[order]
+    time = time[order]
+    item = dataset.item[train][order]
     end = int(time[-1]) + 1
     count = int(min(snapshots - 1, (end - time[0]) // (DAY * days)))
     times = np.append(end - np.arange(count, 0, -1) * int(DAY * days), end).astype(np.int64)
@@ -62,7 +65,8 @@ def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Tren
     scales = np.array(SCALES) * DAY
     counts = np.zeros((dataset.num_items, len(SCALES)))
     features = np.empty((len(times), dataset.num_items, len(SCALES) + 2), np.float32)
-    start, now = 0, times[0]
+    start = 0
+    now = times[0]
     for row, (moment, stop) in enumerate(zip(times, stops, strict=True)):
         counts *= np.exp(-(moment - now) / scales)[None]
         worth = np.exp(-(moment - time[start:stop])[:, None] / scales[None])
@@ -73,5 +77,6 @@ def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Tren
         features[row, :, :-2] = 0.3 * np.log1p(counts / _FLOOR)  # 0.3: about unit variance
         features[row, :, -2] = counts[:, -1] < 0.5
         features[row, :, -1] = 1.0
-        start, now = stop, moment
+        start = stop
+        now = moment
     return Trends(times, features)

@@ -1,4 +1,4 @@
-"""RawData: interactions and items as a reader returns them, before any filter."""
+"""RawData, the interactions and items that a reader returns, and the checks on it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ class RawData:
     """Interactions and items as read, before any filter.
 
     interactions: ``user``, ``item`` (Int64 or String) and, where known, ``rating`` (Float32),
-    ``timestamp`` (Int64:
-        seconds, or any count that grows with time) and ``split`` (String); in the order of the
-        source.
-    items: ``item`` (of the same type), then text columns in template order; the first is the title
-    that is shown. counts: 'rows' that were read, and the 'malformed' ones among them, which are
-    left out. problems: the first malformed row of each kind, as 'file:line: what is wrong'. path,
-    items_path: where the two tables come from; '' where they are in no file (there may be no items
-    table). untimed: how to name a timestamp that may have been forgotten, and the columns that
-    nothing reads; '' otherwise.
+    ``timestamp`` (Int64: seconds, or any count that grows with time) and ``split`` (String); in the
+    order of the source. items: ``item`` (of the same type), then text columns in the order of the
+    template; the first is shown as the title. counts: 'rows' that were read, and 'malformed' rows
+    among them, which are left out. problems: the first malformed row of each kind, as 'file:line:
+    what is wrong'. path, items_path: the files of the two tables; '' where there is none. untimed:
+    a hint how to name a timestamp column that may have been forgotten, with the unused columns; ''
+    otherwise.
     """
 
     name: str
@@ -39,26 +37,28 @@ class RawData:
 
     @property
     def place(self) -> str:
+        """The source of the interactions, for messages."""
         return self.path or self.name
 
 
 def listed(values: pl.Series) -> str:
     """'1, 2, 3, …': the first few values, for an error."""
-    return ", ".join(map(str, values.head(SHOWN).to_list())) + (
-        ", …" if len(values) > SHOWN else ""
-    )
+    more = ", …" if len(values) > SHOWN else ""
+    return ", ".join(map(str, values.head(SHOWN).to_list())) + more
 
 
 def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
-    """The counts of ``raw``. Raises InputError if it isn't what RawData promises, or too much of it
-    was malformed.
+    """Checks ``raw`` and returns its counts.
+
+    max_malformed: the tolerated share of malformed rows. Raises InputError if more rows are
+    malformed, or if ``raw`` breaks the contract of RawData.
     """
     frame = raw.interactions
     counts = {"rows": frame.height, "malformed": 0} | raw.counts
     if counts["malformed"] > max_malformed * counts["rows"]:
         raise InputError(
             f"{'; '.join(raw.problems)} ({counts['malformed']:,} of {counts['rows']:,} rows are"
-            " malformed); mend them, or tolerate such a share: data.max_malformed (now"
+            " malformed); fix them, or tolerate such a share: data.max_malformed (now"
             f" {max_malformed:g})"
         )
     if not frame.height:
@@ -89,24 +89,23 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
 
 
 def refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
+    """Raises InputError if a row is ``bad``; name: the column. reason: what is wrong."""
     if bad.any():
         row = bad.arg_true()[0]
         raise InputError(
             f"{raw.place}: interactions, row {row}: {name} {raw.interactions[name][row]} {reason} "
-            f"({bad.sum():,} such rows); mend them"
+            f"({bad.sum():,} such rows); fix them"
         )
 
 
 def check_items(
     frame: pl.DataFrame, place: Callable[[int], str] = "items table, row {}".format
 ) -> None:
-    """Raises InputError if an id is null, negative or there twice. place: row number -> where that
-    is.
-    """
+    """Raises InputError if an id is null, negative or repeated; place: row -> text for messages."""
     ids = frame["item"]
     if ids.has_nulls():
         raise InputError(
-            f"{place(ids.is_null().arg_true()[0])}: the item has no id, or none like the others "
+            f"{place(ids.is_null().arg_true()[0])}: the item has no id, or one of another type "
             f"({ids.null_count()} such rows); give each item its id"
         )
     negative = ids < 0 if ids.dtype.is_integer() else ids.str.contains(r"^-\d+$")

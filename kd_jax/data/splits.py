@@ -1,8 +1,8 @@
-"""How interactions are divided into train (0), valid (1), test (2) and fold-in (3).
+"""Splits of the interactions into train (0), valid (1), test (2) and fold-in (3).
 
-Rows come sorted by (user, time); each function gives the code of every row. Whatever the split,
-nothing in a user's history is later than what is predicted from it: within a user come train or
-fold-in, then valid, then test.
+Rows are sorted by (user, time), and each function returns the code of every row. Under every split,
+no interaction in a user's history is later than the target predicted from it: within a user, train
+or fold-in comes first, then valid, then test.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def assign(
     seed: int,
     own: Codes,
 ) -> Codes:
-    """The codes of the split called ``name``, one of SPLITS. own: the codes of the source's split
-    column.
+    """The codes of the split ``name``, one of SPLITS.
+
+    indptr: user u has the rows indptr[u]:indptr[u + 1]. ratios: train, valid and test shares. own:
+    the codes in the split column of the source, for 'column'.
     """
     if name == "leave_one_out":
         return leave_one_out(indptr)
@@ -55,20 +57,22 @@ def assign(
 
 
 def leave_one_out(indptr: Indptr) -> Codes:
-    """A user's last interaction is test, the one before it valid; with fewer than three all of them
-    are train.
+    """Each user's last interaction is test and the one before valid.
+
+    All interactions of a user with fewer than three are train.
     """
     codes = np.zeros(indptr[-1], np.int8)
     last = indptr[1:][np.diff(indptr) >= 3] - 1
-    codes[last], codes[last - 1] = TEST, VALID
+    codes[last] = TEST
+    codes[last - 1] = VALID
     return codes
 
 
 def temporal(timestamp: Int64[np.ndarray, " N"], ratios: Ratios) -> Codes:
-    """Two moments cut all interactions: train is before the first, test from the second on.
+    """Two times divide all interactions: train is before the first, test from the second on.
 
-    The moments are quantiles of time. What happened at the same moment is never parted: it is on
-    the later side.
+    The times are quantiles of the timestamps. Interactions with equal timestamps are never divided;
+    they belong to the later split.
     """
     ranks = [
         min(int(len(timestamp) * share + 1e-9), len(timestamp) - 1)
@@ -79,31 +83,34 @@ def temporal(timestamp: Int64[np.ndarray, " N"], ratios: Ratios) -> Codes:
 
 
 def ratio(indptr: Indptr, ratios: Ratios) -> Codes:
-    """Each user's interactions in order of time, cut at the shares, rounded; the first is always
-    train.
+    """Each user's interactions in order of time, divided by ``ratios``, rounded.
+
+    The first interaction of a user is always train.
     """
     sizes = np.diff(indptr)
-    place = np.arange(indptr[-1]) - np.repeat(indptr[:-1], sizes)
+    order = np.arange(indptr[-1]) - np.repeat(indptr[:-1], sizes)
     first, second = (
         np.repeat(np.maximum(1, _rounded(sizes * share)), sizes) for share in np.cumsum(ratios)[:2]
     )
-    return (place >= first).astype(np.int8) + (place >= second)
+    return (order >= first).astype(np.int8) + (order >= second)
 
 
 def strong(indptr: Indptr, ratios: Ratios, seed: int) -> Codes:
-    """Strong generalisation (Liang et al. 2018): the users are divided, at random by ``ratios``.
+    """Strong generalisation: users are divided at random into train, valid and test users.
 
-    All that a train user did is train. Of a valid or test user the first 80 % are fold-in, which is
-    history when the user is judged and never trained on, and the last 20 % (at least one) are the
-    targets. A user with a single interaction can't be judged and is train. As in the published
-    protocol train users may act later than a held-out user's targets: the order holds within each
-    user.
+    All interactions of a train user are train. Of a valid or test user the first 80 % are fold-in
+    (history in the evaluation, never trained on) and the last 20 %, at least one, are the targets.
+    A user with a single interaction cannot be evaluated and is a train user. As in the published
+    protocol, train users may have interactions later than a held-out user's targets: the order of
+    time holds within each user. Source: Liang et al., "Variational Autoencoders for Collaborative
+    Filtering", WWW 2018, section 4.2.
     """
     sizes = np.diff(indptr)
     able = np.random.default_rng(seed).permutation(np.flatnonzero(sizes >= 2))
     valid, test = (int(_rounded(len(sizes) * share)) for share in ratios[1:])
     group = np.zeros(len(sizes), np.int8)
-    group[able[:valid]], group[able[valid : valid + test]] = VALID, TEST
+    group[able[:valid]] = VALID
+    group[able[valid : valid + test]] = TEST
     targets = np.maximum(1, _rounded(sizes * 0.2))
     codes = np.repeat(group, sizes)
     early = np.arange(indptr[-1]) < np.repeat(indptr[1:] - targets, sizes)
@@ -112,7 +119,7 @@ def strong(indptr: Indptr, ratios: Ratios, seed: int) -> Codes:
 
 
 def column(values: pl.Series) -> Codes:
-    """The codes of a source's split column. Raises InputError on a value that names no split."""
+    """The codes of a split column. Raises InputError for a value that is no name of a split."""
     known = {name: code for code, name in enumerate(NAMES)} | ALIASES
     codes = (
         values.cast(pl.String)
@@ -122,19 +129,19 @@ def column(values: pl.Series) -> Codes:
     if codes.has_nulls():
         unknown = values.filter(codes.is_null())[0]
         raise InputError(
-            f"the split column holds {unknown!r}, which names no split{nearest(unknown, NAMES)}"
+            f"the split column holds {unknown!r}, which is no split{nearest(unknown, NAMES)}"
         )
     return codes.to_numpy()
 
 
 def check_order(codes: Codes, indptr: Indptr, timestamp: Int64[np.ndarray, " N"]) -> None:
-    """Raises InputError if a user's history holds something later than a target."""
+    """Raises InputError if a user's history has an interaction later than a target."""
     order = level(codes)
     late = np.setdiff1d(np.flatnonzero(order[1:] < order[:-1]) + 1, indptr)
     if len(late):
         row = late[0]
         raise InputError(
-            f"the split column makes {len(late):,} rows the history of something earlier (the"
+            f"the split column makes {len(late):,} rows the history of an earlier row (the"
             f" first: a user's {NAMES[codes[row]]} at timestamp {timestamp[row]},"
             f" {NAMES[codes[row - 1]]} at {timestamp[row - 1]}); set"
             " data.files.columns.timestamp='' to"
@@ -143,7 +150,7 @@ def check_order(codes: Codes, indptr: Indptr, timestamp: Int64[np.ndarray, " N"]
 
 
 def level(codes: Codes) -> Codes:
-    """The order in time that the codes stand for: fold-in is as early as train."""
+    """The order in time of the splits: fold-in counts as train."""
     return np.where(codes == FOLD_IN, TRAIN, codes)
 
 

@@ -1,6 +1,4 @@
-"""Text in: item and history templates, token tables, and every distinct text's vector, computed
-once.
-"""
+"""Texts of items and histories, and their tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +15,15 @@ from jaxtyping import Int
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import atomic
 
+SECOND = 2  # in a mask: a token of the second text of a pair
+
 
 def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") -> list[str]:
-    """One text per item. Missing and empty values are skipped, list columns are joined by ', '.
+    """One text per item.
 
-    template: a format string with column names, 'A film called {title}, {genres}'; '' joins the
-    columns with '. '. Raises InputError for an unknown column and for an item that ends up without
-    any text.
+    Empty values are skipped; the values of a list column are joined by ', '. template: a format
+    string with column names, such as 'A film called {title}, {genres}'; '' joins the columns with
+    '. '. Raises InputError for an unknown column and for an item without any text.
     """
     for column in columns:
         if column not in items.columns:
@@ -39,21 +39,21 @@ def item_texts(items: pl.DataFrame, columns: Sequence[str], template: str = "") 
             text = _fill(template, dict(zip(columns, cells, strict=True)))
         if not any(cells) or not text:
             name = items["item"][row] if "item" in items.columns else row
-            where = (
-                f"what teacher.lm.template={template!r} names" if any(cells) else ", ".join(columns)
-            )
+            where = ", ".join(columns)
+            other = "teacher.model.item_features='id'"
+            if any(cells):
+                where = f"the columns of teacher.lm.template={template!r}"
+                other = "another template"
             raise InputError(
-                f"item {name!r} has no text in {where}; give it a title, drop the item, or use "
-                + ("another template" if any(cells) else "teacher.model.item_features='id'")
+                f"item {name!r} has no text in {where}; give it a title, drop the item, or use"
+                f" {other}"
             )
         texts.append(text)
     return texts
 
 
 def check_template(template: str, columns: Sequence[str]) -> None:
-    """Raises InputError if ``template`` names what is none of the ``columns``, or is no
-    template.
-    """
+    """Raises InputError if ``template`` is no format string over ``columns``."""
     _fill(template, dict.fromkeys(columns, ""))
 
 
@@ -83,7 +83,9 @@ def history_text(titles: Sequence[str], max_items: int) -> str:
 class TokenTable:
     """Token ids of N texts, without padding: text n is ``ids[indptr[n] : indptr[n + 1]]``.
 
-    first: of pairs, how many of the tokens belong to the first text."""
+    pad_id: the token id used as padding. first: for pairs of texts, the number of tokens of each
+    row that belong to the first text; else None.
+    """
 
     ids: Int[np.ndarray, " T"]
     indptr: Int[np.ndarray, " N_1"]
@@ -93,42 +95,45 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
-    def positions(self, rows: Int[np.ndarray, " R"], width: int) -> Int[np.ndarray, "R L"]:
-        """Where the rows' tokens lie in ``ids``, int64 [R, width]; behind a text's end,
-        somewhere.
+    def token_indices(self, rows: Int[np.ndarray, " R"], width: int) -> Int[np.ndarray, "R L"]:
+        """Indices into ``ids`` of the rows' tokens, int64 [R, width].
+
+        Beyond the end of a text the indices are in bounds but of no meaning.
         """
-        return np.minimum(
-            self.indptr[rows][:, None] + np.arange(width)[None], max(len(self.ids) - 1, 0)
-        )
+        indices = self.indptr[rows][:, None] + np.arange(width)[None]
+        return np.minimum(indices, max(len(self.ids) - 1, 0))
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"]:
+        """The number of tokens of each text."""
         return np.diff(self.indptr)
 
     def padded(
         self, rows: Int[np.ndarray, " R"] | None = None, length: int | None = None
     ) -> tuple[Int[np.ndarray, "R L"], Int[np.ndarray, "R L"]]:
-        """Token ids, padded on the right, and mask (1 a token, ``SECOND`` one of a pair's second
-        text), both int32; of ``rows`` only, if given.
+        """Token ids, padded on the right, and mask, both int32 [R, L].
+
+        rows: the texts; None: all. length: L; None: that of the longest text. The mask is 0 at
+        padding, 1 at a token, and ``SECOND`` at a token of the second text of a pair.
         """
         rows = np.arange(len(self)) if rows is None else rows
         lengths = self.lengths[rows]
         width = int(lengths.max(initial=1)) if length is None else length
         mask = np.arange(width)[None] < lengths[:, None]
-        found = self.ids[self.positions(rows, width)] if len(self.ids) else self.pad_id
+        found = self.ids[self.token_indices(rows, width)] if len(self.ids) else self.pad_id
         ids = np.where(mask, found, self.pad_id)
         if self.first is not None:
-            mask = np.where(
-                mask & (np.arange(width)[None] >= self.first[rows][:, None]), SECOND, mask
-            )
+            second = np.arange(width)[None] >= self.first[rows][:, None]
+            mask = np.where(mask & second, SECOND, mask)
         return ids.astype(np.int32), mask.astype(np.int32)
 
 
 def tokenize(
     tokenizer: Any, texts: Sequence[str], max_length: int, cache: Path | None = None
 ) -> TokenTable:
-    """Texts -> tokens, cut to ``max_length``. ``cache``: a folder that keeps tables by content
-    hash.
+    """The tokens of ``texts``, truncated to ``max_length``.
+
+    cache: a folder that keeps token tables by the hash of their content; None: no cache.
     """
     path = None
     if cache is not None:
@@ -146,8 +151,8 @@ def tokenize(
         if texts
         else []
     )
-    # Decoders' tokenizers make nothing of an empty text; one padding token, read as a word, stands
-    # for it.
+    # Tokenizers of decoders return no token for an empty text; it becomes one padding token, which
+    # the mask marks as a token.
     rows = [row or [tokenizer.pad_token_id] for row in rows]
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     ids = np.fromiter((token for row in rows for token in row), np.int32, int(lengths.sum()))
@@ -161,12 +166,12 @@ def tokenize(
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """SHA-256 of the parts, each with its length, so that moving text between parts changes it."""
-    digest = hashlib.sha256()
+    """The first 32 hex digits of SHA-256 over the parts.
+
+    Each part is hashed with its length, so that moving text between parts changes the digest.
+    """
+    hashed = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:32]
-
-
-SECOND = 2  # in a mask: a token of the second text of a pair
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.hexdigest()[:32]

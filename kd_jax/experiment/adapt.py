@@ -206,7 +206,7 @@ class Adaptation:
             return (
                 batch
                 if states is None
-                else batch | {"states": states[table.positions(chosen, width)]}
+                else batch | {"states": states[table.token_indices(chosen, width)]}
             )
 
         tables = {"items": items.astype(np.int32)}

@@ -51,7 +51,7 @@ def test_item_texts_with_a_template():
         (
             ["title", "genres"],
             "{genres}",
-            "item 'b' has no text in what teacher.lm.template='{genres}' names",
+            "item 'b' has no text in the columns of teacher.lm.template='{genres}'",
         ),
     ],
 )

@@ -227,10 +227,10 @@ def test_every_kind_of_list_is_a_distribution_and_what_is_not_found_is_counted(d
     )
     warmer, _ = listed(found.items[3], found.logits[3], 2.0)
     np.testing.assert_allclose(warmer, np.sqrt([3, 1]) / np.sqrt([3, 1]).sum(), rtol=1e-5)
-    said = " | ".join(found.notes)
-    assert "3 lists of up to 2 items" in said and "2 of 15 users, items and titles" in said
-    assert "'nobody'" in said and "user 5" in said and "1 lines are left" in said
-    assert "1 items stand in their list twice" in said and "say nothing here: model" in said
+    notes = " | ".join(found.notes)
+    assert "3 lists of up to 2 items" in notes and "2 of 15 users, items and titles" in notes
+    assert "'nobody'" in notes and "user 5" in notes and "1 lines are left out" in notes
+    assert "1 items are in their list twice" in notes and "fields, ignored: model" in notes
     toy.refused(
         lambda: lists.read(path, data, max_unmatched=0.1),
         "l.jsonl:1: 2 of 15",

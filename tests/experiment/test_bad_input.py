@@ -631,7 +631,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"data.split": "temporal"}, r"; there is no timestamp \(data.files.columns.timestamp\): rows count as in order of time"),
+    ({"data.split": "temporal"}, r"; there is no timestamp \(data.files.columns.timestamp\): rows are taken to be in the order of time"),
     ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.files.columns.rating"),
 ], ids=lambda value: "")  # fmt: skip
 def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, message):

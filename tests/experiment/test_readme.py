@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import kd_jax
+from configs import common
 from helpers.runs import config, metrics_of, run
 from kd_jax.experiment import setup
 from kd_jax.models import students
@@ -79,3 +81,58 @@ def test_the_files_and_commands_that_the_pages_name_exist():
 def test_the_readme_lists_the_folders():
     rows = set(re.findall(r"^\| `(\w+)/` \|", README, re.M))
     assert rows == {path.parent.name for path in (ROOT / "kd_jax").glob("*/__init__.py")}
+
+
+NAMED = (
+    *(f"distill.terms.*.{field}" for field in ["loss", "items", "teacher", "head"]),
+    *(
+        f"distill.terms.*.{field}{end}"
+        for field in ("weight", "temperature")
+        for end in ("", ".start", ".end", ".schedule")
+    ),
+    "distill.terms.*",
+    "distill.sources.*",
+    "distill.sources.*.path",
+    "distill.sources.*.confidence",
+)
+FILES = ("student.json", "student.safetensors")
+
+
+def fields_and_sections(section, prefix=""):
+    for name, value in section.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, ConfigDict):
+            yield from fields_and_sections(value, f"{prefix}{name}.")
+
+
+def known(field, fields):
+    """Whether there is such a field or section; <name> and * stand for any one."""
+    parts = re.sub(r"^tuned\.[^.]+\.", "", field).split(".")
+    return any(
+        len(parts) == len(other)
+        and all(a == b or a[0] == "<" or "*" in (a, b) for a, b in zip(parts, other, strict=True))
+        for other in fields
+    )
+
+
+def test_the_fields_that_the_pages_name_exist():
+    fields = [one.split(".") for one in (*fields_and_sections(common.get_config()), *NAMED)]
+    pages = [
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "README.md",
+        *(path for name in ("configs", "benchmarks", "examples", "cluster") for path in (ROOT / name).iterdir()
+          if path.is_file()),
+    ]  # fmt: skip
+    wrong = []
+    for page in pages:
+        text = page.read_text().partition("## Old names")[0]
+        names = re.findall(r"(?:--config\.|--set )([a-z_]\w*(?:\.\w+)*)", text)
+        if page.suffix == ".md":
+            sections = "data|teacher|student|distill|tuned|eval|export|rate|mesh"
+            names += re.findall(rf"`((?:{sections})\.[\w.<>*-]+)", text)
+        wrong += [
+            f"{page.name}: {name}"
+            for name in dict.fromkeys(name.rstrip(".") for name in names)
+            if name not in FILES and not known(name, fields)
+        ]
+    assert not wrong, "\n".join(wrong)

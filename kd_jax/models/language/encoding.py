@@ -94,7 +94,7 @@ def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.nd
     if not path.is_file():
         states = np.zeros((len(table.ids), encoder.dim), np.dtype(encoder.dtype))
         for rows, mask, result in _batches(encoder, table, np.arange(len(table)), _states):
-            states[table.positions(rows, mask.shape[1])[mask]] = result[mask]
+            states[table.token_indices(rows, mask.shape[1])[mask]] = result[mask]
         _save(path, states.view(np.uint16) if states.dtype.itemsize == 2 else states)
     found = np.load(path, allow_pickle=False, mmap_mode="r")
     return found.view(np.dtype(encoder.dtype)) if found.dtype == np.uint16 else found
@@ -131,7 +131,7 @@ def _batches(
             # the same.
             filled = distinct[np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])]
             ids, mask = table.padded(filled, length)
-            given = None if states is None else states[table.positions(filled, length)]
+            given = None if states is None else states[table.token_indices(filled, length)]
             result = run(graphdef, state, *sharding.put_rows((ids, mask, given), mesh))
             pending.append((rows, mask[: len(rows)] > 0, result))
             if len(pending) > 1:
