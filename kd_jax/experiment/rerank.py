@@ -175,7 +175,7 @@ class Reranker:
         run, d = self.run, self.run.dataset
         examples = rate_examples(d, np.zeros(len(d.item), np.int32), TRAIN, history=self.history)
         run.log.note(
-            f"pairs of train: {self.pairs.told(examples.gather(np.arange(examples.size)))}"
+            f"pairs of train: {self.pairs.truncation_summary(examples.gather(np.arange(examples.size)))}"
         )
         examples = with_pairs(
             examples, self.pairs, self.negatives, d.item_counts.astype(np.float64)

@@ -516,7 +516,7 @@ class Setup:
             for key in ("history", "history_class", "item")
         }
         names = [name for code, name in enumerate(("train", "valid", "test")) if code in splits]
-        self.log.note(f"pairs of {', '.join(names)}: {self.pairs.told(batch)}")
+        self.log.note(f"pairs of {', '.join(names)}: {self.pairs.truncation_summary(batch)}")
         return np.concatenate([part["interaction"] for part in batches]), self.pairs.table(batch)
 
     def _build_cross(self, seed: int) -> ModelParts:
@@ -627,7 +627,7 @@ class Setup:
         if model.endswith("teacher") and trains_text(c.teacher):
             if c.teacher.model.form == "cross":
                 self.log.note(
-                    f"pairs of train: {self.pairs.told(found.gather(np.arange(found.size)))}"
+                    f"pairs of train: {self.pairs.truncation_summary(found.gather(np.arange(found.size)))}"
                 )
                 return with_pairs(found, self.pairs)
             if "text" not in c.teacher.model.item_features:

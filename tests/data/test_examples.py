@@ -1,6 +1,4 @@
-"""Training examples and trends against brute force: nothing later than a target, and nothing of the
-target, is read.
-"""
+"""Training examples and popularity against brute force; no leak of a target or of the future."""
 
 import dataclasses
 
@@ -19,7 +17,6 @@ from kd_jax.data.examples.user import user_examples
 from kd_jax.data.popularity import DAY, SCALES, trends
 from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.evaluation import tasks
-from kd_jax.models import scorer
 
 
 def data(split="temporal", **options):
@@ -46,9 +43,8 @@ def test_user_examples_weigh_by_age_and_a_row_sums_to_one(unit):
         d, history=5, decay=0.01 if unit == "days" else 2.0, decay_unit=unit, user_power=0.0
     )
     batch = got.gather(np.arange(got.size))
-    np.testing.assert_allclose(
-        batch["target_weights"].sum((1, 2)), 1, rtol=1e-5
-    )  # even long after the last one
+    # Also for users who were last active long ago.
+    np.testing.assert_allclose(batch["target_weights"].sum((1, 2)), 1, rtol=1e-5)
     got = user_examples(d, history=5, decay=3.0, decay_unit=unit)
     batch = got.gather(np.arange(got.size))
     end = d.timestamp[d.split == TRAIN].max()
@@ -79,7 +75,7 @@ def test_sequence_examples_predict_the_next_item():
         assert real(batch["targets"][row]) == mine[1:][-6:]
 
 
-def test_snapshots_hold_what_was_before_a_moment_and_ask_for_what_came_within_the_horizon():
+def test_snapshots_have_the_history_before_a_time_and_targets_within_the_horizon():
     d = data()
     found = trends(d, snapshots=20, days=2.0)
     got = snapshot_examples(d, found.times, history=4, horizon_days=10.0, max_targets=3)
@@ -97,7 +93,7 @@ def test_snapshots_hold_what_was_before_a_moment_and_ask_for_what_came_within_th
     assert len(expected) > 50
 
 
-def test_trends_count_what_was_strictly_before_each_moment():
+def test_popularity_counts_interactions_strictly_before_each_time():
     d = data()
     found = trends(d, snapshots=12, days=3.0)
     train = d.split == TRAIN
@@ -133,7 +129,7 @@ def test_rated_pairs_see_neither_their_own_class_nor_anything_later(split):
         assert real(batch["history_class"][row]) == [label[user, i] for i in past]
 
 
-def test_positions_beyond_32_bits_stay_on_the_host_and_are_read_there():
+def test_indices_beyond_32_bits_stay_on_the_host():
     got = sequence_examples(data(), history=3, positions="last")
     assert got.on_device
     far = 2**31 + 5  # interactions, of which the second user has the last seven
@@ -151,7 +147,7 @@ def test_positions_beyond_32_bits_stay_on_the_host_and_are_read_there():
 
 
 class Echo:
-    """A 'model' whose scores are the history that it is given."""
+    """A stand-in for a model that returns the history of the batch as its scores."""
 
     @classmethod
     def merge(cls, *_):
@@ -162,10 +158,10 @@ class Echo:
 
 
 @pytest.mark.parametrize("split", [VALID, TEST])
-def test_ranking_reads_what_happened_before_the_split(split, monkeypatch):
+def test_ranking_reads_the_history_before_the_split(split, monkeypatch):
     d = data()
     monkeypatch.setattr(tasks, "nnx", Echo)
-    monkeypatch.setattr(scorer, "factorises", lambda _: False)
+    monkeypatch.setattr(tasks, "factorises", lambda _: False)
     shown = np.asarray(
         tasks.score_function.__wrapped__(d, None, split, 50)({}, {})(np.arange(d.num_users))
     )

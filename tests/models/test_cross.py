@@ -103,9 +103,9 @@ def test_a_long_pair_loses_the_old_end_of_the_history_and_is_counted(task, texts
         )
         assert len(cut) == 24 and cut[0] == full[0] and cut[1:] == full[len(full) - 23 :]
     lost = int((whole.lengths - 24).sum())
-    told = PairTokens(tokenizer, texts, 2, 24).told(batch)
-    assert f"{len(short)} of {len(short)} are longer than 24 tokens" in told
-    assert f"lose {lost:,} tokens at the old end" in told
+    summary = PairTokens(tokenizer, texts, 2, 24).truncation_summary(batch)
+    assert f"{len(short)} of {len(short)} are longer than 24 tokens" in summary
+    assert f"lose {lost:,} tokens at the old end" in summary
 
 
 def test_an_item_that_fills_the_pair_alone_is_cut_at_its_end_and_no_history_is_left(tokenizer):

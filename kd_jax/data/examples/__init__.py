@@ -1,1 +1,1 @@
-"""Training examples: one file a kind."""
+"""Training examples, one file for each kind."""

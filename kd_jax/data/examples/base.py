@@ -1,9 +1,9 @@
-"""From a data set to batches: training examples as flat tables, shuffled and batched by Grain.
+"""Training examples as flat tables, shuffled and batched by Grain.
 
 Grain iterates over *batches*, each looked up in the tables at once, so no Python runs per row.
-Where the tables fit on the device the look-up happens there, in the train step, and the host sends
-row numbers. The order is a pure function of (seed, position): the iterator's state is one number,
-which the checkpoint keeps.
+Where the tables fit on the device, the look-up happens in the train step, and the host sends row
+numbers only. The order is a pure function of (seed, batch number): the state of the iterator is one
+number, which the checkpoint holds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from kd_jax.core.types import PAD, Batch
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """``size`` training examples: tables, and how the batch of some rows is looked up in them
-    (``kd_jax/types.py``).
+    """Training examples: tables, and the function that looks up a batch in them.
 
-    look_up: (numpy or jax.numpy, tables, rows) -> batch, so that the same lines run on the host
-    and, where the tables fit, inside the train step. draw: picks the rows of a batch, (rng, batch
-    size) -> rows; None: every example once per epoch. on_device: whether look_up can run there at
-    all; not where a table has 64-bit positions, which JAX would cut to 32 bits. one_shape: whether
-    batches of a size have the same shapes.
+    size: the number of examples. look_up: (numpy or jax.numpy, tables, rows) -> batch
+    (``core/types.py``); the same code runs on the host and, where the tables fit, in the train
+    step. draw: (rng, batch size) -> the rows of a batch; None: every example once per epoch.
+    on_device: whether look_up can run on a device; never with 64-bit tables, which JAX would cut to
+    32 bits. one_shape: whether all batches of the same size have the same shapes.
     """
 
     size: int
@@ -49,13 +48,15 @@ class Examples:
 
     @property
     def nbytes(self) -> int:
-        """Of the tables."""
+        """Bytes of the tables."""
         return sum(table.nbytes for table in self.tables.values())
 
 
 def window(xp: Any, values: Any, first: Any, stop: Any, length: int) -> tuple[Any, Any, Any]:
-    """The ``length`` values before ``stop`` [B], PAD before ``first``; where they are, and which
-    are there.
+    """The ``length`` values before index ``stop`` [B], and not before index ``first`` [B].
+
+    Returns three arrays [B, length]: the values, int32, padded on the left with PAD; their indices;
+    and a mask, False at the padding. xp: numpy or jax.numpy.
     """
     index = stop[:, None] + xp.arange(-length, 0)[None]
     valid = index >= first[:, None]
@@ -66,42 +67,45 @@ def window(xp: Any, values: Any, first: Any, stop: Any, length: int) -> tuple[An
 def last_items(
     indptr: np.ndarray, values: np.ndarray, length: int, drop: int = 0
 ) -> Int[np.ndarray, "U L"]:
-    """Each row's newest ``length`` values before its last ``drop``, right-aligned, padded on the
-    left with PAD.
+    """The newest ``length`` values of each row of a CSR array, padded on the left with PAD.
+
+    drop: the number of values at the end of each row to leave out.
     """
     stop = indptr[1:, None] - drop
     index = stop + np.arange(-length, 0)[None]
     valid = index >= indptr[:-1, None]
-    return np.where(valid, values[np.maximum(index, 0)] if len(values) else PAD, PAD).astype(
-        np.int32
-    )
+    found = values[np.maximum(index, 0)] if len(values) else PAD
+    return np.where(valid, found, PAD).astype(np.int32)
 
 
-def compact(positions: np.ndarray) -> np.ndarray:
-    """int32 where it fits: half the memory, and what a device takes."""
-    return positions.astype(np.int32 if positions.max(initial=0) < 2**31 else np.int64)
+def compact(indices: np.ndarray) -> np.ndarray:
+    """The indices as int32 where they fit, else as int64."""
+    return indices.astype(np.int32 if indices.max(initial=0) < 2**31 else np.int64)
 
 
-def drawn(ends: np.ndarray, shape: int | tuple[int, ...], rows: np.ndarray) -> np.ndarray:
-    """Items drawn in proportion to the shares whose running sum is ``ends`` [I]; of the batch's
-    ``rows`` alone, so that a run that goes on draws the same.
+def draw_items(
+    cumulative: np.ndarray, shape: int | tuple[int, ...], rows: np.ndarray
+) -> np.ndarray:
+    """Items drawn in proportion to the shares with the running sum ``cumulative`` [I].
+
+    The seed is the batch's ``rows``, so that a resumed run draws the same items.
     """
-    points = np.random.default_rng(rows).random(shape) * ends[-1]
-    return np.minimum(np.searchsorted(ends, points, side="right"), len(ends) - 1)
+    points = np.random.default_rng(rows).random(shape) * cumulative[-1]
+    return np.minimum(np.searchsorted(cumulative, points, side="right"), len(cumulative) - 1)
 
 
 class BatchRows(grain.sources.RandomAccessDataSource):
-    """Batch number -> the rows of that batch. Epoch e visits the examples in a permutation drawn
-    from (seed, e); a batch may straddle two epochs, so every batch is full.
+    """The rows of each batch, by batch number.
+
+    Epoch e visits the examples in a permutation drawn from (seed, e). A batch may span two epochs,
+    so every batch is full.
     """
 
     def __init__(self, examples: Examples, batch_size: int, num_batches: int, seed: int):
-        self.examples, self.batch_size, self.num_batches, self.seed = (
-            examples,
-            batch_size,
-            num_batches,
-            seed,
-        )
+        self.examples = examples
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.seed = seed
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -110,10 +114,8 @@ class BatchRows(grain.sources.RandomAccessDataSource):
     def _permutation(self, epoch: int) -> np.ndarray:
         cached = self._epoch
         if cached is None or cached[0] != epoch:
-            cached = (
-                epoch,
-                np.random.default_rng((self.seed, epoch)).permutation(self.examples.size),
-            )
+            rng = np.random.default_rng((self.seed, epoch))
+            cached = (epoch, rng.permutation(self.examples.size))
             self._epoch = cached
         return cached[1]
 
@@ -121,8 +123,8 @@ class BatchRows(grain.sources.RandomAccessDataSource):
         if self.examples.draw is not None:
             rng = np.random.default_rng((self.seed, int(index)))
             return self.examples.draw(rng, self.batch_size).astype(np.int32)
-        position = int(index) * self.batch_size + np.arange(self.batch_size)
-        epochs, within = np.divmod(position, self.examples.size)
+        places = int(index) * self.batch_size + np.arange(self.batch_size)
+        epochs, within = np.divmod(places, self.examples.size)
         rows = np.empty(self.batch_size, np.int32)
         for epoch in np.unique(epochs):
             here = epochs == epoch
@@ -140,12 +142,12 @@ def batches(
     gather: bool = True,
     part: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """A Grain iterator over ``num_batches`` shuffled batches, ``chunk`` of them at a time, stacked:
-    every array has the leading axes [chunk, batch size]. Prefetched by threads. Its state is
-    checkpointable.
+    """A Grain iterator over shuffled batches, prefetched by a thread; its state is checkpointable.
 
-    gather: the batches; False: their rows, int32, for a look-up on the device. part: positions
-    within a batch that this process gathers; None: all. Raises InputError if there is no example.
+    chunk: batches that are stacked; every array has the leading axes [chunk, batch size]. gather:
+    whether to look up the batches; False: return their rows, int32, for a look-up on the device.
+    part: the rows within a batch that this process gathers (``sharding.local_rows``); None: all.
+    Raises InputError if there is no example.
     """
     if examples.size == 0:
         raise InputError(

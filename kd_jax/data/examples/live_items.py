@@ -1,4 +1,4 @@
-"""The items of a batch whose texts a language model in training encodes."""
+"""Live items: the items of a batch that a language model encodes while it is trained."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 import numpy as np
 
 from kd_jax.core.types import PAD, Batch
-from kd_jax.data.examples.base import BatchRows, Examples, drawn
+from kd_jax.data.examples.base import BatchRows, Examples, draw_items
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveItems:
-    """Which items of a batch a language model in training encodes: the distinct ones, and
-    ``negatives`` drawn ones.
+    """Chooses the items of a batch to encode: its distinct items, and further drawn ones.
 
-    lengths: int [I], tokens of each item's text. groups: ((rows, width), …): the longest texts
-    first, each padded to its group's width alone; an item for which no place is left keeps the
-    vector it has. ends: of the negatives' shares, see ``drawn``.
+    lengths: int [I], tokens of each item's text. groups: ((items, width), …): the longest texts
+    come first, and a text is padded to the width of its group only; an item beyond the last group
+    keeps its stored vector. negatives: the number of drawn items. cumulative: see ``draw_items``.
     """
 
     lengths: np.ndarray
     groups: tuple[tuple[int, int], ...]
     negatives: int
-    ends: np.ndarray
+    cumulative: np.ndarray
 
     def of(self, batch: Batch, rows: np.ndarray) -> dict[int, np.ndarray]:
-        """width -> items of the batch of these rows, int32, filled up with PAD."""
-        found = _distinct_items(batch, self.negatives, self.ends, rows)
+        """width -> items of the batch of these rows, int32, padded with PAD."""
+        found = _distinct_items(batch, self.negatives, self.cumulative, rows)
         found = found[np.argsort(-self.lengths[found], kind="stable")]
-        live, start = {}, 0
+        live = {}
+        start = 0
         for size, width in self.groups:
             part = found[start : start + size]
             part = np.where(self.lengths[part] <= width, part, PAD)
@@ -50,21 +50,21 @@ def live_items(
     negatives: int,
     seed: int,
 ) -> LiveItems:
-    """The groups that batches of ``rows`` need, from 32 sampled batches: at most three, as few
-    padded tokens as can be.
+    """The LiveItems for batches of ``rows`` examples, estimated from 32 sampled batches.
 
-    A group holds a multiple of ``rows`` items, so that it divides over devices wherever a batch
-    does. share: [I], what negatives are drawn in proportion to.
+    There are at most three groups, chosen for the fewest padded tokens. A group holds a multiple of
+    ``rows`` items, so that it can be split over devices wherever a batch can. lengths: [I], tokens
+    of each item's text. share: [I], the weights by which negatives are drawn.
     """
-    tried, ends = BatchRows(examples, rows, 32, seed), share.cumsum()
+    sample = BatchRows(examples, rows, 32, seed)
+    cumulative = share.cumsum()
     found = [
-        _distinct_items(examples.gather(tried[i]), negatives, ends, tried[i])
-        for i in range(len(tried))
+        _distinct_items(examples.gather(sample[i]), negatives, cumulative, sample[i])
+        for i in range(len(sample))
     ]
     units = -(-min(len(lengths), int(1.05 * max(map(len, found)) + 1)) // rows)
-    longest = np.zeros(
-        units * rows, np.int64
-    )  # of the text at each place, over the sampled batches
+    # The n-th longest text of a batch has at most longest[n] tokens, in the sample.
+    longest = np.zeros(units * rows, np.int64)
     for items in found:
         ordered = np.sort(lengths[items])[::-1]
         longest[: len(ordered)] = np.maximum(longest[: len(ordered)], ordered)
@@ -79,28 +79,30 @@ def live_items(
 
     choices = [cuts for n in range(3) for cuts in itertools.combinations(range(1, units), n)]
     best = min(choices, key=lambda cuts: sum(size * width for size, width in spans(cuts)))
-    return LiveItems(lengths, _joined(spans(best)), negatives, ends)
+    return LiveItems(lengths, _joined(spans(best)), negatives, cumulative)
 
 
 def _joined(groups: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Groups of the same width are one."""
+    """Joins the groups of the same width."""
     sizes: dict[int, int] = {}
     for size, width in groups:
         sizes[width] = sizes.get(width, 0) + size
     return tuple((size, width) for width, size in sizes.items())
 
 
-def _distinct_items(batch: Batch, negatives: int, ends: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _distinct_items(
+    batch: Batch, negatives: int, cumulative: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
     keys = ("history", "item") if "item" in batch else ("history", "targets")
     parts = [batch[key].ravel() for key in keys]
     if negatives:
-        parts.append(drawn(ends, negatives, rows))
+        parts.append(draw_items(cumulative, negatives, rows))
     found = np.unique(np.concatenate(parts))
     return found[found != PAD]
 
 
 def with_live_items(examples: Examples, live: LiveItems) -> Examples:
-    """Adds ``live_items`` to the batches."""
+    """``examples`` with ``live_items`` in their batches."""
 
     def look_up(_: Any, tables: dict[str, Any], rows: Any) -> Batch:
         batch = examples.look_up(np, tables, rows)

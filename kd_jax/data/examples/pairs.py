@@ -1,4 +1,4 @@
-"""Pairs for a language model that reads both texts together: what a user did, and an item."""
+"""Pairs of a user's history and an item as tokens, for a language model that reads both at once."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from jaxtyping import Int
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.types import PAD, Batch
-from kd_jax.data.examples.base import Examples, drawn
+from kd_jax.data.examples.base import Examples, draw_items
 from kd_jax.data.text import TokenTable
 
-STEP = 32  # batches are padded to a multiple of so many tokens: a few programs, little padding
-FEWEST = 8  # tokens that a pair must have room for
+STEP = 32  # tokens; batches are padded to a multiple: few compiled programs, little padding
+FEWEST = 8  # tokens of text for which a pair must have room
 
 
 class PairTokens:
-    """(history, item) -> tokens of the pair 'user text | item text', as the tokenizer joins two
-    texts.
+    """Tokens of pairs 'user text | item text', joined as the tokenizer joins two texts.
 
-    The user text is the history with the newest last and a word on every rating, 'Heat (1995),
-    liked; Argo (2012), disliked;' (``verdicts``). Only titles are ever tokenized, each once per
-    class: a pair is put together from their tokens, so that no text is written or kept per
-    interaction. A pair that is longer than ``max_length`` loses tokens from the old end of the
-    history; an item text that fills it alone is cut at its end, and then there is no history.
+    The user text is the history, newest last, with words for every rating (``rating_words``):
+    'Heat (1995), liked; Argo (2012), disliked;'. Only titles are tokenized, each once per class,
+    and a pair is composed of their tokens, so that no text is stored per interaction. A pair that
+    is longer than ``max_length`` loses tokens from the old end of the history. An item text that
+    fills ``max_length`` alone is truncated, and its pairs have no history.
 
-    Raises InputError where ``max_length`` leaves no room for two texts, or the tokenizer has no way
-    to part them.
+    texts: of the items. num_classes: rating classes; 0 for the task 'rank'. Raises InputError where
+    ``max_length`` has no room for two texts, or the tokenizer has no token to separate them.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], num_classes: int, max_length: int):
-        space = " " if _counts_spaces(tokenizer) else ""
-        words = verdicts(num_classes)
+        space = " " if _needs_space(tokenizer) else ""
+        words = rating_words(num_classes)
         entries = [f"{space}{text}{word};" for word in words for text in texts]
         frame = _frame(tokenizer)
         self.frame_length = sum(map(len, frame))
@@ -45,20 +44,24 @@ class PairTokens:
                 " with teacher.model.form='cross', better 64"
                 " or more"
             )
-        rows = tokenizer([*entries, *texts], add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ] + list(frame)
+        tokens = tokenizer([*entries, *texts], add_special_tokens=False, verbose=False)
+        rows = tokens["input_ids"] + list(frame)
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         self.ids = np.fromiter(
             (token for row in rows for token in row), np.int32, int(lengths.sum())
         )
-        self.starts, self.lengths = lengths.cumsum() - lengths, lengths
-        self.num_items, self.item_rows, self.frame_rows = len(texts), len(entries), len(rows) - 3
-        self.max_length, self.pad_id = max_length, int(tokenizer.pad_token_id)
+        self.starts = lengths.cumsum() - lengths
+        self.lengths = lengths
+        self.num_items = len(texts)
+        self.item_rows = len(entries)
+        self.frame_rows = len(rows) - 3
+        self.max_length = max_length
+        self.pad_id = int(tokenizer.pad_token_id)
 
     def table(self, batch: Batch) -> TokenTable:
-        """The pairs of a batch of N rows: ``history`` and ``history_class`` [N, L] (the latter of
-        'rate' alone) with one ``item`` each [N].
+        """The tokens of N pairs.
+
+        batch: ``history`` [N, L], ``item`` [N] and, for the task 'rate', ``history_class`` [N, L].
         """
         starts, lengths, _ = self._parts(batch)
         sizes = lengths.sum(1)
@@ -68,8 +71,8 @@ class PairTokens:
         ids = self.ids[np.repeat(starts.ravel(), flat) + within]
         return TokenTable(ids, indptr, self.pad_id, first=lengths[:, :-2].sum(1))
 
-    def told(self, batch: Batch) -> str:
-        """How many pairs are too long, for the log."""
+    def truncation_summary(self, batch: Batch) -> str:
+        """How many pairs of a batch are truncated, for the log."""
         over = self._parts(batch)[2]
         return (
             f"{int(np.sum(over > 0)):,} of {len(over):,} are longer than {self.max_length} tokens"
@@ -78,17 +81,20 @@ class PairTokens:
         )
 
     def sizes(self, batch: Batch) -> np.ndarray:
-        """Tokens of each pair, [N]."""
+        """The number of tokens of each pair, [N]."""
         return self._parts(batch)[1].sum(1)
 
     def _parts(
         self, batch: Batch
     ) -> tuple[Int[np.ndarray, "N P"], Int[np.ndarray, "N P"], Int[np.ndarray, " N"]]:
-        """Where the parts of each pair start in ``ids`` and how long they are: opening, a part per
-        history item, what stands between the texts, item, close; and how many tokens of the history
-        do not fit.
+        """Starts (indices into ``ids``) and lengths of the parts of each pair, and tokens cut off.
+
+        The P parts are the opening tokens, one part per history item, the tokens between the texts,
+        the item, and the closing tokens. The third array has the tokens of the history that do not
+        fit.
         """
-        history, items = batch["history"], batch["item"]
+        history = batch["history"]
+        items = batch["item"]
         entries = np.maximum(history, 0)
         if "history_class" in batch:
             entries = entries + self.num_items * np.maximum(batch["history_class"], 0)
@@ -100,27 +106,25 @@ class PairTokens:
         before = lengths.cumsum(1) - lengths
         left_out = np.clip(over[:, None] - before, 0, lengths)
         opening, between, close = (np.full((len(items), 1), self.frame_rows + n) for n in range(3))
-        starts = [self.starts[entries] + left_out, self.starts[item][:, None]]
-        taken = [lengths - left_out, item_length[:, None]]
         all_starts = [
             self.starts[opening],
-            starts[0],
+            self.starts[entries] + left_out,
             self.starts[between],
-            starts[1],
+            self.starts[item][:, None],
             self.starts[close],
         ]
         all_lengths = [
             self.lengths[opening],
-            taken[0],
+            lengths - left_out,
             self.lengths[between],
-            taken[1],
+            item_length[:, None],
             self.lengths[close],
         ]
         return np.concatenate(all_starts, 1), np.concatenate(all_lengths, 1), over
 
 
-def verdicts(num_classes: int) -> tuple[str, ...]:
-    """What follows a title of the history, by rating class; nothing where there are no classes."""
+def rating_words(num_classes: int) -> tuple[str, ...]:
+    """The words after a title of the history, by rating class; empty for 0 classes."""
     if not num_classes:
         return ("",)
     if num_classes == 2:
@@ -128,17 +132,20 @@ def verdicts(num_classes: int) -> tuple[str, ...]:
     return tuple(f", rated {n + 1} of {num_classes}" for n in range(num_classes))
 
 
-def _counts_spaces(tokenizer: Any) -> bool:
-    """Whether a word in a text and one that opens it differ (byte-level BPE), so that titles need a
-    space before.
+def _needs_space(tokenizer: Any) -> bool:
+    """Whether titles need a leading space to have the tokens that they have inside a text.
+
+    True for byte-level BPE, where the first word of a text has other tokens than a later one.
     """
     alone, inside = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a"))
     return len(alone) == len(inside) and alone != inside
 
 
 def _frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
-    """Special tokens before, between and after the two texts of a pair; where the tokenizer puts
-    nothing between (decoders), a separator token, a line break or the end-of-text token.
+    """The special tokens before, between and after the two texts of a pair.
+
+    Where the tokenizer has none between the texts (decoders), a separator token, a line break or
+    the end-of-text token is used.
     """
     sample = "a"
     plain = tokenizer(sample, add_special_tokens=False)["input_ids"]
@@ -153,8 +160,8 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
         between = next((part for part in tokens if part and part[0] is not None), [])
     if not between:
         raise InputError(
-            "teacher.model.form='cross': the tokenizer of teacher.lm.weights has no token to part"
-            " two texts by"
+            "teacher.model.form='cross': the tokenizer of teacher.lm.weights has no token"
+            " to separate two texts"
         )
     return opening, between, close
 
@@ -162,14 +169,13 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
 def with_pairs(
     examples: Examples, pairs: PairTokens, negatives: int = 0, share: np.ndarray | None = None
 ) -> Examples:
-    """Adds ``pair_ids`` and ``pair_mask`` int32 [B, L] to batches, for a language model in
-    training.
+    """``examples`` with ``pair_ids`` and ``pair_mask`` int32 [B, L] in their batches.
 
-    The rows of a batch are drawn among pairs of about the same length, every example as often as
-    any other. With ``negatives`` they are [B, 1 + negatives, L]: the example's item, and items
-    drawn in proportion to ``share`` [I].
+    The rows of a batch are drawn among pairs of similar length, every example with the same
+    probability. With ``share`` [I] the arrays are [B, 1 + negatives, L]: the example's item, and
+    items drawn in proportion to ``share``.
     """
-    ends = None if share is None else share.cumsum()
+    cumulative = None if share is None else share.cumsum()
     sizes = pairs.sizes(examples.gather(np.arange(examples.size)))
     widths = _rounded(sizes, pairs.max_length)
     alike = [np.flatnonzero(widths == width) for width in np.unique(widths)]
@@ -183,10 +189,11 @@ def with_pairs(
         batch = examples.look_up(np, tables, rows)
         shape: tuple[int, ...] = (len(rows),)
         read = batch
-        if ends is not None:
+        if cumulative is not None:
             shape = (len(rows), 1 + negatives)
-            others = drawn(ends, (len(rows), negatives), rows)
-            others = np.where(others == batch["item"][:, None], (others + 1) % len(ends), others)
+            others = draw_items(cumulative, (len(rows), negatives), rows)
+            same = others == batch["item"][:, None]
+            others = np.where(same, (others + 1) % len(cumulative), others)
             items = np.concatenate([batch["item"][:, None], others], axis=1).ravel()
             read = {"history": np.repeat(batch["history"], shape[1], axis=0), "item": items}
         table = pairs.table(read)

@@ -1,4 +1,4 @@
-"""One example per rated interaction."""
+"""Training examples of the task 'rate': one per interaction."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from kd_jax.data.splits import FOLD_IN
 
 
 def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history: int) -> Examples:
-    """One example per interaction of ``split``: user, item and the class of its rating (int [N],
-    all interactions).
+    """One example per interaction of ``split``: user, item, and the class of its rating.
 
-    The history holds what the user did before that interaction, and of earlier splits only (for
-    training examples: of the training split), so neither the target nor anything later is in it.
+    classes: int [N], the class of every interaction of the data set. history: L. The history holds
+    the user's interactions before this one, and of earlier splits only (for training examples: of
+    the training split), so that neither the target nor a later interaction is in it. Users without
+    an interaction in those splits are left out.
     """
     context = (dataset.split < max(split, 1)) | (dataset.split == FOLD_IN)
     before = np.concatenate([[0], np.cumsum(context)])
-    items, rated = dataset.item[context], classes[context]
+    items = dataset.item[context]
+    rated = classes[context]
     warm_user = before[dataset.indptr[1:]] > before[dataset.indptr[:-1]]
     rows = np.flatnonzero((dataset.split == split) & warm_user[dataset.user])
 
     def look_up(xp: Any, tables: dict[str, Any], chosen: Any) -> Batch:
         row = tables["rows"][chosen]
         user = tables["user"][row]
-        first, stop = tables["before"][tables["indptr"][user]], tables["before"][row]
+        first = tables["before"][tables["indptr"][user]]
+        stop = tables["before"][row]
         seen, index, valid = window(xp, tables["items"], first, stop, history)
         target = tables["classes"][row][:, None, None]
         return {
@@ -44,8 +47,13 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
         }
 
     tables = {
-        "rows": rows, "user": dataset.user, "item": dataset.item, "indptr": dataset.indptr, "before": before,
-        # never empty
-        "items": np.append(items, 0), "rated": np.append(rated, 0), "classes": classes,
-    }  # fmt: skip
+        "rows": rows,
+        "user": dataset.user,
+        "item": dataset.item,
+        "indptr": dataset.indptr,
+        "before": before,
+        "items": np.append(items, 0),  # so that the table is never empty
+        "rated": np.append(rated, 0),
+        "classes": classes,
+    }
     return Examples(len(rows), {name: compact(table) for name, table in tables.items()}, look_up)

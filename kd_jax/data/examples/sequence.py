@@ -1,4 +1,4 @@
-"""One example per user: the newest window of the history, and the next item after it."""
+"""Training examples of next-item prediction: the newest window of each user's history."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kd_jax.data.text import history_text
 
 
 def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[str]:
-    """Histories as texts, U of each kind: all but the last train item, the train items, train and
-    valid items.
+    """Histories as texts, for the U users, before each of the three splits.
 
-    ``context_row`` = kind * U + user, where kind is the split whose targets follow (0: the last
-    train item).
+    Row split * U + user, the ``context_row`` of a batch, is the history before the targets of
+    ``split``: 0 all train items but the last, 1 the train items, 2 the train and valid items.
+    texts: of the items. history: items of a history, at most.
     """
     written: list[str] = []
     for split, drop in ((VALID, 1), (VALID, 0), (TEST, 0)):
@@ -29,18 +29,18 @@ def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[
 
 
 def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Examples:
-    """One example per user with two or more train items: the newest window, and the next item as
-    the target.
+    """One example per user with at least two train items: the newest window and the next item.
 
-    positions: 'all', a target after every item of the window [B, L, 1], or 'last', after the whole
-    of it [B, 1, 1].
+    history: items of the window, L. positions: 'all' for a target after every item of the window
+    [B, L, 1], 'last' for one after the last item [B, 1, 1].
     """
     indptr, items = dataset.targets(TRAIN)
     users = np.flatnonzero(np.diff(indptr) >= 2).astype(np.int32)
 
     def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
         user = tables["users"][rows]
-        first, stop = tables["indptr"][user], tables["indptr"][user + 1] - 1
+        first = tables["indptr"][user]
+        stop = tables["indptr"][user + 1] - 1
         inputs, index, valid = window(xp, tables["items"], first, stop, history)
         target = xp.where(valid, tables["items"][index + 1], PAD).astype(xp.int32)[..., None]
         if positions == "last":

@@ -1,4 +1,4 @@
-"""Examples of past moments, for models that read recent popularity."""
+"""Training examples at earlier times, for models that read recent popularity."""
 
 from __future__ import annotations
 
@@ -24,75 +24,84 @@ def snapshot_examples(
     max_targets: int = 16,
     user_power: float = 0.5,
 ) -> Examples:
-    """The past as a model in service would have seen it: what had a user done before a moment, and
-    what came next?
+    """Examples of the past as a model in service would have seen it.
 
-    One example per moment of ``times`` and user with a history before it and targets within
-    ``horizon_days`` after it. A batch belongs to one moment, drawn with probability proportional to
-    exp(-age / ``window_days``).
+    One example per time of ``times`` (i64 [S], seconds; all but the last) and user with a history
+    before it and targets within ``horizon_days`` after it. The rows of a batch have the same time,
+    drawn with probability proportional to exp(-age / ``window_days``). user_power: the weight of an
+    example is (number of its targets) ** user_power. Raises InputError if no time has an example.
     """
-    indptr, items = dataset.targets(TRAIN)
-    train = dataset.split == TRAIN
-    time, user = dataset.timestamp[train], dataset.user[train]
     if len(times) < 2:
         raise InputError(
             "teacher.popularity.enabled=True needs timestamps in seconds that span more than one"
-            " day of"
-            " training; set it to False"
+            " day of training; set it to False"
         )
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-    for snapshot, moment in enumerate(times[:-1]):  # after the last one nothing may be known
-        before = np.bincount(user[time < moment], minlength=dataset.num_users)
-        soon = np.bincount(
-            user[(time >= moment) & (time < moment + horizon_days * DAY)],
-            minlength=dataset.num_users,
-        )
-        users = np.flatnonzero((before > 0) & (soon > 0))
-        border = indptr[users] + before[users]
-        parts.append(
-            (
-                np.full(len(users), snapshot),
-                users,
-                border,
-                border + np.minimum(soon[users], max_targets),
-            )
-        )
-    snapshots, users, borders, stops = (np.concatenate(part) for part in zip(*parts, strict=True))
-    bounds = np.searchsorted(snapshots, np.arange(len(times)))
-    chance = np.exp((times[:-1] - times[-1]) / (window_days * DAY)) * (np.diff(bounds) > 0)
+    found = _windows(dataset, times, horizon_days, max_targets)
+    snapshots = found["snapshots"]
     if not len(snapshots):
         raise InputError(
-            "teacher.popularity.enabled=True finds no moment with a history before and a target after"
-            " it; set it"
-            " to False"
+            "teacher.popularity.enabled=True finds no time with a history before and a target after"
+            " it; set it to False"
         )
-    chance /= chance.sum()
+    bounds = np.searchsorted(snapshots, np.arange(len(times)))
+    probability = np.exp((times[:-1] - times[-1]) / (window_days * DAY)) * (np.diff(bounds) > 0)
+    probability /= probability.sum()
 
     def draw(rng: np.random.Generator, size: int) -> np.ndarray:
-        snapshot = rng.choice(len(chance), p=chance)
+        snapshot = rng.choice(len(probability), p=probability)
         return rng.integers(bounds[snapshot], bounds[snapshot + 1], size)
 
     def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
-        user, border, stop = tables["users"][rows], tables["borders"][rows], tables["stops"][rows]
+        user = tables["users"][rows]
+        border = tables["borders"][rows]
+        stop = tables["stops"][rows]
+        items = tables["items"]
+        count = (stop - border).astype(xp.float32)
         future = border[:, None] + xp.arange(max_targets)[None]
-        wanted = future < stop[:, None]
-        items, count = tables["items"], (stop - border).astype(xp.float32)
+        is_target = future < stop[:, None]
+        targets = xp.where(is_target, items[xp.minimum(future, len(items) - 1)], PAD)
         return {
             "user": user,
             "history": window(xp, items, tables["indptr"][user], border, history)[0],
-            "targets": (
-                xp.where(wanted, items[xp.minimum(future, len(items) - 1)], PAD).astype(xp.int32)[
-                    :, None
-                ]
-            ),
-            "target_weights": (wanted / count[:, None]).astype(xp.float32)[:, None],
+            "targets": targets.astype(xp.int32)[:, None],
+            "target_weights": (is_target / count[:, None]).astype(xp.float32)[:, None],
             "weights": (count**user_power)[:, None],
             "snapshot": tables["snapshots"][rows],
             "row": rows.astype(xp.int32),
         }
 
+    indptr, items = dataset.targets(TRAIN)
     tables = {
-        "users": users.astype(np.int32), "borders": compact(borders), "stops": compact(stops),
-        "snapshots": snapshots.astype(np.int32), "indptr": compact(indptr), "items": items.astype(np.int32),
-    }  # fmt: skip
+        "users": found["users"].astype(np.int32),
+        "borders": compact(found["borders"]),
+        "stops": compact(found["stops"]),
+        "snapshots": snapshots.astype(np.int32),
+        "indptr": compact(indptr),
+        "items": items.astype(np.int32),
+    }
     return Examples(len(snapshots), tables, look_up, draw)
+
+
+def _windows(
+    dataset: Dataset, times: np.ndarray, horizon_days: float, max_targets: int
+) -> dict[str, np.ndarray]:
+    """The examples as indices into the train items, sorted by snapshot.
+
+    The targets of an example are the items in [border, stop), the history is before border.
+    """
+    indptr, _ = dataset.targets(TRAIN)
+    train = dataset.split == TRAIN
+    time = dataset.timestamp[train]
+    user = dataset.user[train]
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+    for snapshot, moment in enumerate(times[:-1]):  # after the last one there are no targets
+        past = time < moment
+        near = (time >= moment) & (time < moment + horizon_days * DAY)
+        before = np.bincount(user[past], minlength=dataset.num_users)
+        soon = np.bincount(user[near], minlength=dataset.num_users)
+        users = np.flatnonzero((before > 0) & (soon > 0))
+        border = indptr[users] + before[users]
+        stop = border + np.minimum(soon[users], max_targets)
+        parts.append((np.full(len(users), snapshot), users, border, stop))
+    names = ("snapshots", "users", "borders", "stops")
+    return {name: np.concatenate(part) for name, *part in zip(names, *parts, strict=True)}

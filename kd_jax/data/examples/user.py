@@ -1,4 +1,4 @@
-"""One example per user: all training items are targets of one context."""
+"""Training examples of matrix factorisation: all of a user's train items, at once, as targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_jax.data.examples.base import Examples, compact, window
 from kd_jax.data.popularity import DAY
 from kd_jax.data.splits import TRAIN
 
-MAX_TARGETS = 256  # the newest targets of a user that matrix factorisation learns from
+MAX_TARGETS = 256  # only the newest train items of a user are targets
 
 
 def recency_weights(age: np.ndarray, decay: float) -> np.ndarray:
@@ -27,10 +27,10 @@ def recency_weights(age: np.ndarray, decay: float) -> np.ndarray:
 def target_ages(
     dataset: Dataset, indptr: np.ndarray, width: int, unit: str
 ) -> Float[np.ndarray, " N"]:
-    """How old each train interaction is, by user; inf beyond the newest ``width`` of its user.
+    """The age of each train interaction; inf for all but the newest ``width`` of a user.
 
-    unit: 'interactions' (0 for the user's newest) or 'days' (before the end of training, whoever
-    acted last).
+    unit: 'interactions' (0 for the user's newest) or 'days' (before the end of training). Raises
+    InputError for another unit.
     """
     if unit not in ("interactions", "days"):
         raise InputError(
@@ -51,11 +51,11 @@ def user_examples(
     decay_unit: str = "interactions",
     user_power: float = 0.5,
 ) -> Examples:
-    """One example per user: all train items are targets of the user's one context, the newest the
-    most.
+    """One example per user, with the train items as targets, weighted by recency.
 
-    decay: age at which a target counts 1/e, in ``decay_unit``. user_power: an example weighs (sum
-    of its target weights) ** user_power; 0 weighs all users alike.
+    history: L. decay: the age at which a target counts 1/e, in ``decay_unit`` (``target_ages``).
+    user_power: the weight of an example is (sum of its target weights) ** user_power; with 0 all
+    users have the same weight.
     """
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)
@@ -65,7 +65,9 @@ def user_examples(
     totals = np.bincount(owner, recency_weights(ages, decay), len(counts))
     newest = np.full(len(counts), np.inf)
     np.minimum.at(newest, owner, ages)
-    shares = recency_weights(ages - newest[owner], decay)  # of a user who left long ago, too
+    # Relative to the user's newest interaction, so that the shares of a user who was last active
+    # long ago do not underflow.
+    shares = recency_weights(ages - newest[owner], decay)
     shares /= np.bincount(owner, shares, len(counts))[owner]
     users = np.flatnonzero(counts).astype(np.int32)
     weights = (totals**user_power / np.mean(totals[users] ** user_power)).astype(np.float32)
@@ -73,7 +75,8 @@ def user_examples(
 
     def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
         user = tables["users"][rows]
-        first, stop = tables["indptr"][user], tables["indptr"][user + 1]
+        first = tables["indptr"][user]
+        stop = tables["indptr"][user + 1]
         targets, index, valid = window(xp, tables["items"], first, stop, width)
         return {
             "user": user,
@@ -86,7 +89,10 @@ def user_examples(
         }
 
     tables = {
-        "users": users, "indptr": compact(indptr), "items": items.astype(np.int32),
-        "shares": shares.astype(np.float32), "weights": weights,
-    }  # fmt: skip
+        "users": users,
+        "indptr": compact(indptr),
+        "items": items.astype(np.int32),
+        "shares": shares.astype(np.float32),
+        "weights": weights,
+    }
     return Examples(len(users), tables, look_up)
