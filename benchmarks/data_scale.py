@@ -56,7 +56,7 @@ def measure(folder: Path) -> None:
     from kd_jax.data import dataset, readers
 
     start = time.perf_counter()
-    raw = readers.read("movielens", folder)
+    raw = readers.read("movielens", {"path": str(folder)})
     read = time.perf_counter()
     data = dataset.build(raw, split="temporal", min_user_interactions=5, min_item_interactions=5)
     built = time.perf_counter()

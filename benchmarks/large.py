@@ -92,8 +92,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.evaluation.tasks import score_function
     from kd_jax.losses.softmax import CrossEntropy
     from kd_jax.models.scorer import split
-    from kd_jax.models.students import student_class
-    from kd_jax.models.students.base import StudentSpec
+    from kd_jax.models.students.base import UserSpec
+    from kd_jax.models.students.mf import MatrixFactorization
     from kd_jax.serving import exporters
     from kd_jax.training.compiled import compiled_step
     from kd_jax.training.recipe import Recipe
@@ -101,9 +101,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     folder, stage = Path(spec["folder"]), Stages()
     with stage("read"):
-        raw = readers.read(
-            "files", folder / "interactions.parquet", items_path=folder / "items.parquet"
-        )
+        paths = {
+            "path": str(folder / "interactions.parquet"),
+            "items_path": str(folder / "items.parquet"),
+        }
+        raw = readers.read("files", paths)
     with stage("filter, index, split") as row:
         data = dataset.build(raw, min_user_interactions=5)
         row["note"] = ", ".join(
@@ -123,10 +125,10 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     mesh = sharding.make_mesh()
     with stage("model, optimiser and compilation"):
         bias = np.log1p(data.item_counts).astype(np.float32)
-        sizes = StudentSpec(
-            data.num_users, data.num_items, bias, data.warm, dim=spec["dim"], dropout=0.1
+        sizes = UserSpec(
+            data.num_users, data.num_items, 0, bias, data.warm, dim=spec["dim"], dropout=0.1
         )
-        graphdef, params, constants = split(student_class("mf")(sizes, rngs=nnx.Rngs(0)))
+        graphdef, params, constants = split(MatrixFactorization(sizes, {}, rngs=nnx.Rngs(0)))
         tx = Recipe(steps, batch, 0.01).tx()
         step, state = compiled_step(
             StepSpec(graphdef, (Term("clicks", CrossEntropy()),), tx, steps),
@@ -202,10 +204,13 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             f"{found.counts['all']['targets']:,} targets, ndcg@10 {found.metrics['ndcg@10']:.4f}"
         )
     with stage("export"):
-        exporters.write(
-            folder / "export", data, "mf", sizes, graphdef, params, constants, history=spec["history"], task="rank",
-            model="student",
-        )  # fmt: skip
+        description = {
+            "model": "student", "student": "mf", "task": "rank", "history": spec["history"],
+            "spec": sizes.plain(),
+        }  # fmt: skip
+        model = nnx.merge(graphdef, params, constants)
+        bundle = exporters.Bundle(data, model, description)
+        exporters.write(bundle, folder / "export", ("safetensors", "parquet"))
     kept = {"users": data.num_users, "items": data.num_items, "interactions": len(data.item)}
     return {"stages": stage.rows, "kept": kept} | measuring.machine()
 

@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.only or any(word.lower() in contestant.name.lower() for word in options.only)
     ]
 
-    raw = readers.read("movielens", options.data) if options.data else generate()
+    raw = readers.read("movielens", {"path": str(options.data)}) if options.data else generate()
     split = prepare(raw, fit_valid=not options.train_only)
     shape = {
         "users": split.num_users,

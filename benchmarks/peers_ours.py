@@ -43,8 +43,7 @@ from kd_jax.evaluation.evaluator import top_k
 from kd_jax.evaluation.tasks import score_function
 from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.scorer import split as take_apart
-from kd_jax.models.students import STUDENTS
-from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students import STUDENTS, student_spec
 from kd_jax.training.compiled import compiled_step
 from kd_jax.training.recipe import Recipe
 from kd_jax.training.step import StepSpec
@@ -52,8 +51,8 @@ from kd_jax.training.step import StepSpec
 LENGTH = 50
 SETTINGS = {  # student, recipe, epochs
     "mf": ({"dim": 64, "dropout": 0.5}, {"batch_size": 512, "learning_rate": 1e-2}, 30),
-    "sasrec": ({"dim": 64, "dropout": 0.2}, {"batch_size": 128, "learning_rate": 6e-3}, 3),
-}
+    "sasrec": ({"dim": 64, "dropout": 0.2, "history": LENGTH}, {"batch_size": 128, "learning_rate": 6e-3}, 3),
+}  # fmt: skip
 DECAY = 30.0  # mf: an interaction that many interactions old counts 1/e
 
 
@@ -93,13 +92,14 @@ def main() -> None:
     options.epochs = options.epochs or epochs
     if options.learning_rate:
         recipe = recipe | {"learning_rate": options.learning_rate}
-    spec = StudentSpec(
-        data.num_users,
-        data.num_items,
-        np.log1p(data.item_counts).astype(np.float32),
-        None,
-        history=LENGTH,
-        **size,
+    spec = student_spec(
+        options.model,
+        size,
+        num_users=data.num_users,
+        num_items=data.num_items,
+        num_classes=0,
+        item_bias=np.log1p(data.item_counts).astype(np.float32),
+        warm=None,
     )
     student = STUDENTS[options.model]
     examples = (
@@ -113,7 +113,7 @@ def main() -> None:
     tables = sharding.put_whole(examples.tables, mesh)
 
     def build():
-        graphdef, params, constants = take_apart(student(spec, rngs=nnx.Rngs(0)))
+        graphdef, params, constants = take_apart(student(spec, {}, rngs=nnx.Rngs(0)))
         clicks = (Term("clicks", CrossEntropy()),)
         step, state = compiled_step(
             StepSpec(graphdef, clicks, steps.tx(), steps.steps),

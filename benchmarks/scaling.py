@@ -53,8 +53,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.distillation.term import OWN, Term
     from kd_jax.losses.softmax import KL, CrossEntropy
     from kd_jax.models.scorer import split
-    from kd_jax.models.students import student_class
-    from kd_jax.models.students.base import StudentSpec
+    from kd_jax.models.students import build_student, student_spec
     from kd_jax.training.compiled import compiled_step
     from kd_jax.training.recipe import Recipe
     from kd_jax.training.step import StepSpec
@@ -67,10 +66,20 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     mesh = sharding.make_mesh(**{"data": 1, "model": 1, spec["axis"]: count})
     rng, users = np.random.default_rng(0), items
     warm = np.ones(items, bool)
-    model_spec = StudentSpec(
-        users, items, np.zeros(items, np.float32), warm, dim=dim, dropout=0.2, history=length
+    section = {"dim": dim, "dropout": 0.2}
+    if spec["model"] == "sasrec":
+        section["history"] = length
+    sizes = {
+        "num_users": users,
+        "num_items": items,
+        "num_classes": 0,
+        "item_bias": np.zeros(items, np.float32),
+        "warm": warm,
+    }
+    model_spec = student_spec(spec["model"], section, **sizes)
+    graphdef, params, constants = split(
+        build_student(spec["model"], model_spec, {}, rngs=nnx.Rngs(0))
     )
-    graphdef, params, constants = split(student_class(spec["model"])(model_spec, rngs=nnx.Rngs(0)))
     positions, targets = (length, 1) if spec["model"] == "sasrec" else (1, 16)
     made = {
         "user": rng.integers(0, users, (STEPS, 1, batch)),

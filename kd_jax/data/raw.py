@@ -23,7 +23,10 @@ class RawData:
     among them, which are left out. problems: the first malformed row of each kind, as 'file:line:
     what is wrong'. path, items_path: the files of the two tables; '' where there is none. untimed:
     a hint how to name a timestamp column that may have been forgotten, with the unused columns; ''
-    otherwise.
+    otherwise. impressions: what users were shown, one row per list, or None where the source has no
+    record of it: ``user`` and ``timestamp`` as above, ``items`` (List of item ids, in the order
+    shown; they need not be in ``items``) and ``clicked`` (List of Boolean, one per item). Nothing
+    reads it yet.
     """
 
     name: str
@@ -34,6 +37,7 @@ class RawData:
     path: str = ""
     items_path: str = ""
     untimed: str = ""
+    impressions: pl.DataFrame | None = None
 
     @property
     def place(self) -> str:
@@ -85,7 +89,35 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
             f"{raw.place}: item ids are {frame['item'].dtype} in the interactions and "
             f"{raw.items['item'].dtype} in the items table; make them the same"
         )
+    _check_impressions(raw)
     return counts
+
+
+def _check_impressions(raw: RawData) -> None:
+    """Raises InputError unless ``raw.impressions`` has the columns and types of RawData."""
+    if raw.impressions is None:
+        return
+    types = {
+        "user": raw.interactions["user"].dtype,
+        "timestamp": pl.Int64,
+        "items": pl.List(raw.interactions["item"].dtype),
+        "clicked": pl.List(pl.Boolean),
+    }
+    found = raw.impressions.schema
+    for name, kind in types.items():
+        if found.get(name) != kind:
+            raise InputError(
+                f"{raw.place}: impressions, column {name!r} is {found.get(name, 'missing')}; it"
+                f" must be {kind}"
+            )
+    lengths = raw.impressions.select(
+        unlike=pl.col("items").list.len() != pl.col("clicked").list.len()
+    )["unlike"]
+    if lengths.any():
+        raise InputError(
+            f"{raw.place}: impressions, row {lengths.arg_true()[0]}: 'items' and 'clicked' differ"
+            " in length; give each shown item whether it was clicked"
+        )
 
 
 def refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:

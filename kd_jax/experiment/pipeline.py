@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError, nearest
@@ -42,6 +43,7 @@ from kd_jax.report import page
 from kd_jax.report.console import console_table
 from kd_jax.report.headline import headline
 from kd_jax.serving import exporters
+from kd_jax.serving.exporters import Bundle
 from kd_jax.training.checkpoint import Checkpoints, check_identity
 from kd_jax.training.job import Trained, TrainingJob
 from kd_jax.training.loop import TABLES_SHARE, train
@@ -348,25 +350,29 @@ class Pipeline(Run):
                 " first"
             )
         built = self._build_student(model, self.seeds[0])
-        params, constants = self.best(
-            model, self.seeds[0], built
-        )  # Orbax reads in all processes together
+        # Orbax reads in all processes together.
+        params, constants = self.best(model, self.seeds[0], built)
         if not leader():
             return
-        name = self.settings(model).student.name
-        exporters.write(
-            self.workdir / "export",
+        description = {
+            "model": model,
+            "student": self.settings(model).student.name,
+            "task": self.config.task,
+            "history": built.history,
+            "spec": self.student_spec(model).plain(),
+        }
+        bundle = Bundle(
             self.dataset,
-            name,
-            self.student_spec(model),
-            built.graphdef,
-            params,
-            constants,
-            history=built.history,
-            task=self.config.task,
-            model=model,
+            nnx.merge(built.graphdef, params, constants),
+            description,
+            self.student_inputs(model),
         )
-        self.log.note(f"export: {model} (seed {self.seeds[0]}) in {self.workdir / 'export'}")
+        folder = self.workdir / "export"
+        written = exporters.write(bundle, folder, ("safetensors", "parquet"))
+        for name, files in written.items():
+            if not files:
+                self.log.note(f"export: nothing as {name}: the student's scores do not factorise")
+        self.log.note(f"export: {model} (seed {self.seeds[0]}) in {folder}")
 
     def _export_language_model(self) -> bool:
         """A fine-tuned language model of the first seed, as a Hugging Face folder; whether there is

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from kd_jax.core import sections
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import difference, fingerprint, read_json, stamp, write_json
 from kd_jax.core.logging import Log
@@ -50,8 +51,8 @@ from kd_jax.models.language import encoding
 from kd_jax.models.language.encoding import Texts
 from kd_jax.models.language.model import LanguageModel
 from kd_jax.models.scorer import Frozen, split
-from kd_jax.models.students import student_class
-from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students import build_student, student_class, student_spec
+from kd_jax.models.students.base import ITEM_TEXT, StudentSpec
 from kd_jax.models.teachers.bi_encoder import BiEncoder
 from kd_jax.models.teachers.cross_encoder import CrossEncoder, CrossSpec, with_vectors
 from kd_jax.models.teachers.spec import TeacherSpec
@@ -136,13 +137,7 @@ class Setup:
                     f"{folder} was made with other settings ({changed}); use another --workdir"
                 )
             return datasets.load(folder)
-        raw = readers.read(
-            c.reader,
-            section.get("path") or None,
-            items_path=section.get("items_path") or None,
-            columns=section.get("columns"),
-            **{f"tfds_{field}": section[field] for field in ("name", "fields") if field in section},
-        )
+        raw = readers.read(c.reader, section)
         built = datasets.build(
             raw,
             split=c.split,
@@ -568,7 +563,8 @@ class Setup:
         return student_class(self.settings(student).student.name).positions
 
     def _build_student(self, model: str, seed: int) -> ModelParts:
-        cls, spec = student_class(self.settings(model).student.name), self.student_spec(model)
+        name, spec = self.settings(model).student.name, self.student_spec(model)
+        inputs = self.student_inputs(model)
         negatives = None
         if self.objective(model)[0].sampled:
             negatives = sampled.proposal(
@@ -576,33 +572,42 @@ class Setup:
             )
 
         def made(key: Array, *arrays: Any) -> Any:
-            bias, warm, proposal = arrays
-            module = cls(dataclasses.replace(spec, bias=bias, warm=warm), rngs=nnx.Rngs(key))
+            bias, warm, proposal, inputs = arrays
+            known = dataclasses.replace(spec, item_bias=bias, warm=warm)
+            module = build_student(name, known, inputs, rngs=nnx.Rngs(key))
             if proposal is not None:
                 module.proposal = Frozen(jnp.asarray(proposal))
             return module
 
-        given = (jax.random.key(seed), spec.bias, spec.warm, negatives)
+        given = (jax.random.key(seed), spec.item_bias, spec.warm, negatives, inputs)
         graphdef, params, _ = split(nnx.eval_shape(made, *given))
         constants = jax.jit(lambda *given: split(made(*given))[2])(*given)
         start = jax.tree_util.Partial(lambda *given: split(made(*given))[1], *given)
-        return ModelParts(
-            graphdef, params, constants, cls.positions, self.window(model), start=start
-        )
+        positions = self.positions(model)
+        return ModelParts(graphdef, params, constants, positions, self.window(model), start=start)
+
+    def student_inputs(self, model: str) -> dict[str, np.ndarray]:
+        """The arrays that the student reads besides its batches, by name. The control is built
+        without those of the language model.
+        """
+        known = {ITEM_TEXT: lambda: self._vectors("text", self.item_texts).vectors}
+        name = self.settings(model).student.name
+        for one in student_class(name).inputs:
+            if one not in known:
+                raise InputError(f"student.name={name!r} reads {one!r}{nearest(one, known)}")
+        readable = () if model == "control" else student_class(name).inputs
+        return {one: known[one]() for one in readable}
 
     def student_spec(self, model: str) -> StudentSpec:
-        c = student_section(self.settings(model))
-        return StudentSpec(
+        c = self.settings(model)
+        return student_spec(
+            c.student.name,
+            student_section(c),
             num_users=self.dataset.num_users,
             num_items=self.dataset.num_items,
-            bias=self.start_bias(self.bias(model), c.get("popularity_days", 3.0)),
+            item_bias=self.start_bias(self.bias(model), c.get("popularity_days", 3.0)),
             warm=self.dataset.warm if self.task.num_classes == 0 else None,
             num_classes=self.task.num_classes,
-            **{
-                f.name: c[f.name]
-                for f in dataclasses.fields(StudentSpec)
-                if f.name in c and f.name != "bias"
-            },
         )
 
     def recipe(self, model: str) -> Recipe:

@@ -45,33 +45,46 @@ def factorises(graphdef: nnx.GraphDef) -> bool:
 
 
 class Scorer(nnx.Module):
-    """A model that scores items for a context. Subclasses give vectors; the score is their dot
-    product and a bias.
+    """A model that scores items for a context: the dot product of a context vector and an item
+    vector, plus an item bias. Subclasses give the vectors.
 
-    Factorised scores (context vector · item vector + bias) are the project's common currency: soft
-    labels are cached as vectors, losses run over any catalogue a tile at a time
-    (``kd_jax/catalogue.py``), catalogues are ranked by one matrix product, and what is exported is
-    what was trained. A model whose scores do not factorise says so (``factorised``) and overrides
-    ``logits`` and ``scores``.
+    Scores in this form, as factors, are what the project passes around: soft labels are cached as
+    vectors, losses run over any catalogue a tile at a time (``kd_jax/losses/streamed.py``),
+    catalogues are ranked by one matrix product, and exported vectors give the trained scores. A
+    model whose scores do not factorise sets ``factorised = False`` and overrides ``logits`` and
+    ``scores``.
 
-    positions, the training examples it learns from: 'user' (one context per user, all its items are
-    targets), 'all' (a context after every history item, the next one is the target) or 'last' (one
-    context, the last item is the target).
+    Class attributes:
 
-    tables: the parameters that have a row per 'user' or 'item', all of a kind or none. A train step
-    may put the rows that its batch needs in their place, and indices into those rows into the batch
-    (``distill.gathered``): a model that looks its tables up by the batch alone does not see the
-    difference. A mesh that does not divide a table adds rows at its end (``sharding.even_rows``):
-    ``catalogue`` and ``scores`` then have as many items. reads_history: whether that look-up
-    includes ``history``. proposal: what negatives are drawn from where the catalogue is sampled
-    (``kd_jax/sampled.py``).
+    - positions: which training examples it learns from. 'user': one context per user, all its items
+      are targets; such a model keeps its user table in ``self.user``, which ``serving/fold_in.py``
+      fits to new users. 'all': a context after every history item, the next one is the target.
+      'last': one context, the last item is the target.
+    - factorised: whether its scores are factors.
+    - reads_history: whether it looks items up by the batch's ``history``.
+    - tables: the parameters with a row per user or item, name -> 'user' or 'item'; all of a kind or
+      none. A train step may replace them by the rows that its batch needs, and the batch's indices
+      by indices into those rows (``gathered`` in ``kd_jax/training/step.py``): a model that looks
+      its tables up by the batch alone does not see the difference. A mesh that does not divide a
+      table adds rows at its end (``sharding.even_rows``): ``catalogue`` and ``scores`` then have as
+      many items.
+    - owns_item_table: whether ``tables`` has item tables, set from it. Only such a model can learn
+      from a sample of the catalogue (``items='sampled'``): the others compute all item vectors.
+
+    proposal: what negatives are drawn from where the catalogue is sampled
+    (``kd_jax/losses/sampled.py``).
     """
 
     positions = "user"
     factorised = True
     reads_history = True
     tables: ClassVar[dict[str, str]] = {}
+    owns_item_table: ClassVar[bool] = False
     proposal: Frozen | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.owns_item_table = "item" in cls.tables.values()
 
     def __init__(self, warm: Array | np.ndarray | None):
         self.warm = Frozen(jnp.asarray(warm)) if warm is not None else None

@@ -28,7 +28,7 @@ from kd_jax.data.lookup import Lookup
 from kd_jax.data.splits import TEST
 from kd_jax.evaluation.evaluator import top_k
 from kd_jax.models.scorer import Scorer
-from kd_jax.serving import exporters
+from kd_jax.serving.exporters import safetensors
 from kd_jax.serving.fold_in import FOLD_IN_RECENCY, fold_in
 
 
@@ -161,5 +161,5 @@ def load(workdir: str | Path) -> Recommender:
             " launch.py"
         )
     dataset = datasets.load(folder / "dataset")
-    model, description = exporters.read(folder / "export", dataset)
+    model, description = safetensors.read(folder / "export", dataset)
     return Recommender(dataset, model, description)

@@ -27,7 +27,7 @@ from kd_jax.losses import sampled
 from kd_jax.losses.dense import listed
 from kd_jax.losses.softmax import KL
 from kd_jax.models.scorer import Frozen
-from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students.base import UserSpec
 from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.training.step import gathered
 
@@ -500,9 +500,8 @@ def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
 
 
 def test_gathered_rows_hold_the_listed_items():
-    model = MatrixFactorization(
-        StudentSpec(B, N, np.zeros(N, np.float32), WARM, dim=D), rngs=nnx.Rngs(0)
-    )
+    spec = UserSpec(B, N, 0, np.zeros(N, np.float32), WARM, dim=D)
+    model = MatrixFactorization(spec, {}, rngs=nnx.Rngs(0))
     model.proposal = Frozen(jnp.asarray(sampled.proposal(np.ones(N), 0.0)))
     objective = (
         term("ce", items="sampled", negatives=8, top=2),

@@ -32,7 +32,7 @@ from kd_jax.experiment import pipeline
 from kd_jax.experiment.setup import MODELS, Setup
 from kd_jax.models.language import hf
 from kd_jax.models.scorer import split
-from kd_jax.models.students import student_class
+from kd_jax.models.students import build_student
 from kd_jax.training import checkpoint, loop
 from kd_jax.training.checkpoint import Checkpoints
 from kd_jax.training.compiled import compiled_step
@@ -528,6 +528,6 @@ def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
         for found in re.findall(r"\w\d+\[([\d,]+)\]", text)
     ]
     assert max(made) < np.prod(shape)
-    graphdef, eager, _ = split(student_class(name)(spec, rngs=nnx.Rngs(7)))
+    graphdef, eager, _ = split(build_student(name, spec, {}, rngs=nnx.Rngs(7)))
     assert graphdef == built.graphdef
     jax.tree.map(np.testing.assert_array_equal, eager, state.params)

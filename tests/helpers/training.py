@@ -8,14 +8,14 @@ from flax import nnx
 
 from helpers import toy
 from helpers.terms import term
+from kd_jax.core import sections
 from kd_jax.core.logging import Log
 from kd_jax.data.examples.base import batches
 from kd_jax.devices import sharding
 from kd_jax.distillation.term import OWN
 from kd_jax.evaluation.tasks import Rank, Rate
 from kd_jax.models.scorer import split
-from kd_jax.models.students import STUDENTS
-from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students import build_student, student_class, student_spec
 from kd_jax.models.teachers.bi_encoder import BiEncoder
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.training.checkpoint import Checkpoints
@@ -39,20 +39,28 @@ def task_of(ratings, **sizes):
     return Rate(data, (3.0,), "auc") if ratings else Rank(data, "ndcg@10", ("ndcg",), (10,), 16)
 
 
-def student_of(task, name, seed=0, dropout=0.3):
+def student_of(task, name, seed=0, dropout=0.3, inputs=None):
     data = task.dataset
-    spec = StudentSpec(
-        data.num_users,
-        data.num_items,
-        np.zeros(data.num_items, np.float32),
-        None if task.num_classes else data.warm,
-        dim=16,
-        dropout=dropout,
-        num_classes=task.num_classes,
-        history=HISTORY,
-        hidden=8,
+    spec = spec_of(data, name, task.num_classes, dim=16, dropout=dropout)
+    return build_student(name, spec, inputs or {}, rngs=nnx.Rngs(seed))
+
+
+SMALL = {"history": HISTORY, "hidden": 8}  # where a student has such a field
+
+
+def spec_of(data, name, num_classes=0, **section):
+    """The spec of a small student."""
+    known = sections.defaults(student_class(name).spec)
+    small = {field: value for field, value in SMALL.items() if field in known}
+    return student_spec(
+        name,
+        small | section,
+        num_users=data.num_users,
+        num_items=data.num_items,
+        num_classes=num_classes,
+        item_bias=np.zeros(data.num_items, np.float32),
+        warm=None if num_classes else data.warm,
     )
-    return STUDENTS[name](spec, rngs=nnx.Rngs(seed))
 
 
 def teacher_of(task, seed=5):

@@ -21,8 +21,8 @@ from kd_jax.distillation.teachers import online_teacher
 from kd_jax.distillation.term import OWN
 from kd_jax.losses import sampled
 from kd_jax.models.scorer import Frozen, split
-from kd_jax.models.students import STUDENTS
-from kd_jax.models.students.base import StudentSpec
+from kd_jax.models.students.base import UserSpec
+from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.training import lazy_adam
 from kd_jax.training.compiled import compiled_step
 from kd_jax.training.recipe import Recipe
@@ -217,8 +217,8 @@ def test_sharded_is_unsharded(name, shape, objective, monkeypatch):
 
 def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=8):
     """The compiled step of an MF of that size, three steps in one program."""
-    spec = StudentSpec(users, items, np.zeros(items, np.float32), np.ones(items, bool), dim=8)
-    student = STUDENTS["mf"](spec, rngs=nnx.Rngs(0))
+    spec = UserSpec(users, items, 0, np.zeros(items, np.float32), np.ones(items, bool), dim=8)
+    student = MatrixFactorization(spec, {}, rngs=nnx.Rngs(0))
     student.proposal = Frozen(jnp.asarray(sampled.proposal(np.zeros(items), 0.0)))
     graphdef, params, constants = split(student)
     tx = Recipe(9, batch_size, 1e-2, sparse=True, clip_norm=1.0).tx()

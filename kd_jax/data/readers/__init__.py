@@ -1,44 +1,37 @@
-"""Readers: one file a format, one line each in ``READERS``."""
+"""Readers: one file a format and one line in ``READERS``.
+
+A reader is a function of its section of the configuration, ``config.data.<name>``: its parameters,
+all with a default, are the section's fields.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from kd_jax.core import sections
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import movielens, tables, tfds
-from kd_jax.data.readers.embedded import EMBEDDED, embedded
-from kd_jax.data.readers.files import files
+from kd_jax.data.readers import embedded, files, movielens, tfds
 
-SOURCES = (*EMBEDDED, "movielens", "tfds", "files")
+READERS: dict[str, Callable[..., RawData]] = {
+    "movietweetings": embedded.movietweetings,
+    "online_retail": embedded.online_retail,
+    "movielens": movielens.read,
+    "tfds": tfds.read,
+    "files": files.read,
+}
 
 
-def read(
-    source: str,
-    path: str | Path | None = None,
-    *,
-    items_path: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    tfds_name: str = "movielens/1m-ratings",
-    tfds_fields: Mapping[str, str] | None = None,
-) -> RawData:
-    """Reads one of SOURCES. Raises InputError: what is wrong, where, and the cure.
-
-    path: movielens: the folder; files: the interactions; tfds: its data_dir (default
-    ~/tensorflow_datasets). items_path, columns: of 'files'; tfds_name, tfds_fields: of 'tfds'. They
-    are ignored elsewhere.
+def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """``section`` with the defaults of what it lacks. Raises InputError for an unknown reader or
+    field.
     """
-    if source not in SOURCES:
-        raise InputError(f"data.reader={source!r} is unknown{nearest(source, SOURCES)}")
-    if source in EMBEDDED:
-        return embedded(source)
-    if source == "tfds":
-        return tfds.read(tfds_name, tfds_fields or tfds.FIELDS, path or None)
-    if not path:
-        raise InputError(
-            f"data.reader={source!r} needs data.{source}.path; set it to what is to be read"
-        )
-    if source == "movielens":
-        return movielens.read(tables.existing(path, "MovieLens folder"))
-    return files(path, items_path or None, columns)
+    if name not in READERS:
+        raise InputError(f"data.reader={name!r} is unknown{nearest(name, READERS)}")
+    return sections.complete(section, READERS[name], f"data.{name}")
+
+
+def read(name: str, section: Mapping[str, Any] | None = None) -> RawData:
+    """What the reader ``name`` reads. Raises InputError: what is wrong, where, and its fix."""
+    return READERS[name](**reader_section(name, section or {}))

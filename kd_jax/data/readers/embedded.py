@@ -1,4 +1,4 @@
-"""The data sets that are shipped inside the package."""
+"""The data sets that are shipped inside the package; see docs/data.md for licences and citations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import polars as pl
 
 from kd_jax.data.raw import RawData
 
-EMBEDDED = ("movietweetings", "online_retail")
+
+def movietweetings() -> RawData:
+    """MovieTweetings 100K: Dooms, De Pessemier, Martens, CrowdRec at RecSys 2013."""
+    return _embedded("movietweetings")
 
 
-def embedded(name: str) -> RawData:
-    """A data set that is shipped inside the package (see docs/data.md for its licence and
-    citation).
-    """
+def online_retail() -> RawData:
+    """Online Retail: Chen 2015, doi 10.24432/C5BW33."""
+    return _embedded("online_retail")
+
+
+def _embedded(name: str) -> RawData:
     folder = resources.files("kd_jax.data") / "embedded" / name
     frames = {}
     for kind in ("interactions", "items"):

@@ -15,6 +15,7 @@ from kd_jax.data.readers.tables import LINE
 
 RATINGS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
 CSV = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
+FIELD = "data.movielens.path"
 GENRES_100K = (
     "unknown",
     "Action",
@@ -38,31 +39,37 @@ GENRES_100K = (
 )
 
 
-def read(folder: Path) -> RawData:
+def read(path: str = "") -> RawData:
     """100k (u.data), 1m and 10m (ratings.dat), 20m, 25m, 32m and latest (ratings.csv); items have
     title and genres.
 
-    Raises InputError if the folder is none of these.
+    path: the unpacked folder. Raises InputError if it is none of these.
     """
+    if not path:
+        raise InputError(f"{FIELD} is not set; give an unpacked MovieLens folder")
+    folder = tables.existing(path, "MovieLens folder", FIELD)
+
+    def file(name: str, what: str) -> Path:
+        return tables.existing(folder / name, what, FIELD)
+
     if (folder / "u.data").exists():
-        ratings = tables.lines(tables.existing(folder / "u.data", "ratings"), "\t", list(RATINGS))
-        films = _films_100k(tables.existing(folder / "u.item", "films"))
-    elif (folder / "ratings.dat").exists():
-        ratings = tables.lines(
-            tables.existing(folder / "ratings.dat", "ratings"), "::", list(RATINGS)
-        )
-        films = _films_dat(tables.existing(folder / "movies.dat", "films"))
-    elif (folder / "ratings.csv").exists():
-        films = tables.opened(folder / "movies.csv", "films", _films_csv)
+        ratings = tables.lines(file("u.data", "ratings"), "\t", list(RATINGS))
+        return _raw(folder, ratings, RATINGS, _films_100k(file("u.item", "films")))
+    if (folder / "ratings.dat").exists():
+        ratings = tables.lines(file("ratings.dat", "ratings"), "::", list(RATINGS))
+        return _raw(folder, ratings, RATINGS, _films_dat(file("movies.dat", "films")))
+    if (folder / "ratings.csv").exists():
+        films = tables.opened(folder / "movies.csv", _films_csv, what="films", field=FIELD)
         return tables.opened(
-            folder / "ratings.csv", "ratings", lambda table: _raw(folder, table, CSV, films)
+            folder / "ratings.csv",
+            lambda table: _raw(folder, table, CSV, films),
+            what="ratings",
+            field=FIELD,
         )
-    else:
-        raise InputError(
-            f"{folder} has none of u.data, ratings.dat and ratings.csv; set data.movielens.path to"
-            " an unpacked MovieLens folder"
-        )
-    return _raw(folder, ratings, RATINGS, films)
+    raise InputError(
+        f"{folder} has none of u.data, ratings.dat and ratings.csv; set {FIELD} to an unpacked"
+        " MovieLens folder"
+    )
 
 
 def _raw(

@@ -36,6 +36,7 @@ LINE = "(line)"  # no name that a user's column is likely to have
 ENDINGS = (".parquet", ".csv", ".tsv", ".tab")  # text may be compressed, as .csv.gz
 
 T = TypeVar("T")
+Use = Callable[["Table"], T]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +128,11 @@ def lines(path: Path, separator: str, names: Sequence[str]) -> Table:
     )
 
 
-def opened(path: str | Path, what: str, use: Callable[[Table], T]) -> T:
-    """``use`` of the table in a .parquet, .csv or .tsv file. Raises InputError if it can't be
-    read.
+def opened(path: str | Path, use: Use[T], *, what: str, field: str) -> T:
+    """``use`` of the table in a .parquet, .csv or .tsv file. what, field: what it holds, and the
+    configuration field of its path, for errors. Raises InputError if it can't be read.
     """
-    path = existing(path, what)
+    path = existing(path, what, field)
     kind = re.sub(r"\.(gz|zst)$", "", path.name.lower())
     if not kind.endswith(ENDINGS):
         form = "folder" if path.is_dir() else "file with an ending that is not read"
@@ -159,23 +160,25 @@ def opened(path: str | Path, what: str, use: Callable[[Table], T]) -> T:
         ) from None
 
 
-def existing(path: str | Path, what: str) -> Path:
+def existing(path: str | Path, what: str, field: str) -> Path:
     """The path, if there is something. Raises InputError if it is missing or an empty file."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(
-            f"{path}: no such file or folder ({what}); check the paths in section data"
-        )
+        raise InputError(f"{path}: no such file or folder ({what}); check {field}")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty ({what}); was its download cut off?")
     return path
 
 
 def find_columns(
-    table: Table, wanted: Mapping[str, str], optional: frozenset[str] = frozenset()
+    table: Table,
+    names: Mapping[str, str],
+    optional: frozenset[str] = frozenset(),
+    *,
+    fix: str = "get the file again",
 ) -> dict[str, str]:
-    """role -> column, of those ``wanted`` that the table has. Raises InputError if one is missing
-    and not optional.
+    """role -> column, of those ``names`` that the table has. Raises InputError, with the ``fix``,
+    if one is missing and not optional.
     """
     have = table.columns()
     only = next(iter(have)) if len(have) == 1 else ""
@@ -186,13 +189,12 @@ def find_columns(
             f"{table.path} has a single column, {only!r}; is {name} its separator? Fields are"
             " parted by commas (.csv) or tabs (.tsv): write it so, or change its ending"
         )
-    for role, column in wanted.items():
+    for role, column in names.items():
         if column not in have and role not in optional:
             raise InputError(
-                f"{table.path} has no column {column!r} for {role}{nearest(column, have)}; name it"
-                f" with data.files.columns.{role}"
+                f"{table.path} has no column {column!r} for {role}{nearest(column, have)}; {fix}"
             )
-    return {role: column for role, column in wanted.items() if column in have}
+    return {role: column for role, column in names.items() if column in have}
 
 
 def whole_numbers(rows: pl.LazyFrame, column: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,29 +21,30 @@ from kd_jax.data.readers import tables
 from kd_jax.data.readers.tables import LINE
 
 ROLES = ("user", "item", "rating", "timestamp")
-FIELDS = {
-    "user": "user_id",
-    "item": "movie_id",
-    "rating": "user_rating",
-    "timestamp": "timestamp",
-    "title": "movie_title",
-    "genres": "movie_genres",
-}
+FIELDS = MappingProxyType(
+    {
+        "user": "user_id",
+        "item": "movie_id",
+        "rating": "user_rating",
+        "timestamp": "timestamp",
+        "title": "movie_title",
+    }
+)
 BATCH = 65_536
+SECTION = "data.tfds"
 
 
 def read(
-    name: str, fields: Mapping[str, str] = FIELDS, data_dir: str | Path | None = None
+    name: str = "movielens/1m-ratings", path: str = "", fields: Mapping[str, str] = FIELDS
 ) -> RawData:
-    """The 'train' split (TFDS' word for all there is) of ``name``, such as 'movielens/1m-ratings'.
+    """The 'train' split (in TFDS all there is) of ``name``.
 
-    fields: role -> feature ('' = none). 'user' and 'item' are needed, 'rating' and 'timestamp'
-    known; every other role
-        is a text column of the items, in that order, taken from an item's first record.
-    data_dir: where data sets are prepared; None: TFDS' own folder (~/tensorflow_datasets).
+    path: the folder where data sets are prepared; '': TFDS' own, ~/tensorflow_datasets. fields:
+    role -> feature ('' = none). 'user' and 'item' are needed, 'rating' and 'timestamp' known; every
+    other role is a text column of the items, in that order, taken from an item's first record.
     """
     try:
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets
     except ImportError:
         raise InputError(
             "data.reader='tfds' needs tensorflow-datasets; pip install -e '.[tfds]'"
@@ -50,23 +52,41 @@ def read(
     fields = {role: feature for role, feature in fields.items() if feature}
     for role in ("user", "item"):
         if role not in fields:
-            raise InputError(f"data.tfds.fields has no {role!r}; say which feature of {name} it is")
+            raise InputError(f"{SECTION}.fields has no {role!r}; give its feature in {name}")
+    builder, array_record = _opened(tensorflow_datasets, name, path)
+    features = builder.info.features
+    for role, feature in fields.items():
+        if feature not in features:
+            raise InputError(
+                f"{SECTION}.fields.{role}: {name} has no feature"
+                f" {feature!r}{nearest(feature, features)}"
+            )
+    chosen = {feature: features[feature] for feature in fields.values()}
+    records = _array_record if array_record else _tensorflow
+    frame = pl.concat(records(tensorflow_datasets, builder, chosen))
+    frame = frame.select(pl.col(feature).alias(role) for role, feature in fields.items())
+    return _raw(name, frame, list(fields))
+
+
+def _opened(tfds: Any, name: str, path: str) -> tuple[Any, bool]:
+    """The builder of a data set, and whether it is prepared as ArrayRecord. Raises InputError where
+    it cannot be read.
+    """
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     try:
-        builder = tfds.builder(
-            name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser())
-        )
+        builder = tfds.builder(name, data_dir=str(Path(path).expanduser()) if path else None)
     except tfds.core.DatasetNotFoundError:
-        cure = "check data.tfds.name"
+        fix = f"check {SECTION}.name"
         if not has_tensorflow:
-            cure += (
-                f"; if it is right, it isn't prepared in {data_dir or '~/tensorflow_datasets'}, and"
-                " TFDS needs tensorflow to prepare it: pip install -e '.[tfds]'"
+            fix += (
+                f"; if it is right, it isn't prepared in {path or '~/tensorflow_datasets'}"
+                f" ({SECTION}.path), and TFDS needs tensorflow to prepare it: pip install -e"
+                " '.[tfds]'"
             )
-        raise InputError(f"TFDS finds no data set {name!r}; {cure}") from None
+        raise InputError(f"TFDS finds no data set {name!r}; {fix}") from None
     except (ValueError, AssertionError) as error:  # an unknown config or version
         raise InputError(
-            f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check data.tfds.name"
+            f"TFDS can't open {name!r} ({str(error).splitlines()[0]}); check {SECTION}.name"
         ) from None
     prepared = bool(builder.info.splits)
     array_record = prepared and builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
@@ -77,25 +97,18 @@ def read(
             " to use it: pip install -e '.[tfds]', or prepare it elsewhere with"
             " file_format='array_record'"
         )
-    features = builder.info.features
-    for role, feature in fields.items():
-        if feature not in features:
-            raise InputError(
-                f"data.tfds.fields.{role}: {name} has no feature"
-                f" {feature!r}{nearest(feature, features)}"
-            )
-    wanted = {feature: features[feature] for feature in fields.values()}
-    frame = pl.concat(
-        _array_record(tfds, builder, wanted) if array_record else _tensorflow(tfds, builder, wanted)
-    )
-    frame = frame.select(pl.col(feature).alias(role) for role, feature in fields.items())
+    return builder, array_record
+
+
+def _raw(name: str, frame: pl.DataFrame, roles: list[str]) -> RawData:
+    """RawData of a table of records with a column per role."""
     rows = frame.with_row_index(LINE, offset=1).lazy()
     table = tables.Table(f"tfds:{name}", rows, unit="record")
     whole = frozenset(role for role in ("user", "item") if tables.whole_numbers(rows, role))
     interactions, counts, problems = tables.interactions(
-        table, {role: role for role in ROLES if role in fields}, whole
+        table, {role: role for role in ROLES if role in roles}, whole
     )
-    text = [role for role in fields if role not in ROLES]
+    text = [role for role in roles if role not in ROLES]
     first = (
         rows.select(LINE, "item", *text)
         .drop_nulls("item")

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
+from kd_jax.core import sections
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.models.scorer import Scorer
+from kd_jax.models.students.base import Inputs, Student, StudentSpec
 from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.models.students.mlp import MLP
 from kd_jax.models.students.sasrec import SASRec
 
-STUDENTS: dict[str, type[Scorer]] = {"mf": MatrixFactorization, "mlp": MLP, "sasrec": SASRec}
+STUDENTS: dict[str, type[Student]] = {
+    "mf": MatrixFactorization,
+    "mlp": MLP,
+    "sasrec": SASRec,
+}
 
 
-def student_class(name: str) -> Any:
-    """The registered class, called as ``cls(spec, rngs=…)``. Raises InputError for an unknown
-    name.
-    """
+def student_class(name: str) -> type[Student]:
+    """Raises InputError for an unknown name."""
     if name not in STUDENTS:
         raise InputError(f"student.name={name!r} is unknown{nearest(name, STUDENTS)}")
     return STUDENTS[name]
+
+
+def student_spec(name: str, section: Mapping[str, Any], **sizes: Any) -> StudentSpec:
+    """The spec of the student ``name``.
+
+    section: ``config.student.<name>``; what it lacks has the spec's default. sizes: the fields of
+    ``StudentSpec`` without a default. Raises InputError for an unknown student or field, and for a
+    value that the spec refuses.
+    """
+    spec, where = student_class(name).spec, f"student.{name}"
+    fields = sections.complete(section, spec, where)
+    try:
+        return spec(**sizes, **fields)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def build_student(name: str, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs) -> Student:
+    """The student ``name`` with its first parameters. inputs: those of ``Student.inputs`` that its
+    role may read; others are ignored.
+    """
+    cls = student_class(name)
+    return cls(spec, {key: inputs[key] for key in cls.inputs if key in inputs}, rngs=rngs)

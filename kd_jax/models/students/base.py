@@ -1,14 +1,14 @@
-"""Students: small recommenders. Adding one is one class and one line in ``STUDENTS`` (README, "Add
-a student").
+"""What all students have in common: what they are built from, and their tables.
 
-Every student is built as ``cls(spec, rngs=…)`` and reads the batch described in
-``kd_jax/types.py``. With ``num_classes == 0`` it ranks the catalogue; with more it rates user-item
-pairs.
+With ``num_classes == 0`` a student ranks the catalogue; with more it rates user-item pairs. Batches
+are described in ``kd_jax/core/types.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,33 +17,75 @@ from flax import nnx
 from kd_jax.core.errors import InputError
 from kd_jax.core.types import Array
 from kd_jax.models.layers import normal
+from kd_jax.models.scorer import Scorer
+
+ITEM_TEXT = "item_text"  # f32 [I, F]: the language model's vector of every item's text
+
+Inputs = Mapping[str, Any]  # name -> array, numpy or traced
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentSpec:
-    """What a student is built from. bias: f32 [I], the item bias to start at; warm: bool [I]."""
+    """What a student is built from: the sizes of the run, then the fields of its section,
+    ``config.student.<name>``, which are those with a default. A student with more fields subclasses
+    this. Errors name the field alone: ``student_spec`` adds where it was configured.
+    """
 
     num_users: int
     num_items: int
-    bias: Array | np.ndarray
-    warm: Array | np.ndarray | None
+    num_classes: int  # 0: rank the catalogue; more: rate pairs
+    item_bias: Array | np.ndarray  # f32 [I], where item biases start
+    warm: Array | np.ndarray | None  # bool [I], items with a train interaction
     dim: int = 64
     dropout: float = 0.5
     init_scale: float = 0.1
-    num_classes: int = 0
-    history: int = 50
-    blocks: int = 2
-    heads: int = 2
-    hidden: int = 32
+    # where item biases start: 'count', log(1 + count); 'trend', the log of the recent count;
+    # 'teacher', the teacher's biases
+    bias: str = "count"
+    popularity_days: float = 3.0  # bias='trend': an interaction this old counts 1/e
 
     def __post_init__(self) -> None:
-        for name in ("dim", "history", "blocks", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise InputError(f"student.<name>.{name}={getattr(self, name)} must be at least 1")
+        at_least_one(self, "dim")
         if not 0 <= self.dropout < 1:
-            raise InputError(
-                f"student.<name>.dropout={self.dropout} must be at least 0 and less than 1"
-            )
+            raise InputError(f"dropout={self.dropout} must be at least 0 and less than 1")
+
+    def plain(self) -> dict[str, Any]:
+        """The fields that are no arrays."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if name not in ("item_bias", "warm")}
+
+
+@dataclasses.dataclass(frozen=True)
+class UserSpec(StudentSpec):
+    """Of students that learn from one example per user (``positions = "user"``)."""
+
+    decay: float = 3.0  # a target of this age counts 1/e
+    # 'interactions' (of the user, since then) or 'days' (before the end of training)
+    decay_unit: str = "interactions"
+    user_power: float = 0.5  # a user weighs (sum of the target weights) ** user_power
+
+
+def at_least_one(spec: StudentSpec, *names: str) -> None:
+    for name in names:
+        if getattr(spec, name) < 1:
+            raise InputError(f"{name}={getattr(spec, name)} must be at least 1")
+
+
+class Student(Scorer):
+    """A scorer that is built from its spec and from named arrays.
+
+    spec: the dataclass of its section. inputs: names of the arrays that it reads besides the batch,
+    such as ``ITEM_TEXT``. They come as constants, which training does not change; a student keeps
+    what it needs of them as ``Frozen``. A role that must not see the language model (the control)
+    builds the same class from ``inputs`` without ``ITEM_TEXT``, so every student must build both
+    ways. Building is traced: read the inputs with ``jnp``, not with numpy.
+    """
+
+    spec: ClassVar[type[StudentSpec]] = StudentSpec
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+        super().__init__(spec.warm)
 
 
 def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:

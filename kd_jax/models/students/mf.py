@@ -7,11 +7,10 @@ from flax import nnx
 
 from kd_jax.core.types import Array, Batch
 from kd_jax.models.layers import dropout
-from kd_jax.models.scorer import Scorer
-from kd_jax.models.students.base import StudentSpec, item_table, user_table
+from kd_jax.models.students.base import Inputs, Student, UserSpec, item_table, user_table
 
 
-class MatrixFactorization(Scorer):
+class MatrixFactorization(Student):
     """User vector · item vector + item bias. Source: Koren, Bell, Volinsky, IEEE Computer 2009,
     equation 5.
 
@@ -20,6 +19,7 @@ class MatrixFactorization(Scorer):
     class.
     """
 
+    spec = UserSpec
     reads_history = False
     tables = {
         "user": "user",
@@ -29,8 +29,8 @@ class MatrixFactorization(Scorer):
         "bias": "item",
     }
 
-    def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
-        super().__init__(spec.warm)
+    def __init__(self, spec: UserSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+        super().__init__(spec, inputs, rngs=rngs)
         self.dropout = spec.dropout
         self.user = user_table(spec)
         self.item = item_table(spec.num_items, spec, rngs)
@@ -39,7 +39,7 @@ class MatrixFactorization(Scorer):
             self.user_class = nnx.Param(jnp.zeros((spec.num_users, spec.num_classes)))
             self.head = nnx.Linear(spec.dim, spec.num_classes, rngs=rngs)
         else:
-            self.bias = nnx.Param(jnp.asarray(spec.bias))
+            self.bias = nnx.Param(jnp.asarray(spec.item_bias))
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Array:
         return dropout(self.user[...][batch["user"]], self.dropout, rngs)[:, None]

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.core.types import Array, Batch, PyTree
 from kd_jax.models.layers import dropout
-from kd_jax.models.scorer import Scorer
-from kd_jax.models.students.base import StudentSpec, item_table, user_table
+from kd_jax.models.students.base import (
+    Inputs,
+    Student,
+    UserSpec,
+    at_least_one,
+    item_table,
+    user_table,
+)
 
 
-class MLP(Scorer):
+@dataclasses.dataclass(frozen=True)
+class MLPSpec(UserSpec):
+    hidden: int = 32  # width of the hidden layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "hidden")
+
+
+class MLP(Student):
     """Concatenated user and item vectors -> hidden layer -> score. Source: He et al., "Neural
     Collaborative Filtering", WWW 2017, equation 10, with one hidden layer.
 
@@ -21,13 +38,14 @@ class MLP(Scorer):
     chunk, hidden] at a time.
     """
 
+    spec = MLPSpec
     factorised = False
     reads_history = False
     tables = {"user": "user", "item": "item", "bias": "item"}
     chunk = 1024
 
-    def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
-        super().__init__(spec.warm)
+    def __init__(self, spec: MLPSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+        super().__init__(spec, inputs, rngs=rngs)
         self.dropout = spec.dropout
         self.user = user_table(spec)
         self.item = item_table(spec.num_items, spec, rngs)
@@ -35,7 +53,7 @@ class MLP(Scorer):
         self.item_in = nnx.Linear(spec.dim, spec.hidden, use_bias=False, rngs=rngs)
         self.out = nnx.Linear(spec.hidden, max(1, spec.num_classes), rngs=rngs)
         if not spec.num_classes:
-            self.bias = nnx.Param(jnp.asarray(spec.bias))
+            self.bias = nnx.Param(jnp.asarray(spec.item_bias))
 
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Array:
         user = self.user_in(dropout(self.user[...][batch["user"]], self.dropout, rngs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,30 +12,46 @@ from flax import nnx
 from kd_jax.core.errors import InputError
 from kd_jax.core.types import Array, Batch
 from kd_jax.models.layers import CausalTransformer
-from kd_jax.models.scorer import Scorer
-from kd_jax.models.students.base import StudentSpec, item_table
+from kd_jax.models.students.base import (
+    Inputs,
+    Student,
+    StudentSpec,
+    at_least_one,
+    item_table,
+)
 
 
-class SASRec(Scorer):
+@dataclasses.dataclass(frozen=True)
+class SASRecSpec(StudentSpec):
+    history: int = 20  # newest interactions that are read; at most the teacher's if it is distilled
+    blocks: int = 2
+    heads: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "history", "blocks", "heads")
+        if self.num_classes:
+            raise InputError("it ranks only; for task='rate' use another student, such as 'mf'")
+        if self.dim % self.heads:
+            raise InputError(
+                f"dim={self.dim} is no multiple of heads={self.heads}; change one of them"
+            )
+
+
+class SASRec(Student):
     """A causal Transformer over item embeddings, tied with the output. Source: Kang and McAuley,
     ICDM 2018, with the full softmax of Klenitskiy and Vasilev, RecSys 2023, in place of the sampled
     binary loss.
     """
 
+    spec = SASRecSpec
     positions = "all"
     tables = {"item": "item", "bias": "item"}
 
-    def __init__(self, spec: StudentSpec, *, rngs: nnx.Rngs):
-        super().__init__(spec.warm)
-        if spec.num_classes:
-            raise InputError("student.name='sasrec' ranks only; for task='rate' use 'mf' or 'mlp'")
-        if spec.dim % spec.heads:
-            raise InputError(
-                f"student.sasrec.dim={spec.dim} is no multiple of"
-                f" student.sasrec.heads={spec.heads}; change one of them"
-            )
+    def __init__(self, spec: SASRecSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+        super().__init__(spec, inputs, rngs=rngs)
         self.item = item_table(spec.num_items, spec, rngs)
-        self.bias = nnx.Param(jnp.asarray(spec.bias))
+        self.bias = nnx.Param(jnp.asarray(spec.item_bias))
         self.transformer = CausalTransformer(
             *(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout),
             widen=1,

@@ -1,0 +1,51 @@
+"""Export formats: one file each and one line in ``EXPORTERS``.
+
+An exporter is a function of a bundle and a folder; its further parameters, all with a default, are
+the fields of its section of the configuration, ``config.export.<format>``. It returns the files it
+wrote, each whole or not at all, and none for a model that its format cannot hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd_jax.core import sections
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.serving.exporters import parquet, safetensors
+from kd_jax.serving.exporters.bundle import Bundle
+
+__all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
+
+Exporter = Callable[..., tuple[Path, ...]]
+
+EXPORTERS: dict[str, Exporter] = {
+    "safetensors": safetensors.write,
+    "parquet": parquet.write,
+}
+
+
+def exporter_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """``section`` with the defaults of what it lacks. Raises InputError for an unknown format or
+    field.
+    """
+    if name not in EXPORTERS:
+        raise InputError(f"export.formats: {name!r} is unknown{nearest(name, EXPORTERS)}")
+    return sections.complete(section, EXPORTERS[name], f"export.{name}")
+
+
+def write(
+    bundle: Bundle,
+    folder: Path,
+    formats: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, tuple[Path, ...]]:
+    """Writes ``bundle`` in each of the ``formats``; returns the files by format.
+
+    settings: ``config.export.<format>`` by format; defaults for what it lacks. Raises InputError
+    for an unknown format or field, before anything is written.
+    """
+    chosen = {name: exporter_section(name, (settings or {}).get(name, {})) for name in formats}
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: EXPORTERS[name](bundle, folder, **fields) for name, fields in chosen.items()}

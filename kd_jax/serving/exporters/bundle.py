@@ -1,0 +1,63 @@
+"""What is exported: a trained student, the data set it was trained on, and their description."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.examples.base import last_items
+from kd_jax.data.splits import TEST
+from kd_jax.models.scorer import Scorer
+from kd_jax.models.students.base import Inputs
+
+USERS_AT_ONCE = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """A factorised student as arrays: score = contexts · items + bias.
+
+    contexts: f32 [U, D], of every user after all but the test interactions. items: f32 [I, D].
+    bias: f32 [I].
+    """
+
+    contexts: np.ndarray
+    items: np.ndarray
+    bias: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A trained student with all that an exporter may need.
+
+    description: 'model', its role in the run; 'student', its name in ``STUDENTS``; 'task';
+    'history', how many interactions it reads; 'spec', ``StudentSpec.plain``. inputs: the arrays it
+    was built from.
+    """
+
+    dataset: Dataset
+    model: Scorer
+    description: dict[str, Any]
+    inputs: Inputs = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def vectors(self) -> Vectors | None:
+        """None where scores are of pairs (task 'rate') or do not factorise."""
+        if self.description["task"] != "rank" or not self.model.factorised:
+            return None
+        items, bias = self.model.items()
+        users = np.arange(self.dataset.num_users, dtype=np.int32)
+        windows = last_items(*self.dataset.history(TEST), self.description["history"])
+        parts = np.array_split(users, max(1, len(users) // USERS_AT_ONCE))
+        contexts = [
+            self.model.context({"user": part, "history": windows[part]}, items) for part in parts
+        ]
+        return Vectors(
+            np.concatenate([np.asarray(part) for part in contexts]),
+            np.asarray(items),
+            np.asarray(bias),
+        )
