@@ -1,20 +1,29 @@
 """Every reader gives the same RawData for the same content, and says where a bad row stands."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
+import re
+import shutil
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from configs import common
+from helpers import toy
 from helpers.toy import refused
 from kd_jax.data import readers
 from kd_jax.data.dataset import build
+from kd_jax.data.raw import RawData, accept
+from kd_jax.data.readers import READERS, files, movielens
 from kd_jax.data.readers import tfds as tfds_reader
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -33,6 +42,9 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode(encoding))
     return path
+
+
+FIELDS = {**tfds_reader.FIELDS, "genres": "movie_genres"}
 
 
 # Embedded
@@ -128,7 +140,7 @@ def movielens_csv(folder: Path) -> None:
 def test_movielens_releases_read_the_same(tmp_path, make):
     folder = tmp_path / "ml-some"
     make(folder)
-    raw = readers.read("movielens", folder)
+    raw = movielens.read(folder)
     assert raw.name == "ml-some" and raw.counts == {"rows": 3, "malformed": 0}
     assert raw.interactions.rows() == RATINGS
     assert raw.interactions.dtypes == [pl.Int64, pl.Int64, pl.Float32, pl.Int64]
@@ -144,7 +156,7 @@ def test_movielens_releases_read_the_same(tmp_path, make):
     ],
 )
 def test_movielens_originals(folder, read, core):
-    raw = readers.read("movielens", SHARED / folder)
+    raw = movielens.read(SHARED / folder)
     assert (
         raw.interactions.height,
         raw.interactions["user"].n_unique(),
@@ -160,8 +172,7 @@ def test_movielens_originals(folder, read, core):
 
 @needs_originals
 def test_published_splits():
-    beauty = readers.read(
-        "files",
+    beauty = files.read(
         SHARED / "amazon-beauty/interactions.parquet",
         items_path=SHARED / "amazon-beauty/items.parquet",
         columns={"timestamp": "position", "item_id": "item_id"},
@@ -175,7 +186,7 @@ def test_published_splits():
         missing_text="id",
     )
     assert (len(data.user), data.num_users, data.num_items) == (198_502, 22_363, 12_101)
-    cite = readers.read("files", SHARED / "citeulike/interactions.parquet")
+    cite = files.read(SHARED / "citeulike/interactions.parquet")
     cite = build(cite, split="column", missing_text="id")
     assert (cite.num_users, cite.num_items) == (5_219, 25_181)
     assert np.bincount(cite.split).tolist() == [115_142, 5_219, 5_219]
@@ -183,20 +194,20 @@ def test_published_splits():
 
 def test_movielens_bad_folders(tmp_path):
     refused(
-        lambda: readers.read("movielens", tmp_path / "no"), "no such file or folder", "section data"
+        lambda: movielens.read(tmp_path / "no"), "no such file or folder", "data.movielens.path"
     )
     refused(
-        lambda: readers.read("movielens", tmp_path),
+        lambda: movielens.read(tmp_path),
         "none of u.data, ratings.dat and ratings.csv",
         "data.movielens.path",
     )
     movielens_1m(tmp_path)
     write(tmp_path / "movies.dat", "7::Film::Drama\nno film at all\n")
-    refused(lambda: readers.read("movielens", tmp_path), "movies.dat:2", "'no film at all'")
+    refused(lambda: movielens.read(tmp_path), "movies.dat:2", "'no film at all'")
     write(tmp_path / "movies.dat", "")
-    refused(lambda: readers.read("movielens", tmp_path), "movies.dat is empty")
+    refused(lambda: movielens.read(tmp_path), "movies.dat is empty")
     (tmp_path / "movies.dat").unlink()
-    refused(lambda: readers.read("movielens", tmp_path), "movies.dat: no such file")
+    refused(lambda: movielens.read(tmp_path), "movies.dat: no such file")
 
 
 @pytest.mark.parametrize("make", [movielens_100k, movielens_1m, movielens_csv])
@@ -208,7 +219,7 @@ def test_movielens_bad_ids_are_malformed_rows(tmp_path, make):
         if (tmp_path / name).exists()
     )
     path.write_text(path.read_text().replace("100", "later", 1))
-    raw = readers.read("movielens", tmp_path)
+    raw = movielens.read(tmp_path)
     line = 2 if make is movielens_csv else 1
     assert raw.counts == {"rows": 3, "malformed": 1} and raw.interactions.rows() == RATINGS[1:]
     assert raw.problems == (
@@ -220,6 +231,7 @@ def test_movielens_bad_ids_are_malformed_rows(tmp_path, make):
 
 
 def table_files(folder: Path, ending: str) -> dict[str, Path]:
+    folder.mkdir(exist_ok=True)
     ratings = pl.DataFrame(RATINGS, ["user", "item", "rating", "timestamp"], orient="row")
     films = pl.DataFrame(FILMS, ["item", "title", "genres"], orient="row")
     paths = {"path": folder / f"r.{ending}", "items_path": folder / f"i.{ending}"}
@@ -234,7 +246,7 @@ def table_files(folder: Path, ending: str) -> dict[str, Path]:
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 def test_files(tmp_path, ending):
     paths = table_files(tmp_path, ending)
-    raw = readers.read("files", **paths)
+    raw = files.read(**paths)
     assert (raw.path, raw.items_path, raw.untimed) == (*map(str, paths.values()), "")
     assert raw.interactions.rows() == RATINGS and raw.items.rows() == FILMS
     assert raw.interactions.dtypes == [pl.Int64, pl.Int64, pl.Float32, pl.Int64]
@@ -244,8 +256,7 @@ def test_columns_are_mapped(tmp_path):
     rows = "2024-01-02 00:00:00,a,x1,train\n2024-01-01 12:00:00,b,7,test\n"
     path = write(tmp_path / "r.csv", "when,who,what,part\n" + rows)
     items = write(tmp_path / "i.csv", "sku,name\n7,Seven\nx1,Ex\n")
-    raw = readers.read(
-        "files",
+    raw = files.read(
         path,
         items_path=items,
         columns={
@@ -261,7 +272,7 @@ def test_columns_are_mapped(tmp_path):
         {"user": "b", "item": "7", "timestamp": 1704110400, "split": "test"},
     ]
     assert raw.items.rows() == [("7", "Seven"), ("x1", "Ex")]
-    ignored = readers.read("files", path, columns={"user": "who", "item": "what", "timestamp": ""})
+    ignored = files.read(path, columns={"user": "who", "item": "what", "timestamp": ""})
     assert ignored.interactions.columns == ["user", "item"] and ignored.items["item"].to_list() == [
         "7",
         "x1",
@@ -272,7 +283,7 @@ def test_ids_are_numbers_only_if_nothing_is_lost(tmp_path):
     def read(item, items_id):
         path = write(tmp_path / "r.csv", f"user,item\n1,{item}\n2,5\n")
         items = write(tmp_path / "i.csv", f"item,title\n{items_id},A\n5,B\n")
-        return readers.read("files", path, items_path=items)
+        return files.read(path, items_path=items)
 
     assert read("4", "4").interactions["item"].to_list() == [4, 5]
     assert read("04", "04").interactions["item"].to_list() == [
@@ -294,7 +305,7 @@ def test_parquet_types(tmp_path):
         {"item": pl.Series([3, 4], dtype=pl.UInt16), "tags": [["a", "b"], []], "year": [1999, None]}
     )
     items.write_parquet(tmp_path / "i.parquet")
-    raw = readers.read("files", tmp_path / "r.parquet", items_path=tmp_path / "i.parquet")
+    raw = files.read(tmp_path / "r.parquet", items_path=tmp_path / "i.parquet")
     assert raw.interactions.rows(named=True) == [
         {"user": "b", "item": 3, "rating": 4.0, "timestamp": 0},
         {"user": "a", "item": 4, "rating": 5.0, "timestamp": 90},
@@ -304,11 +315,11 @@ def test_parquet_types(tmp_path):
 
 def test_blank_lines_and_quoted_newlines(tmp_path):
     path = write(tmp_path / "r.csv", '\ufeffuser,item,note\n1,2,"a, ""b""\nc"\n\n3,4,\n\n')
-    raw = readers.read("files", path)
+    raw = files.read(path)
     assert raw.interactions.rows() == [(1, 2), (3, 4)] and raw.counts == {"rows": 2, "malformed": 0}
     packed = tmp_path / "r.csv.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert readers.read("files", packed).interactions.rows() == [(1, 2), (3, 4)]
+    assert files.read(packed).interactions.rows() == [(1, 2), (3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +344,7 @@ def test_blank_lines_and_quoted_newlines(tmp_path):
 def test_malformed_rows_are_counted_and_refused(tmp_path, row, problem):
     good = "".join(f"{u},{i},{3 + u % 2},{10 * u + i}\n" for u in range(1, 5) for i in range(1, 6))
     path = write(tmp_path / "r.csv", f"user,item,rating,timestamp\n7,1,3,5\n{row}\n{good}")
-    raw = readers.read("files", path)
+    raw = files.read(path)
     assert raw.counts == {"rows": 22, "malformed": 1}
     assert raw.interactions.height == 21 and raw.interactions["user"].to_list()[:2] == [7, 1]
     assert raw.interactions["item"].dtype == pl.Int64
@@ -352,7 +363,7 @@ def test_malformed_parquet_rows(tmp_path):
     rating = [1.0, 1.0, 1.0, float("nan")]
     frame = pl.DataFrame({"user": [1, None, 1, -3], "item": [1.0, 2.0, 2.5, 1.0], "rating": rating})
     frame.write_parquet(tmp_path / "r.parquet")
-    raw = readers.read("files", tmp_path / "r.parquet")
+    raw = files.read(tmp_path / "r.parquet")
     assert raw.counts == {"rows": 4, "malformed": 3} and raw.interactions.rows() == [(1, 1, 1.0)]
     text = "; ".join(raw.problems)
     for problem in (
@@ -364,54 +375,50 @@ def test_malformed_parquet_rows(tmp_path):
 
 
 def test_bad_files(tmp_path):
-    refused(lambda: readers.read("files"), "data.files.path")
-    refused(lambda: readers.read("file", "x"), "data.reader='file'", "did you mean 'files'?")
+    refused(files.read, "data.files.path is not set")
+    refused(lambda: readers.read("file"), "data.reader='file'", "did you mean 'files'?")
+    refused(lambda: files.read(tmp_path / "no.csv"), "no.csv: no such file", "data.files.path")
+    refused(lambda: files.read(write(tmp_path / "e.csv", "")), "e.csv is empty")
     refused(
-        lambda: readers.read("files", tmp_path / "no.csv"), "no.csv: no such file", "section data"
-    )
-    refused(lambda: readers.read("files", write(tmp_path / "e.csv", "")), "e.csv is empty")
-    refused(
-        lambda: build(readers.read("files", write(tmp_path / "h.csv", "user,item\n"))),
+        lambda: build(files.read(write(tmp_path / "h.csv", "user,item\n"))),
         "no interaction",
     )
     path = write(tmp_path / "c.csv", "usr,item,rating\n1,2,3\n")
     known = "known: item, rating, usr"
     refused(
-        lambda: readers.read("files", path),
+        lambda: files.read(path),
         "c.csv has no column 'user'",
         "did you mean 'usr'",
         known,
-        "data.files.columns.user",
+        "data.files.columns",
     )
     columns = {"user": "usr", "rating": "stars"}
+    refused(lambda: files.read(path, columns=columns), "no column 'stars' for rating", known)
     refused(
-        lambda: readers.read("files", path, columns=columns), "no column 'stars' for rating", known
-    )
-    refused(
-        lambda: readers.read("files", path, columns={"usr": "usr"}),
+        lambda: files.read(path, columns={"usr": "usr"}),
         "no role 'usr'",
         "did you mean 'user'?",
     )
     refused(
-        lambda: readers.read("files", write(tmp_path / "s.csv", "user\titem\n1\t2\n")),
+        lambda: files.read(write(tmp_path / "s.csv", "user\titem\n1\t2\n")),
         "s.csv has a single",
         "is a tab",
     )
     refused(
-        lambda: readers.read("files", write(tmp_path / "r.jsonl", "{}")),
+        lambda: files.read(write(tmp_path / "r.jsonl", "{}")),
         "r.jsonl",
         ".parquet, .csv, .tsv, .tab",
     )
     refused(
-        lambda: readers.read("files", tmp_path),
+        lambda: files.read(tmp_path),
         f"{tmp_path} (interactions) is a folder",
         "a file that ends in",
     )
     bad = tmp_path / "l.csv"
     bad.write_bytes(b"user,item\ncaf\xe9,1\n")
-    refused(lambda: readers.read("files", bad), "l.csv can't be read", "UTF-8")
+    refused(lambda: files.read(bad), "l.csv can't be read", "UTF-8")
     refused(
-        lambda: readers.read("files", write(tmp_path / "p.parquet", "user,item\n1,2\n")),
+        lambda: files.read(write(tmp_path / "p.parquet", "user,item\n1,2\n")),
         "p.parquet can't be read",
     )
 
@@ -432,13 +439,15 @@ def test_bad_files(tmp_path):
 def test_bad_items_tables(tmp_path, rows, fragments):
     path = write(tmp_path / "r.csv", "user,item\n1,1\n")
     items = write(tmp_path / "i.csv", "item,title\n" + rows)
-    refused(lambda: readers.read("files", path, items_path=items), *fragments)
+    refused(lambda: files.read(path, items_path=items), *fragments)
 
 
 # TFDS: a data set prepared as ArrayRecord is read without tensorflow
 
 
-def prepare_array_record(root: Path, file_format: str = "array_record") -> None:
+def prepare_array_record(
+    root: Path, file_format: str = "array_record", ratings: Sequence[Any] = RATINGS
+) -> None:
     """What TFDS' own preparation leaves on disk, written without tensorflow."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -468,7 +477,7 @@ def prepare_array_record(root: Path, file_format: str = "array_record") -> None:
         i: (title, [names.index(g) for g in genres.split("|") if g in names])
         for i, title, genres in FILMS
     }
-    for user, item, rating, timestamp in RATINGS:
+    for user, item, rating, timestamp in ratings:
         example = tf_example_pb2.Example()
         fields = example.features.feature
         for name, text in (
@@ -515,17 +524,16 @@ def tfds_quiet():
 def test_tfds_array_record(tmp_path, tfds_quiet):
     before = "tensorflow" in sys.modules
     prepare_array_record(tmp_path)
-    raw = readers.read("tfds", tmp_path, tfds_name="movielens/1m-ratings")
+    raw = tfds_reader.read(path=tmp_path, fields=FIELDS)
     assert raw.interactions.rows() == RATINGS and raw.name == "movielens-1m-ratings"
     assert sorted(raw.items.rows()) == [(7, FILMS[0][1], "Comedy, Romance"), (10, FILMS[1][1], "")]
     assert ("tensorflow" in sys.modules) == before
-    few = readers.read(
-        "tfds",
-        tmp_path,
-        tfds_fields={"user": "user_id", "item": "movie_id", "title": "movie_title"},
+    few = tfds_reader.read(
+        path=tmp_path,
+        fields={"user": "user_id", "item": "movie_id", "title": "movie_title"},
     )
     assert few.interactions.columns == ["user", "item"] and few.items.columns == ["item", "title"]
-    untimed = readers.read("tfds", tmp_path, tfds_fields=tfds_reader.FIELDS | {"timestamp": ""})
+    untimed = tfds_reader.read(path=tmp_path, fields=FIELDS | {"timestamp": ""})
     assert untimed.interactions.columns == ["user", "item", "rating"]
 
 
@@ -533,12 +541,12 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
     prepare_array_record(tmp_path)
     fields = {"user": "user", "item": "movie_id"}
     refused(
-        lambda: readers.read("tfds", tmp_path, tfds_fields=fields),
+        lambda: tfds_reader.read(path=tmp_path, fields=fields),
         "data.tfds.fields.user",
         "mean 'user_id'?",
     )
     refused(
-        lambda: readers.read("tfds", tmp_path, tfds_fields={"user": "user_id"}),
+        lambda: tfds_reader.read(path=tmp_path, fields={"user": "user_id"}),
         "data.tfds.fields has no 'item'",
     )
     find = importlib.util.find_spec
@@ -548,18 +556,18 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
         lambda name, *rest: None if name == "tensorflow" else find(name, *rest),
     )
     refused(
-        lambda: readers.read("tfds", tmp_path / "elsewhere"),
+        lambda: tfds_reader.read(path=tmp_path / "elsewhere"),
         "movielens/1m-ratings",
         "pip install -e '.[tfds]'",
     )
     prepare_array_record(tmp_path / "records", "tfrecord")
     refused(
-        lambda: readers.read("tfds", tmp_path / "records"),
+        lambda: tfds_reader.read(path=tmp_path / "records"),
         "prepared as TFRecord",
         "pip install -e '.[tfds]'",
     )
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    refused(lambda: readers.read("tfds", tmp_path), "needs tensorflow-datasets")
+    refused(lambda: tfds_reader.read(path=tmp_path), "needs tensorflow-datasets")
 
 
 def test_tfds_reads_the_same_through_tensorflow(tmp_path, tfds_quiet, monkeypatch):
@@ -598,3 +606,173 @@ def test_tfds_reads_the_same_through_tensorflow(tmp_path, tfds_quiet, monkeypatc
     monkeypatch.setattr(tfds, "as_numpy", lambda dataset: dataset)
     through = pl.concat(tfds_reader._tensorflow(tfds, builder, dict(builder.info.features)))
     assert through.equals(direct)
+
+
+# Every reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A data set that a reader reads.
+
+    write: writes it to a folder and returns the section. counts: interactions, users, items. text:
+    the items' text columns. damage: makes one of the rows malformed; None where there is no file to
+    damage. missing: a section of which a path leads nowhere.
+    """
+
+    write: Callable[[Path], dict[str, Any]]
+    counts: tuple[int, int, int]
+    text: tuple[str, ...]
+    damage: Callable[[Path], None] | None = None
+    missing: Callable[[Path], dict[str, Any]] | None = None
+    timed: bool = True
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+def write_files(folder: Path) -> dict[str, Any]:
+    return {name: str(path) for name, path in table_files(folder, "csv").items()}
+
+
+def write_movielens(folder: Path) -> dict[str, Any]:
+    movielens_1m(folder)
+    return {"path": str(folder)}
+
+
+def write_tfds(folder: Path) -> dict[str, Any]:
+    prepare_array_record(folder)
+    return {"path": str(folder), "fields": {"genres": "movie_genres"}}
+
+
+def damage_tfds(folder: Path) -> None:
+    shutil.rmtree(folder / "movielens")
+    prepare_array_record(folder, ratings=[(*RATINGS[0][:2], float("nan"), 100), *RATINGS[1:]])
+
+
+CASES = {
+    "movietweetings": Case(lambda folder: {}, (100_000, 16_554, 10_506), ("title", "genres")),
+    "online_retail": Case(lambda folder: {}, (266_221, 4_334, 3_659), ("description",)),
+    "movielens": Case(
+        write_movielens,
+        (3, 2, 2),
+        ("title", "genres"),
+        replaced("ratings.dat", "::100", "::later"),
+        lambda folder: {"path": str(folder / "nowhere")},
+    ),
+    "tfds": Case(
+        write_tfds,
+        (3, 2, 2),
+        ("title", "genres"),
+        damage_tfds,
+        lambda folder: {"path": str(folder / "nowhere")},
+    ),
+    "files": Case(
+        write_files,
+        (3, 2, 2),
+        ("title", "genres"),
+        replaced("r.csv", "4.0", "good"),
+        lambda folder: {"path": str(folder / "nowhere.csv")},
+    ),
+}
+
+
+@pytest.fixture(params=sorted(READERS))
+def case(request, tfds_quiet):
+    """(name, case) of every reader."""
+    if request.param not in CASES:
+        pytest.fail(f"the reader {request.param!r} has no data set here: add one to CASES")
+    return request.param, CASES[request.param]
+
+
+def test_every_reader_gives_the_columns_types_and_counts_of_raw_data(case, tmp_path):
+    name, case = case
+    raw = readers.read(name, case.write(tmp_path))
+    found, items = raw.interactions, raw.items
+    assert (found.height, found["user"].n_unique(), items.height) == case.counts
+    types = {"rating": pl.Float32, "timestamp": pl.Int64, "split": pl.String}
+    assert set(found.columns) <= {"user", "item", *types}
+    assert ("timestamp" in found.columns) == case.timed
+    for column, kind in types.items():
+        assert found.schema.get(column, kind) == kind
+    for column in ("user", "item"):
+        assert found[column].dtype in (pl.Int64, pl.String) and not found[column].has_nulls()
+    assert items.columns == ["item", *case.text] and items["item"].dtype == found["item"].dtype
+    assert items["item"].is_unique().all() and set(found["item"]) <= set(items["item"])
+    assert items.select(case.text).dtypes == [pl.String] * len(case.text)
+    assert raw.name and raw.counts == {"rows": found.height, "malformed": 0} and not raw.problems
+    assert accept(raw, 0.0) == raw.counts
+
+
+def test_every_reader_counts_malformed_rows_and_names_the_first(case, tmp_path):
+    name, case = case
+    if case.damage is None:
+        pytest.skip("it reads files of the package")
+    section = case.write(tmp_path)
+    case.damage(tmp_path)
+    raw = readers.read(name, section)
+    assert raw.counts == {"rows": case.counts[0], "malformed": 1}
+    assert raw.interactions.height == case.counts[0] - 1
+    assert len(raw.problems) == 1 and re.search(r":\d+: |(row|record) \d+: ", raw.problems[0])
+    refused(lambda: accept(raw, 0.0), raw.problems[0], "data.max_malformed")
+
+
+def test_every_reader_refuses_a_path_that_leads_nowhere_and_a_field_it_has_not(case, tmp_path):
+    name, case = case
+    refused(lambda: readers.read(name, {"pth": "x"}), f"data.{name}: there is no field 'pth'")
+    if case.missing is None:
+        return
+    section = case.write(tmp_path / "data") | case.missing(tmp_path)
+    refused(lambda: readers.read(name, section), "nowhere", f"data.{name}.path")
+    refused(lambda: readers.read(name, {"path": 3}), f"data.{name}.path=3", "of type str")
+
+
+def test_every_readers_defaults_are_those_of_configs_common():
+    data = common.get_config().data
+    assert {name: data[name].to_dict() for name in READERS} == {
+        name: readers.reader_section(name, {}) for name in READERS
+    }
+
+
+# Impressions
+
+
+def shown(**changes) -> RawData:
+    """Two users and what they were shown."""
+    impressions = {
+        "user": [1, 2],
+        "timestamp": [5, 6],
+        "items": [[10, 7], [7, 99]],
+        "clicked": [[True, False], [False, True]],
+    }
+    ratings = pl.DataFrame(RATINGS, ["user", "item", "rating", "timestamp"], orient="row")
+    films = pl.DataFrame(FILMS, ["item", "title", "genres"], orient="row")
+    frame = pl.DataFrame(impressions | changes)
+    return RawData("shown", ratings, films, impressions=frame)
+
+
+def test_impressions_are_checked_and_kept():
+    raw = shown()
+    accept(raw, 0.0)
+    assert raw.impressions.height == 2
+    with_impressions = dataclasses.replace(toy.raw(), impressions=raw.impressions)
+    assert build(with_impressions).checksum == build(toy.raw()).checksum
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"items": [["10"], ["7"]]}, "column 'items' is List(String)"),
+        ({"clicked": [[True], [True, False]]}, "row 0: 'items' and 'clicked' differ in length"),
+        ({"timestamp": ["a", "b"]}, "column 'timestamp' is String; it must be Int64"),
+    ],
+)
+def test_impressions_of_another_form_are_refused(changes, message):
+    refused(lambda: accept(shown(**changes), 0.0), message)

@@ -34,4 +34,5 @@ def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(name: str, section: Mapping[str, Any] | None = None) -> RawData:
     """What the reader ``name`` reads. Raises InputError: what is wrong, where, and its fix."""
-    return READERS[name](**reader_section(name, section or {}))
+    fields = reader_section(name, section or {})
+    return READERS[name](**fields)
