@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from kd_jax.core import sections
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import difference, fingerprint, read_json, stamp, write_json
 from kd_jax.core.logging import Log
@@ -600,12 +600,13 @@ class Setup:
 
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model)
+        section = student_section(c)
         return student_spec(
             c.student.name,
-            student_section(c),
+            section,
             num_users=self.dataset.num_users,
             num_items=self.dataset.num_items,
-            item_bias=self.start_bias(self.bias(model), c.get("popularity_days", 3.0)),
+            item_bias=self.start_bias(self.bias(model), section["popularity_days"]),
             warm=self.dataset.warm if self.task.num_classes == 0 else None,
             num_classes=self.task.num_classes,
         )

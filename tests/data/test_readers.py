@@ -390,7 +390,7 @@ def test_bad_files(tmp_path):
         "c.csv has no column 'user'",
         "did you mean 'usr'",
         known,
-        "data.files.columns",
+        "data.files.columns.user",
     )
     columns = {"user": "usr", "rating": "stars"}
     refused(lambda: files.read(path, columns=columns), "no column 'stars' for rating", known)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from helpers import toy
 from helpers.terms import term
-from kd_jax.core import sections
+from kd_jax.core import fields
 from kd_jax.core.logging import Log
 from kd_jax.data.examples.base import batches
 from kd_jax.devices import sharding
@@ -50,7 +50,7 @@ SMALL = {"history": HISTORY, "hidden": 8}  # where a student has such a field
 
 def spec_of(data, name, num_classes=0, **section):
     """The spec of a small student."""
-    known = sections.defaults(student_class(name).spec)
+    known = fields.defaults(student_class(name).spec)
     small = {field: value for field, value in SMALL.items() if field in known}
     return student_spec(
         name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kd_jax.core import sections
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import RawData
 from kd_jax.data.readers import embedded, files, movielens, tfds
@@ -29,10 +29,10 @@ def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """
     if name not in READERS:
         raise InputError(f"data.reader={name!r} is unknown{nearest(name, READERS)}")
-    return sections.complete(section, READERS[name], f"data.{name}")
+    return fields.complete(section, READERS[name], f"data.{name}")
 
 
 def read(name: str, section: Mapping[str, Any] | None = None) -> RawData:
     """What the reader ``name`` reads. Raises InputError: what is wrong, where, and its fix."""
-    fields = reader_section(name, section or {})
-    return READERS[name](**fields)
+    values = reader_section(name, section or {})
+    return READERS[name](**values)

@@ -78,7 +78,7 @@ def _items(path: str, use: tables.Use[tables.T]) -> tables.T:
 def _found(table: Table, names: Mapping[str, str]) -> dict[str, str]:
     # A column that is not called what it is by default was named on purpose, so it must be there.
     optional = frozenset(role for role in OPTIONAL if names.get(role) == COLUMNS[role])
-    fix = f"name the one it has with {SECTION}.columns"
+    fix = f"name it with {SECTION}.columns.{{role}}"
     return tables.find_columns(table, names, optional, fix=fix)
 
 

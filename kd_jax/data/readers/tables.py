@@ -177,8 +177,8 @@ def find_columns(
     *,
     fix: str = "get the file again",
 ) -> dict[str, str]:
-    """role -> column, of those ``names`` that the table has. Raises InputError, with the ``fix``,
-    if one is missing and not optional.
+    """role -> column, of those ``names`` that the table has. Raises InputError, with the ``fix`` (in
+    which '{role}' is the role), if one is missing and not optional.
     """
     have = table.columns()
     only = next(iter(have)) if len(have) == 1 else ""
@@ -192,7 +192,8 @@ def find_columns(
     for role, column in names.items():
         if column not in have and role not in optional:
             raise InputError(
-                f"{table.path} has no column {column!r} for {role}{nearest(column, have)}; {fix}"
+                f"{table.path} has no column {column!r} for {role}{nearest(column, have)};"
+                f" {fix.format(role=role)}"
             )
     return {role: column for role, column in names.items() if column in have}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from kd_jax.core import sections
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.models.students.base import Inputs, Student, StudentSpec
 from kd_jax.models.students.mf import MatrixFactorization
@@ -36,9 +36,9 @@ def student_spec(name: str, section: Mapping[str, Any], **sizes: Any) -> Student
     value that the spec refuses.
     """
     spec, where = student_class(name).spec, f"student.{name}"
-    fields = sections.complete(section, spec, where)
+    values = fields.complete(section, spec, where)
     try:
-        return spec(**sizes, **fields)
+        return spec(**sizes, **values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

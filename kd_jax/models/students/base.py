@@ -71,6 +71,11 @@ def at_least_one(spec: StudentSpec, *names: str) -> None:
             raise InputError(f"{name}={getattr(spec, name)} must be at least 1")
 
 
+def rank_only(spec: StudentSpec) -> None:
+    if spec.num_classes:
+        raise InputError("it ranks only; for task='rate' use another student, such as 'mf'")
+
+
 class Student(Scorer):
     """A scorer that is built from its spec and from named arrays.
 

@@ -18,6 +18,7 @@ from kd_jax.models.students.base import (
     StudentSpec,
     at_least_one,
     item_table,
+    rank_only,
 )
 
 
@@ -30,8 +31,7 @@ class SASRecSpec(StudentSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "history", "blocks", "heads")
-        if self.num_classes:
-            raise InputError("it ranks only; for task='rate' use another student, such as 'mf'")
+        rank_only(self)
         if self.dim % self.heads:
             raise InputError(
                 f"dim={self.dim} is no multiple of heads={self.heads}; change one of them"

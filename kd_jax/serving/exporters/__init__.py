@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.core import sections
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.serving.exporters import parquet, safetensors
 from kd_jax.serving.exporters.bundle import Bundle
@@ -32,7 +32,7 @@ def exporter_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """
     if name not in EXPORTERS:
         raise InputError(f"export.formats: {name!r} is unknown{nearest(name, EXPORTERS)}")
-    return sections.complete(section, EXPORTERS[name], f"export.{name}")
+    return fields.complete(section, EXPORTERS[name], f"export.{name}")
 
 
 def write(
@@ -48,4 +48,4 @@ def write(
     """
     chosen = {name: exporter_section(name, (settings or {}).get(name, {})) for name in formats}
     folder.mkdir(parents=True, exist_ok=True)
-    return {name: EXPORTERS[name](bundle, folder, **fields) for name, fields in chosen.items()}
+    return {name: EXPORTERS[name](bundle, folder, **values) for name, values in chosen.items()}

@@ -1,0 +1,238 @@
+"""Every student keeps the contract of ``Scorer``, with item texts and without."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import common
+from helpers import text_student
+from helpers.toy import refused
+from helpers.training import HISTORY, examples_of, spec_of, student_of, task_of
+from kd_jax.core import fields
+from kd_jax.core.scores import Factors
+from kd_jax.core.tables import gather_rows
+from kd_jax.distillation.term import Term
+from kd_jax.losses import sampled
+from kd_jax.models.scorer import Frozen, split, table_rows
+from kd_jax.models.students import STUDENTS, build_student, student_class
+from kd_jax.models.students.base import ITEM_TEXT
+from kd_jax.serving.exporters import Bundle, safetensors
+from kd_jax.training.step import gathered
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """rates: whether it rates pairs too. errors: sections that it refuses, and what of the message
+    must be there.
+    """
+
+    rates: bool
+    errors: tuple[tuple[dict, str], ...] = ()
+
+
+WIDTH = ({"dim": 0}, "dim=0 must be at least 1")
+CASES = {
+    "mf": Case(True, (WIDTH, ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and less than"))),
+    "mlp": Case(True, (WIDTH, ({"hidden": 0}, "hidden=0 must be at least 1"))),
+    "sasrec": Case(
+        False,
+        (
+            WIDTH,
+            ({"history": 0}, "history=0 must be at least 1"),
+            ({"dim": 15}, "dim=15 is no multiple of heads=2"),
+        ),
+    ),
+    text_student.NAME: Case(False, (WIDTH,)),
+}
+ALL = {**STUDENTS, text_student.NAME: text_student.LinearText}
+VARIANTS = [(name, text) for name in ALL for text in (False, True)[: 1 + bool(ALL[name].inputs)]]
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(STUDENTS, text_student.NAME, text_student.LinearText)
+
+
+def case_of(name):
+    if name not in CASES:
+        pytest.fail(f"the student {name!r} has no case here: add one to CASES")
+    return CASES[name]
+
+
+@functools.cache
+def task(ratings=False):
+    return task_of(ratings)
+
+
+def inputs_of(name, with_text):
+    """Random arrays in place of the language model's."""
+    known = {ITEM_TEXT: np.random.default_rng(1).normal(size=(task().dataset.num_items, 12))}
+    assert set(ALL[name].inputs) <= known.keys(), f"{name} reads an input that the test lacks"
+    left_out = () if with_text else (ITEM_TEXT,)
+    return {
+        key: value.astype(np.float32)
+        for key, value in known.items()
+        if key in ALL[name].inputs and key not in left_out
+    }
+
+
+def trained(name, with_text=False, ratings=False):
+    """A student whose parameters are no longer those it started from."""
+    student = student_of(task(ratings), name, inputs=inputs_of(name, with_text))
+    graphdef, params, constants = split(student)
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(2)
+    leaves = [leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
+
+
+def batch_of(student, ratings=False, size=6):
+    examples = examples_of(task(ratings), student.positions)
+    return {key: jnp.asarray(value) for key, value in examples.gather(np.arange(size)).items()}
+
+
+@pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+def test_factors_logits_and_scores_are_the_same_numbers(name, with_text):
+    case_of(name)
+    student = trained(name, with_text)
+    batch, items = batch_of(student), task().dataset.num_items
+    logits = student.logits(batch)
+    positions = batch["targets"].shape[1]
+    assert logits.shape == (6, positions, items) and logits.dtype == jnp.float32
+    assert positions == 1 or student.positions == "all"
+    if student.factorised:
+        factors = student.factors(batch)
+        width = factors.vectors.shape[1]
+        assert factors.contexts.shape == (6, positions, width)
+        assert factors.vectors.shape == (items, width) and factors.bias.shape == (items,)
+        np.testing.assert_allclose(factors.dense(), logits, atol=1e-5)
+    scores = student.scores(batch, student.catalogue())
+    assert isinstance(scores, Factors) == student.factorised
+    scores = scores.dense() if isinstance(scores, Factors) else scores
+    np.testing.assert_allclose(scores, logits[:, -1], atol=1e-5)
+    assert np.std(np.asarray(scores), axis=0).max() > 1e-3  # users differ
+
+
+@pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+def test_every_parameter_is_learned_and_no_input_is(name, with_text):
+    graphdef, params, constants = split(trained(name, with_text))
+
+    def total(params):
+        student = nnx.merge(graphdef, params, constants)
+        logits = student.logits(batch_of(student))
+        return jnp.sum(logits * jnp.cos(jnp.arange(logits.size).reshape(logits.shape)))
+
+    zero = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.grad(total)(params))
+        if not np.any(leaf)
+    ]
+    assert not zero
+    given = inputs_of(name, with_text).values()
+    kept = [leaf for leaf in jax.tree.leaves(constants) if leaf.shape in {x.shape for x in given}]
+    assert bool(kept) == bool(given)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if ALL[name].inputs])
+def test_a_student_that_reads_texts_scores_by_them_and_builds_without(name):
+    with_text, without = trained(name, True), trained(name)
+    text = inputs_of(name, True)[ITEM_TEXT].shape
+    for student, there in ((with_text, True), (without, False)):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(split(student)[2])]
+        assert (text in shapes) == there
+        assert student.positions == student_class(name).positions
+    other = student_of(task(), name, inputs={ITEM_TEXT: np.ones(text, np.float32)})
+    graphdef, _, constants = split(other)
+    other = nnx.merge(graphdef, split(with_text)[1], constants)
+    batch = batch_of(with_text)
+    assert not np.allclose(other.logits(batch), with_text.logits(batch), atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+def test_rows_in_place_of_the_tables_give_the_same_scores(name, with_text):
+    student = trained(name, with_text)
+    graphdef, params, constants = split(student)
+    sizes = {"user": task().dataset.num_users, "item": task().dataset.num_items}
+    kinds = {kind: table_rows(graphdef, params, kind) for kind in sizes}
+    for kind, tables in kinds.items():
+        assert set(tables.values()) <= {sizes[kind]}
+    assert student.owns_item_table == bool(kinds["item"])
+    batch = batch_of(student)
+    samples = student.owns_item_table and student.factorised
+    if samples:
+        student.proposal = Frozen(jnp.asarray(sampled.proposal(np.ones(sizes["item"]), 0.0)))
+    term = Term("ce", items="sampled", negatives=9) if samples else Term("ce")
+    given = gathered(student, (term,), batch, {}, jax.random.key(0), True)
+    small = nnx.merge(graphdef, gather_rows(params, given.rows), constants)
+    logits = student.logits(batch)
+    if samples:
+        rows = next(given.rows[name] for name in kinds["item"])
+        rows = rows[rows < sizes["item"]]
+        logits = logits[..., rows]
+        assert set(np.asarray(given.rows[next(iter(kinds["item"]))])) >= set(np.asarray(rows))
+    found = small.logits(given.batch)[..., : logits.shape[-1]]
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_rates_pairs_or_refuses_to(name):
+    if not case_of(name).rates:
+        refused(lambda: spec_of(task(True).dataset, name, 2), f"student.{name}: it ranks only")
+        return
+    student = trained(name, ratings=True)
+    logits = student.logits(batch_of(student, ratings=True))
+    assert logits.shape == (6, 1, task(True).num_classes)
+
+
+@pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+def test_it_is_built_in_a_program_with_the_same_bits(name, with_text):
+    spec, inputs = spec_of(task().dataset, name), inputs_of(name, with_text)
+
+    def params(inputs):
+        return split(build_student(name, spec, inputs, rngs=nnx.Rngs(0)))[1]
+
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(params)(inputs), params(inputs))
+
+
+@pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+def test_what_is_exported_loads_with_the_same_scores(name, with_text, tmp_path):
+    student, data = trained(name, with_text), task().dataset
+    description = {
+        "model": "student",
+        "student": name,
+        "task": "rank",
+        "history": HISTORY,
+        "spec": spec_of(data, name, dim=16).plain(),
+    }
+    safetensors.write(Bundle(data, student, description, inputs_of(name, with_text)), tmp_path)
+    loaded, found = safetensors.read(tmp_path, data)
+    assert found == description and type(loaded) is STUDENTS[name]
+    batch = batch_of(student)
+    np.testing.assert_array_equal(loaded.logits(batch), student.logits(batch))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_its_section_may_not_hold_is_refused_in_one_line(name):
+    data = task().dataset
+    refused(lambda: spec_of(data, name, dmi=3), f"student.{name}", "'dmi'", "did you mean 'dim'?")
+    refused(lambda: spec_of(data, name, dim="x"), f"student.{name}.dim='x'", "of type int")
+    assert case_of(name).errors
+    for section, message in case_of(name).errors:
+        refused(lambda section=section: spec_of(data, name, **section), f"student.{name}", message)
+
+
+def test_an_unknown_student_is_refused():
+    refused(lambda: student_class("mff"), "student.name='mff'", "did you mean 'mf'?")
+
+
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name in common.get_config().student])
+def test_the_sections_of_configs_common_have_the_specs_defaults(name):
+    section = common.get_config().student[name].to_dict()
+    assert section == fields.defaults(STUDENTS[name].spec)

@@ -1,0 +1,164 @@
+"""Every export format holds what was trained: its files give the model's scores."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+from flax import nnx
+
+import kd_jax
+from configs import common
+from helpers.toy import refused
+from helpers.training import HISTORY, spec_of, student_of, task_of
+from kd_jax.core.scores import Factors
+from kd_jax.data.examples.base import last_items
+from kd_jax.data.splits import TEST
+from kd_jax.models.scorer import split
+from kd_jax.serving import exporters
+from kd_jax.serving.exporters import EXPORTERS, Bundle, safetensors
+
+USERS = 5
+
+
+@functools.cache
+def task():
+    return task_of(False)
+
+
+def bundle_of(name, task_name="rank"):
+    """A student with random parameters."""
+    graphdef, params, constants = split(student_of(task(), name))
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(4)
+    leaves = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
+    description = {
+        "model": "student",
+        "student": name,
+        "task": task_name,
+        "history": HISTORY,
+        "spec": spec_of(task().dataset, name, dim=16).plain(),
+    }
+    model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
+    return Bundle(task().dataset, model, description)
+
+
+def scores_of(model):
+    """f32 [USERS, I] of the first users after all but their test interactions."""
+    data = task().dataset
+    windows = last_items(*data.history(TEST), HISTORY)[:USERS]
+    batch = {"user": jnp.arange(USERS), "history": jnp.asarray(windows)}
+    scores = model.scores(batch, model.catalogue())
+    return np.asarray(scores.dense() if isinstance(scores, Factors) else scores)
+
+
+def from_safetensors(folder: Path) -> np.ndarray:
+    return scores_of(safetensors.read(folder, task().dataset)[0])
+
+
+def from_parquet(folder: Path) -> np.ndarray:
+    data = task().dataset
+    users, items = (
+        pl.read_parquet(folder / f"{kind}_vectors.parquet") for kind in ("user", "item")
+    )
+    assert users["user"].equals(data.user_ids.rename("user"))
+    assert items["item"].equals(data.item_ids.rename("item"))
+    assert items["title"].to_list() == data.titles
+    return (
+        users["vector"].to_numpy()[:USERS] @ items["vector"].to_numpy().T + items["bias"].to_numpy()
+    )
+
+
+# Format -> the scores of the first users, from the files alone.
+SCORES: dict[str, Callable[[Path], np.ndarray]] = {
+    "safetensors": from_safetensors,
+    "parquet": from_parquet,
+}
+
+
+@pytest.fixture(params=sorted(EXPORTERS))
+def form(request):
+    if request.param not in SCORES:
+        pytest.fail(f"the format {request.param!r} is not read here: add a line to SCORES")
+    return request.param
+
+
+@pytest.mark.parametrize("name", ["mf", "sasrec"])
+def test_the_files_give_the_scores_of_the_model(form, name, tmp_path):
+    bundle = bundle_of(name)
+    files = exporters.write(bundle, tmp_path / "export", (form,))[form]
+    assert sorted(files) == sorted((tmp_path / "export").iterdir())
+    found = SCORES[form](tmp_path / "export")
+    np.testing.assert_allclose(found, scores_of(bundle.model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "task_name"), [("mlp", "rank"), ("mf", "rate")])
+def test_a_model_without_vectors_is_written_whole_or_skipped(form, name, task_name, tmp_path):
+    bundle = bundle_of(name, task_name)
+    assert bundle.vectors is None
+    files = exporters.write(bundle, tmp_path, (form,))[form]
+    assert sorted(files) == sorted(tmp_path.iterdir())
+    if files:
+        np.testing.assert_array_equal(SCORES[form](tmp_path), scores_of(bundle.model))
+
+
+def test_a_file_is_whole_or_absent(form, tmp_path, monkeypatch):
+    """A process that is stopped before a file is complete leaves none, or the one before."""
+    bundle = bundle_of("mf")
+
+    def stopped(self, target):
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stopped)
+        with pytest.raises(OSError, match="stopped"):
+            exporters.write(bundle, tmp_path, (form,))
+    assert not list(tmp_path.iterdir())
+    exporters.write(bundle, tmp_path, (form,))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stopped)
+        with pytest.raises(OSError, match="stopped"):
+            exporters.write(bundle_of("mf"), tmp_path, (form,))
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_an_unknown_format_or_field_is_refused_before_anything_is_written(form, tmp_path):
+    bundle, folder = bundle_of("mf"), tmp_path / "export"
+    refused(
+        lambda: exporters.write(bundle, folder, (form, "parqet")),
+        "export.formats: 'parqet' is unknown",
+        "did you mean 'parquet'?",
+    )
+    refused(
+        lambda: exporters.write(bundle, folder, (form,), {form: {"colour": "red"}}),
+        f"export.{form}: there is no field 'colour'",
+    )
+    assert not folder.exists()
+
+
+def test_the_sections_of_configs_common_have_the_exporters_defaults():
+    export = common.get_config().export
+    assert export.formats == ("safetensors", "parquet")
+    for name in set(EXPORTERS) & set(export):
+        assert export[name].to_dict() == exporters.exporter_section(name, {})
+
+
+def test_a_workdir_without_safetensors_is_refused_with_the_format(tmp_path):
+    bundle = bundle_of("mf")
+    bundle.dataset.save(tmp_path / "dataset")
+    exporters.write(bundle, tmp_path / "export", ("parquet",))
+    refused(lambda: kd_jax.load(tmp_path), "student.json is missing", "'safetensors'")
+
+
+def test_a_description_of_another_version_is_refused(tmp_path):
+    bundle = bundle_of("mf")
+    bundle.description["spec"]["colour"] = "red"
+    safetensors.write(bundle, tmp_path)
+    refused(lambda: safetensors.read(tmp_path, bundle.dataset), "student.json", "export again")
