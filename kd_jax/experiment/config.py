@@ -8,10 +8,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.experiment.renamed import new_name
 from kd_jax.experiment.sections import merged, put
 from kd_jax.models.language.model import LanguageModel
+from kd_jax.models.students import student_class
 from kd_jax.training.recipe import Recipe
 
 
@@ -57,14 +59,12 @@ def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = 
 
 
 def student_section(config: ConfigDict) -> ConfigDict:
-    """The section of the student that ``student.name`` chooses. Raises InputError where there is
-    none.
+    """The section of the student that ``student.name`` chooses, with the spec's defaults of what it
+    lacks. Raises InputError for an unknown student or field.
     """
     name = config.student.name
-    found = config.student.get(name)
-    if not isinstance(found, ConfigDict):
-        raise InputError(f"student.name={name!r} has no section student.{name}; add it to configs/")
-    return found
+    spec, section = student_class(name).spec, config.student.to_dict().get(name, {})
+    return ConfigDict(fields.complete(section, spec, f"student.{name}"))
 
 
 def reads_text(teacher: ConfigDict) -> bool:

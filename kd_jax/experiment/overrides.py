@@ -1,4 +1,5 @@
-"""Arguments of a command that set fields of named sections: terms, sources, what was tuned.
+"""Arguments of a command that set fields of named sections: terms, sources, what was tuned; students,
+readers and export formats.
 
 ml_collections sets fields that are there. These sections have names that the user chooses, so their
 arguments are taken out of the command line, and applied when the others are.
@@ -17,7 +18,8 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.experiment import sections
 
 FLAG = re.compile(
-    r"--?config\.((?:distill\.(?:terms|sources)|(?:teacher|student)\.clicks|tuned)(?:\.[^=]*)?)"
+    r"--?config\.((?:distill\.(?:terms|sources)|(?:teacher|student)\.clicks|tuned)(?:\.[^=]*)?"
+    r"|(?:student|data|export)\.(?!optimizer\.)\w+\.[^=]+)"  # of a student, reader or exporter
     r"(?:=(.*))?",
     re.DOTALL,
 )

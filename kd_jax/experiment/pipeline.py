@@ -158,6 +158,8 @@ class Pipeline(Run):
                 "distill.teachers='all' reads labels from disk; use distill.labels='cached', or"
                 " 'own'"
             )
+        for name in self.config.export.formats:
+            exporters.exporter_section(name, self.config.export.to_dict().get(name, {}))
         if self.config.eval.bootstrap < 1:
             raise InputError(f"eval.bootstrap={self.config.eval.bootstrap} must be at least 1")
         self.check_form()
@@ -368,7 +370,8 @@ class Pipeline(Run):
             self.student_inputs(model),
         )
         folder = self.workdir / "export"
-        written = exporters.write(bundle, folder, ("safetensors", "parquet"))
+        c = self.config.export
+        written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
         for name, files in written.items():
             if not files:
                 self.log.note(f"export: nothing as {name}: the student's scores do not factorise")

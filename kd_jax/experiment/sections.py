@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.losses import LOSSES
 
 TERM = {"loss": "", "weight": 1.0, "temperature": 1.0, "items": "all", "teacher": "", "head": False}
 SOURCE = {"path": "", "confidence": ""}
@@ -42,6 +42,8 @@ def completed_term(section: Mapping[str, Any]) -> ConfigDict:
     """A term with the defaults of the fields that it leaves out, the hyper-parameters of its loss
     among them.
     """
+    from kd_jax.losses import LOSSES  # see _declared
+
     kind = LOSSES.get(section.get("loss", ""))
     hyper = {} if kind is None else {f.name: f.default for f in dataclasses.fields(kind)}
     return completed(TERM | hyper, section)
@@ -97,7 +99,10 @@ def _enter(section: ConfigDict, inside: str, part: str, field: str, where: str) 
         terms = inside == "distill.terms"
         section[part] = completed_term(old) if terms else completed(NAMED[inside], old)
     elif part not in section:
-        raise InputError(f"{where}: no field {field!r}{nearest(part, section)}")
+        known = _declared(inside)
+        if part not in known:
+            raise InputError(f"{where}: no field {field!r}{nearest(part, {**section, **known})}")
+        section[part] = fields.defaults(known[part])
     elif path in CLICKS:
         section[part] = completed_term(section[part])
     elif part in SCHEDULED and _is_term(inside):
@@ -106,6 +111,28 @@ def _enter(section: ConfigDict, inside: str, part: str, field: str, where: str) 
     if not isinstance(section[part], ConfigDict):
         raise InputError(f"{where}: no field {field!r}; {path} is a value, not a section")
     return section[part]
+
+
+def _declared(section: str) -> Mapping[str, Callable[..., Any]]:
+    """Name -> what declares the fields of the subsection of that name, of students, readers and
+    export formats.
+
+    The imports wait until a field needs them: JAX takes seconds, and a wrong command line whose
+    fields are all in configs/common.py is refused at once.
+    """
+    if section == "student":
+        from kd_jax.models.students import STUDENTS
+
+        return {name: student.spec for name, student in STUDENTS.items()}
+    if section == "data":
+        from kd_jax.data.readers import READERS
+
+        return READERS
+    if section == "export":
+        from kd_jax.serving.exporters import EXPORTERS
+
+        return EXPORTERS
+    return {}
 
 
 def _is_term(path: str) -> bool:

@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import difference, fingerprint, read_json, stamp, write_json
 from kd_jax.core.logging import Log
@@ -37,6 +36,7 @@ from kd_jax.devices.processes import leader_first
 from kd_jax.distillation.sources import Source, sources
 from kd_jax.distillation.term import OWN, Limits, Objective, check, of_section
 from kd_jax.evaluation.tasks import Rank, Rate, Task
+from kd_jax.experiment import roles
 from kd_jax.experiment.config import (
     language_model,
     reads_text,
@@ -52,7 +52,7 @@ from kd_jax.models.language.encoding import Texts
 from kd_jax.models.language.model import LanguageModel
 from kd_jax.models.scorer import Frozen, split
 from kd_jax.models.students import build_student, student_class, student_spec
-from kd_jax.models.students.base import ITEM_TEXT, StudentSpec
+from kd_jax.models.students.base import INPUTS, ITEM_TEXT, StudentSpec
 from kd_jax.models.teachers.bi_encoder import BiEncoder
 from kd_jax.models.teachers.cross_encoder import CrossEncoder, CrossSpec, with_vectors
 from kd_jax.models.teachers.spec import TeacherSpec
@@ -162,11 +162,7 @@ class Setup:
     def _reader_section(self) -> dict[str, Any]:
         """The fields of the chosen reader. Raises InputError for one that there is not."""
         c = self.config.data
-        if c.reader not in readers.SOURCES:
-            raise InputError(
-                f"data.reader={c.reader!r} is unknown{nearest(c.reader, readers.SOURCES)}"
-            )
-        return c[c.reader].to_dict()
+        return readers.reader_section(c.reader, c.to_dict().get(c.reader, {}))
 
     @functools.cached_property
     def task(self) -> Task:
@@ -230,10 +226,25 @@ class Setup:
                 distill |= {"labels": c.distill.labels, "teacher": fingerprint(made)}
             else:
                 distill.setdefault("sources", {})[name] = self.source_identity(name)
+        if inputs := self._input_identity(model):
+            common["inputs"] = inputs
         window = self.window(model)
         return common | {
             "student": self._student_identity(c), "distill": distill, "window": window
         }  # fmt: skip
+
+    def _input_identity(self, model: str) -> dict[str, Any]:
+        """Of the arrays that the student reads besides its batches."""
+        if ITEM_TEXT not in self._inputs(model):
+            return {}
+        lm = self.settings(roles.main_teacher().name).teacher.lm
+        return {
+            ITEM_TEXT: {
+                "weights": self.language_model.checksum,
+                "template": lm.template,
+                "max_tokens": lm.max_tokens,
+            }
+        }
 
     def _student_identity(self, c: ConfigDict) -> dict[str, Any]:
         """Of its sections, those that the chosen student has a use for."""
@@ -317,7 +328,7 @@ class Setup:
         if model.endswith("teacher"):
             return Limits(True, False, **sizes)
         student = student_class(c.student.name)
-        return Limits(student.factorised, "item" in student.tables.values(), **sizes)
+        return Limits(student.factorised, student.owns_item_table, **sizes)
 
     def _term_sections(self, model: str, c: ConfigDict) -> dict[str, ConfigDict]:
         """Config field -> section of each term that ``model`` learns from."""
@@ -587,16 +598,22 @@ class Setup:
         return ModelParts(graphdef, params, constants, positions, self.window(model), start=start)
 
     def student_inputs(self, model: str) -> dict[str, np.ndarray]:
-        """The arrays that the student reads besides its batches, by name. The control is built
-        without those of the language model.
-        """
+        """The arrays that the student reads besides its batches, by name."""
         known = {ITEM_TEXT: lambda: self._vectors("text", self.item_texts).vectors}
+        return {name: known[name]() for name in self._inputs(model)}
+
+    def _inputs(self, model: str) -> tuple[str, ...]:
+        """Names of the arrays that the student reads. A role without text gets none of the language
+        model; nothing else decides about this.
+        """
         name = self.settings(model).student.name
-        for one in student_class(name).inputs:
-            if one not in known:
-                raise InputError(f"student.name={name!r} reads {one!r}{nearest(one, known)}")
-        readable = () if model == "control" else student_class(name).inputs
-        return {one: known[one]() for one in readable}
+        names = student_class(name).inputs
+        for one in names:
+            if one not in INPUTS:
+                raise InputError(
+                    f"student.name={name!r} declares the input {one!r}{nearest(one, INPUTS)}"
+                )
+        return tuple(one for one in names if roles.ROLES[model].text or one != ITEM_TEXT)
 
     def student_spec(self, model: str) -> StudentSpec:
         c = self.settings(model)

@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import kd_jax
+from configs import csv
 from helpers import text_student
 from helpers.runs import config, metrics_of, run
-from kd_jax.experiment import pipeline
+from helpers.toy import refused
+from kd_jax.experiment import overrides, pipeline
 from kd_jax.models.students import STUDENTS
 from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.training.checkpoint import Checkpoints
@@ -63,11 +65,36 @@ def test_other_texts_are_another_student(world, tmp_path, capsys):
     assert "template" in capsys.readouterr().err
 
 
+def test_a_section_that_no_config_lists_is_made_from_the_spec():
+    c = csv.get_config()
+    c.lock()
+    argv = ["launch.py", "--config.student.linear_text.dim=4", "--config.seeds=(1,)"]
+    rest, given = overrides.take_out(argv)
+    assert rest == ["launch.py", "--config.seeds=(1,)"]
+    overrides.apply(c, given)
+    assert c.student.linear_text.dim == 4 and c.student.linear_text.decay == 3.0
+    for argument, message in (
+        ("student.linear_text.dmi=4", "did you mean 'dim'"),
+        ("student.linear_test.dim=4", "did you mean 'linear_text'"),
+        ("student.linear_text.dim=x", "give another int"),
+        ("data.moviolens.path=x", "did you mean 'movielens'"),
+        ("export.parqet.x=1", "did you mean 'parquet'"),
+    ):
+        _, given = overrides.take_out([f"--config.{argument}"])
+        refused(lambda given=given: overrides.apply(c, given), f"--config.{argument}", message)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({**NAME, "student.clicks.items": "sampled"}, "student.clicks.items='sampled'"),
-        ({"teacher.clicks.items": "sampled_warm"}, "teacher.clicks.items='sampled_warm'"),
+        (
+            {**NAME, "student.clicks.items": "sampled"},
+            "student.clicks.items='sampled' gathers rows of an item table",
+        ),
+        (
+            {"teacher.clicks.items": "sampled_warm"},
+            "teacher.clicks.items='sampled_warm' gathers rows of an item table",
+        ),
     ],
 )
 def test_a_sample_of_the_catalogue_is_refused_without_an_item_table(

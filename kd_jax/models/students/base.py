@@ -20,6 +20,7 @@ from kd_jax.models.layers import normal
 from kd_jax.models.scorer import Scorer
 
 ITEM_TEXT = "item_text"  # f32 [I, F]: the language model's vector of every item's text
+INPUTS = (ITEM_TEXT,)  # what a run provides
 
 Inputs = Mapping[str, Any]  # name -> array, numpy or traced
 
