@@ -12,7 +12,7 @@ from kd_jax.core.errors import InputError, nearest
 
 
 def defaults(reads: Callable[..., Any]) -> dict[str, Any]:
-    """The fields of the section that ``reads`` is called with: its parameters that have a default."""
+    """The fields of the section that ``reads`` takes: its parameters that have a default."""
     parameters = inspect.signature(reads).parameters.values()
     found = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {name: dict(x) if isinstance(x, Mapping) else x for name, x in found.items()}

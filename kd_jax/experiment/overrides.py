@@ -1,5 +1,5 @@
-"""Arguments of a command that set fields of named sections: terms, sources, what was tuned; students,
-readers and export formats.
+"""Arguments of a command that set fields of named sections: terms, sources, what was tuned, and
+those of students, readers and export formats.
 
 ml_collections sets fields that are there. These sections have names that the user chooses, so their
 arguments are taken out of the command line, and applied when the others are.

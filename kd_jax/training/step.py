@@ -71,7 +71,7 @@ def gathered(spec: StepSpec, model: Any, inputs: StepInputs, key: Array) -> Gath
 
     if spec.lazy and "user" in model.tables.values():
         _, (batch["user"],) = index("user", batch["user"])
-    if spec.lazy and "item" in batch:
+    if spec.lazy and model.owns_item_table and "item" in batch:
         _, (batch["item"],) = index("item", batch["item"])
     if not spec.objective[0].sampled:
         return Gathered(rows, inputs._replace(batch=batch))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from safetensors.numpy import load_file
 import kd_jax
 from configs import csv
 from helpers import text_student
-from helpers.runs import config, metrics_of, run
+from helpers.runs import ROOT, config, metrics_of, run
 from helpers.toy import refused
 from kd_jax.experiment import overrides, pipeline
 from kd_jax.models.students import STUDENTS
@@ -82,6 +84,20 @@ def test_a_section_that_no_config_lists_is_made_from_the_spec():
     ):
         _, given = overrides.take_out([f"--config.{argument}"])
         refused(lambda given=given: overrides.apply(c, given), f"--config.{argument}", message)
+
+
+def test_a_wrong_command_line_is_refused_without_waiting_for_jax():
+    code = (
+        "import sys, launch\n"
+        "try:\n"
+        "    launch.parse(['launch.py', '--config.student.mf.dmi=3'])\n"
+        "except SystemExit:\n"
+        "    sys.exit('jax' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "did you mean 'dim'" in done.stderr, done
 
 
 @pytest.mark.parametrize(

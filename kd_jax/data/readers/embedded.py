@@ -1,4 +1,4 @@
-"""The data sets that are shipped inside the package; see docs/data.md for licences and citations."""
+"""The data sets that the package contains; licences and citations are in docs/data.md."""
 
 from __future__ import annotations
 

@@ -177,8 +177,10 @@ def find_columns(
     *,
     fix: str = "get the file again",
 ) -> dict[str, str]:
-    """role -> column, of those ``names`` that the table has. Raises InputError, with the ``fix`` (in
-    which '{role}' is the role), if one is missing and not optional.
+    """role -> column, of those ``names`` that the table has.
+
+    Raises InputError if one is missing and not optional; fix: the end of its message, in which
+    '{role}' is the role.
     """
     have = table.columns()
     only = next(iter(have)) if len(have) == 1 else ""

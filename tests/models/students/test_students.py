@@ -8,23 +8,26 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from configs import common
 from helpers import text_student
+from helpers.terms import term
 from helpers.toy import refused
 from helpers.training import HISTORY, examples_of, spec_of, student_of, task_of
 from kd_jax.core import fields
 from kd_jax.core.scores import Factors
 from kd_jax.core.tables import gather_rows
-from kd_jax.distillation.term import Term
+from kd_jax.distillation.objective import StepInputs
 from kd_jax.losses import sampled
 from kd_jax.models.scorer import Frozen, split, table_rows
 from kd_jax.models.students import STUDENTS, build_student, student_class
 from kd_jax.models.students.base import ITEM_TEXT
+from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.serving.exporters import Bundle, safetensors
-from kd_jax.training.step import gathered
+from kd_jax.training.step import StepSpec, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,17 +171,35 @@ def test_rows_in_place_of_the_tables_give_the_same_scores(name, with_text):
     samples = student.owns_item_table and student.factorised
     if samples:
         student.proposal = Frozen(jnp.asarray(sampled.proposal(np.ones(sizes["item"]), 0.0)))
-    term = Term("ce", items="sampled", negatives=9) if samples else Term("ce")
-    given = gathered(student, (term,), batch, {}, jax.random.key(0), True)
+    objective = (term("ce", items="sampled", negatives=9) if samples else term("ce"),)
+    spec = StepSpec(graphdef, objective, optax.identity(), 1, lazy=True)
+    given = gathered(spec, student, StepInputs(batch), jax.random.key(0))
     small = nnx.merge(graphdef, gather_rows(params, given.rows), constants)
     logits = student.logits(batch)
     if samples:
         rows = next(given.rows[name] for name in kinds["item"])
-        rows = rows[rows < sizes["item"]]
-        logits = logits[..., rows]
-        assert set(np.asarray(given.rows[next(iter(kinds["item"]))])) >= set(np.asarray(rows))
-    found = small.logits(given.batch)[..., : logits.shape[-1]]
+        logits = logits[..., rows[rows < sizes["item"]]]
+    found = small.logits(given.inputs.batch)[..., : logits.shape[-1]]
     np.testing.assert_allclose(found, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("tables", [MatrixFactorization.tables, {"user": "user"}, {}])
+def test_pairs_are_rated_from_the_rows_of_the_tables_that_there_are(tables):
+    student = trained("mf", ratings=True)
+    graphdef, params, constants = split(student)
+
+    class Some(MatrixFactorization):
+        pass
+
+    Some.tables = tables
+    Some.owns_item_table = "item" in tables.values()
+    student.__class__ = Some
+    batch = batch_of(student, ratings=True)
+    spec = StepSpec(graphdef, (term("ce"),), optax.identity(), 1, lazy=True)
+    given = gathered(spec, student, StepInputs(batch), jax.random.key(0))
+    assert {tables[name] for name in given.rows} == set(tables.values())
+    small = nnx.merge(graphdef, gather_rows(params, given.rows), constants)
+    np.testing.assert_allclose(small.logits(given.inputs.batch), student.logits(batch), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
