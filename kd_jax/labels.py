@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.core import process
-from kd_jax.core.errors import InputError
-from kd_jax.distillation.label_cache import TOLERANCE
-from kd_jax.experiment import label_store
+from kd_jax.experiment.verify import verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if all labels of a workdir are what their teachers say, 1 if not, 2 if that cannot be
-    told.
+    """0 if all labels of a workdir agree with their teachers, 1 if some do not, 2 if they cannot be
+    compared.
     """
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.labels", description="Compute a sample of labels again."
@@ -30,18 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     process.start()
     workdir = Path(options.workdir).expanduser()
-    return process.status(lambda: run_command(workdir, options.rows), workdir)
-
-
-def run_command(workdir: Path, rows: int) -> int:
-    if rows < 1:
-        raise InputError(f"--rows={rows} must be at least 1")
-    wrong = False
-    for checked in label_store.verify(workdir, rows):
-        bad = not checked.error <= TOLERANCE
-        print(f"{checked}{' (WRONG)' if bad else ''}")
-        wrong |= bad
-    return int(wrong)
+    return process.status(lambda: verify(workdir, options.rows), workdir)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workdir", required=True, type=Path, help="the workdir of a finished run with task='rank'"
     )
     parser.add_argument(
-        "--model", default="student", help="whose best items are reranked (default: student)"
+        "--model", default="", help="whose best items are reranked (default: the plain student)"
     )
     parser.add_argument(
         "--candidates", type=int, default=20, help="how many of them, per user (default: 20)"
@@ -39,22 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     process.start()
-    options.workdir = options.workdir.expanduser()
-    return process.status(lambda: run_command(options), options.workdir)
-
-
-def run_command(options: argparse.Namespace) -> None:
-    report = rerank(
-        options.workdir, options.model, options.candidates, options.negatives, options.set
+    workdir, name = options.workdir.expanduser(), options.model
+    return process.status(
+        lambda: print(
+            rerank(workdir, name, options.candidates, options.negatives, options.set).summary()
+        ),
+        workdir,
     )
-    for way, splits in report["rows"].items():
-        shown = "; ".join(
-            f"{split} "
-            + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "@10" in name)
-            for split, metrics in splits.items()
-        )
-        print(f"{way}: {shown}")
-    print(f"{report['seconds']:.0f} s, of which training {report['train_seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,6 @@ from kd_jax.core.files import fingerprint, read_json
 
 FIELDS = ("path", "confidence")
 CONFIDENCES = ("", "entropy")
-DEFAULTS = (
-    "distilled",
-    "student",
-)  # which model of a workdir that is named without one; the first there is
-ID_ONLY = ("student", "control", "control_teacher")  # models that no language model has a part in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +31,10 @@ class Source:
     folder: Path | None
 
     @property
-    def model(self) -> str:
+    def role(self) -> str:
+        """Of the model, in the run that trained it."""
         assert self.folder is not None
         return self.folder.name.partition(".")[0]
-
-    @property
-    def id_only(self) -> bool:
-        """Whether it is known to hold nothing that a language model said."""
-        return self.folder is not None and self.model in ID_ONLY
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
@@ -59,17 +50,22 @@ class Source:
         return {"content": content, "confidence": self.confidence}
 
 
-def sources(sections: Mapping[str, Mapping[str, Any]], reserved: str) -> dict[str, Source]:
-    """name -> source of ``distill.sources``, sections {path, confidence}. Raises InputError for one
-    that cannot be, or is not there.
+def sources(
+    sections: Mapping[str, Mapping[str, Any]], reserved: Collection[str], preferred: Sequence[str]
+) -> dict[str, Source]:
+    """name -> source of ``distill.sources``, sections {path, confidence}.
+
+    reserved: names that no source may have. preferred: roles; of a workdir that is named without a
+    model, the first of these that is trained. Raises InputError for a source that cannot be, or is
+    not there.
     """
     found: dict[str, Source] = {}
     for name, section in sections.items():
         field = f"distill.sources.{name}"
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == reserved:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in reserved:
             raise InputError(
-                f"distill.sources: {name!r} cannot be a name; use letters and digits, and not"
-                f" {reserved!r}"
+                f"distill.sources: {name!r} cannot be a name; use letters and digits, and none of"
+                f" {', '.join(reserved)}"
             )
         for key, value in section.items():
             if key not in FIELDS:
@@ -84,28 +80,23 @@ def sources(sections: Mapping[str, Mapping[str, Any]], reserved: str) -> dict[st
                 f"{field}.confidence={confidence!r} is unknown{nearest(confidence, CONFIDENCES)}"
             )
         place = Path(path).expanduser()
-        found[name] = Source(name, place, confidence, _folder(name, place))
+        found[name] = Source(name, place, confidence, _folder(field, place, preferred))
     return found
 
 
-def _folder(name: str, path: Path) -> Path | None:
+def _folder(field: str, path: Path, preferred: Sequence[str]) -> Path | None:
     """The trained model that ``path`` means: a workdir, or a model in one; None for a file."""
     if path.is_file():
         return None
     if not path.exists():
-        raise InputError(
-            f"distill.sources.{name}: {path} not found; give a JSONL file or the workdir of a run"
-        )
+        raise InputError(f"{field}: {path} not found; give a JSONL file or the workdir of a run")
     of_workdir = (path / "config.json").exists()
-    for folder in [path / model for model in DEFAULTS] if of_workdir else [path]:
+    for folder in [path / role for role in preferred] if of_workdir else [path]:
         if (folder / "result.json").exists() and (folder.parent / "config.json").exists():
             return folder
-    what = (
-        f"no trained {' or '.join(DEFAULTS)}"
-        if of_workdir
-        else "no model of a kd_jax workdir that is fully trained"
-    )
+    what = "no model of a kd_jax workdir that is fully trained"
+    if of_workdir:
+        what = f"no trained {' or '.join(preferred)}"
     raise InputError(
-        f"distill.sources.{name}: {path} holds {what}; finish that run, or name another of its"
-        " models"
+        f"{field}: {path} holds {what}; finish that run, or name another of its models"
     )

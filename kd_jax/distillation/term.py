@@ -64,7 +64,8 @@ class Term:
 
 
 Objective = tuple[Term, ...]
-FIELDS = ("loss", "weight", "temperature", "items", "teacher", "head")
+NOT_CONFIGURED = ("name", "negatives", "top")
+FIELDS = tuple(f.name for f in dataclasses.fields(Term) if f.name not in NOT_CONFIGURED)
 
 
 def of_section(field: str, section: Mapping[str, Any], *, negatives: int = 0, top: int = 0) -> Term:
@@ -85,15 +86,11 @@ def of_section(field: str, section: Mapping[str, Any], *, negatives: int = 0, to
     items = values.get("items", "all")
     if items not in ITEMS:
         raise InputError(f"{field}.items={items!r} is unknown{nearest(items, ITEMS)}")
-    term = Term(
-        field.rpartition(".")[2],
-        loss,
-        Schedule.of(values.get("weight", 1.0), f"{field}.weight"),
-        Schedule.of(values.get("temperature", 1.0), f"{field}.temperature", positive=True),
-        items,
-        values.get("teacher", OWN),
-        bool(values.get("head", False)),
-    )
+    weight = Schedule.of(values.get("weight", 1.0), f"{field}.weight")
+    temperature = Schedule.of(values.get("temperature", 1.0), f"{field}.temperature", positive=True)
+    common = {name: values[name] for name in FIELDS if name in values}
+    common |= {"loss": loss, "weight": weight, "temperature": temperature}
+    term = Term(field.rpartition(".")[2], **common)
     _check_fields(term, field)
     if not term.sampled:
         return term

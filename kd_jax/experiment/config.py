@@ -11,25 +11,17 @@ from ml_collections import ConfigDict
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.experiment.renamed import new_name
+from kd_jax.experiment.roles import Role
 from kd_jax.experiment.sections import merged, put
 from kd_jax.models.language.model import LanguageModel
 from kd_jax.models.students import student_class
 from kd_jax.training.recipe import Recipe
 
 
-def settings_of(config: ConfigDict, role: str) -> ConfigDict:
-    """The configuration with what was tuned for ``role`` on top."""
-    c = merged(config, config.tuned[role], f"tuned.{role}")
-    if role == "control_teacher":
-        c.teacher.lm.train = "head"
-        c.teacher.model.update(
-            form="bi",
-            item_features="id",
-            context="items",
-            softmax="full",
-            hard_negatives=0,
-        )
-    return c
+def settings_of(config: ConfigDict, role: Role) -> ConfigDict:
+    """The configuration with what was tuned for ``role``, then its overrides, on top."""
+    c = merged(config, config.tuned.get(role.name, {}), f"tuned.{role.name}")
+    return merged(c, role.overrides, f"overrides of {role.name}")
 
 
 def selects(config: ConfigDict) -> str:
@@ -88,8 +80,9 @@ def recipe(section: ConfigDict) -> Recipe:
 def language_model(section: ConfigDict, cache: Path) -> LanguageModel:
     """The language model of the section ``teacher.lm``."""
     names = (
-        "backend", "pooling", "normalize", "max_tokens", "train", "top_n", "lora_rank", "dtype", "remat"
-    )  # fmt: skip
+        *("backend", "pooling", "normalize", "max_tokens", "dtype", "remat"),
+        *("train", "top_n", "lora_rank"),
+    )
     return LanguageModel(
         section.weights,
         lora_targets=tuple(section.lora_targets),

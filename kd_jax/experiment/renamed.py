@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError
+from kd_jax.experiment.roles import ROLES, Kind
 
 _LM = (
     "weights backend pooling normalize template max_tokens dtype train top_n lora_rank"
@@ -29,6 +30,8 @@ def _each(old: str, fields: str, new: str) -> dict[str, str]:
     return {f"{old}.{field}": f"{new}.{field}" for field in fields.split()}
 
 
+_TEACHER, _STUDENT = (kind.value for kind in Kind)
+
 # Old field -> new name. <name> is a student's, <reader> one of data.<reader>.
 RENAMED = {
     "data.source": "data.reader",
@@ -39,21 +42,21 @@ RENAMED = {
     "data.tfds_name": "data.tfds.name",
     "data.tfds_fields": "data.tfds.fields",
     **_each("data.tfds_fields", "user item rating timestamp title", "data.tfds.fields"),
-    **_each("teacher", _LM, "teacher.lm"),
-    **_each("teacher", _MODEL, "teacher.model"),
+    **_each(_TEACHER, _LM, "teacher.lm"),
+    **_each(_TEACHER, _MODEL, "teacher.model"),
     "teacher.trend": "teacher.popularity.enabled",
-    **_each("teacher", "snapshots snapshot_days horizon_days window_days", "teacher.popularity"),
-    **_each("teacher", f"{_OPTIMIZER} lm_learning_rate", "teacher.optimizer"),
+    **_each(_TEACHER, "snapshots snapshot_days horizon_days window_days", "teacher.popularity"),
+    **_each(_TEACHER, f"{_OPTIMIZER} lm_learning_rate", "teacher.optimizer"),
     "train": "student.optimizer",
     **_each("train", f"{_OPTIMIZER} sparse moments", "student.optimizer"),
-    **_each("student", "dim dropout init_scale bias", "student.<name>"),
+    **_each(_STUDENT, "dim dropout init_scale bias", "student.<name>"),
     "student.trend_days": "student.<name>.popularity_days",
     **{
         f"student.{field}": f"student.mf.{field} and student.mlp.{field}"
         for field in ("decay", "decay_unit", "user_power")
     },
     "student.hidden": "student.mlp.hidden",
-    **_each("student", "history blocks heads", "student.sasrec"),
+    **_each(_STUDENT, "history blocks heads", "student.sasrec"),
     "distill.clicks": "teacher.clicks and student.clicks",
 }
 _TREE = '{"student": {"mf": {"dropout": 0.1}}}'
@@ -61,10 +64,7 @@ _TREE = '{"student": {"mf": {"dropout": 0.1}}}'
 RESHAPED = {
     "distill.terms": "a section per term, distill.terms.<name> = {loss, weight, temperature, …}",
     "distill.sources": "a section per teacher, distill.sources.<name> = {path, confidence}",
-    **{
-        f"tuned.{role}": f"a part of the sections of a config, as {_TREE}"
-        for role in ("teacher", "control_teacher", "student", "control", "distilled")
-    },
+    **{f"tuned.{role}": f"a part of the sections of a config, as {_TREE}" for role in ROLES},
 }
 FLAG = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
@@ -100,7 +100,7 @@ def check_names(config: Mapping[str, Any] | ConfigDict) -> None:
 
 
 def check_written(config: Mapping[str, Any], path: Path) -> None:
-    """Raises InputError for the config of a workdir, read from ``path``, that holds an old field."""
+    """Raises InputError for the config of a workdir, read from ``path``, with an old field."""
     try:
         check_names(config)
     except InputError as error:

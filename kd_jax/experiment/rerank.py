@@ -1,10 +1,8 @@
 """Reranking: a cross-encoder puts the best items of a trained model in a new order.
 
-python -m kd_jax.rerank --workdir=runs/quickstart --model=student --candidates=20 --set teacher.lm.train=top_n
-
 It is trained on the run's training interactions, each with what the user had done before, against
-items drawn by popularity, and judged over the whole catalogue: the model's best items that the user
-has not seen come first, in the new order, and all others follow in the old one. It writes into
+items drawn by popularity, and evaluated over the whole catalogue: the model's best items that the
+user has not seen come first, in the new order, and all others follow in the old one. It writes into
 rerank/ in the workdir and leaves the rest alone.
 """
 
@@ -37,9 +35,13 @@ from kd_jax.devices import sharding
 from kd_jax.distillation.term import Term
 from kd_jax.evaluation import evaluator
 from kd_jax.evaluation.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
-from kd_jax.experiment.config import changed, selects
-from kd_jax.experiment.run import Run, written
+from kd_jax.experiment import roles
+from kd_jax.experiment.builders import build
+from kd_jax.experiment.config import changed, recipe, selects
+from kd_jax.experiment.identity import identity_of
+from kd_jax.experiment.roles import Role
 from kd_jax.experiment.sections import leaves
+from kd_jax.experiment.trained import TrainedModels, open_workdir, written
 from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.language import encoding
 from kd_jax.models.scorer import split
@@ -49,19 +51,18 @@ from kd_jax.training.job import TrainingJob
 from kd_jax.training.loop import train
 from kd_jax.training.recipe import Recipe
 
-STUDENTS_OF_A_RUN = ("student", "control", "distilled")
-# What of ``teacher`` a cross-encoder that reranks has a use for.
+# Fields of ``teacher`` that a cross-encoder for reranking has a use for.
+LM = (
+    *("weights", "backend", "pooling", "normalize", "template", "max_tokens", "train", "top_n"),
+    *("lora_rank", "lora_targets", "dtype", "remat"),
+)
 FIELDS = (
-    "lm.weights", "lm.backend", "lm.pooling", "lm.normalize", "lm.template", "lm.max_tokens", "lm.train", "lm.top_n",
-    "lm.lora_rank", "lm.lora_targets", "lm.dtype", "lm.remat", "model.history", "model.hidden", "model.dropout",
+    *(f"lm.{name}" for name in LM),
+    *(f"model.{name}" for name in ("history", "hidden", "dropout")),
     *(f"optimizer.{field.name}" for field in dataclasses.fields(Recipe)),
-)  # fmt: skip
-WEIGHTS = (
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-)  # of the cross-encoder beside the first model's scores; the best on validation is taken
+)
+# Of the cross-encoder beside the first model's scores; the best on validation is taken.
+WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 
 
 def reranked(first: evaluator.ScoreFn, items: np.ndarray, scores: np.ndarray) -> evaluator.ScoreFn:
@@ -124,83 +125,90 @@ def candidates(
 
 
 class Reranker:
-    """The cross-encoder of a workdir whose ``model`` is trained: ``train`` it, then ``judge``
-    it.
+    """The cross-encoder of a workdir for one of its students: ``fit`` it, then ``evaluate`` it.
+
+    n: candidates per user. negatives: items drawn per training example. Raises InputError for a
+    student that is not trained, a task that ranks nothing, and numbers that cannot be.
     """
 
-    def __init__(self, run: Run, model: str, n: int, negatives: int):
-        c = run.settings("teacher").teacher.model
-        if model not in STUDENTS_OF_A_RUN:
-            raise InputError(
-                f"rerank: --model={model!r} is unknown{nearest(model, STUDENTS_OF_A_RUN)}"
-            )
-        if not isinstance(run.task, Rank):
+    def __init__(self, models: TrainedModels, role: Role, n: int, negatives: int):
+        experiment = models.experiment
+        task, d = experiment.task, experiment.dataset
+        if not isinstance(task, Rank):
             raise InputError(
                 "rerank: this workdir was trained with task='rate', which ranks nothing; use"
                 " task='rank'"
             )
-        if n < 2 or n > run.dataset.num_items:
+        if n < 2 or n > d.num_items:
             raise InputError(
-                f"rerank: --candidates={n} must be from 2 to the {run.dataset.num_items} items"
-                " there are"
+                f"rerank: --candidates={n} must be from 2 to the {d.num_items} items there are"
             )
         if negatives < 1:
             raise InputError(f"rerank: --negatives={negatives} must be at least 1")
-        self.run, self.task, self.model, self.n, self.negatives = run, run.task, model, n, negatives
-        self.history, self.seed, self.encoder = c.history, run.seeds[0], run.language_model.encoder
-        self.pairs = PairTokens(
-            run.language_model.tokenizer, run.item_texts, 0, self.encoder.max_length
-        )
-        if not run.language_model.live:
+        self.experiment, self.task, self.role = experiment, task, role
+        self.n, self.negatives, self.seed = n, negatives, experiment.seeds[0]
+        self.settings = experiment.settings(roles.main_teacher()).teacher
+        self.reader = experiment.texts(roles.main_teacher())
+        self.encoder = self.reader.language_model.encoder
+        self.pairs = self.reader.pair_tokens(0)
+        if not self.reader.language_model.live:
             self.encoder.freeze_below(self.encoder.num_layers)
+        c = self.settings.model
         self.graphdef, self.params, self.constants = split(
             PairRanker(self.encoder, c.hidden, c.dropout, rngs=nnx.Rngs(self.seed))
         )
-        built = run.build(model, self.seed)
-        best = run.best(model, self.seed, built)
-        self.found = {
-            name: candidates(
-                self.task, score_function(run.dataset, built.graphdef, code, built.history)(*best), code, n, self.pairs,
-                self.history, users_at_once(built.graphdef, self.task.batch_size, run.dataset.num_items, 1),
+        self.found = self._candidates(models)
+        self.log_count = np.log1p(d.item_counts).astype(np.float32)
+
+    def _candidates(self, models: TrainedModels) -> dict[str, Candidates]:
+        """By split."""
+        d = self.experiment.dataset
+        parts = build(self.experiment, self.role, self.seed)
+        best = models.best(self.role, self.seed, parts)
+        at_once = users_at_once(parts.graphdef, self.task.batch_size, d.num_items, 1)
+        found = {}
+        for name, code in SPLITS.items():
+            score_fn = score_function(d, parts.graphdef, code, parts.history)(*best)
+            history = self.settings.model.history
+            found[name] = candidates(
+                self.task, score_fn, code, self.n, self.pairs, history, at_once
             )
-            for name, code in SPLITS.items()
-        }  # fmt: skip
-        counts = run.dataset.item_counts
-        self.log_count = np.log1p(counts).astype(np.float32)
+        return found
 
     def fit(self, folder: Path) -> tuple[Params, float]:
         """The best parameters by the validation metric of the reranking, and the seconds it
         took.
         """
-        run, d = self.run, self.run.dataset
-        examples = rate_examples(d, np.zeros(len(d.item), np.int32), TRAIN, history=self.history)
-        run.log.note(
-            f"pairs of train: {self.pairs.truncation_summary(examples.gather(np.arange(examples.size)))}"
+        experiment, d = self.experiment, self.experiment.dataset
+        no_class, history = np.zeros(len(d.item), np.int32), self.settings.model.history
+        examples = rate_examples(d, no_class, TRAIN, history=history)
+        told = self.pairs.truncation_summary(examples.gather(np.arange(examples.size)))
+        experiment.log.note(f"pairs of train: {told}")
+        counts = d.item_counts.astype(np.float64)
+        examples = with_pairs(examples, self.pairs, self.negatives, counts)
+        identity = dict(
+            reranks=identity_of(experiment, self.role, self.seed),
+            teacher=self.settings.to_dict(),
+            weights=self.reader.language_model.checksum,
+            candidates=self.n,
+            negatives=self.negatives,
         )
-        examples = with_pairs(
-            examples, self.pairs, self.negatives, d.item_counts.astype(np.float64)
-        )
-        identity = {
-            "reranks": run.identity(self.model, self.seed), "teacher": run.settings("teacher").teacher.to_dict(),
-            "weights": run.language_model.checksum, "candidates": self.n, "negatives": self.negatives,
-        }  # fmt: skip
         with Checkpoints(folder / fingerprint(identity), identity) as checkpoints:
-            trained = train(
-                TrainingJob(
-                    "rerank",
-                    self.seed,
-                    self.graphdef,
-                    self.params,
-                    self.constants,
-                    examples,
-                    (Term("clicks", CrossEntropy()),),
-                    run.recipe("teacher"),
-                    self._validate,
-                    checkpoints,
-                    run.mesh,
-                    run.log,
-                )
+            job = TrainingJob(
+                "rerank",
+                self.seed,
+                self.graphdef,
+                self.params,
+                self.constants,
+                examples,
+                (Term("clicks", CrossEntropy()),),
+                recipe(self.settings.optimizer),
+                self._validate,
+                checkpoints,
+                experiment.mesh,
+                experiment.log,
             )
+            trained = train(job)
         return trained.params, trained.seconds
 
     def fits(self, params: Params, name: str) -> np.ndarray:
@@ -239,8 +247,10 @@ class Reranker:
             self.task.select
         ]
 
-    def judge(self, params: Params) -> dict[str, Any]:
-        """model, cross-encoder alone and both together: their metrics on validation and test."""
+    def evaluate(self, params: Params) -> dict[str, Any]:
+        """The student, the cross-encoder alone and both together: metrics on validation and
+        test.
+        """
         fits = {name: self.fits(params, name) for name in SPLITS}
 
         def of(weight: float) -> float:
@@ -249,7 +259,7 @@ class Reranker:
 
         weight = max(WEIGHTS, key=of)
         ways: dict[str, Callable[[str], np.ndarray | None]] = {
-            self.model: lambda name: None,
+            self.role.name: lambda name: None,
             "reranked by the cross-encoder alone": lambda name: self.scores(fits[name], name, None),
             f"by both, {weight:g} x cross-encoder": lambda name: self.scores(
                 fits[name], name, weight
@@ -261,31 +271,73 @@ class Reranker:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Reranked:
+    """What rerank/<role>.json holds. rows: way of ordering -> split -> metrics; teacher: the fields
+    of that section that the cross-encoder was trained from.
+    """
+
+    model: str
+    seed: int
+    candidates: int
+    negatives: int
+    train_seconds: float
+    seconds: float
+    teacher: dict[str, Any]
+    rows: dict[str, dict[str, dict[str, float]]]
+
+    def summary(self) -> str:
+        """For the console."""
+        lines = []
+        for way, splits in self.rows.items():
+            shown = [
+                f"{split} "
+                + ", ".join(f"{name} {metrics[name]:.4f}" for name in metrics if "@10" in name)
+                for split, metrics in splits.items()
+            ]
+            lines.append(f"{way}: {'; '.join(shown)}")
+        seconds = f"{self.seconds:.0f} s, of which training {self.train_seconds:.0f} s"
+        return "\n".join([*lines, seconds])
+
+
 def _read(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """(name, value) of the fields of ``teacher`` that a cross-encoder has a use for."""
     return ((name, value) for name, value in leaves(config.teacher) if name in FIELDS)
 
 
-def rerank(workdir: Path, model: str, n: int, negatives: int, changes: Sequence[str] = ()) -> Any:
-    """Train, judge and write rerank/<model>.json; returns what it holds. changes:
-    'teacher.optimizer.steps=200', ….
+def rerank(
+    workdir: Path, name: str, n: int, negatives: int, changes: Sequence[str] = ()
+) -> Reranked:
+    """Train, evaluate and write rerank/<role>.json; returns what it holds.
 
-    Raises InputError for a workdir without that model, and for what the cross-encoder cannot do.
+    name: of the role whose best items are reranked, '' for the plain student. changes:
+    'teacher.optimizer.steps=200', …. Raises InputError for a workdir without that model, and for
+    what the cross-encoder cannot do.
     """
     config = written(workdir)
-    config.tuned.teacher = {}  # found for a teacher of another form
+    students = {role.name: role for role in roles.students()}
+    if name and name not in students:
+        raise InputError(f"rerank: --model={name!r} is unknown{nearest(name, students)}")
+    role = students[name] if name else roles.plain_student()
+    config.tuned[roles.main_teacher().name] = {}  # found for a teacher of another form
     config = changed(config, changes, FIELDS)
     (workdir / "rerank").mkdir(exist_ok=True)
     with locked(workdir), Log(workdir / "rerank/metrics.jsonl", metric=selects(config)) as log:
         process.keep_compiled(workdir)
-        run, began = Run.opened(workdir, log, config), time.perf_counter()
-        reranker = Reranker(run, model, n, negatives)
-        params, seconds = reranker.fit(workdir / "rerank" / model)
-        rows = reranker.judge(params)
-        read = dict(_read(config))
-        report = {
-            "model": model, "seed": reranker.seed, "candidates": n, "negatives": negatives, "train_seconds": seconds,
-            "seconds": time.perf_counter() - began, "teacher": read, "rows": rows,
-        }  # fmt: skip
-        write_json(workdir / "rerank" / f"{model}.json", report)
+        began = time.perf_counter()
+        models = open_workdir(workdir, log, config)
+        reranker = Reranker(models, role, n, negatives)
+        params, seconds = reranker.fit(workdir / "rerank" / role.name)
+        rows = reranker.evaluate(params)
+        report = Reranked(
+            model=role.name,
+            seed=reranker.seed,
+            candidates=n,
+            negatives=negatives,
+            train_seconds=seconds,
+            seconds=time.perf_counter() - began,
+            teacher=dict(_read(config)),
+            rows=rows,
+        )
+        write_json(workdir / "rerank" / f"{role.name}.json", dataclasses.asdict(report))
     return report

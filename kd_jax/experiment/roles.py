@@ -55,6 +55,9 @@ class Role:
         return bool(self.labels_from)
 
 
+# Of ``student.<name>.bias``: item biases start at those of the student's own teacher.
+TEACHER_BIAS = "teacher"
+
 # By item IDs instead of the language model, at the same budget.
 ID_ONLY = {
     "teacher": {

@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
+from kd_jax.experiment.roles import Kind
 
-TERM = {"loss": "", "weight": 1.0, "temperature": 1.0, "items": "all", "teacher": "", "head": False}
+TERM: dict[str, Any] = dict(
+    loss="", weight=1.0, temperature=1.0, items="all", teacher="", head=False
+)
 SOURCE = {"path": "", "confidence": ""}
 NAMED: dict[str, dict[str, Any]] = {
     "distill.terms": TERM,
@@ -21,7 +24,7 @@ NAMED: dict[str, dict[str, Any]] = {
 }  # sections of sections with free names
 CLICKS = ("teacher.clicks", "student.clicks")
 SCHEDULED = ("weight", "temperature")  # fields of a term: a number, or a section
-TUNABLE = ("teacher", "student", "distill")  # sections of which ``tuned`` may set fields
+TUNABLE = (*(kind.value for kind in Kind), "distill")  # sections of which ``tuned`` may set fields
 SHARED = tuple(
     f"distill.{x}" for x in ("labels", "teachers", "sources", "rank_decay", "max_unmatched")
 )
@@ -120,7 +123,7 @@ def _declared(section: str) -> Mapping[str, Callable[..., Any]]:
     The imports wait until a field needs them: JAX takes seconds, and a wrong command line whose
     fields are all in configs/common.py is refused at once.
     """
-    if section == "student":
+    if section == Kind.STUDENT.value:
         from kd_jax.models.students import STUDENTS
 
         return {name: student.spec for name, student in STUDENTS.items()}

@@ -17,7 +17,8 @@ from kd_jax.core.scores import TeacherScores
 from kd_jax.data import text
 from kd_jax.experiment import adapt, pipeline
 from kd_jax.experiment.config import changed
-from kd_jax.experiment.run import Run
+from kd_jax.experiment.roles import ROLES
+from kd_jax.experiment.trained import open_workdir
 from kd_jax.models.language import hf
 
 SHORT = (
@@ -72,11 +73,14 @@ def test_the_distance_is_half_the_mean_square():
 @contextlib.contextmanager
 def adaptation(run, *changes):
     with Log(run / "unused.jsonl", "explained", silent=True) as log:
-        opened = Run.opened(run, log)
-        settings = opened.settings("teacher")
+        opened = open_workdir(run, log)
+        settings = opened.experiment.settings(ROLES["teacher"])
         settings.teacher.update(adapt.RECIPE)
         yield adapt.Adaptation(
-            opened, changed(settings, [f"teacher.{change}" for change in changes]), "teacher", 0
+            opened,
+            changed(settings, [f"teacher.{change}" for change in changes]),
+            ROLES["teacher"],
+            0,
         )
 
 

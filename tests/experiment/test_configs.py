@@ -15,9 +15,11 @@ from helpers import toy
 from kd_jax.core.logging import Log
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.distillation.term import of_section
-from kd_jax.experiment import overrides, pipeline, renamed, sections, setup
+from kd_jax.experiment import overrides, pipeline, renamed, roles, sections
 from kd_jax.experiment.config import settings_of
-from kd_jax.experiment.run import written
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.identity import identity_of
+from kd_jax.experiment.trained import written
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("data", "student", "evaluate")
@@ -74,7 +76,7 @@ def test_runlocal_shrinks_every_config():
 
 def test_quickstart(tmp_path, bert):
     names = run(quickstart.get_config("runlocal"), tmp_path, bert, **{"data.max_users": 60})
-    assert names >= {"popularity", *setup.MODELS}
+    assert names >= {"popularity", *roles.ROLES}
     assert (tmp_path / "export/item_vectors.parquet").exists() and (
         tmp_path / "report/index.html"
     ).exists()
@@ -395,7 +397,8 @@ def test_a_section_that_the_run_does_not_read_changes_no_identity(tmp_path):
         paths = {"data.files.path": "interactions.csv", "data.files.items_path": "items.csv"}
         c.update_from_flattened_dict({k: str(tmp_path / v) for k, v in paths.items()} | fields)
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
-            return setup.Setup(c, tmp_path / "run", log).identity("student", 0)
+            experiment = Experiment(c, tmp_path / "run", log)
+            return identity_of(experiment, roles.ROLES["student"], 0)
 
     first = identities()
     assert first == identities(**{"student.sasrec.dim": 8, "data.movielens.path": "x"})

@@ -29,7 +29,11 @@ from kd_jax.core.files import locked
 from kd_jax.core.logging import Log
 from kd_jax.devices import sharding
 from kd_jax.experiment import pipeline
-from kd_jax.experiment.setup import MODELS, Setup
+from kd_jax.experiment.build_student import spec_of
+from kd_jax.experiment.builders import build
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.objectives import objective as objective_of
+from kd_jax.experiment.roles import ROLES
 from kd_jax.models.language import hf
 from kd_jax.models.scorer import split
 from kd_jax.models.students import build_student
@@ -65,7 +69,7 @@ def test_the_workdir_keeps_its_contract(finished):
     report = metrics_of(finished)
     assert report["schema"] == 1
     rows = {(m["name"], m["seed"]): m for m in report["models"]}
-    assert rows.keys() == {("popularity", None)} | {(n, s) for n in MODELS for s in (0, 3)}
+    assert rows.keys() == {("popularity", None)} | {(n, s) for n in ROLES for s in (0, 3)}
     for (name, _), row in rows.items():
         assert 0 <= row["test"]["ndcg@10"] <= 1 and 0 <= row["valid"]["recall@5"] <= 1
         if name != "popularity":
@@ -90,7 +94,7 @@ def test_the_workdir_keeps_its_contract(finished):
     )
     assert gain["ci95"][0] <= gain["relative"] <= gain["ci95"][1]
     for line in (finished / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["model"] in MODELS
+        assert json.loads(line)["model"] in ROLES
 
 
 def test_a_second_run_redoes_nothing_and_changes_nothing(finished, world, capsys):
@@ -214,7 +218,7 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
 def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     run(config(world, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
-    assert names == {"popularity", *MODELS}
+    assert names == {"popularity", *ROLES}
     trained = "teacher.lm.train" in fields
     assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
     if trained:
@@ -497,12 +501,9 @@ def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     fields = {"student.name": name, f"student.{name}.dim": 24}
     with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
-        setup = Setup(config(world, **fields), tmp_path, log)
-        built, objective, spec = (
-            setup.build("student", 7),
-            setup.objective("student"),
-            setup.student_spec("student"),
-        )
+        experiment, student = Experiment(config(world, **fields), tmp_path, log), ROLES["student"]
+        built = build(experiment, student, 7)
+        objective, spec = objective_of(experiment, student), spec_of(experiment, student)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(built.params))
     mesh = sharding.make_mesh(1, 4)
     before = {id(array) for array in jax.live_arrays()}

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import kd_jax
 from configs import common
 from helpers.runs import config, metrics_of, run
-from kd_jax.experiment import setup
+from kd_jax.experiment import roles
 from kd_jax.models import students
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def test_the_student_of_the_docs_trains_distils_and_recommends(world, tmp_path, 
     c.student.mean = {"dim": 8, "history": 6}
     run(c, tmp_path / "run")
     rows = {row["name"]: row for row in metrics_of(tmp_path / "run")["models"]}
-    assert rows.keys() == {"popularity", *setup.MODELS}
+    assert rows.keys() == {"popularity", *roles.ROLES}
     assert rows["student"]["test"]["ndcg@10"] > rows["popularity"]["test"]["ndcg@10"]
     recommender = kd_jax.load(tmp_path / "run")
     titles = recommender.dataset.titles

@@ -16,8 +16,9 @@ from helpers.terms import term
 from kd_jax.core.logging import Log
 from kd_jax.core.types import PAD
 from kd_jax.distillation.teachers import Teacher, _cached_scores, with_top_items
-from kd_jax.experiment import pipeline
-from kd_jax.experiment.setup import Setup
+from kd_jax.experiment import objectives, pipeline
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.roles import ROLES
 from kd_jax.losses import candidates, sampled, streamed
 from kd_jax.losses.sampled import Draws
 
@@ -178,7 +179,7 @@ def test_bad_settings_are_one_line(tmp_path):
         c.student.clicks["items"] = "sampled_warm"
         c.update_from_flattened_dict({"distill.negatives": 8, "distill.top": 2} | fields)
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
-            return Setup(c, tmp_path / "run", log).objective("student")
+            return objectives.objective(Experiment(c, tmp_path / "run", log), ROLES["student"])
 
     assert objective() == (term("ce", name="clicks", items="sampled_warm", negatives=8, top=2),)
     toy.refused(

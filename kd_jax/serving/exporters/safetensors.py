@@ -7,6 +7,7 @@ model; other programs read the tensors as they are.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -50,18 +51,22 @@ def read(folder: Path, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
     )
     description = read_json(folder / DESCRIPTION, fix)
     tensors = read_tensors(folder / WEIGHTS, fix)
-    name = description["student"]
+    described = SimpleNamespace(**description)
     inputs = {
         key.removeprefix(INPUT): tensors.pop(key) for key in list(tensors) if key.startswith(INPUT)
     }
     item_bias, warm = jnp.zeros(dataset.num_items), jnp.asarray(dataset.warm)
     try:
-        spec = student_class(name).spec(**description["spec"], item_bias=item_bias, warm=warm)
+        spec = student_class(described.student).spec(
+            **described.spec, item_bias=item_bias, warm=warm
+        )
     except TypeError as error:
         raise InputError(
             f"{folder / DESCRIPTION} is not of this version ({error}); export again with it"
         ) from None
-    graphdef, like, constants = split(build_student(name, spec, inputs, rngs=nnx.Rngs(0)))
+    graphdef, like, constants = split(
+        build_student(described.student, spec, inputs, rngs=nnx.Rngs(0))
+    )
     want = {key: value.shape for key, value in _flat(like).items()}
     have = {key: value.shape for key, value in tensors.items()}
     if want != have:

@@ -1,0 +1,131 @@
+"""Students, built from their sections of the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.types import Array
+from kd_jax.data.examples.base import Examples
+from kd_jax.data.popularity import decayed_counts
+from kd_jax.experiment import roles
+from kd_jax.experiment.config import student_section
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.objectives import objective, start_of_bias
+from kd_jax.experiment.parts import ModelParts
+from kd_jax.experiment.roles import Role
+from kd_jax.losses import sampled
+from kd_jax.models.scorer import Frozen, split
+from kd_jax.models.students import build_student, student_class, student_spec
+from kd_jax.models.students.base import INPUTS, ITEM_TEXT, StudentSpec
+
+BIASES = ("count", "trend", roles.TEACHER_BIAS)  # the last is filled in when the labels are there
+WEIGHTING = ("decay", "decay_unit", "user_power")  # fields of a student
+
+
+def positions(experiment: Experiment, role: Role) -> str:
+    """After which of its interactions a student predicts what comes next: 'user' (all at once),
+    'last' or 'all'.
+    """
+    return student_class(experiment.settings(role).student.name).positions
+
+
+def teacher_of(role: Role) -> Role:
+    """A student's own teacher, or the main one of a student that has none."""
+    return roles.ROLES[role.labels_from] if role.distilled else roles.main_teacher()
+
+
+def window(experiment: Experiment, role: Role) -> int:
+    """Newest interactions that a student's examples hold: what it reads, or else what its
+    teacher reads.
+    """
+    if positions(experiment, role) == "all":
+        return student_section(experiment.settings(role)).history
+    return experiment.settings(teacher_of(role)).teacher.model.history
+
+
+def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
+    """The student with its first parameters."""
+    c, spec = experiment.settings(role), spec_of(experiment, role)
+    negatives = None
+    if objective(experiment, role)[0].sampled:
+        negatives = sampled.proposal(experiment.dataset.item_counts, c.distill.negatives_power)
+
+    def made(key: Array, *arrays: Any) -> Any:
+        bias, warm, proposal, inputs = arrays
+        known = dataclasses.replace(spec, item_bias=bias, warm=warm)
+        module = build_student(c.student.name, known, inputs, rngs=nnx.Rngs(key))
+        if proposal is not None:
+            module.proposal = Frozen(jnp.asarray(proposal))
+        return module
+
+    inputs = inputs_of(experiment, role)
+    given = (jax.random.key(seed), spec.item_bias, spec.warm, negatives, inputs)
+    graphdef, params, _ = split(nnx.eval_shape(made, *given))
+    constants = jax.jit(lambda *given: split(made(*given))[2])(*given)
+    start = jax.tree_util.Partial(lambda *given: split(made(*given))[1], *given)
+    where, history = positions(experiment, role), window(experiment, role)
+    return ModelParts(graphdef, params, constants, where, history, start=start)
+
+
+def spec_of(experiment: Experiment, role: Role) -> StudentSpec:
+    """Raises InputError for settings that cannot be."""
+    c, d = experiment.settings(role), experiment.dataset
+    num_classes = experiment.task.num_classes
+    return student_spec(
+        c.student.name,
+        student_section(c),
+        num_users=d.num_users,
+        num_items=d.num_items,
+        item_bias=_first_bias(experiment, c),
+        warm=d.warm if num_classes == 0 else None,
+        num_classes=num_classes,
+    )
+
+
+def input_names(experiment: Experiment, role: Role) -> tuple[str, ...]:
+    """Names of the arrays that a student reads besides its batches. A role without text gets none
+    of the language model; nothing else decides about this.
+    """
+    chosen = experiment.settings(role).student.name
+    names = student_class(chosen).inputs
+    for name in names:
+        if name not in INPUTS:
+            raise InputError(
+                f"student.name={chosen!r} declares the input {name!r}{nearest(name, INPUTS)}"
+            )
+    return tuple(name for name in names if role.text or name != ITEM_TEXT)
+
+
+def inputs_of(experiment: Experiment, role: Role) -> dict[str, np.ndarray]:
+    """The arrays by name."""
+    known = {ITEM_TEXT: lambda: experiment.texts(teacher_of(role)).encoded_items().vectors}
+    return {name: known[name]() for name in input_names(experiment, role)}
+
+
+def _first_bias(experiment: Experiment, c: ConfigDict) -> np.ndarray:
+    """Where item biases start, f32 [I]: log(1 + count), or 'trend': the log of the recent
+    count.
+    """
+    kind = start_of_bias(c)
+    if kind not in BIASES:
+        field = f"student.{c.student.name}.bias"
+        raise InputError(f"{field}={kind!r} is unknown{nearest(kind, BIASES)}")
+    if kind == "trend":
+        days = student_section(c).popularity_days
+        return np.log(decayed_counts(experiment.dataset, days) + 0.03).astype(np.float32)
+    return np.log1p(experiment.dataset.item_counts).astype(np.float32)
+
+
+def examples_of(experiment: Experiment, role: Role, history: int) -> Examples:
+    """What a student learns from. history: newest interactions that an example holds."""
+    section = student_section(experiment.settings(role))
+    weighting = {name: section[name] for name in WEIGHTING if name in section}
+    return experiment.task.examples(positions(experiment, role), history=history, **weighting)

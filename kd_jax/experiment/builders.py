@@ -1,0 +1,37 @@
+"""A role and its configuration -> the model, its recipe and its examples."""
+
+from __future__ import annotations
+
+from kd_jax.data.examples.base import Examples
+from kd_jax.experiment import build_student, build_teacher
+from kd_jax.experiment.config import recipe, trains_text
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.parts import ModelParts
+from kd_jax.experiment.roles import Role
+from kd_jax.training.recipe import Recipe
+
+
+def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
+    """The model with its first parameters."""
+    kind = build_teacher if role.is_teacher else build_student
+    return kind.build(experiment, role, seed)
+
+
+def recipe_of(experiment: Experiment, role: Role) -> Recipe:
+    """How the model is optimised."""
+    c = experiment.settings(role)
+    return recipe(c.teacher.optimizer if role.is_teacher else c.student.optimizer)
+
+
+def examples_of(
+    experiment: Experiment, role: Role, parts: ModelParts, seed: int, rows: int
+) -> Examples:
+    """What the model learns from, in batches of which this process looks up ``rows`` examples."""
+    if role.is_teacher:
+        return build_teacher.examples_of(experiment, role, parts, seed, rows)
+    return build_student.examples_of(experiment, role, parts.history)
+
+
+def trains_language_model(experiment: Experiment, role: Role) -> bool:
+    """Whether it has a language model that is trained with it, in part or in full."""
+    return role.is_teacher and trains_text(experiment.settings(role).teacher)

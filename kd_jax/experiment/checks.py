@@ -1,0 +1,164 @@
+"""What is refused before anything in a workdir is changed or anything trained."""
+
+from __future__ import annotations
+
+from kd_jax.core.errors import InputError
+from kd_jax.data import text
+from kd_jax.distillation.term import OWN
+from kd_jax.experiment import roles
+from kd_jax.experiment.build_student import positions, spec_of, window
+from kd_jax.experiment.build_teacher import check_form
+from kd_jax.experiment.builders import recipe_of
+from kd_jax.experiment.config import reads_text
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.identity import identity_of
+from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.objectives import objective, teachers_of, term_sections
+from kd_jax.experiment.roles import ROLES, Role
+from kd_jax.serving.exporters import exporter_section
+from kd_jax.training.checkpoint import check_identity
+
+
+def check(store: LabelStore) -> None:
+    """Raises InputError for a configuration that cannot be run, or a workdir of another one."""
+    experiment = store.experiment
+    _check_fields(experiment)
+    for role in roles.teachers():
+        if role.text:
+            _check_text(experiment, role)
+    chosen = [role for role in ROLES.values() if role.name in experiment.config.stages]
+    for role in chosen:
+        _check_role(store, role)
+    _note_sources(experiment, [role for role in chosen if role.distilled])
+    _check_workdir(experiment)
+
+
+def _check_fields(experiment: Experiment) -> None:
+    labels, teachers = experiment.config.distill.labels, experiment.config.distill.teachers
+    if labels not in ("cached", "online"):
+        raise InputError(f"distill.labels={labels!r} is unknown; known: cached, online")
+    if teachers not in ("own", "all"):
+        raise InputError(f"distill.teachers={teachers!r} is unknown; known: own, all")
+    if teachers == "all" and labels == "online":
+        raise InputError(
+            "distill.teachers='all' reads labels from disk; use distill.labels='cached', or 'own'"
+        )
+    export = experiment.config.export
+    for name in export.formats:
+        exporter_section(name, export.to_dict().get(name, {}))
+    if experiment.config.eval.bootstrap < 1:
+        raise InputError(f"eval.bootstrap={experiment.config.eval.bootstrap} must be at least 1")
+
+
+def _check_text(experiment: Experiment, role: Role) -> None:
+    check_form(experiment, role)
+    teacher = experiment.settings(role).teacher
+    text.check_template(teacher.lm.template, experiment.dataset.items.columns)
+    if role.name in experiment.config.stages and reads_text(teacher):
+        _ = experiment.texts(role).items  # all have one
+
+
+def _check_role(store: LabelStore, role: Role) -> None:
+    experiment = store.experiment
+    recipe_of(experiment, role)
+    terms = objective(experiment, role)
+    if not role.distilled and any(term.reads_teacher for term in terms):
+        (field,) = term_sections(role, experiment.settings(role))
+        raise InputError(
+            f"{field} reads a teacher, and {role.name} learns from clicks alone; use loss='ce'"
+        )
+    if not role.is_teacher:
+        spec_of(experiment, role)
+    if role.distilled:
+        _check_labels(store, role)
+
+
+def _check_labels(store: LabelStore, student: Role) -> None:
+    """Teachers that cannot teach ``student``, and labels that are not there."""
+    experiment = store.experiment
+    for name in teachers_of(experiment, student):
+        if name == OWN:
+            _check_history(experiment, student)
+        else:
+            _check_source(store, student, name)
+    untrained = [seed for seed in experiment.seeds if not store.models.has(student, seed)]
+    if "labels" not in experiment.config.stages and untrained:
+        seeds = {one for seed in untrained for one in experiment.teacher_seeds(seed)}
+        for labels in store.of(student, sorted(seeds)):
+            labels.check_finished()
+
+
+def _check_source(store: LabelStore, student: Role, name: str) -> None:
+    """A list is read to the end."""
+    if store.experiment.sources[name].folder is not None:
+        store.outside.check(student, name)
+        return
+    if store.experiment.task.num_classes:
+        raise InputError(
+            f"distill.sources: {name!r}: lists rank items; use a workdir as source, or task='rank'"
+        )
+    if not store.of_source(student, name).finished:
+        store.outside.lists(name)
+
+
+def _check_history(experiment: Experiment, student: Role) -> None:
+    """A student that learns after every item of a history needs a teacher that labels as many of
+    them.
+    """
+    if experiment.config.task != "rank" or positions(experiment, student) != "all":
+        return
+    name = experiment.settings(student).student.name
+    teacher = experiment.settings(ROLES[student.labels_from]).teacher
+    trend, length = teacher.popularity.enabled, window(experiment, student)
+    context, history = teacher.model.context, teacher.model.history
+    wrong = {
+        f"teacher.popularity.enabled=False (now {trend})": trend,
+        f"teacher.model.context='items' (now {context!r})": context != "items",
+        f"teacher.model.history >= student.{name}.history (now {history} and {length})": (
+            length > history
+        ),
+    }
+    if any(wrong.values()):
+        raise InputError(
+            f"student.name={name!r} learns after every item of a history, and its teacher must"
+            " label as much: use " + " and ".join(fix for fix, needed in wrong.items() if needed)
+        )
+
+
+def _note_sources(experiment: Experiment, students: list[Role]) -> None:
+    """Log which sources no term reads, and which a role does without because it reads no text."""
+    read = {
+        role.name: [name for name in teachers_of(experiment, role) if name != OWN]
+        for role in students
+    }
+    unread = experiment.sources.keys() - {name for names in read.values() for name in names}
+    if students and unread:
+        experiment.log.note(
+            f"warning: distill.sources: no term of distill.terms reads {', '.join(sorted(unread))}"
+        )
+    with_text = {name for role in students if role.text for name in read[role.name]}
+    for role in students:
+        left_out = [] if role.text else sorted(with_text - {*read[role.name]})
+        if left_out:
+            rest = [name or "its own teacher" for name in teachers_of(experiment, role)]
+            experiment.log.note(
+                f"{role.name}: without {', '.join(left_out)}, which may hold a language model; it"
+                f" learns from {', '.join(rest) or 'clicks alone'}"
+            )
+
+
+def _check_workdir(experiment: Experiment) -> None:
+    """Models that were trained by another configuration."""
+    stale: dict[str, InputError] = {}
+    for role in ROLES.values():
+        for seed in experiment.seeds:
+            folder = experiment.folder(role, seed)
+            try:
+                if folder.exists():
+                    check_identity(folder, identity_of(experiment, role, seed))
+            except InputError as error:
+                stale[folder.name] = error
+    if stale:
+        first, *others = stale
+        rest = f", and {', '.join(others)} too" if others else ""
+        raise InputError(f"{stale[first]}{rest}")

@@ -1,0 +1,155 @@
+"""Evaluation of all trained models, and report/metrics.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from kd_jax.core.files import write_json
+from kd_jax.core.logging import Bar
+from kd_jax.devices import sharding
+from kd_jax.devices.processes import barrier, leader
+from kd_jax.evaluation import latency
+from kd_jax.evaluation.significance import PerUser, gains
+from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
+from kd_jax.experiment import roles
+from kd_jax.experiment.builders import build
+from kd_jax.experiment.config import reads_text, selects
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.objectives import teachers_of
+from kd_jax.experiment.roles import Role
+from kd_jax.models.scorer import table_rows
+
+Row = dict[str, Any]  # an entry of ``models`` in metrics.json
+
+
+@dataclasses.dataclass
+class Measured:
+    """The models that were evaluated, and each user's value of the metrics that are compared."""
+
+    compared: tuple[str, ...]
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    per_user: dict[str, list[PerUser]] = dataclasses.field(default_factory=dict)
+
+    def add(self, row: Row, evaluations: dict[str, Evaluation]) -> None:
+        """row: name, seed and costs; evaluations: by split."""
+        test = evaluations["test"]
+        metrics = {split: found.metrics for split, found in evaluations.items()}
+        self.rows.append(row | metrics | {"slices": test.slices})
+        kept = {name: test.per_user[name] for name in self.compared if name in test.per_user}
+        self.per_user.setdefault(row["name"], []).append(kept)
+
+
+def evaluate(store: LabelStore) -> None:
+    """Evaluate every trained model on valid and test, compare, and write report/metrics.json."""
+    experiment = store.experiment
+    first = experiment.seeds[0]
+    trained = [role for role in roles.in_tables() if store.models.has(role, first)]
+    measured = Measured(compared_metrics(experiment))
+    total = 1 + len(trained) * len(experiment.seeds)
+    with experiment.log.stage("evaluate", total=total) as bar:
+        counts = _add_baselines(experiment, measured)
+        _add_models(store, trained, measured, bar)
+    barrier("evaluated")
+    if not leader():
+        return
+    # A role that is to learn from labels without text and has none is one more plain student.
+    alike = {
+        role.name
+        for role in trained
+        if role.distilled and not role.text and not teachers_of(experiment, role)
+    }
+    per_user = {name: seeds for name, seeds in measured.per_user.items() if name not in alike}
+    resamples = experiment.config.eval.bootstrap
+    page = {
+        "schema": 1,
+        "task": experiment.config.task,
+        "dataset": _dataset(experiment, counts),
+        "models": measured.rows,
+        "gain": gains(per_user, measured.compared, roles.comparisons(), resamples),
+        "serving": _serving(experiment, measured.rows),
+    }
+    write_json(experiment.workdir / "report/metrics.json", page)
+
+
+def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict[str, int]]:
+    """Lists that are the same for everybody. Returns what was counted, by split."""
+    task = experiment.task
+    base = {split: task.baseline(split) for split in SPLITS}
+    row = {"seed": None} | _size(experiment.dataset.num_items, 0.0)
+    measured.add({"name": "popularity"} | row, base)
+    if experiment.config.teacher.popularity.enabled and isinstance(task, Rank):
+        days, found = task.trending()
+        measured.add({"name": "trending"} | row | {"days": days}, found)
+    return {split: found.counts for split, found in base.items()}
+
+
+def _size(params: int, seconds: float) -> Row:
+    return {"params": params, "bytes": 4 * params, "train_seconds": seconds}
+
+
+def _add_models(store: LabelStore, trained: list[Role], measured: Measured, bar: Bar) -> None:
+    for role in trained:
+        for seed in store.experiment.seeds:
+            bar.update(len(measured.rows))
+            measured.add(*_evaluated(store, role, seed))
+
+
+def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str, Evaluation]]:
+    experiment, models = store.experiment, store.models
+    result, parts = models.result(role, seed), build(experiment, role, seed)
+    params, constants = models.best(role, seed, parts)
+    params = sharding.put_params(params, table_rows(parts.graphdef, params), experiment.mesh)
+    best = params, sharding.put(constants, experiment.mesh)
+    found = {
+        split: experiment.task.scorer(parts.graphdef, split, parts.history)(*best)
+        for split in SPLITS
+    }
+    row = {"name": role.name, "seed": seed} | _size(parts.num_params, result["seconds"])
+    row |= {name: result[name] for name in ("steps", "best_step")}
+    if isinstance(experiment.task, Rank):
+        row["users_per_second"] = latency.users_per_second(
+            experiment.dataset, parts.graphdef, *best, parts.history
+        )
+    if role.distilled:
+        finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
+        row["label_seconds"] = sum(done["seconds"] for done in finished if done)
+    return row, found
+
+
+def _dataset(experiment: Experiment, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+    d = experiment.dataset
+    return {
+        "name": d.name,
+        "users": d.num_users,
+        "items": d.num_items,
+        "interactions": len(d.item),
+        "cold_items": int(np.sum(~d.warm)),
+        "split": d.split_name,
+        "judged": counts,
+    }
+
+
+def _serving(experiment: Experiment, rows: list[Row]) -> list[dict[str, Any]]:
+    teacher = roles.main_teacher()
+    c = experiment.settings(teacher).teacher
+    trained = {row["name"] for row in rows}
+    if experiment.config.task != "rank" or not reads_text(c) or teacher.name not in trained:
+        return []
+    reader = experiment.texts(teacher)
+    per_user, per_item = latency.text_seconds(
+        reader.language_model.encode, experiment.dataset, reader.items, c.model.history
+    )
+    students = {role.name: role.distilled for role in roles.by_export() if role.text}
+    return latency.costs(rows, per_user, per_item, teacher=teacher.name, students=students)
+
+
+def compared_metrics(experiment: Experiment) -> tuple[str, ...]:
+    """The metrics of ``gain``, the one that selects first."""
+    select = selects(experiment.config)
+    if experiment.config.task == "rank":
+        return select, f"{select}/warm", f"{select}/cold"
+    return ("accuracy", "log_loss") if select == "accuracy" else ("log_loss", "accuracy")

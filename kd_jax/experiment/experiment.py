@@ -1,0 +1,115 @@
+"""What a configuration describes: its data, its task, and the settings of each role."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.files import fingerprint
+from kd_jax.core.logging import Log
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.popularity import Trends, trends
+from kd_jax.devices import sharding
+from kd_jax.distillation.sources import Source, sources
+from kd_jax.evaluation.tasks import Rank, Rate, Task
+from kd_jax.experiment import roles
+from kd_jax.experiment.config import selects, settings_of
+from kd_jax.experiment.prepared import prepared
+from kd_jax.experiment.roles import Role
+from kd_jax.experiment.texts import TextReader
+from kd_jax.models.students import student_class
+
+
+class Experiment:
+    """A configuration, its workdir and its devices; what it describes is made when first asked
+    for, and kept.
+
+    moved: role -> the folder that its models are in, where that is not the workdir. Raises
+    InputError for seeds, or a mesh, that cannot be.
+    """
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, log: Log, moved: Mapping[str, Path] | None = None
+    ):
+        self.config, self.workdir, self.log, self.moved = config, workdir, log, moved or {}
+        self.seeds = _seeds(config)
+        self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+        self._readers: dict[str, TextReader] = {}
+        self._trends: dict[tuple[int, float], Trends] = {}
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        return prepared(self.config, self.workdir, self.log)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        c = self.config
+        if c.data.split == "strong" and student_class(c.student.name).positions == "user":
+            raise InputError(
+                f"data.split='strong' holds users out, and student.name={c.student.name!r} knows"
+                " only the users it was trained on; use student.name='sasrec' or another"
+                " data.split"
+            )
+        if c.task == "rank":
+            return Rank(
+                self.dataset,
+                selects(c),
+                tuple(c.eval.metrics),
+                tuple(c.eval.ks),
+                c.eval.batch_size,
+                c.eval.valid_users,
+            )
+        if c.task == "rate":
+            return Rate(self.dataset, tuple(c.rate.boundaries), selects(c))
+        raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
+
+    def settings(self, role: Role) -> ConfigDict:
+        """The configuration of one role: what was tuned for it, then its overrides, on top."""
+        return settings_of(self.config, role)
+
+    def folder(self, role: Role, seed: int) -> Path:
+        """``<role>`` for the first seed, ``<role>.seed<n>`` for the others."""
+        name = role.name if seed == self.seeds[0] else f"{role.name}.seed{seed}"
+        return self.moved.get(role.name, self.workdir) / name
+
+    def teacher_seeds(self, seed: int) -> tuple[int, ...]:
+        """Seeds of the teachers that a student of ``seed`` learns from."""
+        return self.seeds if self.config.distill.teachers == "all" else (seed,)
+
+    @functools.cached_property
+    def sources(self) -> dict[str, Source]:
+        """Teachers from outside the run."""
+        preferred = [role.name for role in roles.by_export() if role.text]
+        return sources(self.config.distill.sources, reserved=roles.ROLES, preferred=preferred)
+
+    def texts(self, role: Role) -> TextReader:
+        """What the language model of a teacher reads; teachers of one kind share it."""
+        c = self.settings(role).teacher
+        written = c.model.history if c.model.context == "text" else 0
+        key = fingerprint([c.lm.to_dict(), written])
+        if key not in self._readers:
+            cache = self.workdir / "cache"
+            self._readers[key] = TextReader(c.lm, self.dataset, cache, self.log)
+        return self._readers[key]
+
+    def trends(self, role: Role) -> Trends:
+        """How popular the items were, at the moments that a teacher is trained on."""
+        c = self.settings(role).teacher.popularity
+        key = c.snapshots, c.snapshot_days
+        if key not in self._trends:
+            self._trends[key] = trends(self.dataset, snapshots=key[0], days=key[1])
+        return self._trends[key]
+
+
+def _seeds(config: ConfigDict) -> tuple[int, ...]:
+    seeds = tuple(config.seeds)
+    whole = all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"seeds={seeds}: give one or more different numbers from 0, as --config.seeds='(0, 1)'"
+        )
+    return seeds

@@ -1,0 +1,77 @@
+"""What a workdir exports: a student, and the language model of a teacher that trained it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from flax import nnx
+
+from kd_jax.core.errors import InputError
+from kd_jax.devices.processes import leader
+from kd_jax.experiment import roles
+from kd_jax.experiment.build_student import inputs_of, spec_of
+from kd_jax.experiment.builders import build, trains_language_model
+from kd_jax.experiment.roles import Role
+from kd_jax.experiment.trained import TrainedModels
+from kd_jax.serving import exporters
+from kd_jax.serving.exporters import Bundle
+
+
+def export(models: TrainedModels) -> None:
+    """Vectors and weights of the first seed's student, of those that are trained the first of
+    ``roles.by_export``; and the trained language models.
+    """
+    seed = models.experiment.seeds[0]
+    trained = [role for role in roles.by_export() if models.has(role, seed)]
+    teachers = [role for role in roles.teachers() if _has_language_model(models, role, seed)]
+    for role in teachers:
+        _export_language_model(models, role, seed)
+    if trained:
+        _export_student(models, trained[0], seed)
+    elif not teachers:
+        raise InputError(
+            "nothing to export: no student is trained; run one of the stages"
+            f" {', '.join(repr(role.name) for role in roles.students())} first"
+        )
+
+
+def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
+    experiment = models.experiment
+    parts = build(experiment, role, seed)
+    best = models.best(role, seed, parts)  # Orbax reads in all processes together
+    if not leader():
+        return
+    description = dict(
+        model=role.name,
+        student=experiment.settings(role).student.name,
+        task=experiment.config.task,
+        history=parts.history,
+        spec=spec_of(experiment, role).plain(),
+    )
+    model: Any = nnx.merge(parts.graphdef, *best)
+    bundle = Bundle(experiment.dataset, model, description, inputs_of(experiment, role))
+    folder, c = experiment.workdir / "export", experiment.config.export
+    written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
+    for name, files in written.items():
+        if not files:
+            experiment.log.note(f"export: nothing as {name}: the student's scores do not factorise")
+    experiment.log.note(f"export: {role.name} (seed {seed}) in {folder}")
+
+
+def _has_language_model(models: TrainedModels, role: Role, seed: int) -> bool:
+    return trains_language_model(models.experiment, role) and models.has(role, seed)
+
+
+def _export_language_model(models: TrainedModels, role: Role, seed: int) -> None:
+    """As a Hugging Face folder."""
+    experiment = models.experiment
+    parts = build(experiment, role, seed)
+    params = models.best_params(role, seed, parts)
+    if leader():
+        folder = experiment.workdir / "export" / role.name
+        shutil.rmtree(folder, ignore_errors=True)
+        # Its constants, vectors of all texts, are not exported.
+        lm, data = experiment.texts(role).language_model, experiment.dataset.checksum
+        lm.save(folder, parts.graphdef, params, parts.constants, data)
+        experiment.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")

@@ -1,0 +1,124 @@
+"""What each role learns from: its objective, and the teachers that it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.files import read_json
+from kd_jax.distillation.sources import Source
+from kd_jax.distillation.term import OWN, Limits, Objective, Term, check, of_section
+from kd_jax.experiment import roles
+from kd_jax.experiment.config import student_section
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.roles import Role
+from kd_jax.models.students import student_class
+from kd_jax.models.students.base import ITEM_TEXT
+
+
+def term_sections(role: Role, c: ConfigDict) -> dict[str, ConfigDict]:
+    """Config field -> section of each term that a role with the settings ``c`` learns from."""
+    if role.is_teacher:
+        return {"teacher.clicks": c.teacher.clicks}
+    if not role.distilled:
+        return {"student.clicks": c.student.clicks}
+    if not c.distill.terms:
+        raise InputError(
+            "distill.terms is empty; give a term, as --config.distill.terms.soft.loss=kl"
+        )
+    return {f"distill.terms.{name}": c.distill.terms[name] for name in sorted(c.distill.terms)}
+
+
+def objective(experiment: Experiment, role: Role) -> Objective:
+    """The terms that a role learns from. Raises InputError for what it cannot learn from."""
+    c = experiment.settings(role)
+    sections = term_sections(role, c)
+    terms = []
+    for field, section in sections.items():
+        sample = {"negatives": c.distill.negatives, "top": c.distill.top}
+        term = of_section(field, section, **sample)
+        if term.teacher != OWN and term.teacher not in experiment.sources:
+            known = nearest(term.teacher, experiment.sources)
+            raise InputError(f"{field}.teacher={term.teacher!r} is not in distill.sources{known}")
+        terms.append(term)
+    if role.distilled and not role.text:
+        terms = _without_text(terms, experiment, role)
+    if c.task == "rate":  # the softmax is over classes, and there is no warm class
+        terms = [
+            dataclasses.replace(term, items="all") if term.items == "warm" else term
+            for term in terms
+        ]
+    where = "distill.terms" if role.distilled else next(iter(sections))
+    check(tuple(terms), _limits(experiment, role, c), where)
+    return tuple(terms)
+
+
+def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list[Term]:
+    """The terms but for those that a language model may have a part in."""
+    sources = experiment.sources
+    kept = [
+        term for term in terms if term.teacher == OWN or not may_hold_text(sources[term.teacher])
+    ]
+    if not kept:
+        raise InputError(
+            "distill.terms: all read sources that may hold a language model, and none is left for"
+            f" the {role.name}; add a term that reads clicks or the {role.name}'s own teacher, or"
+            f" take {role.name!r} out of stages"
+        )
+    return kept
+
+
+def _limits(experiment: Experiment, role: Role, c: ConfigDict) -> Limits:
+    """What can be computed for a role's model; a teacher owns no item table to gather rows from."""
+    factorised, owns_item_table = True, False
+    if not role.is_teacher:
+        student = student_class(c.student.name)
+        factorised, owns_item_table = student.factorised, student.owns_item_table
+    return Limits(
+        factorised,
+        owns_item_table,
+        num_items=experiment.dataset.num_items,
+        ranks=c.task == "rank",
+        lists=[name for name, source in experiment.sources.items() if source.folder is None],
+    )
+
+
+def may_hold_text(source: Source) -> bool:
+    """Whether a language model may have a part in what a teacher from outside says."""
+    if source.folder is None or source.role not in roles.ROLES:
+        return True
+    role = roles.ROLES[source.role]
+    if not role.text:
+        return False
+    return role.is_teacher or role.distilled or _reads_text(source.folder.parent)
+
+
+def _reads_text(workdir: Path) -> bool:
+    """Whether the students of another workdir read the language model's vectors."""
+    config = ConfigDict(read_json(workdir / "config.json", "take it out of distill.sources"))
+    return ITEM_TEXT in student_class(config.student.name).inputs
+
+
+def start_of_bias(c: ConfigDict) -> str:
+    """Where the item biases of a student with the settings ``c`` start."""
+    return student_section(c).bias
+
+
+def starts_from_teacher(c: ConfigDict) -> bool:
+    """Whether they start at the teacher's."""
+    return start_of_bias(c) == roles.TEACHER_BIAS
+
+
+def teachers_of(experiment: Experiment, role: Role) -> tuple[str, ...]:
+    """Names of the teachers that a role learns from, its own first."""
+    if not role.distilled:
+        return ()
+    terms = objective(experiment, role)
+    named: dict[str, Any] = dict.fromkeys(term.teacher for term in terms if term.reads_teacher)
+    if OWN in named or starts_from_teacher(experiment.settings(role)):
+        named = {OWN: None} | named
+    return tuple(named)

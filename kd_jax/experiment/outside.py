@@ -1,0 +1,93 @@
+"""Teachers from outside a run: lists of another system, models of another workdir."""
+
+from __future__ import annotations
+
+from kd_jax.core.errors import InputError
+from kd_jax.data import lists
+from kd_jax.data.lists import Lists
+from kd_jax.experiment.build_student import positions, window
+from kd_jax.experiment.config import student_section
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.roles import Role, role_of
+from kd_jax.experiment.trained import TrainedModels, open_workdir
+from kd_jax.models.students import student_class
+
+
+class OutsideTeachers:
+    """The teachers that ``distill.sources`` names, each read or opened once."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._lists: dict[str, Lists] = {}
+        self._opened: dict[str, TrainedModels] = {}
+
+    def lists(self, name: str) -> Lists:
+        """The lists of a file. Raises InputError for one that cannot be read."""
+        if name not in self._lists:
+            c, path = self.experiment.config.distill, self.experiment.sources[name].path
+            found = lists.read(
+                path,
+                self.experiment.dataset,
+                rank_decay=c.rank_decay,
+                max_unmatched=c.max_unmatched,
+            )
+            for note in found.notes:
+                self.experiment.log.note(f"labels: {name} ({path}): {note}")
+            self._lists[name] = found
+        return self._lists[name]
+
+    def model(self, name: str) -> tuple[TrainedModels, Role, int]:
+        """The models of another workdir, and the role and the seed of the one that is meant.
+        Raises InputError if it is of other data, or another task.
+        """
+        source, here = self.experiment.sources[name], self.experiment
+        assert source.folder is not None
+        where = f"distill.sources: {name!r}: {source.folder}"
+        if name not in self._opened:
+            found = open_workdir(source.folder.parent, here.log)
+            there = found.experiment
+            if there.dataset.checksum != here.dataset.checksum:
+                raise InputError(
+                    f"{where} was trained on other data (checksum {there.dataset.checksum}, here "
+                    f"{here.dataset.checksum}); train it with the same values in section data"
+                )
+            if there.config.task != here.config.task:
+                raise InputError(
+                    f"{where} was trained for task={there.config.task!r}; use the same task in both"
+                )
+            self._opened[name] = found
+        models = self._opened[name]
+        seed = source.folder.name.partition(".seed")[2]
+        role = role_of(source.role, f"{where}: its role ")
+        return models, role, int(seed) if seed else models.experiment.seeds[0]
+
+    def check(self, student: Role, name: str) -> None:
+        """Raises InputError for a model that cannot teach ``student``."""
+        models, role, _ = self.model(name)
+        if self.experiment.task.num_classes:
+            return
+        c, source = models.experiment.settings(role), self.experiment.sources[name]
+        where = f"distill.sources: {name!r}:"
+        kind = role.name if role.is_teacher else c.student.name
+        if not role.is_teacher and not student_class(kind).factorised:
+            raise InputError(
+                f"{where} the scores of {source.folder} ({kind!r}) do not factorise, and cannot be"
+                " kept as vectors; use an 'mf' or 'sasrec' as source"
+            )
+        if positions(self.experiment, student) != "all":
+            return
+        if role.is_teacher:
+            history = c.teacher.model.history
+            follows = not c.teacher.popularity.enabled and c.teacher.model.context == "items"
+        else:
+            history = student_section(c).get("history", 0)
+            follows = student_class(kind).positions == "all"
+        length = window(self.experiment, student)
+        if not follows or history < length:
+            mine = self.experiment.settings(student).student.name
+            reads = f"reads {history}" if follows else "does not read histories item by item"
+            raise InputError(
+                f"{where} student.name={mine!r} learns after each of {length} items of a history,"
+                f" and {source.folder} ({kind!r}) {reads}; use a 'sasrec' with"
+                " student.sasrec.history as long as here"
+            )

@@ -1,0 +1,33 @@
+"""A model split for the train step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from flax import nnx
+
+from kd_jax.core.types import Params, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelParts:
+    """A model as the train step takes it: ``nnx.merge(graphdef, params, constants)``.
+
+    positions: which examples it learns from ('user', 'last', 'all'). history: newest interactions
+    that those hold. frozen_params: of a language model that is read through its cached vectors.
+    start: makes the first parameters, in a program that splits them where a table may be larger
+    than a device's memory; ``params`` are then their shapes alone. None: they are ``params``.
+    """
+
+    graphdef: nnx.GraphDef
+    params: Params
+    constants: PyTree
+    positions: str
+    history: int
+    frozen_params: int = 0
+    start: jax.tree_util.Partial | None = None
+
+    @property
+    def num_params(self) -> int:
+        return self.frozen_params + sum(leaf.size for leaf in jax.tree.leaves(self.params))

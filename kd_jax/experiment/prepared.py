@@ -1,0 +1,80 @@
+"""The data set of a workdir: read, cleaned and split once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.files import difference, read_json, stamp, write_json
+from kd_jax.core.logging import Log
+from kd_jax.data import dataset as datasets
+from kd_jax.data import readers
+
+PATHS = ("path", "items_path")  # fields of a reader
+
+
+def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
+    """The data set in ``dataset/``, which is written if it is not there.
+
+    Raises InputError if it was made with other settings, or from other files.
+    """
+    folder = workdir / "dataset"
+    note = folder / "identity.json"
+    identity = _identity(config)
+    if note.exists():
+        _check_same(read_json(note, f"delete {folder} and run again"), identity, folder)
+        return datasets.load(folder)
+    built = _read(config, log)
+    built.save(folder)
+    write_json(note, identity)
+    return built
+
+
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    """The fields of section ``data`` that have a use, and what the files hold, wherever they
+    lie.
+    """
+    c, section = config.data, _section(config.data)
+    fields = {name: value for name, value in c.to_dict().items() if not isinstance(value, dict)}
+    fields[c.reader] = {name: value for name, value in section.items() if name not in PATHS}
+    files = stamp(*(section.get(name, "") for name in PATHS))
+    return fields | {"task": config.task, "files": files}
+
+
+def _section(data: ConfigDict) -> dict[str, Any]:
+    """The fields of the chosen reader. Raises InputError for an unknown one."""
+    return readers.reader_section(data.reader, data.to_dict().get(data.reader, {}))
+
+
+def _check_same(made: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+    if identity["files"] is None:  # the source is gone; what was made from it is here
+        identity = identity | {"files": made["files"]}
+    if changed := difference(made, identity, "data"):
+        raise InputError(
+            f"{folder} was made with other settings ({changed}); use another --workdir"
+        )
+
+
+def _read(config: ConfigDict, log: Log) -> datasets.Dataset:
+    c, section = config.data, _section(config.data)
+    raw = readers.read(c.reader, section)
+    built = datasets.build(
+        raw,
+        split=c.split,
+        ratios=tuple(c.ratios),
+        min_user_interactions=c.min_interactions,
+        min_item_interactions=c.min_item_interactions,
+        min_rating=c.min_rating,
+        max_malformed=c.max_malformed,
+        missing_text=c.missing_text,
+        text_columns=tuple(c.text_columns) or None,
+        max_users=c.max_users,
+    )
+    if raw.untimed and c.split != "column":
+        log.note(
+            f"warning: data.split={c.split!r} takes the order of the rows as time: {raw.untimed}"
+        )
+    return built

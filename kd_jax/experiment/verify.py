@@ -1,0 +1,47 @@
+"""Cached labels, computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.logging import Log
+from kd_jax.distillation import label_cache
+from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.trained import open_workdir
+
+
+def verify(workdir: Path, rows: int) -> int:
+    """Print how well the labels in ``workdir`` agree with their teachers; 1 if some do not, else 0.
+
+    rows: labels of each folder that are computed again. Raises InputError where there are none.
+    """
+    if rows < 1:
+        raise InputError(f"--rows={rows} must be at least 1")
+    wrong = False
+    for checked in computed_again(workdir, rows):
+        bad = not checked.error <= label_cache.TOLERANCE
+        print(f"{checked}{' (WRONG)' if bad else ''}")
+        wrong |= bad
+    return int(wrong)
+
+
+def computed_again(workdir: Path, rows: int) -> Iterator[label_cache.Checked]:
+    """``rows`` labels of every folder in ``workdir``, computed again by the teacher that wrote
+    them.
+    """
+    with Log(workdir / "metrics.jsonl", "", silent=True) as log:
+        store = LabelStore(open_workdir(workdir, log))
+        written = [
+            labels for labels in store.all().values() if (labels.folder / "done.json").exists()
+        ]
+        if not written:
+            raise InputError(f"{workdir} holds no finished labels; run its stage 'labels' first")
+        for labels in written:
+            if not labels.finished:
+                raise InputError(
+                    f"{labels.folder} was written for another config or teacher; run the stage"
+                    " 'labels' again"
+                )
+            yield label_cache.verify(labels.folder, *labels.make(), rows)
