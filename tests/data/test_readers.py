@@ -375,7 +375,7 @@ def test_malformed_parquet_rows(tmp_path):
 
 
 def test_bad_files(tmp_path):
-    refused(files.read, "data.files.path is not set")
+    refused(files.read, "needs data.files.path")
     refused(lambda: readers.read("file"), "data.reader='file'", "did you mean 'files'?")
     refused(lambda: files.read(tmp_path / "no.csv"), "no.csv: no such file", "data.files.path")
     refused(lambda: files.read(write(tmp_path / "e.csv", "")), "e.csv is empty")

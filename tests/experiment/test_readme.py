@@ -35,7 +35,7 @@ def mean_student():
 def test_the_student_of_the_docs_trains_distils_and_recommends(world, tmp_path, mean_student):
     optimizer = {"student.optimizer.steps": 60, "student.optimizer.learning_rate": 0.05}
     c = config(world, **{"student.name": "mean"} | optimizer)
-    c.student.mean = {"dim": 8, "history": 6}
+    c.student.mean = {"dim": 8}
     run(c, tmp_path / "run")
     rows = {row["name"]: row for row in metrics_of(tmp_path / "run")["models"]}
     assert rows.keys() == {"popularity", *roles.ROLES}

@@ -36,7 +36,7 @@ def read(path: str = "", items_path: str = "", columns: Mapping[str, str] = COLU
     Ids are whole numbers if all of them are, in both tables; otherwise strings.
     """
     if not path:
-        raise InputError(f"{SECTION}.path is not set; give the file of interactions")
+        raise InputError(f"data.reader='files' needs {SECTION}.path; give the file of interactions")
     for role in columns:
         if role not in COLUMNS:
             known = nearest(role, COLUMNS)

@@ -46,7 +46,9 @@ def read(path: str = "") -> RawData:
     path: the unpacked folder. Raises InputError if it is none of these.
     """
     if not path:
-        raise InputError(f"{FIELD} is not set; give an unpacked MovieLens folder")
+        raise InputError(
+            f"data.reader='movielens' needs {FIELD}; give an unpacked MovieLens folder"
+        )
     folder = tables.existing(path, "MovieLens folder", FIELD)
 
     def file(name: str, what: str) -> Path:
