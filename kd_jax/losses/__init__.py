@@ -2,6 +2,7 @@
 
 from kd_jax.losses.base import Loss
 from kd_jax.losses.feature import SquaredDistance
+from kd_jax.losses.reverse_kl import ReverseKL
 from kd_jax.losses.softmax import KL, CrossEntropy, JensenShannon, SoftCrossEntropy
 
 LOSSES: dict[str, type[Loss]] = {
@@ -10,4 +11,5 @@ LOSSES: dict[str, type[Loss]] = {
     "kl": KL,
     "js": JensenShannon,
     "squared_distance": SquaredDistance,
+    "reverse_kl": ReverseKL,
 }

@@ -37,6 +37,7 @@ SOFTMAX = {
     "js": lambda s, t: (
         0.5 * np.sum(np.exp(t) * (t - mixture(s, t)) + np.exp(s) * (s - mixture(s, t)))
     ),
+    "reverse_kl": lambda s, t: np.sum(np.exp(s) * (s - t)),
 }
 # Name -> (student scores, teacher scores, both [K] and without what is not valid, number of the
 # teacher's items, key) -> the loss of one row.
