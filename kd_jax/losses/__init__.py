@@ -3,6 +3,7 @@
 from kd_jax.losses.base import Loss
 from kd_jax.losses.feature import SquaredDistance
 from kd_jax.losses.reverse_kl import ReverseKL
+from kd_jax.losses.rrd import RRD
 from kd_jax.losses.softmax import KL, CrossEntropy, JensenShannon, SoftCrossEntropy
 
 LOSSES: dict[str, type[Loss]] = {
@@ -12,4 +13,5 @@ LOSSES: dict[str, type[Loss]] = {
     "js": JensenShannon,
     "squared_distance": SquaredDistance,
     "reverse_kl": ReverseKL,
+    "rrd": RRD,
 }

@@ -41,10 +41,30 @@ SOFTMAX = {
 }
 # Name -> (student scores, teacher scores, both [K] and without what is not valid, number of the
 # teacher's items, key) -> the loss of one row.
-CANDIDATES: dict = {}
+
+
+def of_rrd(loss, key, rows):
+    """Equation 9 of DE-RRD: -log of the product over the interesting items of exp(s_k) / (the sum
+    over those behind it and over the drawn ones).
+    """
+    noise = np.asarray(jax.random.gumbel(key, (rows, loss.top)))
+
+    def one(row, student, teacher, best, drawn, columns):
+        chance = noise[row][columns] - columns / loss.rank_scale
+        picked = [best[i] for i in sorted(np.argsort(-chance)[: loss.interesting])]
+        rest = np.exp(student[drawn]).sum()
+        behind = [np.exp(student[picked[i:]]).sum() + rest for i in range(len(picked))]
+        return -sum(student[i] - np.log(z) for i, z in zip(picked, behind, strict=True))
+
+    return one
+
+
+CANDIDATES: dict = {"rrd": of_rrd}
 # Name -> (student vectors [M, Ds], teacher vectors [M, Dt], auxiliary parameters) -> [M].
 VECTORS = {"squared_distance": lambda s, t, _: 0.5 * np.mean((s - t) ** 2, -1)}
-HYPER: dict = {}  # hyper-parameters of a loss whose defaults do not suit the toy catalogue
+HYPER: dict = {
+    "rrd": {"top": 20, "drawn": 12, "interesting": 7}
+}  # hyper-parameters of a loss whose defaults do not suit the toy catalogue
 
 names = pytest.mark.parametrize("name", LOSSES)
 

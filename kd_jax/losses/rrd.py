@@ -1,0 +1,54 @@
+"""Relaxed ranking distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.tiling import NEGATIVE
+from kd_jax.losses.base import CandidateLoss, Candidates
+
+
+@dataclasses.dataclass(frozen=True)
+class RRD(CandidateLoss):
+    """The student is to rank ``interesting`` of the teacher's items in the teacher's order, and all
+    of them above the drawn items, whose order does not count: the negative log-likelihood of such
+    a permutation, in nats.
+
+    The interesting items are drawn anew at every step among the teacher's ``top``, the item of rank
+    r in proportion to exp(-r / rank_scale), by Gumbel top-k. Source: Kang et al., "DE-RRD: A
+    Knowledge Distillation Framework for Recommender System", CIKM 2020, section 4.2, equation 9.
+    """
+
+    top: int = 100
+    drawn: int = 40
+    interesting: int = 40
+    rank_scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.interesting <= self.top or not self.rank_scale > 0:
+            raise InputError(
+                f"rrd: interesting={self.interesting} must be from 1 to top={self.top}, and"
+                f" rank_scale={self.rank_scale} more than 0"
+            )
+
+    def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
+        number = candidates.num_top
+        valid = candidates.valid[:, :number]
+        noise = jax.random.gumbel(key, valid.shape)
+        chances = noise - (jnp.arange(number) / self.rank_scale)[None]
+        _, picked = lax.top_k(jnp.where(valid, chances, NEGATIVE), min(self.interesting, number))
+        picked = jnp.sort(picked, axis=1)  # in the teacher's order
+        taken = jnp.take_along_axis(valid, picked, 1)
+        scores = jnp.take_along_axis(candidates.student[:, :number], picked, 1)
+        scores = jnp.where(taken, scores, NEGATIVE)
+        others = jnp.where(candidates.valid[:, number:], candidates.student[:, number:], NEGATIVE)
+        others = jnp.pad(others, ((0, 0), (0, 1)), constant_values=NEGATIVE)  # never empty
+        rest = jax.nn.logsumexp(others, axis=1, keepdims=True)
+        behind = jnp.logaddexp(lax.cumlogsumexp(scores, axis=1, reverse=True), rest)
+        return jnp.sum(jnp.where(taken, behind - scores, 0.0), axis=1)
