@@ -2,6 +2,7 @@
 
 from kd_jax.losses.base import Loss
 from kd_jax.losses.feature import SquaredDistance
+from kd_jax.losses.item_matching import ItemMatching
 from kd_jax.losses.reverse_kl import ReverseKL
 from kd_jax.losses.rrd import RRD
 from kd_jax.losses.softmax import KL, CrossEntropy, JensenShannon, SoftCrossEntropy
@@ -14,4 +15,5 @@ LOSSES: dict[str, type[Loss]] = {
     "squared_distance": SquaredDistance,
     "reverse_kl": ReverseKL,
     "rrd": RRD,
+    "item_matching": ItemMatching,
 }

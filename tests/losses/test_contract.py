@@ -61,7 +61,12 @@ def of_rrd(loss, key, rows):
 
 CANDIDATES: dict = {"rrd": of_rrd}
 # Name -> (student vectors [M, Ds], teacher vectors [M, Dt], auxiliary parameters) -> [M].
-VECTORS = {"squared_distance": lambda s, t, _: 0.5 * np.mean((s - t) ** 2, -1)}
+VECTORS = {
+    "squared_distance": lambda s, t, _: 0.5 * np.mean((s - t) ** 2, -1),
+    "item_matching": lambda s, t, p: (
+        0.5 * np.mean((s @ np.asarray(p["kernel"]) + np.asarray(p["bias"]) - t) ** 2, -1)
+    ),
+}
 HYPER: dict = {
     "rrd": {"top": 20, "drawn": 12, "interesting": 7}
 }  # hyper-parameters of a loss whose defaults do not suit the toy catalogue

@@ -1,0 +1,33 @@
+"""Matching of item vectors through a learned projection."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_jax.core.types import Params
+from kd_jax.losses.base import VectorLoss
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemMatching(VectorLoss):
+    """Half the mean squared difference between the teacher's item vectors and a learned affine map
+    of the student's. The map is an auxiliary parameter. Source: Romero et al., "FitNets: Hints for
+    Thin Deep Nets", ICLR 2015, equation 3 (the map is their regressor).
+    """
+
+    def auxiliary(self, student_dim: int, teacher_dim: int, key: PRNGKeyArray) -> Params:
+        scale = student_dim**-0.5
+        return {
+            "kernel": scale * jax.random.normal(key, (student_dim, teacher_dim)),
+            "bias": jnp.zeros(teacher_dim),
+        }
+
+    def value(
+        self, student: Float[Array, "N Ds"], teacher: Float[Array, "N Dt"], auxiliary: Params
+    ) -> Float[Array, " N"]:
+        projected = student @ auxiliary["kernel"] + auxiliary["bias"][None]
+        return 0.5 * jnp.mean((projected - teacher) ** 2, axis=-1)
