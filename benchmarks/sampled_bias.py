@@ -33,7 +33,7 @@ import optax
 from kd_jax.core.scores import Factors
 from kd_jax.losses import candidates, sampled, streamed
 from kd_jax.losses.softmax import KL, CrossEntropy
-from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm
+from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 USERS, WIDTH, TARGETS, DRAWS, TOP = 256, 32, 8, 48, 64
 NAMES = ("ce", "kl")

@@ -53,7 +53,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.losses import LOSSES as KINDS
     from kd_jax.losses.dense import per_row as dense
     from kd_jax.losses.softmax import KL, CrossEntropy
-    from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm, mean_losses
+    from kd_jax.losses.streamed import mean_losses
+    from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
     rows, items, width = spec["rows"], spec["items"], spec["width"]
     names, rng = LOSSES[spec["losses"]], np.random.default_rng(0)

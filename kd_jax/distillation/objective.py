@@ -22,7 +22,7 @@ from kd_jax.losses.base import CandidateLoss, SoftmaxLoss, VectorLoss
 from kd_jax.losses.candidates import CandidateItems
 from kd_jax.losses.sampled import Draws
 from kd_jax.losses.softmax import CrossEntropy
-from kd_jax.losses.streamed import Engine, Inputs, Rows, SoftmaxTerm
+from kd_jax.losses.terms import Engine, Inputs, Rows, SoftmaxTerm
 
 Teachers = Mapping[str, TeacherScores]
 Scores = Factors | Array

@@ -32,7 +32,7 @@ from kd_jax.core.tiling import NEGATIVE, tile_size
 from kd_jax.core.types import PAD
 from kd_jax.losses.base import RowStatistics
 from kd_jax.losses.dense import statistics
-from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm
+from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 
 class Draws(NamedTuple):

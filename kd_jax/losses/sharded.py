@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, Axes
 from kd_jax.devices.sharding import ITEMS, ROWS, WHOLE, spare
-from kd_jax.losses.streamed import Engine, Inputs, SoftmaxTerm, local
+from kd_jax.losses.streamed import local
+from kd_jax.losses.terms import Engine, Inputs, SoftmaxTerm
 
 
 def engine_for(mesh: Mesh) -> Engine | None:

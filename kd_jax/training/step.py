@@ -18,7 +18,7 @@ from kd_jax.distillation.teachers import TeacherFn
 from kd_jax.distillation.term import Objective
 from kd_jax.losses.candidates import CandidateItems, top_items
 from kd_jax.losses.sampled import draw
-from kd_jax.losses.streamed import Engine
+from kd_jax.losses.terms import Engine
 
 AUXILIARY = "auxiliary"  # the key of auxiliary parameters beside those of the model
 

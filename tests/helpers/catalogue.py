@@ -9,7 +9,7 @@ import numpy as np
 from kd_jax.core.scores import Factors
 from kd_jax.core.types import PAD
 from kd_jax.losses import LOSSES
-from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm
+from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 R, N, D = 24, 410, 8
 

@@ -12,7 +12,8 @@ from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import Axes, tile_shape
 from kd_jax.devices import sharding
 from kd_jax.losses.sharded import engine_for
-from kd_jax.losses.streamed import Inputs, Rows, SoftmaxTerm, local, mean_losses
+from kd_jax.losses.streamed import local, mean_losses
+from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 CHUNKS = R * 100  # a tile that is cut into 128, 128, 128 and 26 items
 

@@ -1,0 +1,67 @@
+"""What the engines of softmax losses take: terms, and the arrays beside the student."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+from kd_jax.core.scores import Factors
+from kd_jax.losses.base import SoftmaxLoss
+
+
+class Softmax(NamedTuple):
+    """A softmax: its temperature, and whether over warm items only. scheduled: index into the
+    temperatures that change over training; -1 for a fixed one.
+    """
+
+    temperature: float
+    warm: bool
+    scheduled: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxTerm:
+    """A softmax loss at a temperature, over all items or the warm ones.
+
+    scheduled: the index of its temperature among those given with the inputs, where that changes
+    over training; ``temperature`` is not read then.
+    """
+
+    loss: SoftmaxLoss
+    temperature: float = 1.0
+    warm: bool = False
+    scheduled: int = -1
+
+    @property
+    def softmax(self) -> Softmax:
+        if not self.loss.reads_teacher:
+            return Softmax(1.0, self.warm)
+        return Softmax(self.temperature, self.warm, self.scheduled)
+
+
+class Rows(NamedTuple):
+    """What a loss reads beside the scores, all with leading axis R. weights: f32 [R], to sum to 1
+    over all rows.
+    """
+
+    targets: Int[Array, "R M"]
+    target_weights: Float[Array, "R M"]
+    weights: Float[Array, " R"]
+
+
+class Inputs(NamedTuple):
+    """What an engine reads beside the student. coefficients: f32 [N], weights of the terms. warm:
+    bool [I]. temperatures: f32 [N] where one changes over training.
+    """
+
+    rows: Rows
+    coefficients: Array
+    teacher: Factors | None = None
+    warm: Array | None = None
+    temperatures: Array | None = None
+
+
+Engine = Callable[[tuple[SoftmaxTerm, ...], bool, Factors, Inputs], Any]
