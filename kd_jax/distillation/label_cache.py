@@ -7,7 +7,7 @@ pair's class logits. Both ways go through the same ``BiEncoder`` methods, so the
 loss. A list of a few items that some other system wrote (``kd_jax/data/lists.py``) is a row number
 in a table of such lists.
 
-    python -m kd_jax.labels --workdir=runs/quickstart     # are the labels still what their teachers say?
+    python -m kd_jax.labels --workdir=runs/quickstart     # compare a sample with its teachers
 """
 
 from __future__ import annotations
@@ -177,8 +177,11 @@ def verify(
         again = labeller.shared | {
             name: np.asarray(values) for name, values in labeller.label(batch).items()
         }
-        then = {name: values[batch["row"]] if name in again.keys() - labeller.shared.keys() else values
-                for name, values in cache.items()}  # fmt: skip
+        per_row = again.keys() - labeller.shared.keys()
+        then = {
+            name: values[batch["row"]] if name in per_row else values
+            for name, values in cache.items()
+        }
         error = np.maximum(error, _difference(then, again))  # NaN stays
     rows_of = cache.get("contexts", cache.get("logits", cache.get("list")))
     assert rows_of is not None

@@ -11,8 +11,8 @@ parameter (gradients). Two ways to cut:
   gradients: one matrix product more for the student and one for the teacher, and O(rows x chunk)
   memory however large the catalogue.
 
-``tile_shape`` takes rows as long as ``MIN_ROWS`` of them fit, from which on the matrix products run at full
-speed. The running normaliser is that of Milakov and Gimelshein, "Online normalizer calculation for
+``tile_shape`` takes rows as long as ``MIN_ROWS`` of them fit, from which on the matrix products run
+at full speed. The running normaliser is that of Milakov and Gimelshein, "Online normalizer calculation for
 softmax", 2018; gradients made in the forward pass are known from fused linear cross-entropies (Hsu
 et al., "Liger Kernel", 2024).
 """

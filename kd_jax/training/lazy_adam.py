@@ -47,10 +47,10 @@ def scale_by_adam(
     """Adam's direction, lazy for gathered tables; in a chain in place of ``optax.scale_by_adam``.
 
     update(gradients, state, params, rows={name: int32 [K]}): the tables named in ``rows`` come as
-    their gathered rows (``gather_rows``), and so does their direction; the state holds the whole tables'
-    moments. moments: 'float32', or 'bfloat16', rounded stochastically: the second moment changes by
-    a thousandth per step, which rounding to the nearest of bfloat16's 8 bits would lose. Source:
-    Kingma and Ba, "Adam", ICLR 2015, algorithm 1; stochastic rounding of weights and moments:
+    their gathered rows (``gather_rows``), and so does their direction; the state holds the moments
+    of the whole tables. moments: 'float32', or 'bfloat16', rounded stochastically: the second
+    moment changes by a thousandth per step, which rounding to the nearest of bfloat16's 8 bits
+    would lose. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1; stochastic rounding of weights and moments:
     Zamirai et al., "Revisiting BFloat16 training", 2020.
     """
     kind = MOMENTS[moments]
