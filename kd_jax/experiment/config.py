@@ -13,7 +13,7 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.experiment.renamed import new_name
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.sections import merged, put
-from kd_jax.models.language.model import LanguageModel
+from kd_jax.models.language.model import LanguageModel, LanguageModelSpec
 from kd_jax.models.students import student_class
 from kd_jax.training.recipe import Recipe
 
@@ -79,13 +79,6 @@ def recipe(section: ConfigDict) -> Recipe:
 
 def language_model(section: ConfigDict, cache: Path) -> LanguageModel:
     """The language model of the section ``teacher.lm``."""
-    names = (
-        *("backend", "pooling", "normalize", "max_tokens", "dtype", "remat"),
-        *("train", "top_n", "lora_rank"),
-    )
-    return LanguageModel(
-        section.weights,
-        lora_targets=tuple(section.lora_targets),
-        cache=cache,
-        **{name: section[name] for name in names},
-    )
+    values = {field.name: section[field.name] for field in dataclasses.fields(LanguageModelSpec)}
+    values["lora_targets"] = tuple(values["lora_targets"])
+    return LanguageModel(LanguageModelSpec(**values), cache)

@@ -118,7 +118,7 @@ def test_an_item_that_fills_the_pair_alone_is_cut_at_its_end_and_no_history_is_l
     )
 
 
-def test_texts_are_parted_where_the_tokenizer_does_not_part_them(tmp_path):
+def test_texts_are_separated_where_the_tokenizer_has_no_token_between_them(tmp_path):
     save_tokenizer(
         tmp_path, ["heat", "toy", ";"], unk_token="[UNK]", pad_token="[PAD]", sep_token="[SEP]"
     )
@@ -129,11 +129,11 @@ def test_texts_are_parted_where_the_tokenizer_does_not_part_them(tmp_path):
     toy.refused(
         lambda: PairTokens(hf.load_tokenizer(tmp_path), ["heat"], 0, 20),
         "teacher.lm.weights",
-        "part two texts",
+        "separate two texts",
     )
 
 
-def test_token_types_tell_the_texts_apart(world):
+def test_token_types_distinguish_the_texts(world):
     encoder = encoder_of(world)
     ids, mask = jnp.array([[2, 5, 3, 7, 3, 0]]), jnp.array([[1, 1, 1, 2, 2, 0]])
     types = jnp.array([[0, 0, 0, 1, 1, 0]])

@@ -226,7 +226,7 @@ def test_the_window_is_used_where_the_model_uses_it():
     [
         (
             {"rope_scaling": {"type": "yarn", "factor": 4.0}},
-            "rope_scaling type 'yarn' is not computed",
+            "rope_scaling type 'yarn' is not supported",
         ),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
@@ -262,7 +262,7 @@ def test_all_tensors_that_do_not_fit_are_named_with_their_shapes(tmp_path):
     assert "missing: " in message and "embed_tokens.weight [40, 16]" in message
     assert "layers.1.self_attn.k_proj.weight [8, 16]" in message
     assert "unexpected: layers.0.self_attn.o_proj.bias [16]" in message
-    assert "layers.0.mlp.up_proj.weight is [7, 16], config.json says [24, 16]" in message
+    assert "layers.0.mlp.up_proj.weight is [7, 16], config.json requires [24, 16]" in message
 
 
 @partial(jax.jit, static_argnums=0)

@@ -302,7 +302,7 @@ def test_another_architecture_lists_the_supported_ones(folder):
     )
     assert "hf_flax" not in message, "which does not read it, either"
     set_config(folder, model_type="electra")
-    assert "set teacher.lm.backend='hf_flax', which reads it" in error(load_encoder, folder)
+    assert "set teacher.lm.backend='hf_flax', which supports it" in error(load_encoder, folder)
     set_config(folder, model_type=None)
     assert "config.json has no model_type" in error(load_encoder, folder)
     assert {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet"} <= set(ARCHITECTURES)
@@ -332,7 +332,7 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(family, folder):
     )
     message = error(load_model, folder)
     assert f"missing: {down} [16, 24]" in message
-    assert f"mis-shaped: {query} is [7], config.json says [16]" in message
+    assert f"mis-shaped: {query} is [7], config.json requires [16]" in message
     assert f"unexpected: {extra} [16, 24]" in message and str(folder) in message
 
 

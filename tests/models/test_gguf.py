@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from helpers.fixtures import FIXTURES
 from helpers.hf_folders import error
 from kd_jax.core.files import write_json
-from kd_jax.models.language import gguf
+from kd_jax.models.language import gguf_tokenizer
 from kd_jax.models.language.hf import load_encoder, load_model, load_tokenizer
 from kd_jax.models.language.weights import read_config, resolve_weights
 
@@ -280,7 +280,7 @@ def test_sentence_pieces_merge_by_score(tmp_path):
         "unk_token_id": 0,
     }
     write(tmp_path / "model.gguf", FIXTURES / "llama", words=words)
-    tokenizer = gguf.read_tokenizer(tmp_path / "model.gguf")
+    tokenizer = gguf_tokenizer.read_tokenizer(tmp_path / "model.gguf")
     rank = dict(zip(tokens, scores, strict=True))
     for _ in range(30):
         text = "".join(random.choice([*"abc "], 12)).strip() or "a"
@@ -329,7 +329,7 @@ def test_tensors_that_do_not_fit(tmp_path):
     assert "model.gguf: its list of tensors does not fit its metadata" in message
     assert "missing: layers.1.self_attn.k_proj.weight [16, 16]" in message
     assert "unexpected: layers.0.attn_sinks.weight [4]" in message
-    assert "layers.1.mlp.up_proj.weight is [7, 16], its metadata says [24, 16]" in message
+    assert "layers.1.mlp.up_proj.weight is [7, 16], its metadata requires [24, 16]" in message
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -8, 0.5])

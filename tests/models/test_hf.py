@@ -221,9 +221,10 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(folder):
         "missing: encoder.layer.1.output.dense" in message
         and message.count("layer.1.output.dense") == 2
     )
-    assert "embeddings.word_embeddings.weight is [7, 24], config.json says [50, 24]" in message
+    assert "embeddings.word_embeddings.weight is [7, 24], config.json requires [50, 24]" in message
     assert (
-        "encoder.layer.0.intermediate.dense.weight is [7, 24], config.json says [40, 24]" in message
+        "encoder.layer.0.intermediate.dense.weight is [7, 24], config.json requires [40, 24]"
+        in message
     )
     assert "unexpected: encoder.layer.3.output.dense.bias" in message and str(folder) in message
 

@@ -277,7 +277,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"model_type": "lama"}, "did you mean 'llama'"),
         ({"num_hidden_layers": 1}, "unexpected: layers.1"),
         ({"num_hidden_layers": 3}, "missing: layers.2"),
-        ({"vocab_size": 41}, "embed_tokens.weight is [40, 16], config.json says [41, 16]"),
+        ({"vocab_size": 41}, "embed_tokens.weight is [40, 16], config.json requires [41, 16]"),
     ],
     ids=str,
 )

@@ -1,1 +1,1 @@
-"""Language models."""
+"""Language models as text encoders, one file for each architecture or file format."""

@@ -1,10 +1,9 @@
-"""BERT and RoBERTa in Flax NNX, with the outputs of transformers' Flax classes; DistilBERT and
-MPNet build on it.
+"""BERT and RoBERTa in Flax NNX; DistilBERT and MPNet build on this module.
 
 Sources: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019
 (post-norm encoder); Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019,
 and Conneau et al., "Unsupervised Cross-lingual Representation Learning at Scale", ACL 2020 (XLM-R):
-BERT with positions that are counted from the padding id.
+BERT with positions counted from the padding id.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from kd_jax.models.layers import dropout
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The fields of an HF BERT ``config.json`` that change what is computed; defaults are HF's.
+    """The fields of ``config.json`` of an HF BERT that affect the computation, with HF's defaults.
 
-    type_vocab_size: 0 where there are no token types. padding_idx: None where a token's position is
-    its column, from 0; else the id of padding tokens and their position, and the other tokens of a
-    text count on from there.
+    type_vocab_size: 0 without token types. padding_idx: None where the position of a token is its
+    column, from 0; else the id of padding tokens and also their position, from which the other
+    tokens of a text are counted.
     """
 
     vocab_size: int = 30522
@@ -66,15 +65,15 @@ class BertConfig:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest text that there are positions for."""
-        return self.max_position_embeddings - (
-            0 if self.padding_idx is None else self.padding_idx + 1
-        )
+        """The number of tokens of the longest text that has positions."""
+        unused = 0 if self.padding_idx is None else self.padding_idx + 1
+        return self.max_position_embeddings - unused
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
-        """From the JSON of ``config.json``; others are ignored. Raises InputError for what is not
-        computed here.
+        """From the fields of ``config.json``; unknown fields are ignored.
+
+        Raises InputError for an unsupported value.
         """
         unsupported = {
             "position_embedding_type": "absolute",
@@ -92,8 +91,10 @@ class BertConfig:
 
 
 class BertOutput(NamedTuple):
-    """last_hidden_state [B, L, D]; pooler_output [B, D] or None without pooler; hidden_states: [B,
-    L, D] after the embeddings and after every layer.
+    """The outputs of ``Bert``.
+
+    last_hidden_state: [B, L, D]. pooler_output: [B, D], or None without pooler. hidden_states:
+    [B, L, D] after the embeddings and after every layer.
     """
 
     last_hidden_state: Array
@@ -105,7 +106,8 @@ class BertLayer(nnx.Module):
     """Self-attention and an MLP, each followed by residual and LayerNorm."""
 
     def __init__(self, config: BertConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.config, self.dtype = config, dtype
+        self.config = config
+        self.dtype = dtype
         linear = partial(
             nnx.Linear,
             dtype=dtype,
@@ -116,31 +118,28 @@ class BertLayer(nnx.Module):
             nnx.LayerNorm, config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
         )
         width = config.hidden_size
-        self.query, self.key, self.value = (
-            linear(width, width),
-            linear(width, width),
-            linear(width, width),
-        )
-        self.attention_out, self.attention_norm = linear(width, width), norm()
-        self.up, self.down = (
-            linear(width, config.intermediate_size),
-            linear(config.intermediate_size, width),
-        )
+        self.query = linear(width, width)
+        self.key = linear(width, width)
+        self.value = linear(width, width)
+        self.attention_out = linear(width, width)
+        self.attention_norm = norm()
+        self.up = linear(width, config.intermediate_size)
+        self.down = linear(config.intermediate_size, width)
         self.norm = norm()
 
     def __call__(
         self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
         rate = self.config.hidden_dropout_prob
-        x = self.attention_norm(
-            x + dropout(self.attention_out(self.attention(x, bias, rngs)), rate, rngs)
-        )
+        attended = self.attention_out(self.attention(x, bias, rngs))
+        x = self.attention_norm(x + dropout(attended, rate, rngs))
         hidden = ACTIVATIONS[self.config.hidden_act](self.up(x))
         return self.norm(x + dropout(self.down(hidden), rate, rngs))
 
     def attention(
         self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
+        """Multi-head self-attention, before the output projection; bias: added to the scores."""
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
         q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
@@ -151,22 +150,23 @@ class BertLayer(nnx.Module):
 
 
 class Bert(nnx.Module):
-    """The encoder. Parameters are f32; ``dtype`` is what activations are computed in.
+    """The encoder, with parameters in f32 and activations in ``dtype``.
 
-    stop_gradient_below: no gradient enters the embeddings and layers 0 … n-1, so no backward work
-    is done there; 0 (the default) trains everything. ``freeze_below`` also takes their arrays out
-    of ``nnx.Param``. remat: see ``call_layer``.
+    stop_gradient_below: n, where no gradient enters the embeddings and the layers 0 … n-1, so that
+    they have no backward pass; 0 (the default) trains everything. ``freeze_below`` also turns their
+    arrays from ``nnx.Param`` into ``Frozen``. remat: see ``call_layer``.
     """
 
     def __init__(
         self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs
     ):
-        self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
-        self.dim, self.num_layers, self.max_length = (
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.max_length,
-        )
+        self.config = config
+        self.dtype = dtype
+        self.stop_gradient_below = 0
+        self.remat = False
+        self.dim = config.hidden_size
+        self.num_layers = config.num_hidden_layers
+        self.max_length = config.max_length
         normal = nnx.initializers.normal(config.initializer_range)
         embed = partial(
             nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs
@@ -195,9 +195,10 @@ class Bert(nnx.Module):
         rngs: nnx.Rngs | None = None,
         states: Float[Array, "B L D"] | None = None,
     ) -> BertOutput:
-        """Dropout is drawn from ``rngs`` (stream 'dropout'); without ``rngs`` there is none.
-        states: the hidden states where no gradient goes further down (``stop_gradient_below``), to
-        go on from instead of computing them.
+        """Runs the encoder.
+
+        rngs: for dropout (stream 'dropout'); None: no dropout. states: the hidden states after
+        layer ``stop_gradient_below``, where they are known; the layers below are then skipped.
         """
         if position_ids is None:
             position_ids = self.position_ids(input_ids)
@@ -216,12 +217,14 @@ class Bert(nnx.Module):
     def embeddings(
         self, input_ids: Array, token_type_ids: Array, position_ids: Array
     ) -> Float[Array, "B L D"]:
+        """The sum of word, type and position embeddings."""
         x = self.words(input_ids)
         if self.types is not None:
             x = x + self.types(token_type_ids)
         return x + self.positions(position_ids)
 
     def position_ids(self, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
+        """The default positions of the tokens, see ``BertConfig.padding_idx``."""
         padding = self.config.padding_idx
         if padding is None:
             return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
@@ -229,11 +232,10 @@ class Bert(nnx.Module):
         return padding + jnp.cumsum(token, axis=1) * token
 
     def bias(self, attention_mask: Array | None, length: int) -> Float[Array, "#B #H #L #L"]:
-        """What is added to the attention scores of every layer; a ``length`` of L."""
+        """The bias that is added to the attention scores of every layer; length: L."""
         if attention_mask is None:
             return jnp.zeros((1, 1, 1, 1))
-        # Added, not assigned, as in HF: a row without any token attends evenly instead of dividing
-        # by zero.
+        # Added, not assigned, as in HF: a row without tokens has uniform attention, not 0 / 0.
         return jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
 
     def freeze_below(self, layer: int) -> None:
@@ -262,7 +264,7 @@ LAYER = {
 
 
 def build(model: type[Bert], config: BertConfig, saved: Collection[str], **how: Any) -> Bert:
-    """A ``model``, with the pooler if there is one among the saved tensors."""
+    """A ``model``, with a pooler if the saved tensors have one; how: further arguments."""
     return model(config, pooler=any(name.startswith("pooler.dense.") for name in saved), **how)
 
 

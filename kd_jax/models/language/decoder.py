@@ -1,5 +1,4 @@
-"""What causal language models have in common: the mask, attention with grouped heads, the stack of
-layers, next tokens.
+"""The common parts of causal language models: mask, attention, layer stack, next-token logits.
 
 Sources: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018 (a
 causal decoder); Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", EMNLP
@@ -20,8 +19,10 @@ from kd_jax.models.layers import dropout
 
 
 class DecoderOutput(NamedTuple):
-    """last_hidden_state [B, L, D]; hidden_states: [B, L, D] after the embeddings and after every
-    layer, the last one with the final norm.
+    """The outputs of ``Decoder``.
+
+    last_hidden_state: [B, L, D]. hidden_states: [B, L, D] after the embeddings and after every
+    layer, the last one after the final norm.
     """
 
     last_hidden_state: Array
@@ -31,8 +32,10 @@ class DecoderOutput(NamedTuple):
 def causal_mask(
     attention_mask: Array | None, length: int, window: int | None = None
 ) -> Bool[Array, "B 1 L L"]:
-    """Which keys (last axis) a query sees: tokens up to itself, the newest ``window`` of them, no
-    padding.
+    """True where a query (third axis) attends to a key (last axis).
+
+    Keys are the tokens up to the query, without padding; only the newest ``window`` of them, if
+    given. length: L.
     """
     distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
     visible = distance >= 0
@@ -50,26 +53,27 @@ def attention(
     rate: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "B L D"]:
-    """softmax(q k' / sqrt(K)) v, heads side by side; H / G query heads share a key and a value."""
-    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k).astype(
-        jnp.float32
-    )
-    # A finite number, not -inf: a query that sees nothing (padding on the left) attends evenly and
-    # stays finite.
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(
-        v.dtype
-    )
+    """softmax(q k' / sqrt(K)) v, with the heads concatenated.
+
+    H / G query heads share a key and a value head. rate: of dropout on the attention weights.
+    """
+    groups = q.shape[2] // k.shape[2]
+    k = jnp.repeat(k, groups, axis=2)
+    v = jnp.repeat(v, groups, axis=2)
+    q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
+    # Finite, not -inf: a query without keys (padding on the left) has uniform attention, not NaN.
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, rngs), v).reshape(*q.shape[:2], -1)
 
 
 class Decoder(nnx.Module):
-    """Embeddings, a stack of layers, a final norm. Parameters are f32; ``dtype`` is what
-    activations are computed in.
+    """Embeddings, a stack of layers, a final norm; parameters in f32, activations in ``dtype``.
 
-    Subclasses set ``words``, ``layers`` and ``norm``, list all embeddings in ``embeddings`` and
-    give ``embed`` and ``shared``; a layer is called with hidden states, what ``shared`` returns,
-    and ``rngs``. stop_gradient_below, remat: as in ``Bert``.
+    Subclasses set ``words``, ``layers`` and ``norm``, list the names of all embeddings in
+    ``embeddings``, and implement ``embed`` and ``shared``. A layer is called with the hidden
+    states, the value of ``shared``, and ``rngs``. stop_gradient_below, remat: as in ``Bert``.
     """
 
     embeddings: tuple[str, ...] = ("words",)
@@ -78,20 +82,22 @@ class Decoder(nnx.Module):
     norm: Any
 
     def __init__(self, config: Any, dtype: Any):
-        self.config, self.dtype, self.stop_gradient_below, self.remat = config, dtype, 0, False
-        self.dim, self.num_layers, self.max_length = (
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.max_position_embeddings,
-        )
+        self.config = config
+        self.dtype = dtype
+        self.stop_gradient_below = 0
+        self.remat = False
+        self.dim = config.hidden_size
+        self.num_layers = config.num_hidden_layers
+        self.max_length = config.max_position_embeddings
 
     def embed(
         self, input_ids: Int[Array, "B L"], positions: Int[Array, "B L"], rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
+        """The hidden states before the first layer."""
         raise NotImplementedError
 
     def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Any:
-        """What all layers read besides hidden states: masks, rotations."""
+        """The inputs of all layers besides the hidden states, such as masks and rotations."""
         raise NotImplementedError
 
     def __call__(
@@ -103,20 +109,19 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
         states: Float[Array, "B L D"] | None = None,
     ) -> DecoderOutput:
-        """Hidden states of padding mean nothing. Without ``position_ids`` the first token that is
-        no padding is at 0. Dropout is drawn from ``rngs``; without it there is none. states: the
-        hidden states where no gradient goes further down (``stop_gradient_below``), to go on from
-        instead of computing them.
+        """Runs the decoder; the hidden states at padding have no meaning.
+
+        position_ids: None counts from 0 at the first token that is no padding. rngs: for dropout;
+        None: no dropout. states: the hidden states after layer ``stop_gradient_below``, where they
+        are known; the layers below are then skipped.
         """
         input_ids = jnp.asarray(input_ids)
         if attention_mask is not None:
             attention_mask = jnp.asarray(attention_mask)
         if position_ids is None:
-            tokens = (
-                jnp.ones_like(input_ids)
-                if attention_mask is None
-                else (attention_mask > 0).astype(jnp.int32)
-            )
+            tokens = jnp.ones_like(input_ids)
+            if attention_mask is not None:
+                tokens = (attention_mask > 0).astype(jnp.int32)
             position_ids = jnp.maximum(jnp.cumsum(tokens, axis=1) - 1, 0)
         shared = self.shared(attention_mask, position_ids)
         found = hidden_states(
@@ -130,7 +135,7 @@ class Decoder(nnx.Module):
         return DecoderOutput(found[-1], found)
 
     def freeze_below(self, layer: int) -> None:
-        """See ``freeze_bottom``; the final norm goes with the last layer."""
+        """See ``freeze_bottom``; the final norm is frozen with the last layer."""
         tables = [getattr(self, name) for name in self.embeddings]
         freeze_bottom(self, layer, [*tables, self.norm] if layer == self.num_layers else tables)
 
@@ -140,8 +145,9 @@ class Decoder(nnx.Module):
         attention_mask: Array | None = None,
         head: Float[Array, "V D"] | None = None,
     ) -> Float[Array, "B V"]:
-        """f32 scores of the token after each text. head: ``lm_head.weight``, where it is not the
-        word embedding.
+        """f32 logits of the token after each text.
+
+        head: ``lm_head.weight``; None where the word embedding takes its place.
         """
         hidden = self(input_ids, attention_mask).last_hidden_state
         length = hidden.shape[1]

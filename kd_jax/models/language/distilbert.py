@@ -1,8 +1,8 @@
-"""DistilBERT: BERT without token types and pooler, under other names.
+"""DistilBERT: BERT without token types and pooler, with other names of fields and tensors.
 
 Source: Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and
-lighter", 2019. In training there is BERT's dropout after the attention's output, which
-transformers' DistilBERT has not.
+lighter", 2019. In training it has BERT's dropout after the attention output, which transformers'
+DistilBERT lacks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from kd_jax.models.language.bert import EMBEDDINGS, Bert, BertConfig, build
 from kd_jax.models.language.encoder import Architecture, parameter_map
 
-# Fields of DistilBERT's config.json -> BERT's. Sinusoidal positions are saved as a table, like
-# learned ones.
+# Fields of DistilBERT's config.json -> those of BERT's. Sinusoidal positions are saved as a table,
+# as learned ones are.
 FIELDS = {
     "vocab_size": "vocab_size",
     "max_position_embeddings": "max_position_embeddings",

@@ -1,6 +1,4 @@
-"""The text-encoder interface: token ids in, one vector per text out; what language models of all
-families share.
-"""
+"""The text encoder interface, and the parts that all language models share."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ from kd_jax.models.scorer import Frozen
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU, through erf: the erfc of ``jax.nn.gelu`` takes ten times as long on CPU;
-    |difference| < 1e-6.
+    """The exact GELU, by erf.
+
+    ``jax.nn.gelu`` uses erfc, which takes ten times as long on a CPU; |difference| < 1e-6.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
@@ -49,8 +48,10 @@ def freeze(module: nnx.Module) -> None:
 def pool(
     hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False
 ) -> Float[Array, "B D"]:
-    """One f32 vector per text: mean or maximum over the tokens, the first or the last; padding on
-    either side.
+    """One f32 vector per text: the mean or maximum over its tokens, or its first or last token.
+
+    mask: [B, L], 0 at padding, which may be on either side. pooling: 'mean', 'max', 'cls' (first)
+    or 'last'. normalize: whether vectors get unit length.
     """
     hidden = hidden.astype(jnp.float32)
     if pooling == "mean":
@@ -62,18 +63,17 @@ def pool(
         pooled = jnp.where((mask > 0).any(1)[:, None], found, 0.0)
     else:
         real = mask > 0
-        position = (
-            real.argmax(1) if pooling == "cls" else mask.shape[1] - 1 - real[:, ::-1].argmax(1)
-        )
-        pooled = jnp.take_along_axis(hidden, position[:, None, None], axis=1)[:, 0]
+        index = real.argmax(1)
+        if pooling == "last":
+            index = mask.shape[1] - 1 - real[:, ::-1].argmax(1)
+        pooled = jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
     if normalize:
         pooled = pooled * jax.lax.rsqrt(jnp.maximum((pooled**2).sum(-1, keepdims=True), 1e-24))
     return pooled
 
 
 def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
-    """``layer(*inputs)``; with ``remat`` its activations are computed again in the backward pass
-    instead of kept.
+    """``layer(*inputs)``; remat: compute its activations again in the backward pass.
 
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
     """
@@ -87,16 +87,18 @@ def hidden_states(
     *inputs: Any,
     last: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "B L D"], ...]:
-    """What comes out of the embeddings and of each of ``model.layers``, called with the state
-    before it and ``inputs``.
+    """The hidden states after the embeddings and after each of ``model.layers``.
 
-    states: to go on from where no gradient goes further down (``model.stop_gradient_below``)
-    instead of computing what lies below. last: what follows the last layer.
+    A layer is called with the hidden states before it and ``inputs``. states: the hidden states
+    after layer ``model.stop_gradient_below``, where they are known; the layers below and ``embed``
+    are then skipped. last: applied after the last layer, such as a final norm.
     """
     if states is None:
-        x, first = embed(), 0
+        x = embed()
+        first = 0
     else:
-        x, first = states.astype(model.dtype), model.stop_gradient_below
+        x = states.astype(model.dtype)
+        first = model.stop_gradient_below
     found = [x]
     for number, layer in enumerate(model.layers[first:], first + 1):
         x = call_layer(layer, model.remat, x, *inputs)
@@ -109,8 +111,10 @@ def hidden_states(
 
 
 def freeze_bottom(model: Any, layer: int, embeddings: Iterable[nnx.Module]) -> None:
-    """``embeddings`` and layers 0 … layer-1 stop training: no gradient, and ``Frozen`` in place of
-    ``nnx.Param``; with 0 nothing stops. Raises InputError for a layer that there is not.
+    """Freezes ``embeddings`` and the layers 0 … layer-1; with 0 nothing is frozen.
+
+    Frozen parts get no gradient and have ``Frozen`` in place of ``nnx.Param``. Raises InputError
+    for a layer out of range.
     """
     if not 0 <= layer <= model.num_layers:
         raise InputError(
@@ -123,13 +127,12 @@ def freeze_bottom(model: Any, layer: int, embeddings: Iterable[nnx.Module]) -> N
 
 
 class TextEncoder(nnx.Module):
-    """Token ids [B, L] and mask [B, L] -> one f32 vector per text [B, D]; what the teacher knows of
-    a language model.
+    """A language model that maps token ids [B, L] and a mask [B, L] to f32 vectors [B, D].
 
-    The mask is 0 at padding, 1 at a token and ``SECOND`` at a token of the second text of a pair; a
-    model that was not trained with token types takes all tokens alike. Subclasses give ``hidden``
-    and ``freeze_below``. max_length: tokens that the model can read. settings: all that decides the
-    vectors besides weights, pooling and dtype; caches are keyed by it.
+    The mask is 0 at padding, 1 at a token, and ``SECOND`` at a token of the second text of a pair;
+    a model without token types treats all tokens alike. Subclasses implement ``hidden`` and
+    ``freeze_below``. max_length: the largest L. settings: a string that identifies everything
+    besides weights, pooling and dtype on which the vectors depend, for the keys of caches.
     """
 
     dim: int
@@ -141,7 +144,8 @@ class TextEncoder(nnx.Module):
     def __init__(self, *, pooling: str = "mean", normalize: bool = False):
         if pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
-        self.pooling, self.normalize = pooling, normalize
+        self.pooling = pooling
+        self.normalize = normalize
 
     def hidden(
         self,
@@ -150,29 +154,26 @@ class TextEncoder(nnx.Module):
         rngs: nnx.Rngs | None,
         states: Array | None = None,
     ) -> Float[Array, "B L D"]:
-        """The last hidden state, computed from ``states`` if they are given."""
+        """The last hidden states; states: those after the frozen layers, if known."""
         raise NotImplementedError
 
     @property
-    def cut(self) -> int:
-        """Layers at the bottom that are not trained while others are; 0 if there are none to speak
-        of.
-        """
+    def frozen_layers(self) -> int:
+        """The number of layers at the bottom that are frozen while others are trained."""
         return 0
 
     def states(self, input_ids: Array, attention_mask: Array) -> Float[Array, "B L D"]:
-        """What comes out of the ``cut`` lowest layers: it never changes, and ``__call__`` can go on
-        from it.
-        """
+        """The hidden states after the frozen layers, an optional input of ``__call__``."""
         raise NotImplementedError
 
     def freeze_below(self, layer: int) -> None:
-        """No training below this layer; ``num_layers`` freezes the whole model."""
+        """Freezes the layers below ``layer``; ``num_layers`` freezes the whole model."""
         raise NotImplementedError
 
     def add_lora(self, rank: int, targets: Collection[str]) -> None:
-        """Train adapters beside the linear maps called ``targets``, and nothing else (see
-        ``add_lora``).
+        """Freezes all weights and adds trained adapters to the linear maps called ``targets``.
+
+        Raises InputError where it is not supported, and as the function ``add_lora``.
         """
         raise InputError(
             "teacher.lm.train='lora' needs teacher.lm.backend='native'; hf_flax trains all"
@@ -187,6 +188,10 @@ class TextEncoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
         states: Float[Array, "B L D"] | None = None,
     ) -> Float[Array, "B D"]:
+        """One vector per text; rngs: for dropout. states: see ``states``.
+
+        Raises ValueError for texts longer than ``max_length``.
+        """
         if input_ids.shape[1] > self.max_length:
             raise ValueError(
                 f"texts of {input_ids.shape[1]} tokens, but the encoder reads at most"
@@ -197,25 +202,28 @@ class TextEncoder(nnx.Module):
 
     @property
     def num_params(self) -> int:
-        """Weights of the language model, frozen or not."""
+        """The number of weights of the language model, frozen or not."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self)))
 
 
 class NativeEncoder(TextEncoder):
-    """A language model of this package. It gives ``config``, ``dtype``, ``dim``, ``num_layers``,
-    ``max_length``, ``freeze_below`` and, called with ids, mask and ``rngs``, an output with
-    ``last_hidden_state`` [B, L, D].
+    """A language model of this package as a text encoder.
+
+    model: a module with ``config``, ``dtype``, ``dim``, ``num_layers``, ``max_length`` and
+    ``freeze_below`` that maps ids, mask and ``rngs`` to an output with ``last_hidden_state``
+    [B, L, D].
     """
 
     def __init__(self, model: Any, *, pooling: str = "mean", normalize: bool = False):
         super().__init__(pooling=pooling, normalize=normalize)
         if hasattr(model, "pooler"):
-            model.pooler = (
-                None  # vectors come from hidden states: it would be dead weight in the optimizer
-            )
+            model.pooler = None  # unused: vectors are pooled from the hidden states
         self.model = model
-        self.dim, self.num_layers, self.max_length = model.dim, model.num_layers, model.max_length
-        self.dtype, self.settings = model.dtype, repr(model.config)
+        self.dim = model.dim
+        self.num_layers = model.num_layers
+        self.max_length = model.max_length
+        self.dtype = model.dtype
+        self.settings = repr(model.config)
 
     def hidden(
         self,
@@ -227,17 +235,17 @@ class NativeEncoder(TextEncoder):
         return self._run(input_ids, attention_mask, rngs=rngs, states=states).last_hidden_state
 
     def _run(self, input_ids: Array, attention_mask: Array, **how: Any) -> Any:
-        # By config, not by trying: RoBERTa's models have one type, which says nothing.
+        # RoBERTa has one token type only, which cannot distinguish the texts.
         if getattr(self.model.config, "type_vocab_size", 1) > 1:
             how["token_type_ids"] = (attention_mask == SECOND).astype(jnp.int32)
         return self.model(input_ids, (attention_mask > 0).astype(jnp.int32), **how)
 
     @property
-    def cut(self) -> int:
+    def frozen_layers(self) -> int:
         return self.model.stop_gradient_below
 
     def states(self, input_ids: Array, attention_mask: Array) -> Float[Array, "B L D"]:
-        return self._run(input_ids, attention_mask).hidden_states[self.cut]
+        return self._run(input_ids, attention_mask).hidden_states[self.frozen_layers]
 
     def freeze_below(self, layer: int) -> None:
         self.model.freeze_below(layer)
@@ -247,13 +255,12 @@ class NativeEncoder(TextEncoder):
 
 
 def add_lora(model: nnx.Module, rank: int, targets: Collection[str]) -> None:
-    """Low-rank adapters beside every linear map whose name is among ``targets``; all else stops
-    training. In place.
+    """Adds low-rank adapters to the linear maps called ``targets`` and freezes the rest, in place.
 
-    W x becomes W x + B A x, and B starts at zero, so that nothing changes at first. Raises
-    InputError for a name that no linear map has, and for a rank below 1. Source: Hu et al., "LoRA:
-    Low-Rank Adaptation of Large Language Models", ICLR 2022, equation 3, with alpha = rank: the
-    learning rate says how strong it is.
+    W x becomes W x + B A x, where B starts at zero, so that the outputs are unchanged at first.
+    Raises InputError for a name that no linear map has, and for a rank below 1. Source: Hu et al.,
+    "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, equation 3, with alpha = rank:
+    the scale is left to the learning rate.
     """
     linear = [
         (module, name, part)
@@ -279,7 +286,7 @@ def add_lora(model: nnx.Module, rank: int, targets: Collection[str]) -> None:
 
 
 def merged(model: Any) -> Any:
-    """A copy of the model with its adapters added into the weights beside them."""
+    """A copy of the model with the adapters of ``add_lora`` added to the weights."""
     model = nnx.clone(model)
     for _, module in list(nnx.iter_modules(model)):
         for name, part in list(vars(module).items()):
@@ -292,14 +299,13 @@ def merged(model: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How models of one ``model_type`` are built, and what their tensors are called in a Hugging
-    Face folder.
+    """The functions that create models of one ``model_type`` and name their tensors.
 
-    prefix: transformers' base_model_prefix; tensor names may start with it or not. config:
-    ``config.json`` -> the model's config; raises InputError for what is not computed here. build:
-    (config, names of the saved tensors without prefix, dtype=, rngs=) -> the model. name: path of a
-    parameter, ('layers', 0, 'up', 'kernel') -> its name without prefix; one that ends in 'kernel'
-    is saved transposed as 'weight' (see ``hf.load_tensors``).
+    prefix: transformers' base_model_prefix; names of saved tensors may start with it. config: from
+    the fields of ``config.json`` to the model's config; raises InputError for unsupported values.
+    build: (config, names of the saved tensors without prefix, dtype=, rngs=) -> the model. name:
+    from the path of a parameter, such as ('layers', 0, 'up', 'kernel'), to its saved name without
+    prefix; a name that ends in 'kernel' is saved as 'weight', transposed (``load_tensors``).
     """
 
     prefix: str
@@ -311,8 +317,10 @@ class Architecture:
 def parameter_map(
     around: Mapping[str, str], layers: str, inside: Mapping[str, str]
 ) -> Callable[..., str]:
-    """Path of a parameter -> name of the saved tensor, from those of the modules around and inside
-    the ``layers``.
+    """An ``Architecture.name`` from the saved names of modules.
+
+    around: of the modules outside the layers. layers: of the list of layers. inside: of the modules
+    inside a layer.
     """
 
     def name(path: tuple[Any, ...]) -> str:

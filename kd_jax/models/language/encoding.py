@@ -1,4 +1,4 @@
-"""Texts to vectors: every distinct text once, in batches of equal length, cached by content."""
+"""Encodes texts to vectors: each distinct text once, in batches of similar length, cached."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from kd_jax.models.language.encoder import TextEncoder
 
 
 def fingerprint(encoder: TextEncoder) -> str:
-    """Hash of an encoder's weights and of how it computes: changes whenever a vector could
-    change.
-    """
+    """A hash of everything on which the encoder's vectors depend: its weights and settings."""
     names = ("pooling", "normalize", "dtype", "settings")
     parts: list[str | bytes] = [
         type(encoder).__name__,
@@ -44,27 +42,25 @@ def encode(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "N D"]:
-    """The encoder's f32 vector of every text; equal texts are computed once. states: see
-    ``frozen_states``.
+    """The encoder's f32 vector of every text; equal texts are computed once.
 
-    Texts are sorted by length and cut into a few (rows, length) shapes, so that little padding is
-    computed and few programs are compiled. batch_tokens: computed at once on a device; on CPU the
-    default keeps a batch's activations in the cache. cache: a folder that keeps results, by content
-    of texts and weights. progress: called with (texts done, in all). Raises InputError for a vector
-    that is not finite. Source of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019,
-    section 7 (smart batching).
+    Texts are sorted by length and divided into a few (rows, length) shapes, so that little padding
+    is computed and few programs are compiled. states: of ``frozen_states``, or None. batch_tokens:
+    tokens that one device computes at once; the default for a CPU keeps the activations of a batch
+    in its cache. cache: a folder that keeps results by the hash of texts and weights. progress:
+    called with (texts done, all texts). Raises InputError for vectors that are not finite. Source
+    of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
     path = None
     if cache is not None:
-        path = (
-            cache
-            / f"vectors-{digest([fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes()])}.npy"
-        )
+        content = (fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes())
+        path = cache / f"vectors-{digest(content)}.npy"
         if path.is_file():
             return np.load(path, allow_pickle=False)
     distinct, inverse = _distinct(table)
     vectors = np.zeros((len(distinct), encoder.dim), np.float32)
-    copies, done = np.bincount(inverse), 0
+    copies = np.bincount(inverse)
+    done = 0
     for rows, _, result in _batches(encoder, table, distinct, _forward, states, batch_tokens):
         vectors[rows] = result
         done += int(copies[rows].sum())
@@ -83,14 +79,14 @@ def encode(
 
 
 def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.ndarray:
-    """Hidden states of every token behind the encoder's frozen layers (``TextEncoder.cut``), [T, D]
-    as ``table.ids``.
+    """The hidden states of every token after the encoder's frozen layers, [T, D] as ``table.ids``.
 
-    Computed once: they stay in ``cache`` by content of texts and of the weights. They lie in a file
-    mapped to memory.
+    They are computed once and kept in ``cache``, by the hash of texts and weights, as a file that
+    is mapped to memory.
     """
     texts = table.ids.tobytes(), table.indptr.tobytes()
-    path = cache / f"states-{digest((f'cut {encoder.cut}', fingerprint(encoder), *texts))}.npy"
+    parts = (f"cut {encoder.frozen_layers}", fingerprint(encoder), *texts)
+    path = cache / f"states-{digest(parts)}.npy"
     if not path.is_file():
         states = np.zeros((len(table.ids), encoder.dim), np.dtype(encoder.dtype))
         for rows, mask, result in _batches(encoder, table, np.arange(len(table)), _states):
@@ -113,11 +109,14 @@ def _batches(
     states: np.ndarray | None = None,
     batch_tokens: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(positions in ``distinct``, mask [R, L], result [R, ...]) of ``run`` over the distinct texts,
-    by length, on all devices of this process.
+    """Calls ``run`` on the distinct texts, sorted by length, on all devices of this process.
+
+    Yields (indices into ``distinct`` [R], mask [R, L], result [R, ...]).
     """
     mesh = sharding.local_mesh()
-    batch_tokens = mesh.size * (batch_tokens or (1024 if jax.default_backend() == "cpu" else 65536))
+    if batch_tokens is None:
+        batch_tokens = 1024 if jax.default_backend() == "cpu" else 65536
+    batch_tokens *= mesh.size
     lengths = table.lengths[distinct]
     graphdef, state = nnx.split(encoder)
     state = sharding.put_whole(state, mesh)
@@ -127,8 +126,8 @@ def _batches(
         batch += -batch % mesh.size
         for first in range(start, stop, batch):
             rows = order[first : min(first + batch, stop)]
-            # The last batch repeats its first text: the shape, and so the compiled program, stays
-            # the same.
+            # The last batch repeats its first text, so that its shape, and with it the compiled
+            # program, is the same.
             filled = distinct[np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])]
             ids, mask = table.padded(filled, length)
             given = None if states is None else states[table.token_indices(filled, length)]
@@ -158,9 +157,7 @@ def _states(
 
 
 def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that hold each distinct text first, and for every row the position of its text among
-    them.
-    """
+    """The first row of each distinct text, and for every row the index of its text among these."""
     data = table.ids.tobytes()
     width = table.ids.itemsize
     seen: dict[bytes, int] = {}
@@ -177,16 +174,16 @@ def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
 def batch_shapes(
     lengths: Int[np.ndarray, " N"], batch_tokens: int, compile_tokens: int = 4000
 ) -> list[tuple[int, int, int, int]]:
-    """Shapes to encode sorted ``lengths`` in: (start, stop, rows, length), as few computed tokens
-    as can be had.
+    """The cheapest shapes of batches for sorted ``lengths``, as (start, stop, rows, length).
 
-    Every shape costs ``compile_tokens`` (what could be encoded while its program compiles), every
-    text the length of its shape; the cheapest cut into shapes is found by dynamic programming over
-    the distinct lengths.
+    A shape costs ``compile_tokens`` (the tokens that could be encoded while its program compiles),
+    and a text costs the length of its shape. The minimum is found by dynamic programming over the
+    distinct lengths.
     """
     widths, counts = np.unique(lengths, return_counts=True)
     ends = np.concatenate([[0], counts.cumsum()])
-    best, cut = np.zeros(len(widths) + 1), np.zeros(len(widths) + 1, np.int64)
+    best = np.zeros(len(widths) + 1)
+    cut = np.zeros(len(widths) + 1, np.int64)
     for stop in range(1, len(widths) + 1):
         cost = best[:stop] + compile_tokens + widths[stop - 1] * (ends[stop] - ends[:stop])
         cut[stop] = cost.argmin()
@@ -194,7 +191,8 @@ def batch_shapes(
     shapes = []
     stop = len(widths)
     while stop > 0:
-        start, width = int(cut[stop]), int(widths[stop - 1])
+        start = int(cut[stop])
+        width = int(widths[stop - 1])
         texts = int(ends[stop] - ends[start])
         batches = -(-texts // max(1, batch_tokens // width))
         shapes.append((int(ends[start]), int(ends[stop]), -(-texts // batches), width))
@@ -204,11 +202,10 @@ def batch_shapes(
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Language-model vectors of a list of texts, f32 [N, F]; with the tokens when the language
-    model is being trained and must read them again.
+    """The vectors of a list of texts, f32 [N, F], with the tokens if the language model is trained.
 
-    ids, mask: int32 [N, T]. states: [tokens, F] of the layers that are not trained, if they are
-    kept (``data/text.frozen_states``); those of text n start at ``starts[n]``.
+    ids, mask: int32 [N, T]. states: [tokens, F], the hidden states after the frozen layers, if they
+    are kept (``frozen_states``); those of text n start at ``starts[n]``.
     """
 
     vectors: np.ndarray

@@ -1,9 +1,8 @@
-"""GGUF files in: one file with configuration, quantised weights and tokenizer, read as if it were a
-folder of the hub.
+"""Reads GGUF files: configuration and quantised weights in a single file.
 
 Source: the GGUF specification (ggml-org/ggml, docs/gguf.md). The ``gguf`` package reads and
-dequantises; tensors are renamed to what transformers calls them, and what llama.cpp's converter
-rearranged is put back.
+dequantises. Tensors get the names that they have in transformers, and the rearrangements of
+llama.cpp's converter are undone.
 """
 
 from __future__ import annotations
@@ -52,9 +51,11 @@ _LLAMA_CONFIG = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A ``general.architecture``: transformers' names for its tensors, around and inside the
-    layers, and for its settings. transposed: parts of a layer that transformers saves as [in,
-    out].
+    """The names in transformers of the tensors and settings of a ``general.architecture``.
+
+    prefix: of all tensors. layers: of the list of layers. names, layer_names: GGUF's name ->
+    transformers' name of the tensors outside and inside the layers. config: transformers' name ->
+    GGUF's name of a setting. transposed: parts of a layer that transformers saves as [in, out].
     """
 
     prefix: str
@@ -92,12 +93,14 @@ FAMILIES = {"llama": _llama, "qwen2": _llama, "qwen3": _llama, "gpt2": _gpt2}
 
 
 def is_gguf(path: Path) -> bool:
+    """Whether ``path`` has the ending of a GGUF file."""
     return path.suffix == ".gguf"
 
 
 class Reader:
-    """A GGUF file's metadata and tensors. Raises InputError if it is damaged or its architecture is
-    unknown.
+    """The metadata and tensors of a GGUF file.
+
+    Raises InputError if the file is damaged or its architecture is not supported.
     """
 
     def __init__(self, path: Path):
@@ -112,9 +115,7 @@ class Reader:
             reader = self.package.GGUFReader(path)
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except (
-            Exception
-        ) as error:  # the package raises what NumPy raises at the place where the data ends
+        except Exception as error:  # various errors of NumPy, where the data ends
             size = path.stat().st_size if path.is_file() else 0
             raise InputError(
                 f"{path} ({size:,} bytes) cannot be read as GGUF ({type(error).__name__}: {error});"
@@ -129,9 +130,7 @@ class Reader:
         self.family = FAMILIES[self.kind]
 
     def field(self, name: str) -> Any:
-        """A setting of the architecture, or None. Raises InputError if it differs from layer to
-        layer.
-        """
+        """A setting of the architecture, or None; raises InputError if it differs by layer."""
         value = self.fields.get(f"{self.kind}.{name}")
         if isinstance(value, list):
             if len(set(value)) > 1:
@@ -140,13 +139,11 @@ class Reader:
                     " supported"
                 )
             value = value[0] if value else None
-        # Stored as f32: 1e-5 and not 9.99999974e-6 is what was meant.
+        # Stored as f32, of which the shortest decimal is meant: 1e-5, not 9.99999974e-6.
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def value(self, name: str) -> np.ndarray:
-        """A tensor, f32, under its name in the file. Raises InputError for a quantisation that
-        cannot be undone.
-        """
+        """The tensor ``name`` as f32. Raises InputError for an unsupported quantisation."""
         tensor = self.tensors[name]
         try:
             return np.asarray(
@@ -155,14 +152,12 @@ class Reader:
         except NotImplementedError:
             raise InputError(
                 f"{self.path}: {name} is quantised as {tensor.tensor_type.name}, which the gguf"
-                " package does not undo; choose another quantisation of the model"
+                " package cannot dequantise; choose another quantisation of the model"
             ) from None
 
 
 def read(path: Path) -> Reader:
-    """The file's reader. Parsing the vocabulary takes a second or more, so the last file is
-    kept.
-    """
+    """The reader of a file; the last one is cached, since parsing takes a second or more."""
     stat = path.stat()
     return _read(path, stat.st_size, stat.st_mtime_ns)
 
@@ -176,7 +171,10 @@ _OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta", "sliding_window")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The file's settings as transformers writes them into ``config.json``."""
+    """The settings of the file, as the fields of transformers' ``config.json``.
+
+    Raises InputError for missing or unsupported settings.
+    """
     reader = read(path)
     names = reader.family.config
     config = {
@@ -209,8 +207,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """transformers' ``rope_scaling``. Raises InputError where the file's frequencies are none that
-    it describes.
+    """transformers' ``rope_scaling``, or None.
+
+    Raises InputError for stored frequencies that it cannot express.
     """
     kind = reader.field("rope.scaling.type")
     scaling = None
@@ -218,13 +217,12 @@ def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] |
         scaling = {"rope_type": str(kind), "factor": reader.field("rope.scaling.factor")}
     if "rope_freqs.weight" not in reader.tensors:
         return scaling
-    # Llama 3.1 and later: what 'llama3' makes of each frequency is stored, and not what it was made
-    # from. All released models differ in the factor alone, which is what the longest waves are
-    # stretched by.
-    stretch = reader.value("rope_freqs.weight")
+    # Llama 3.1 and later: the file has the divisor of each frequency instead of the parameters of
+    # 'llama3'. All released models differ in the factor only, which is the largest divisor.
+    divisors = reader.value("rope_freqs.weight")
     scaling = {
         "rope_type": "llama3",
-        "factor": float(stretch.max()),
+        "factor": float(divisors.max()),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -232,30 +230,34 @@ def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] |
     plain = llama.LlamaConfig.from_dict(config)
     scaled = llama.LlamaConfig.from_dict(dict(config) | {"rope_scaling": scaling})
     expected = llama.frequencies(plain) / llama.frequencies(scaled)
-    if expected.shape != stretch.shape or not np.allclose(stretch, expected, rtol=1e-3):
+    if expected.shape != divisors.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise InputError(
-            f"{reader.path}: rope_freqs.weight is not what Llama 3.1's rule gives; take the model's"
+            f"{reader.path}: rope_freqs.weight does not follow Llama 3.1's rule; use the model's"
             " safetensors instead"
         )
     return scaling
 
 
 class GGUFWeights:
-    """The file's tensors under transformers' names: shapes at once, values (f32) one at a time."""
+    """The tensors of a GGUF file under their names in transformers.
+
+    All shapes are read at once, values (f32) one at a time. parts: the sources of tensors and
+    settings, for messages.
+    """
 
     parts = ("its list of tensors", "its metadata")
 
     def __init__(self, path: Path):
-        self.folder, self.reader = path, read(path)
+        self.folder = path
+        self.reader = read(path)
         self.sources = {
             self._name(name): name for name in self.reader.tensors if name != "rope_freqs.weight"
         }
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, source in self.sources.items():
+            # GGUF lists the axes from the last one.
             shape = tuple(int(size) for size in self.reader.tensors[source].shape)
-            self.shapes[name] = (
-                shape if self._transposed(source) else shape[::-1]
-            )  # GGUF counts from the last axis
+            self.shapes[name] = shape if self._transposed(source) else shape[::-1]
 
     def _name(self, name: str) -> str:
         family = self.reader.family
@@ -284,129 +286,15 @@ class GGUFWeights:
         return jnp.asarray(value)
 
     def names(self, prefix: str) -> dict[str, str]:
-        """Name without ``prefix`` -> name as it is here."""
+        """Name without ``prefix`` -> name, of the tensors that have the prefix."""
         start = f"{prefix}."
         return {name.removeprefix(start): name for name in self.shapes if name.startswith(start)}
 
 
 def _separated(value: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys: the two numbers of a rotated pair, side by side in a llama file,
-    half a head apart.
+    """Query or key weights with the rows in transformers' order.
+
+    The two numbers of a rotated pair are adjacent in a llama file, and half a head apart in
+    transformers.
     """
     return value.reshape(heads, -1, 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
-
-
-# How byte-level tokenizers cut a text into words before pairs are merged. The names are
-# llama.cpp's.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {"gpt-2": "", "smollm": "digits", "qwen2": r"{1}", "llama-bpe": r"{1,3}"}
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-
-
-def read_tokenizer(path: Path) -> Any:
-    """The file's tokenizer as one of transformers' fast ones. Raises InputError for a kind that is
-    not known here.
-    """
-    from tokenizers import AddedToken, processors
-    from transformers import PreTrainedTokenizerFast
-
-    fields = read(path).fields
-    setting = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
-    kind = setting.get("model")
-    if kind not in ("gpt2", "llama") or "tokens" not in setting:
-        raise InputError(
-            f"{path}: tokenizer.ggml.model {kind!r} is not supported (supported: gpt2, llama); take"
-            " the model's safetensors instead"
-        )
-    tokens = setting["tokens"]
-    tokenizer = _byte_level(path, setting) if kind == "gpt2" else _sentence_piece(setting)
-    types = setting.get("token_type", [])
-    added = [
-        AddedToken(token, special=type_ == CONTROL, normalized=False)
-        for token, type_ in zip(tokens, types, strict=False)
-        if type_ in (CONTROL, USER_DEFINED)
-    ]
-    tokenizer.add_tokens(added)
-    ids = {name: setting.get(f"{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
-    special = {
-        name: tokens[index]
-        for name, index in ids.items()
-        if index is not None and index < len(tokens)
-    }
-    start = (
-        setting.get("add_bos_token", kind == "llama" or setting.get("pre") == "llama-bpe")
-        and "bos" in special
-    )
-    stop = setting.get("add_eos_token", False) and "eos" in special
-    if start or stop:
-        frame = [special["bos"]] * start + ["$A"] + [special["eos"]] * stop
-        used = [
-            (special[name], ids[name]) for name, wanted in (("bos", start), ("eos", stop)) if wanted
-        ]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=" ".join(frame), special_tokens=used
-        )
-    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_input_names=["input_ids", "attention_mask"],
-        **{names[name]: token for name, token in special.items()},
-    )
-
-
-def _byte_level(path: Path, setting: Mapping[str, Any]) -> Any:
-    """Pairs of bytes merged in the order of a list (GPT-2, Llama 3, Qwen)."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    pre = setting.get("pre", "default")
-    if pre not in PRE_TOKENIZERS:
-        raise InputError(
-            f"{path}: tokenizer.ggml.pre {pre!r} is not supported (supported:"
-            f" {', '.join(PRE_TOKENIZERS)}); take the model's safetensors instead"
-        )
-    merges = [tuple(merge.split(" ")) for merge in setting["merges"]]
-    vocabulary = {token: index for index, token in enumerate(setting["tokens"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    plain = pre in ("gpt-2", "smollm")
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain)
-    if pre == "smollm":
-        words = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    elif not plain:
-        pattern = Regex(_WORDS.replace("DIGITS", PRE_TOKENIZERS[pre]))
-        words = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), words])
-    tokenizer.pre_tokenizer, tokenizer.decoder = words, decoders.ByteLevel()
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    return tokenizer
-
-
-def _sentence_piece(setting: Mapping[str, Any]) -> Any:
-    """Pairs of pieces merged in the order of the scores of what they give (Llama 2, Mistral)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
-    vocabulary = {token: index for index, token in enumerate(setting["tokens"])}
-    scores, types = setting["scores"], setting["token_type"]
-    ranked = []
-    for token, index in vocabulary.items():
-        if types[index] == NORMAL:
-            halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-            ranked += [
-                (-scores[index], *pair)
-                for pair in halves
-                if pair[0] in vocabulary and pair[1] in vocabulary
-            ]
-    ranked.sort(key=lambda merge: merge[0])
-    merges = [(left, right) for _, left, right in ranked]
-    unknown = setting["tokens"][setting.get("unknown_token_id", 0)]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
-    space = [normalizers.Prepend("▁")] if setting.get("add_space_prefix", True) else []
-    tokenizer.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
-    words = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*words, *([decoders.Strip(" ", 1, 0)] if space else [])])
-    return tokenizer

@@ -39,9 +39,7 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """The fields of ``config.json`` that change what is computed, under the names that other models
-    have.
-    """
+    """The fields of ``config.json`` that affect the computation, with the names of other models."""
 
     vocab_size: int = 50257
     hidden_size: int = 768
@@ -69,7 +67,7 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> GPT2Config:
-        """From the JSON of ``config.json``. Raises InputError for what is not computed here."""
+        """From the fields of ``config.json``. Raises InputError for an unsupported value."""
         unsupported = {
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
@@ -81,8 +79,7 @@ class GPT2Config:
                     f"{field}={config[field]!r} is not supported by the native backend (only"
                     f" {value!r}); use other weights"
                 )
-        # The names of other models are what transformers' attribute_map lets a config be written
-        # with.
+        # transformers' attribute_map allows the names of other models in the config, too.
         fields = {
             ours: config.get(theirs, config.get(ours))
             for ours, theirs in _FIELDS.items()
@@ -106,10 +103,14 @@ class GPT2Layer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        width, inner = config.hidden_size, config.intermediate_size
-        self.attention_norm, self.norm = norm(), norm()
-        self.query_key_value, self.attention_out = linear(width, 3 * width), linear(width, width)
-        self.up, self.down = linear(width, inner), linear(inner, width)
+        width = config.hidden_size
+        inner = config.intermediate_size
+        self.attention_norm = norm()
+        self.norm = norm()
+        self.query_key_value = linear(width, 3 * width)
+        self.attention_out = linear(width, width)
+        self.up = linear(width, inner)
+        self.down = linear(inner, width)
 
     def __call__(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B 1 L L"], rngs: nnx.Rngs | None
@@ -125,7 +126,7 @@ class GPT2Layer(nnx.Module):
 
 
 class GPT2(Decoder):
-    """Words and learned positions, layers, a last norm."""
+    """Word and position embeddings, layers, a final norm."""
 
     embeddings = ("words", "positions")
 
@@ -135,7 +136,8 @@ class GPT2(Decoder):
         embed = partial(
             nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs
         )
-        self.words, self.positions = embed(config.vocab_size), embed(config.max_position_embeddings)
+        self.words = embed(config.vocab_size)
+        self.positions = embed(config.max_position_embeddings)
         self.layers = nnx.List(
             [GPT2Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
         )
@@ -146,9 +148,8 @@ class GPT2(Decoder):
     def embed(
         self, input_ids: Int[Array, "B L"], positions: Int[Array, "B L"], rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
-        return dropout(
-            self.words(input_ids) + self.positions(positions), self.config.embedding_dropout, rngs
-        )
+        x = self.words(input_ids) + self.positions(positions)
+        return dropout(x, self.config.embedding_dropout, rngs)
 
     def shared(
         self, attention_mask: Array | None, positions: Int[Array, "B L"]
@@ -172,8 +173,7 @@ _names = parameter_map(_NAMES, "h", _LAYER_NAMES)
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    # Linear maps are saved as [in, out], as they are here: 'weight' and not 'kernel' keeps them as
-    # they are.
+    # Linear maps are saved as [in, out], as in Flax: the name 'weight' prevents a transposition.
     return _names((*path[:-1], "weight" if path[-1] == "kernel" else path[-1]))
 
 

@@ -1,5 +1,6 @@
-"""Hugging Face folders and GGUF files: finding, reading, saving. Never a pickle, never remote
-code.
+"""Loads and saves language models as Hugging Face folders, and loads them from GGUF files.
+
+No pickle is loaded and no remote code is run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import atomic, write_json
 from kd_jax.models.language import bert, distilbert, gguf, gpt2, llama, mpnet
 from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder, merged
+from kd_jax.models.language.gguf_tokenizer import read_tokenizer
 from kd_jax.models.language.hf_flax import FAMILIES as FLAX
 from kd_jax.models.language.hf_flax import HFFlaxEncoder
 from kd_jax.models.language.weights import (
@@ -28,66 +30,51 @@ from kd_jax.models.language.weights import (
 )
 
 BACKENDS = ("native", "hf_flax")
-
-
-# model_type -> how it is built; one module per family.
 FAMILIES = (bert, distilbert, mpnet, gpt2, llama)
+# By model_type.
 ARCHITECTURES: dict[str, Architecture] = {
     kind: architecture for family in FAMILIES for kind, architecture in family.ARCHITECTURES.items()
 }
 
 
 def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
-    """The native model with the weights of an HF folder (config.json, model.safetensors or shards)
-    or a GGUF file.
+    """The native model with the weights of a Hugging Face folder or a GGUF file.
 
-    Raises InputError: another architecture, a config or file that cannot be read, tensors that do
-    not fit.
+    folder: has config.json and model.safetensors, or shards of it. Raises InputError for an
+    unsupported architecture, a file that cannot be read, and tensors that do not fit the config.
     """
     folder = Path(folder)
     written = read_config(folder)
-    kind, source = (
-        written.get("model_type"),
-        folder if gguf.is_gguf(folder) else folder / "config.json",
-    )
+    kind = written.get("model_type")
+    source = folder if gguf.is_gguf(folder) else folder / "config.json"
     if not kind:
-        raise InputError(
-            f"{source} has no model_type; give a folder as the Hugging Face hub has them"
-        )
+        raise InputError(f"{source} has no model_type; give a folder in the format of the hub")
     if kind not in ARCHITECTURES:
-        cure = (
-            "set teacher.lm.backend='hf_flax', which reads it, or "
-            if kind in FLAX and folder.is_dir()
-            else ""
-        )
+        fix = "choose other weights"
+        if kind in FLAX and folder.is_dir():
+            fix = f"set teacher.lm.backend='hf_flax', which supports it, or {fix}"
         raise InputError(
             f"{source}: model_type {kind!r} is not supported by the native backend "
-            f"(supported: {', '.join(ARCHITECTURES)}); {cure}choose other weights"
+            f"(supported: {', '.join(ARCHITECTURES)}); {fix}"
         )
     architecture = ARCHITECTURES[str(kind)]
     try:
         config = architecture.config(written)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    checkpoint = open_weights(folder)
-    saved = checkpoint.names(architecture.prefix)
+    files = open_weights(folder)
+    saved = files.names(architecture.prefix)
     model = nnx.eval_shape(lambda: architecture.build(config, saved, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     flat = list(nnx.to_flat_state(state))
-    wanted = {architecture.name(path): leaf.shape for path, leaf in flat}
-    values = load_tensors(checkpoint, wanted, architecture.prefix)
-    return nnx.merge(
-        graphdef,
-        nnx.from_flat_state(
-            [(path, leaf.replace(values[architecture.name(path)])) for path, leaf in flat]
-        ),
-    )
+    shapes = {architecture.name(path): leaf.shape for path, leaf in flat}
+    values = load_tensors(files, shapes, architecture.prefix)
+    loaded = [(path, leaf.replace(values[architecture.name(path)])) for path, leaf in flat]
+    return nnx.merge(graphdef, nnx.from_flat_state(loaded))
 
 
 def _saved_tensors(encoder: TextEncoder, kind: str) -> tuple[str, dict[str, np.ndarray]]:
-    """transformers' prefix for this model_type, and the weights under the names of
-    ``load_tensors``.
-    """
+    """transformers' prefix of this model_type, and weights by the names of ``load_tensors``."""
     if not isinstance(encoder, NativeEncoder):
         assert isinstance(encoder, HFFlaxEncoder)
         return encoder.prefix, encoder.tensors()
@@ -99,11 +86,11 @@ def _saved_tensors(encoder: TextEncoder, kind: str) -> tuple[str, dict[str, np.n
 
 
 def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Path) -> None:
-    """Write an encoder as a folder for transformers and sentence-transformers: config, weights,
-    tokenizer, pooling.
+    """Writes an encoder as a folder for transformers and sentence-transformers.
 
-    Adapters are merged. Tensors of ``source``, the folder or file it was loaded from, that it has
-    no use for (a pooler) stay as they were. Raises InputError for a folder that is not empty.
+    The folder has config, weights, tokenizer and pooling; adapters are merged into the weights.
+    source: the folder or file that the encoder was loaded from; its tensors that the encoder does
+    not have (a pooler) are copied. Raises InputError for a folder that is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder, or delete this one first")
@@ -113,7 +100,7 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
     names = saved.names(prefix)
     tensors = {name: np.asarray(saved[name], np.float32) for name in saved.shapes}
     if config.get("tie_word_embeddings", True):
-        tensors.pop("lm_head.weight", None)  # it is the word embedding, which may have been trained
+        tensors.pop("lm_head.weight", None)  # tied to the word embedding, which may be trained
     for name, value in values.items():
         old, transposed = saved_name(name, names)
         assert old is not None
@@ -127,13 +114,11 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
 
 
 def _save_modules(encoder: TextEncoder, folder: Path) -> None:
-    """What sentence-transformers reads: the modules in their order, the pooling, the longest
-    text.
-    """
+    """Writes the configuration of sentence-transformers: modules, pooling, the longest text."""
     package = "sentence_transformers.models"
-    parts = [("", "Transformer"), ("1_Pooling", "Pooling")] + [
-        ("2_Normalize", "Normalize")
-    ] * encoder.normalize
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if encoder.normalize:
+        parts.append(("2_Normalize", "Normalize"))
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
         for index, (path, kind) in enumerate(parts)
@@ -153,27 +138,22 @@ def _save_modules(encoder: TextEncoder, folder: Path) -> None:
 
 
 def load_head(folder: Path) -> jnp.ndarray | None:
-    """``lm_head.weight`` f32 [V, D], for next-token scores; None where the word embedding takes its
-    place.
-    """
-    checkpoint = open_weights(Path(folder))
+    """``lm_head.weight``, f32 [V, D], for next-token logits; None if the word embedding is tied."""
+    files = open_weights(Path(folder))
     tied = read_config(Path(folder)).get("tie_word_embeddings", False)
-    return (
-        None
-        if tied or "lm_head.weight" not in checkpoint.shapes
-        else checkpoint["lm_head.weight"].astype("float32")
-    )
+    if tied or "lm_head.weight" not in files.shapes:
+        return None
+    return files["lm_head.weight"].astype("float32")
 
 
 def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
-    """The tokenizer of a folder or a GGUF file, local files only; the end-of-text token pads where
-    there is no padding token.
+    """The tokenizer in a folder or a GGUF file; only local files are read.
 
-    Raises InputError if there is none, or if it gives ids that the model has no embedding for
-    (``vocab_size``).
+    Without a padding token, the end-of-text token is used. vocab_size: embeddings of the model.
+    Raises InputError if there is no tokenizer, or if it has ids from ``vocab_size`` on.
     """
     folder = Path(folder)
-    tokenizer = gguf.read_tokenizer(folder) if gguf.is_gguf(folder) else _folder_tokenizer(folder)
+    tokenizer = read_tokenizer(folder) if gguf.is_gguf(folder) else _folder_tokenizer(folder)
     if tokenizer.pad_token is None:
         substitute = tokenizer.eos_token or tokenizer.unk_token
         if substitute is None:
@@ -184,7 +164,7 @@ def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
     known = max(tokenizer.get_vocab().values(), default=-1) + 1
     if vocab_size is not None and known > vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer gives ids up to {known - 1} but the configuration says"
+            f"{folder}: the tokenizer has ids up to {known - 1} but the configuration has"
             f" vocab_size {vocab_size}; take tokenizer and weights from the same model"
         )
     return tokenizer
@@ -199,11 +179,11 @@ def _folder_tokenizer(folder: Path) -> Any:
             return AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-    except (
-        Exception
-    ) as error:  # transformers raises a different type for each missing or damaged file
-        there = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
-        reason = f" ({(str(error).strip().splitlines() or [type(error).__name__])[0]})" * there
+    except Exception as error:  # transformers raises various types for missing or damaged files
+        reason = ""
+        if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
+            lines = str(error).strip().splitlines()
+            reason = f" ({lines[0] if lines else type(error).__name__})"
         raise InputError(
             f"{folder}: no tokenizer could be loaded{reason}; the folder needs tokenizer.json or"
             " vocab.txt"
@@ -222,11 +202,11 @@ def load_encoder(
 ) -> tuple[TextEncoder, Any]:
     """A pretrained text encoder and its tokenizer.
 
-    name: what ``resolve_weights`` takes. backend: 'native' (this package's) or 'hf_flax'
-    (transformers' Flax classes). dtype: of the activations; weights are f32. remat: layers are
-    computed again in the backward pass, at a third more time, so that only their inputs are kept.
-    max_length: the longest text in tokens that will be encoded; shortened to what the model can
-    read.
+    name: see ``resolve_weights``. backend: 'native' (this package) or 'hf_flax' (transformers' Flax
+    classes). pooling, normalize: see ``encoder.pool``. dtype: of the activations; weights are f32.
+    remat: whether layers are computed again in the backward pass, at a third more time, so that
+    only their inputs are kept. max_length: tokens of the longest text to encode, limited to the
+    model's own maximum. Raises InputError as ``load_model`` and for an unknown backend.
     """
     folder = resolve_weights(name)
     if backend == "native":

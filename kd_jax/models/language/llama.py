@@ -23,8 +23,7 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.models.language.decoder import Decoder, attention, causal_mask
 from kd_jax.models.language.encoder import ACTIVATIONS, Architecture, parameter_map
 
-# What transformers takes where config.json is silent, per model_type, as far as it is not
-# LlamaConfig's default.
+# transformers' defaults of each model_type, where they differ from those of LlamaConfig.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {
@@ -59,10 +58,10 @@ ROPE_TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """What changes the computation. The fields of ``config.json``, except for
+    """The fields of ``config.json`` that affect the computation, except for the following.
 
     rope_scaling: (type, values in the order of ROPE_TYPES). qkv_bias, out_bias, mlp_bias, qk_norm:
-    whether there are such biases and norms. sliding: for every layer whether it sees
+    whether the model has these biases and norms. sliding: for every layer, whether it attends to
     ``sliding_window`` tokens only.
     """
 
@@ -99,12 +98,12 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise InputError(
-                f"head_dim {self.head_dim} is odd: rotary positions turn pairs of numbers"
+                f"head_dim {self.head_dim} is odd: rotary positions rotate pairs of numbers"
             )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From the JSON of ``config.json``. Raises InputError for what is not computed here."""
+        """From the fields of ``config.json``. Raises InputError for an unsupported value."""
         kind = str(config.get("model_type", "llama"))
         given = {
             key: value
@@ -122,7 +121,7 @@ class LlamaConfig:
         fields |= {
             "rope_theta": theta,
             "rope_scaling": scaling,
-            "qkv_bias": bias if kind != "qwen2" else True,
+            "qkv_bias": bias or kind == "qwen2",
             "out_bias": bias and kind != "qwen2",
             "mlp_bias": bool(given.get("mlp_bias", False)) and kind == "llama",
             "qk_norm": kind == "qwen3",
@@ -133,7 +132,7 @@ class LlamaConfig:
 
 
 def _sliding(kind: str, config: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """Which layers look through the sliding window."""
+    """For every layer, whether it has the sliding window."""
     window = config.get("sliding_window") is not None
     if kind == "mistral":
         return (window,) * layers
@@ -151,7 +150,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise InputError(
-            f"rope_scaling type {kind!r} is not computed by the native"
+            f"rope_scaling type {kind!r} is not supported by the native"
             f" backend{nearest(kind, ROPE_TYPES)}; choose other weights"
         )
     missing = [field for field in ROPE_TYPES[kind] if field not in scaling]
@@ -162,20 +161,20 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
     partial_factor = config.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0))
     if partial_factor != 1.0:
         raise InputError(
-            f"partial_rotary_factor={partial_factor} is not computed by the native backend (only"
+            f"partial_rotary_factor={partial_factor} is not supported by the native backend (only"
             " 1.0)"
         )
     return theta, (kind, *(float(scaling[field]) for field in ROPE_TYPES[kind]))
 
 
 def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Radians per position of every pair of numbers in a head, f32 [head_dim / 2].
+    """Radians per position for every pair of numbers in a head, f32 [head_dim / 2].
 
-    'linear' stretches all waves by ``factor``. 'llama3' stretches those longer than the original
-    context divided by low_freq_factor, leaves those shorter than the context divided by
-    high_freq_factor, and goes from one to the other linearly in the number of waves that the
-    context holds (Grattafiori et al., "The Llama 3 Herd of Models", 2024, and the code released
-    with Llama 3.1).
+    'linear' divides all frequencies by ``factor``. 'llama3' divides those with a wavelength above
+    context / low_freq_factor by ``factor``, keeps those with a wavelength below context /
+    high_freq_factor, and interpolates between them linearly in the number of wavelengths in the
+    context, where context is original_max_position_embeddings (Grattafiori et al., "The Llama 3
+    Herd of Models", 2024, and the code released with Llama 3.1).
     """
     plain = 1 / config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
     kind, *values = config.rope_scaling
@@ -190,8 +189,10 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 class Shared(NamedTuple):
-    """mask, window: [B, 1, L, L], what layers without and with a sliding window see; cos, sin: f32
-    [B, L, 1, K].
+    """The inputs that all layers share.
+
+    mask, window: [B, 1, L, L], the masks of layers without and with a sliding window; window is
+    None where it would be the same. cos, sin: f32 [B, L, 1, K], of the rotation at each position.
     """
 
     mask: Bool[Array, "B 1 L L"]
@@ -201,34 +202,35 @@ class Shared(NamedTuple):
 
 
 def rotate(x: Float[Array, "B L H K"], shared: Shared) -> Float[Array, "B L H K"]:
-    """Turns the pairs (x[i], x[i + K / 2]) by the position's angles, in f32."""
+    """Rotates the pairs (x[i], x[i + K / 2]) by the angles of the position, in f32."""
     first, second = jnp.split(x, 2, axis=-1)
-    return (x * shared.cos + jnp.concatenate([-second, first], axis=-1) * shared.sin).astype(
-        x.dtype
-    )
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * shared.cos + turned * shared.sin).astype(x.dtype)
 
 
 class LlamaLayer(nnx.Module):
     """Norm, self-attention, residual; norm, gated MLP, residual."""
 
     def __init__(self, config: LlamaConfig, *, sliding: bool, dtype: Any, rngs: nnx.Rngs):
-        self.config, self.sliding = config, sliding
+        self.config = config
+        self.sliding = sliding
         init = nnx.initializers.normal(config.initializer_range)
         linear = partial(nnx.Linear, dtype=dtype, kernel_init=init, rngs=rngs)
         norm = partial(nnx.RMSNorm, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-        width, inner = config.hidden_size, config.intermediate_size
-        queries, keys = (
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
-        )
-        self.attention_norm, self.norm = norm(width), norm(width)
+        width = config.hidden_size
+        inner = config.intermediate_size
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.attention_norm = norm(width)
+        self.norm = norm(width)
         self.query = linear(width, queries, use_bias=config.qkv_bias)
         self.key = linear(width, keys, use_bias=config.qkv_bias)
         self.value = linear(width, keys, use_bias=config.qkv_bias)
         self.query_norm = norm(config.head_dim) if config.qk_norm else None
         self.key_norm = norm(config.head_dim) if config.qk_norm else None
         self.attention_out = linear(queries, width, use_bias=config.out_bias)
-        self.gate, self.up = (linear(width, inner, use_bias=config.mlp_bias) for _ in range(2))
+        self.gate = linear(width, inner, use_bias=config.mlp_bias)
+        self.up = linear(width, inner, use_bias=config.mlp_bias)
         self.down = linear(inner, width, use_bias=config.mlp_bias)
 
     def __call__(
@@ -236,17 +238,18 @@ class LlamaLayer(nnx.Module):
     ) -> Float[Array, "B L D"]:
         x = x + self.attention(self.attention_norm(x), shared, rngs)
         hidden = self.norm(x)
-        return x + self.down(
-            ACTIVATIONS[self.config.hidden_act](self.gate(hidden)) * self.up(hidden)
-        )
+        gate = ACTIVATIONS[self.config.hidden_act](self.gate(hidden))
+        return x + self.down(gate * self.up(hidden))
 
     def attention(
         self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
+        """Self-attention with rotary positions and grouped heads."""
         heads = (*x.shape[:2], -1, self.config.head_dim)
         q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+            q = self.query_norm(q)
+            k = self.key_norm(k)
         mask = shared.window if self.sliding and shared.window is not None else shared.mask
         rate = self.config.attention_dropout
         return self.attention_out(
@@ -255,7 +258,7 @@ class LlamaLayer(nnx.Module):
 
 
 class Llama(Decoder):
-    """Words, layers, a last norm; positions enter as rotations of queries and keys."""
+    """Word embeddings, layers, a final norm; positions are rotations of queries and keys."""
 
     def __init__(self, config: LlamaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype)
@@ -277,12 +280,11 @@ class Llama(Decoder):
         return self.words(input_ids)
 
     def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Shared:
-        length, window = positions.shape[1], self.config.sliding_window
+        length = positions.shape[1]
+        window = self.config.sliding_window
         short = window is None or length <= window
-        angles = (
-            positions[:, :, None, None].astype(jnp.float32)
-            * frequencies(self.config)[None, None, None]
-        )
+        radians = frequencies(self.config)[None, None, None]
+        angles = positions[:, :, None, None].astype(jnp.float32) * radians
         angles = jnp.concatenate([angles, angles], axis=-1)
         return Shared(
             causal_mask(attention_mask, length),

@@ -1,9 +1,8 @@
-"""A language model with its tokenizer: texts in, vectors out; frozen and cached, or trained in part
-or in full.
-"""
+"""A language model with its tokenizer, frozen or trained, that maps texts to vectors."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,71 +26,82 @@ from kd_jax.models.scorer import Frozen, split
 TRAINED = ("head", "top_n", "lora", "full")
 DTYPES = ("float32", "bfloat16")
 MAX_STATES = 2 * 2**30  # bytes of hidden states that are kept, on disk and on the device
-LEARNED_FROM = "kd_jax.json"  # beside saved weights
+LEARNED_FROM = "kd_jax.json"  # file beside saved weights
 Progress = Callable[[int, int], None]
 
 
-class LanguageModel:
-    """Texts -> vectors, each distinct text once; what was encoded stays in ``cache`` by content
-    hash.
+@dataclasses.dataclass(frozen=True)
+class LanguageModelSpec:
+    """The fields of the section ``teacher.lm`` that define a language model.
 
-    train: 'head' (frozen), 'top_n' (the last ``top_n`` layers learn), 'lora' (adapters of
-    ``lora_rank`` beside the linear maps called ``lora_targets``) or 'full'. dtype: of the
-    activations. remat: see ``hf.load_encoder``. Raises InputError as ``models/hf.py``.
+    weights: see ``resolve_weights``. backend, pooling, normalize, remat: see ``hf.load_encoder``.
+    max_tokens: of a text. train: 'head' (the language model is frozen), 'top_n' (the last ``top_n``
+    layers are trained), 'lora' (adapters of ``lora_rank`` on the linear maps called
+    ``lora_targets``) or 'full'. dtype: of the activations, 'float32' or 'bfloat16'.
     """
 
-    def __init__(
-        self,
-        weights: str,
-        *,
-        backend: str,
-        pooling: str,
-        normalize: bool,
-        max_tokens: int,
-        train: str,
-        top_n: int,
-        lora_rank: int,
-        lora_targets: Sequence[str],
-        dtype: str,
-        remat: bool,
-        cache: Path,
-    ):
-        if train not in TRAINED:
-            raise InputError(f"teacher.lm.train={train!r} is unknown{nearest(train, TRAINED)}")
-        if max_tokens < 3:
+    weights: str
+    backend: str
+    pooling: str
+    normalize: bool
+    max_tokens: int
+    train: str
+    top_n: int
+    lora_rank: int
+    lora_targets: tuple[str, ...]
+    dtype: str
+    remat: bool
+
+    def __post_init__(self) -> None:
+        if self.train not in TRAINED:
             raise InputError(
-                f"teacher.lm.max_tokens={max_tokens} leaves no room for words; give at least 3"
+                f"teacher.lm.train={self.train!r} is unknown{nearest(self.train, TRAINED)}"
             )
-        if dtype not in DTYPES:
-            raise InputError(f"teacher.lm.dtype={dtype!r} is unknown{nearest(dtype, DTYPES)}")
-        self.folder = resolve_weights(weights)
+        if self.max_tokens < 3:
+            raise InputError(
+                f"teacher.lm.max_tokens={self.max_tokens} leaves no room for words; give at least 3"
+            )
+        if self.dtype not in DTYPES:
+            raise InputError(
+                f"teacher.lm.dtype={self.dtype!r} is unknown{nearest(self.dtype, DTYPES)}"
+            )
+
+
+class LanguageModel:
+    """Encodes texts to vectors, each distinct text once.
+
+    cache: a folder that keeps tokens and vectors by the hash of their content. Raises InputError as
+    ``hf.load_encoder``, and for an unsupported choice of trained layers.
+    """
+
+    def __init__(self, spec: LanguageModelSpec, cache: Path):
+        self.folder = resolve_weights(spec.weights)
         self.encoder, self.tokenizer = hf.load_encoder(
             self.folder,
-            backend=backend,
-            pooling=pooling,
-            normalize=normalize,
-            dtype=jnp.dtype(dtype),
-            remat=remat,
-            max_length=max_tokens,
+            backend=spec.backend,
+            pooling=spec.pooling,
+            normalize=spec.normalize,
+            dtype=jnp.dtype(spec.dtype),
+            remat=spec.remat,
+            max_length=spec.max_tokens,
         )
-        self.live, self.cache = train != "head", cache
-        if train == "top_n":
-            if not 0 < top_n <= self.encoder.num_layers:
+        self.live = spec.train != "head"
+        self.cache = cache
+        if spec.train == "top_n":
+            layers = self.encoder.num_layers
+            if not 0 < spec.top_n <= layers:
                 raise InputError(
-                    f"teacher.lm.top_n={top_n}: {weights} has {self.encoder.num_layers} layers; give"
-                    " 1 to as many, or teacher.lm.train='full' to train the embeddings too"
+                    f"teacher.lm.top_n={spec.top_n}: {spec.weights} has {layers} layers; give 1 to"
+                    " as many, or teacher.lm.train='full' to train the embeddings too"
                 )
-            self.encoder.freeze_below(self.encoder.num_layers - top_n)
-        elif train == "lora":
-            self.encoder.add_lora(lora_rank, lora_targets)
-        self._tables: dict[
-            str, tuple[text.TokenTable, np.ndarray | None]
-        ] = {}  # by tower: tokens, frozen states
+            self.encoder.freeze_below(layers - spec.top_n)
+        elif spec.train == "lora":
+            self.encoder.add_lora(spec.lora_rank, spec.lora_targets)
+        # By tower: tokens, and the hidden states after the frozen layers if they are kept.
+        self._tables: dict[str, tuple[text.TokenTable, np.ndarray | None]] = {}
 
     def texts(self, name: str, texts: Sequence[str], progress: Progress | None = None) -> Texts:
-        """Vectors (and tokens, if the model is trained) of ``texts``. name: of the tower they are
-        for.
-        """
+        """The vectors of ``texts``, with tokens if the model is trained; name: of the tower."""
         table, states = self.tokens(name, texts)
         vectors = encoding.encode(self.encoder, table, cache=self.cache, progress=progress)
         if not self.live:
@@ -100,29 +110,28 @@ class LanguageModel:
         return Texts(vectors, *table.padded(), states, starts)
 
     def _states(self, table: text.TokenTable) -> np.ndarray | None:
-        """The frozen layers' hidden states of every token, if there are such layers and the states
-        fit.
-        """
+        """The hidden states of every token after the frozen layers, if there are any that fit."""
         size = len(table.ids) * self.encoder.dim * np.dtype(self.encoder.dtype).itemsize
-        if not self.live or not self.encoder.cut or size > MAX_STATES:
+        if not self.live or not self.encoder.frozen_layers or size > MAX_STATES:
             return None
         return encoding.frozen_states(self.encoder, table, self.cache)
 
     def tokens(self, name: str, texts: Sequence[str]) -> tuple[text.TokenTable, np.ndarray | None]:
-        """The tokens of ``texts``, and the frozen layers' states of them, if those are kept. name:
-        as above.
+        """The tokens of ``texts``, and their states after the frozen layers, if those are kept.
+
+        name: of the tower.
         """
         table = text.tokenize(self.tokenizer, texts, self.encoder.max_length, self.cache)
         self._tables[name] = table, self._states(table)
         return self._tables[name]
 
     def lengths(self, name: str) -> np.ndarray:
-        """Tokens of each text of the tower ``name``, int [N]."""
+        """The number of tokens of each text of the tower ``name``, int [N]."""
         return self._tables[name][0].lengths
 
     @functools.cached_property
     def checksum(self) -> str:
-        """Of the weights as they were loaded and of the tokenizer's rules."""
+        """A hash of the weights, as they were loaded, and of the tokenizer's rules."""
         rules = getattr(self.tokenizer, "backend_tokenizer", None)
         return fingerprint(
             [encoding.fingerprint(self.encoder), rules.to_str() if rules else repr(self.tokenizer)]
@@ -130,38 +139,35 @@ class LanguageModel:
 
     @property
     def frozen_params(self) -> int:
-        """Weights of the layers that are not trained."""
+        """The number of frozen weights."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.encoder, Frozen)))
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors f32 [N, F] computed now, nothing read from or written to the cache."""
-        return encoding.encode(
-            self.encoder, text.tokenize(self.tokenizer, texts, self.encoder.max_length)
-        )
+        """The vectors of ``texts``, f32 [N, F], computed without the cache."""
+        table = text.tokenize(self.tokenizer, texts, self.encoder.max_length)
+        return encoding.encode(self.encoder, table)
 
     def refresh(self, graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> PyTree:
-        """``constants`` of a teacher with every text's vector computed anew from the language model
-        in ``params``.
-        """
+        """``constants`` of a teacher, with the vectors of the language model in ``params``."""
         model: Any = nnx.merge(graphdef, params, constants)
         for name, (table, states) in self._tables.items():
             tower = getattr(model, name)
-            tower.vectors = Frozen(
-                jnp.asarray(encoding.encode(tower.encoder, table, states=states))
-            )
+            vectors = encoding.encode(tower.encoder, table, states=states)
+            tower.vectors = Frozen(jnp.asarray(vectors))
         return split(model)[2]
 
     @functools.cached_property
     def learned_from(self) -> list[str]:
-        """Checksums of the data sets that a kd_jax has trained these weights on."""
+        """Checksums of the data sets on which kd_jax has trained these weights."""
         note = self.folder / LEARNED_FROM
         return list(read_json(note, "save the language model again")) if note.is_file() else []
 
     def save(
         self, folder: Path, graphdef: nnx.GraphDef, params: Params, constants: PyTree, data: str
     ) -> None:
-        """The language model of a trained teacher as a folder; see ``hf.save_encoder``. data:
-        checksum of what the teacher was trained on, which the folder remembers.
+        """Saves the language model of a trained teacher as a folder (``hf.save_encoder``).
+
+        data: the checksum of the data set on which the teacher was trained, written beside it.
         """
         model: Any = nnx.merge(graphdef, params, constants)
         encoder = next(part for _, part in nnx.iter_modules(model) if isinstance(part, TextEncoder))

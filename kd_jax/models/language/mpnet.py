@@ -1,9 +1,8 @@
-"""MPNet: BERT without token types, with positions counted from the padding id and a bias by
-distance in every layer.
+"""MPNet: BERT without token types, with a bias by distance in every layer.
 
-Sources: Song et al., "MPNet: Masked and Permuted Pre-training for Language Understanding", NeurIPS
-2020; the buckets of distances are those of Raffel et al., "Exploring the Limits of Transfer
-Learning", JMLR 2020, section 2.1.
+Positions are counted from the padding id. Sources: Song et al., "MPNet: Masked and Permuted
+Pre-training for Language Understanding", NeurIPS 2020; the buckets of distances are those of Raffel
+et al., "Exploring the Limits of Transfer Learning", JMLR 2020, section 2.1.
 """
 
 from __future__ import annotations
@@ -22,34 +21,34 @@ from kd_jax.core.errors import InputError
 from kd_jax.models.language.bert import EMBEDDINGS, Bert, BertConfig, build
 from kd_jax.models.language.encoder import Architecture, freeze, parameter_map
 
-# transformers computes no others, whatever config.json says.
-BUCKETS, MAX_DISTANCE, PADDING_IDX = 32, 128, 1
+# Constants of transformers' implementation, which ignores other values in config.json.
+BUCKETS = 32
+MAX_DISTANCE = 128
+PADDING_IDX = 1
 
 
 def buckets(length: int) -> Int[np.ndarray, "L L"]:
-    """Bucket of the distance from each query (row) to each key (column).
+    """The bucket of the distance from each query (row) to each key (column).
 
-    Half of the buckets are for keys to the right. In each half, the first 8 are for one distance
-    each, the other 8 divide those up to MAX_DISTANCE on a logarithmic scale; the last one takes all
-    that is farther.
+    Half of the buckets are for keys to the right. In each half, the first 8 buckets have one
+    distance each, and the other 8 divide the distances up to MAX_DISTANCE on a logarithmic scale;
+    the last one also has all larger distances.
     """
-    half, exact = BUCKETS // 2, BUCKETS // 4
+    half = BUCKETS // 2
+    exact = BUCKETS // 4
     signed = np.arange(length)[None] - np.arange(length)[:, None]
     distance = np.abs(signed)
-    step = (
-        np.log(np.maximum(distance, exact) / exact) / np.log(MAX_DISTANCE / exact) * (half - exact)
-    )
-    # Steps that are whole (at 16, 32, 64) begin a bucket, on whichever side of it rounding has put
-    # them.
+    octaves = np.log(np.maximum(distance, exact) / exact) / np.log(MAX_DISTANCE / exact)
+    step = octaves * (half - exact)
+    # The distances 16, 32 and 64 begin a bucket, even if rounding makes their step too small.
     far = np.minimum(exact + np.floor(step + 1e-6).astype(np.int32), half - 1)
     return np.where(signed > 0, half, 0) + np.where(distance < exact, distance, far)
 
 
 class MPNet(Bert):
-    """Bert whose layers share a table [BUCKETS, H] of what the distance of two tokens adds to their
-    score.
+    """Bert with a table [BUCKETS, H] of biases by distance, shared by all layers.
 
-    The table counts as an embedding: it stops training as soon as any layer does.
+    The table counts as an embedding: it is frozen as soon as any layer is.
     """
 
     def __init__(

