@@ -13,11 +13,13 @@ from kd_jax.models.students.base import Inputs, Student, StudentSpec
 from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.models.students.mlp import MLP
 from kd_jax.models.students.sasrec import SASRec
+from kd_jax.models.students.two_tower import TwoTower
 
 STUDENTS: dict[str, type[Student]] = {
     "mf": MatrixFactorization,
     "mlp": MLP,
     "sasrec": SASRec,
+    "two_tower": TwoTower,
 }
 
 

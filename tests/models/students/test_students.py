@@ -52,6 +52,7 @@ CASES = {
             ({"dim": 15}, "dim=15 is no multiple of heads=2"),
         ),
     ),
+    "two_tower": Case(False, (WIDTH, ({"hidden": 0}, "hidden=0 must be at least 1"))),
     text_student.NAME: Case(False, (WIDTH,)),
 }
 ALL = {**STUDENTS, text_student.NAME: text_student.LinearText}

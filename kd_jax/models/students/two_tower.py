@@ -1,0 +1,97 @@
+"""A two-tower student that reads item texts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kd_jax.core.types import Batch
+from kd_jax.models.layers import dropout
+from kd_jax.models.scorer import Frozen
+from kd_jax.models.students.base import (
+    ITEM_TEXT,
+    Inputs,
+    Student,
+    StudentSpec,
+    at_least_one,
+    item_table,
+    rank_only,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerSpec(StudentSpec):
+    history: int = 20  # newest interactions that are read
+    hidden: int = 128  # width of the hidden layer of each tower
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "history", "hidden")
+        rank_only(self)
+
+
+class Tower(nnx.Module):
+    """A linear map with a residual MLP of one hidden layer."""
+
+    def __init__(self, width: int, hidden: int, out: int, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(width, out, rngs=rngs)
+        self.up = nnx.Linear(width, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, out, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... F"]) -> Float[Array, "... D"]:
+        return self.linear(x) + self.down(jax.nn.gelu(self.up(x)))
+
+
+def _standardised(text: Float[Array, "I F"]) -> Float[Array, "I F"]:
+    """Centred, and divided by the standard deviation over all numbers."""
+    centred = text - text.mean(0, keepdims=True)
+    return centred / (jnp.sqrt(jnp.mean(centred**2)) + 1e-8)
+
+
+class TwoTower(Student):
+    """An item tower over the language model's vector of an item's text, and a user tower over the
+    mean of the history's item vectors. Without item texts the item tower is a table of item IDs.
+
+    The text vectors are centred and scaled to unit variance, and fixed; the towers and the item
+    biases are trained. Source: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus
+    Item Recommendations", RecSys 2019, section 3; the mean of the history as in Covington, Adams
+    and Sargin, RecSys 2016, section 3.2.
+    """
+
+    spec = TwoTowerSpec
+    inputs = (ITEM_TEXT,)
+    positions = "last"
+
+    def __init__(self, spec: TwoTowerSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+        super().__init__(spec, inputs, rngs=rngs)
+        self.dropout = spec.dropout
+        self.bias = nnx.Param(jnp.asarray(spec.item_bias))
+        self.user = Tower(spec.dim, spec.hidden, spec.dim, rngs=rngs)
+        text = inputs.get(ITEM_TEXT)
+        self.id = item_table(spec.num_items, spec, rngs) if text is None else None
+        self.text = None if text is None else Frozen(_standardised(jnp.asarray(text, jnp.float32)))
+        width = 0 if text is None else text.shape[1]
+        self.item = Tower(width, spec.hidden, spec.dim, rngs=rngs) if width else None
+
+    def items(
+        self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
+    ) -> tuple[Array, Array]:
+        if self.id is not None:
+            vectors = self.id[...]
+        else:
+            assert self.item is not None and self.text is not None
+            vectors = self.item(dropout(self.text[...], self.dropout, rngs))
+        return vectors, self.bias[...]
+
+    def contexts(
+        self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B 1 D"]:
+        history = batch["history"]
+        known = (history >= 0)[..., None]
+        total = jnp.sum(vectors[jnp.maximum(history, 0)] * known, axis=1)
+        mean = total / jnp.maximum(known.sum(axis=1), 1)
+        return self.user(dropout(mean, self.dropout, rngs))[:, None]
