@@ -13,7 +13,7 @@ from typing import Any
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.serving.exporters import parquet, safetensors
+from kd_jax.serving.exporters import npz, parquet, safetensors
 from kd_jax.serving.exporters.bundle import Bundle
 
 __all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
@@ -23,6 +23,7 @@ Exporter = Callable[..., tuple[Path, ...]]
 EXPORTERS: dict[str, Exporter] = {
     "safetensors": safetensors.write,
     "parquet": parquet.write,
+    "npz": npz.write,
 }
 
 
