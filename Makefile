@@ -1,13 +1,18 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-slow test-all lint
 
 quickstart: .venv/.installed
 	.venv/bin/python launch.py
 
 test: .venv/.tested
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/.tested
+	.venv/bin/python -m pytest -n 2 -m slow
+
+test-all: test test-slow
 
 lint: .venv/.tested
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
