@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     c.student = student()
     c.distill = distill()
 
-    # What the search (benchmarks/tune.py) chose per model, over the values above: for each a part
+    # What the search (kd_jax.sweep) chose per role, over the values above: for each a part
     # of the sections teacher, student and distill, for example
     #   {"student": {"mf": {"dropout": 0.3}, "optimizer": {"learning_rate": 5e-3}}}
     c.tuned = ConfigDict({role: {} for role in ROLES})

@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def tune(c: ConfigDict) -> None:
-    """What benchmarks/tune.py chose on validation alone, 12 trials for each teacher and 24 for each
+    """What kd_jax.sweep chose on validation alone, 12 trials for each teacher and 24 for each
     student, 3 finalists.
     """
     c.tuned.teacher = {
