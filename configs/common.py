@@ -1,5 +1,9 @@
 """Every field of a configuration, with its default and its meaning. The other files in this folder
 start from here.
+
+The sections of students, readers and export formats are declared where they are read: a section
+that is not here, or a field that a section lacks, has the default of the student's spec
+(kd_jax/models/students), or of the function (kd_jax/data/readers, kd_jax/serving/exporters).
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -40,7 +44,7 @@ def get_config() -> ConfigDict:
 
     c.eval = evaluation()
     c.export = ConfigDict()
-    # what the folder export/ holds, each with a section of its own
+    # names of EXPORTERS, what the folder export/ holds; each has a section of its own
     c.export.formats = ("safetensors", "parquet")
     c.export.safetensors = ConfigDict()
     c.export.parquet = ConfigDict()
@@ -57,8 +61,8 @@ def get_config() -> ConfigDict:
 
 def data() -> ConfigDict:
     c = ConfigDict()
-    # 'movietweetings', 'online_retail' (both embedded), 'movielens', 'tfds', 'files'; each has a
-    # section, of which only the chosen one is read
+    # a name of READERS: 'movietweetings', 'online_retail' (both embedded), 'movielens', 'tfds',
+    # 'files', …; each has a section, of which only the chosen one is read
     c.reader = "movietweetings"
     c.movietweetings = ConfigDict()
     c.online_retail = ConfigDict()
@@ -221,7 +225,8 @@ def teacher_model() -> ConfigDict:
 
 def student() -> ConfigDict:
     c = ConfigDict()
-    # 'mf', 'mlp', 'sasrec'; each has a section, of which only the chosen one is read
+    # a name of STUDENTS: 'mf', 'mlp', 'sasrec', …; each has a section, of which only the chosen one
+    # is read
     c.name = "mf"
     c.mf = ConfigDict(tables() | recency())
     c.mlp = ConfigDict(tables() | recency())

@@ -6,7 +6,13 @@ from kd_jax.core.errors import InputError
 from kd_jax.data import text
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
-from kd_jax.experiment.build_student import positions, spec_of, window
+from kd_jax.experiment.build_student import (
+    input_names,
+    positions,
+    spec_of,
+    teacher_of,
+    window,
+)
 from kd_jax.experiment.build_teacher import check_form
 from kd_jax.experiment.builders import recipe_of
 from kd_jax.experiment.config import reads_text
@@ -15,6 +21,7 @@ from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.objectives import objective, teachers_of, term_sections
 from kd_jax.experiment.roles import ROLES, Role
+from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.serving.exporters import exporter_section
 from kd_jax.training.checkpoint import check_identity
 
@@ -69,6 +76,8 @@ def _check_role(store: LabelStore, role: Role) -> None:
         )
     if not role.is_teacher:
         spec_of(experiment, role)
+        if ITEM_TEXT in input_names(experiment, role):
+            _ = experiment.texts(teacher_of(role)).items  # all have one
     if role.distilled:
         _check_labels(store, role)
 

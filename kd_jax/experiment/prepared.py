@@ -13,8 +13,6 @@ from kd_jax.core.logging import Log
 from kd_jax.data import dataset as datasets
 from kd_jax.data import readers
 
-PATHS = ("path", "items_path")  # fields of a reader
-
 
 def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
     """The data set in ``dataset/``, which is written if it is not there.
@@ -39,9 +37,14 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     """
     c, section = config.data, _section(config.data)
     fields = {name: value for name, value in c.to_dict().items() if not isinstance(value, dict)}
-    fields[c.reader] = {name: value for name, value in section.items() if name not in PATHS}
-    files = stamp(*(section.get(name, "") for name in PATHS))
+    fields[c.reader] = {name: value for name, value in section.items() if not _is_path(name)}
+    files = stamp(*(value for name, value in section.items() if _is_path(name)))
     return fields | {"task": config.task, "files": files}
+
+
+def _is_path(field: str) -> bool:
+    """Whether a field of a reader is one of its paths."""
+    return field == "path" or field.endswith("_path")
 
 
 def _section(data: ConfigDict) -> dict[str, Any]:
