@@ -26,7 +26,10 @@ from kd_jax.data.splits import FOLD_IN, NAMES, SPLITS, TRAIN, assign
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
-UNTIMED = "; there is no timestamp (data.files.columns.timestamp): rows are taken to be in the order of time"
+UNTIMED = (
+    "; there is no timestamp (data.files.columns.timestamp): rows are taken to be in the order of"
+    " time"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,10 +199,10 @@ class DatasetOptions:
     catalogue is the whole items table, with or without interactions; otherwise the items of the
     core. min_rating: keep ratings of at least this. ratios: train, valid and test shares, of
     interactions ('temporal', 'ratio') or of users ('strong'). max_malformed: the tolerated share of
-    malformed rows. missing_text: an item without text is an 'error', or gets its 'id' as text. seed:
-    of the random choice of users under 'strong'. text_columns: the item columns that form its text,
-    in order; None or () = all. max_users: keep only the first so many of the remaining users, for
-    quick trials; 0 = all.
+    malformed rows. missing_text: an item without text is an 'error', or gets its 'id' as text.
+    seed: of the random choice of users under 'strong'. text_columns: the item columns that form its
+    text, in order; None or () = all. max_users: keep only the first so many of the remaining users,
+    for quick trials; 0 = all.
     """
 
     split: str = "temporal"

@@ -202,7 +202,7 @@ class _Collector:
         self._rows.append((list(items), list(items.values()), weight))
 
     def _key(self, line: dict[str, Any], number: int) -> Any:
-        """The index of the line's user, or the bytes of its history; None if a name is unmatched."""
+        """The line's user index, or the bytes of its history; None if a name is unmatched."""
         if "user" in line:
             return self._names.user(line["user"], number)
         history = self._names.items(line["history"], number)

@@ -39,10 +39,9 @@ class PairTokens:
         self.frame_length = sum(map(len, frame))
         if max_length < self.frame_length + FEWEST:
             raise InputError(
-                f"teacher.lm.max_tokens={max_length} leaves no room for a user's text and an item's;"
-                f" give at least {self.frame_length + FEWEST}"
-                " with teacher.model.form='cross', better 64"
-                " or more"
+                f"teacher.lm.max_tokens={max_length} has no room for a user's text and an item's;"
+                f" with teacher.model.form='cross' give at least {self.frame_length + FEWEST},"
+                " better 64 or more"
             )
         tokens = tokenizer([*entries, *texts], add_special_tokens=False, verbose=False)
         rows = tokens["input_ids"] + list(frame)

@@ -1,6 +1,4 @@
-"""MovieLens folders as GroupLens publishes them, every release; and MovieTweetings, which has the
-layout of 1m.
-"""
+"""Reads MovieLens, in all releases of GroupLens, and MovieTweetings, which has the format of 1m."""
 
 from __future__ import annotations
 
@@ -40,10 +38,10 @@ GENRES_100K = (
 
 
 def read(path: str = "") -> RawData:
-    """100k (u.data), 1m and 10m (ratings.dat), 20m, 25m, 32m and latest (ratings.csv); items have
-    title and genres.
+    """Ratings, and items with title and genres.
 
-    path: the unpacked folder. Raises InputError if it is none of these.
+    path: the unpacked folder of 100k (u.data), 1m or 10m (ratings.dat), or 20m, 25m, 32m or latest
+    (ratings.csv). Raises InputError for another folder, and for malformed files.
     """
     if not path:
         raise InputError(
@@ -90,14 +88,14 @@ def _films_csv(table: tables.Table) -> pl.DataFrame:
 
 
 def _films_dat(path: Path) -> pl.DataFrame:
-    """Lines of id::title::genre|genre; a title may hold '::' itself."""
+    """Reads lines of id::title::genre|genre; a title may contain '::'."""
     text = _lines(path)
     parts = pl.col("text").str.extract_groups(r"^(?P<item>\d+)::(?P<title>.*)::(?P<genres>[^:]*)$")
     return _checked(path, text.with_columns(parts.alias("parts")).unnest("parts"))
 
 
 def _films_100k(path: Path) -> pl.DataFrame:
-    """Lines of id|title|date|video date|url|19 flags."""
+    """Reads lines of id|title|date|video date|url|19 flags of genres."""
     fields = pl.col("text").str.split("|")
     flags = [
         pl.when(fields.list.get(5 + place, null_on_oob=True) == "1").then(pl.lit(genre))
@@ -114,15 +112,14 @@ def _films_100k(path: Path) -> pl.DataFrame:
 
 
 def _lines(path: Path) -> pl.DataFrame:
-    """(line, text) of a small file in UTF-8 or, as the older releases are, Latin-1."""
+    """The lines of a small file, in UTF-8 or, as in the older releases, Latin-1."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    frame = pl.DataFrame({"text": text.replace("\r\n", "\n").split("\n")}).with_row_index(
-        LINE, offset=1
-    )
+    lines = text.replace("\r\n", "\n").split("\n")
+    frame = pl.DataFrame({"text": lines}).with_row_index(LINE, offset=1)
     return frame.filter(pl.col("text") != "")
 
 
@@ -131,7 +128,7 @@ def _checked(path: Path, films: pl.DataFrame) -> pl.DataFrame:
     if broken.height:
         raise InputError(
             f"{path}:{broken[LINE][0]}: {broken['text'][0]!r} is no film ({broken.height} such"
-            " lines); mend them, or get the file again"
+            " lines); fix them, or download the file again"
         )
     table = tables.Table(str(path), films.lazy().select(LINE, "item", "title", "genres"))
     return tables.items(table, "item")

@@ -1,8 +1,7 @@
-"""RawData, and how a table of rows becomes one: the same checks for every source, and no Python per
-row.
+"""Reads and checks tables of interactions and items, for all readers.
 
-A row that can't be used is never dropped in silence: it is counted, the first place of each kind is
-kept, and ``dataset.build`` refuses more than the allowed share of them.
+A row that cannot be used is never dropped silently: it is counted, the first row with each fault is
+reported, and ``dataset.build`` refuses more than the tolerated share. No Python code runs per row.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import check_items
 
 IDS = frozenset({"user", "item"})
-CANONICAL_INT = (  # or no id; '0123' is a string: as a number it would lose its zero
-    r"^(0|-?[1-9]\d{0,17})?$"
-)
+# An integer id, or no id. '0123' is a string, since it would lose its zero as a number.
+CANONICAL_INT = r"^(0|-?[1-9]\d{0,17})?$"
 DATES = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -31,8 +29,8 @@ DATES = (
     "%Y-%m-%d",
 )
 TAB = "\t"
-NOWHERE = "\x01"  # a separator that no text has, so that a line stays whole
-LINE = "(line)"  # no name that a user's column is likely to have
+NOWHERE = "\x01"  # a separator that no text contains, to read whole lines
+LINE = "(line)"  # a name that no column of the user is likely to have
 ENDINGS = (".parquet", ".csv", ".tsv", ".tab")  # text may be compressed, as .csv.gz
 
 T = TypeVar("T")
@@ -41,9 +39,10 @@ Use = Callable[["Table"], T]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of a source, lazily, with a LINE column: where a row stands, in units of ``unit``.
+    """The rows of a source, lazily, with a column LINE that has the number of each row.
 
-    broken, problem: how many lines are no rows at all, and the first of them.
+    unit: what LINE counts, for messages. broken: the number of lines that are no rows. problem: the
+    message for the first of these.
     """
 
     path: str
@@ -53,26 +52,25 @@ class Table:
     problem: str = ""
 
     def place(self, line: int) -> str:
+        """The place of a row, for messages."""
         return f"{self.path}:{line}" if self.unit == "line" else f"{self.path}, {self.unit} {line}"
 
     def columns(self) -> dict[str, pl.DataType]:
+        """Name -> type of all columns but LINE."""
         return {name: kind for name, kind in self.rows.collect_schema().items() if name != LINE}
 
 
 def delimited(path: Path, separator: str) -> Table:
-    """A CSV or TSV file with a header line, every column as String. Blank lines are skipped."""
+    """A CSV or TSV file with a header line, with all columns as String; blank lines are skipped."""
     rows = pl.scan_csv(
         path, separator=separator, infer_schema=False, row_index_name=LINE, row_index_offset=2
     )
-    # Looking at every column makes polars check the number of fields, which it skips for columns
-    # nobody asks for.
+    # The filter reads all columns, so that polars checks the number of fields of every line.
     return Table(str(path), rows.filter(~pl.all_horizontal(pl.exclude(LINE).is_null())))
 
 
-def mended(path: Path, separator: str) -> Table:
-    """As ``delimited``, for a file that polars refuses: rows of the right form are kept, the others
-    are ``broken``.
-    """
+def well_formed(path: Path, separator: str) -> Table:
+    """The well-formed rows of a file that ``delimited`` cannot read; the others are ``broken``."""
     text = (
         pl.read_csv(
             path,
@@ -104,9 +102,7 @@ def mended(path: Path, separator: str) -> Table:
 
 
 def lines(path: Path, separator: str, names: Sequence[str]) -> Table:
-    """A file without header or quotes, whose separator may have several characters, such as
-    '::'.
-    """
+    """A file without header or quotes; the separator may have several characters, such as '::'."""
     whole = pl.scan_csv(
         path,
         separator=NOWHERE,
@@ -129,8 +125,10 @@ def lines(path: Path, separator: str, names: Sequence[str]) -> Table:
 
 
 def opened(path: str | Path, use: Use[T], *, what: str, field: str) -> T:
-    """``use`` of the table in a .parquet, .csv or .tsv file. what, field: what it holds, and the
-    configuration field of its path, for errors. Raises InputError if it can't be read.
+    """``use(table)`` for the table in a .parquet, .csv or .tsv file.
+
+    what, field: the content of the table and the configuration field of its path, for messages.
+    Raises InputError if the file cannot be read.
     """
     path = existing(path, what, field)
     kind = re.sub(r"\.(gz|zst)$", "", path.name.lower())
@@ -141,18 +139,13 @@ def opened(path: str | Path, use: Use[T], *, what: str, field: str) -> T:
         )
     try:
         if kind.endswith(".parquet"):
-            return use(
-                Table(
-                    str(path),
-                    pl.scan_parquet(path, row_index_name=LINE, row_index_offset=1),
-                    unit="row",
-                )
-            )
+            rows = pl.scan_parquet(path, row_index_name=LINE, row_index_offset=1)
+            return use(Table(str(path), rows, unit="row"))
         separator = TAB if kind.endswith((".tsv", ".tab")) else ","
         try:
             return use(delimited(path, separator))
         except pl.exceptions.ComputeError:
-            return use(mended(path, separator))
+            return use(well_formed(path, separator))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"{path} can't be read ({str(error).splitlines()[0]}); it must be Parquet, or UTF-8"
@@ -161,7 +154,10 @@ def opened(path: str | Path, use: Use[T], *, what: str, field: str) -> T:
 
 
 def existing(path: str | Path, what: str, field: str) -> Path:
-    """The path, if there is something. Raises InputError if it is missing or an empty file."""
+    """The path. Raises InputError if it is missing or an empty file.
+
+    what, field: as for ``opened``.
+    """
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"{path}: no such file or folder ({what}); check {field}")
@@ -177,10 +173,10 @@ def find_columns(
     *,
     fix: str = "get the file again",
 ) -> dict[str, str]:
-    """role -> column, of those ``names`` that the table has.
+    """role -> column, for those of ``names`` that the table has.
 
-    Raises InputError if one is missing and not optional; fix: the end of its message, in which
-    '{role}' is the role.
+    optional: roles that may be missing. Raises InputError if another one is missing. fix: the end
+    of its message, in which '{role}' stands for the role.
     """
     have = table.columns()
     only = next(iter(have)) if len(have) == 1 else ""
@@ -188,8 +184,8 @@ def find_columns(
     if other:
         name = "a tab" if other == TAB else repr(other)
         raise InputError(
-            f"{table.path} has a single column, {only!r}; is {name} its separator? Fields are"
-            " parted by commas (.csv) or tabs (.tsv): write it so, or change its ending"
+            f"{table.path} has a single column, {only!r}; is {name} its separator? Fields must be"
+            " separated by commas (.csv) or tabs (.tsv): convert the file, or change its ending"
         )
     for role, column in names.items():
         if column not in have and role not in optional:
@@ -201,28 +197,25 @@ def find_columns(
 
 
 def whole_numbers(rows: pl.LazyFrame, column: str) -> bool:
-    """Whether the ids in ``column`` can be kept as Int64 without losing anything."""
+    """Whether all ids in ``column`` can be converted to Int64 and back."""
     kind = rows.collect_schema()[column]
     if kind != pl.String:
         return kind.is_numeric()
-    return bool(
-        rows.select(pl.col(column).str.contains(CANONICAL_INT).all())
-        .collect(engine="streaming")
-        .item()
-    )
+    all_integers = rows.select(pl.col(column).str.contains(CANONICAL_INT).all())
+    return bool(all_integers.collect(engine="streaming").item())
 
 
 def interactions(
     table: Table, columns: Mapping[str, str], whole: frozenset[str] = IDS
 ) -> tuple[pl.DataFrame, dict[str, int], tuple[str, ...]]:
-    """The usable rows, counts and problems, as RawData has them.
+    """The usable rows, and the counts and problems of RawData.
 
-    columns: role -> column, the roles being 'user', 'item', 'rating', 'timestamp', 'split'.
-    whole: of 'user' and 'item' those whose ids are whole numbers; the others are strings.
+    columns: role -> column, with the roles 'user', 'item', 'rating', 'timestamp', 'split'. whole:
+    those of 'user' and 'item' that have integer ids; other ids are strings.
     """
     parsed = {role: _parsed(table, role, name, role in whole) for role, name in columns.items()}
     checks = [(role, reason, bad) for role, (_, found) in parsed.items() for reason, bad in found]
-    fault = pl.lit(0, pl.UInt8)  # 0, or 1 + the number of the first check that a row fails
+    fault = pl.lit(0, pl.UInt8)  # 0, or 1 + the index of the first check that a row fails
     for code, (_, _, bad) in reversed(list(enumerate(checks, start=1))):
         fault = pl.when(bad.fill_null(False)).then(pl.lit(code, pl.UInt8)).otherwise(fault)
     values = [value.alias(f"{role} value") for role, (value, _) in parsed.items()]
@@ -230,35 +223,28 @@ def interactions(
 
     faulty = frame.filter(pl.col("fault") > 0)
     problems = [table.problem] if table.broken else []
-    for line, code in (
-        faulty.unique("fault", keep="first", maintain_order=True).select(LINE, "fault").iter_rows()
-    ):
+    firsts = faulty.unique("fault", keep="first", maintain_order=True)
+    for line, code in firsts.select(LINE, "fault").iter_rows():
         role, reason, _ = checks[code - 1]
-        text = (
-            table.rows.filter(pl.col(LINE) == line)
-            .select(pl.col(columns[role]).cast(pl.String))
-            .collect()
-            .item()
-        )
-        problems.append(
-            f"{table.place(line)}: {f'{role} {text!r} {reason}' if text else f'there is no {role}'}"
-        )
+        row = table.rows.filter(pl.col(LINE) == line)
+        text = row.select(pl.col(columns[role]).cast(pl.String)).collect().item()
+        problem = f"{role} {text!r} {reason}" if text else f"there is no {role}"
+        problems.append(f"{table.place(line)}: {problem}")
     counts = {"rows": frame.height + table.broken, "malformed": faulty.height + table.broken}
     good = frame.filter(pl.col("fault") == 0) if faulty.height else frame
-    return (
-        good.select(pl.col(f"{role} value").alias(role) for role in columns),
-        counts,
-        tuple(problems),
-    )
+    rows = good.select(pl.col(f"{role} value").alias(role) for role in columns)
+    return rows, counts, tuple(problems)
 
 
 def _parsed(
     table: Table, role: str, name: str, whole: bool
 ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
-    """The value of a column in its ``role``, and what may be wrong with it as (reason, where that
-    is so).
+    """The value of column ``name`` in its ``role``, and its checks as (reason, true at a fault).
+
+    whole: whether ids are integers.
     """
-    raw, kind = pl.col(name), table.columns()[name]
+    raw = pl.col(name)
+    kind = table.columns()[name]
     missing = ("is missing", raw.is_null() | (raw == "") if kind == pl.String else raw.is_null())
     if role in IDS:
         if not (
@@ -290,17 +276,16 @@ def _parsed(
 
 
 def _id(column: pl.Expr, whole: bool) -> pl.Expr:
+    if whole:
+        return column.cast(pl.Int64, strict=False)
     text = column.cast(pl.String)
-    return (
-        column.cast(pl.Int64, strict=False)
-        if whole
-        else pl.when(text.str.len_bytes() > 0).then(text)
-    )
+    return pl.when(text.str.len_bytes() > 0).then(text)
 
 
 def _time(table: Table, column: pl.Expr, kind: pl.DataType) -> pl.Expr:
-    """Seconds since 1970 of a date, or the number as it is. Dates in text have one format, that of
-    the first row.
+    """Seconds since 1970 for dates, numbers unchanged.
+
+    Dates as text have the format of the first row.
     """
     if kind == pl.Date or isinstance(kind, pl.Datetime):
         return column.dt.epoch("s").cast(pl.Int64)
@@ -315,9 +300,10 @@ def _time(table: Table, column: pl.Expr, kind: pl.DataType) -> pl.Expr:
 
 
 def items(table: Table, item: str, whole: bool = True) -> pl.DataFrame:
-    """(item, text columns as String, '' where there is none).
+    """The column ``item`` and the text columns as String, '' where a text is missing.
 
-    Raises InputError on a line that is no row, and on null, negative or repeated ids.
+    item: the name of the id column. whole: whether ids are integers. Raises InputError for a
+    malformed line, and for null, negative or repeated ids.
     """
     if table.broken:
         raise InputError(f"{table.problem} ({table.broken} such lines)")

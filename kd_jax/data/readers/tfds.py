@@ -1,7 +1,7 @@
-"""Rating data sets of TensorFlow Datasets, by name.
+"""Reads rating data sets of TensorFlow Datasets.
 
-What was prepared as ArrayRecord is read without TensorFlow; preparing a data set, or reading
-TFRecords, needs it.
+A data set that is prepared as ArrayRecord is read without TensorFlow; preparing a data set, or
+reading TFRecords, needs it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ SECTION = "data.tfds"
 def read(
     name: str = "movielens/1m-ratings", path: str = "", fields: Mapping[str, str] = FIELDS
 ) -> RawData:
-    """The 'train' split (in TFDS all there is) of ``name``.
+    """The split 'train' of a data set, which has all its records.
 
-    path: the folder where data sets are prepared; '': TFDS' own, ~/tensorflow_datasets. fields:
-    role -> feature ('' = none). 'user' and 'item' are needed, 'rating' and 'timestamp' known; every
-    other role is a text column of the items, in that order, taken from an item's first record.
+    name: of the data set and its config. path: the folder of prepared data sets; '' for TFDS' own,
+    ~/tensorflow_datasets. fields: role -> feature, or '' for none. 'user' and 'item' are required,
+    'rating' and 'timestamp' optional; every other role is a text column of the items, in this
+    order, with the value of the item's first record. Raises InputError if the data set cannot be
+    read or lacks a feature.
     """
     try:
         import tensorflow_datasets
@@ -69,8 +71,9 @@ def read(
 
 
 def _opened(tfds: Any, name: str, path: str) -> tuple[Any, bool]:
-    """The builder of a data set, and whether it is prepared as ArrayRecord. Raises InputError where
-    it cannot be read.
+    """The builder of a data set, and whether it is prepared as ArrayRecord.
+
+    Raises InputError if it cannot be read.
     """
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
     try:
@@ -101,7 +104,7 @@ def _opened(tfds: Any, name: str, path: str) -> tuple[Any, bool]:
 
 
 def _raw(name: str, frame: pl.DataFrame, roles: list[str]) -> RawData:
-    """RawData of a table of records with a column per role."""
+    """The RawData of a table of records with a column for each role."""
     rows = frame.with_row_index(LINE, offset=1).lazy()
     table = tables.Table(f"tfds:{name}", rows, unit="record")
     whole = frozenset(role for role in ("user", "item") if tables.whole_numbers(rows, role))
@@ -121,7 +124,7 @@ def _raw(name: str, frame: pl.DataFrame, roles: list[str]) -> RawData:
 
 
 def _array_record(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[pl.DataFrame]:
-    """The records in batches, one column per feature. TFDS' own decoder takes ten times as long."""
+    """The records in batches, with a column per feature; ten times as fast as TFDS' decoder."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     source = builder.as_data_source(
@@ -134,24 +137,22 @@ def _array_record(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator
         for name, feature in features.items():
             field = FIELD_OF[_kind(feature)]
             values = [getattr(example[name], field).value for example in examples]
-            single = _inner(feature) is feature
-            values = (
-                [value[0] if value else None for value in values]
-                if single
-                else [list(value) for value in values]
-            )
+            if _inner(feature) is feature:
+                values = [value[0] if value else None for value in values]
+            else:
+                values = [list(value) for value in values]
             columns.append(_column(name, feature, values))
         yield pl.DataFrame(columns)
 
 
 def _tensorflow(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[pl.DataFrame]:
-    """The same through tensorflow, which downloads and prepares what isn't there."""
+    """As ``_array_record``, by TensorFlow, which downloads and prepares the data set if needed."""
     builder.download_and_prepare()
     dataset = builder.as_dataset(split="train").map(
         lambda record: {name: record[name] for name in features}
     )
     for batch in tfds.as_numpy(dataset.ragged_batch(BATCH)):
-        # Sequences come as ragged tensors, which have to_list where arrays have tolist.
+        # Sequences are ragged tensors, with to_list in place of tolist.
         columns = {
             name: values.to_list() if hasattr(values, "to_list") else values.tolist()
             for name, values in batch.items()
@@ -161,7 +162,7 @@ def _tensorflow(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[p
         )
 
 
-# Where a tf.train.Feature holds its values.
+# The field of a tf.train.Feature with its values, by type.
 FIELD_OF: dict[type[pl.DataType], str] = {
     pl.Int64: "int64_list",
     pl.Float64: "float_list",
@@ -170,7 +171,7 @@ FIELD_OF: dict[type[pl.DataType], str] = {
 
 
 def _inner(feature: Any) -> Any:
-    """What a sequence is a sequence of; a scalar itself."""
+    """The feature inside a sequence; for a scalar, the feature itself."""
     return getattr(feature, "feature", feature)
 
 
@@ -180,19 +181,19 @@ def _kind(feature: Any) -> type[pl.DataType]:
 
 
 def _column(name: str, feature: Any, values: list[Any]) -> pl.Series:
-    """One value per record, of a sequence 'a, b': bytes are UTF-8 text, class labels become their
-    names.
+    """One value per record, with sequences as 'a, b'.
+
+    Bytes are decoded as UTF-8, and class labels become their names.
     """
-    kind, labels = _kind(feature), getattr(_inner(feature), "names", None)
+    kind = _kind(feature)
+    labels = getattr(_inner(feature), "names", None)
     names = dict(enumerate(labels)) if labels else {}
     if _inner(feature) is feature:
         column = pl.Series(name, values, dtype=kind)
         if names:
             return column.replace_strict(names, return_dtype=pl.String)
         return column.cast(pl.String) if kind == pl.Binary else column
-    each = (
-        pl.element().replace_strict(names, return_dtype=pl.String)
-        if names
-        else pl.element().cast(pl.String)
-    )
+    each = pl.element().cast(pl.String)
+    if names:
+        each = pl.element().replace_strict(names, return_dtype=pl.String)
     return pl.Series(name, values, dtype=pl.List(kind)).list.eval(each).list.join(", ")
