@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 import kd_jax
 from configs import common
 from helpers.runs import config, metrics_of, run
+from kd_jax.core import fields
+from kd_jax.data.readers import READERS
 from kd_jax.experiment import roles
 from kd_jax.models import students
+from kd_jax.serving.exporters import EXPORTERS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -105,18 +108,29 @@ def fields_and_sections(section, prefix=""):
             yield from fields_and_sections(value, f"{prefix}{name}.")
 
 
-def known(field, fields):
+def declared():
+    """Fields of the sections whose fields their readers, students and exporters declare."""
+    for name, reader in READERS.items():
+        yield from (f"data.{name}.{field}" for field in fields.defaults(reader))
+    for name, kind in students.STUDENTS.items():
+        yield from (f"student.{name}.{field}" for field in fields.defaults(kind.spec))
+    for name, exporter in EXPORTERS.items():
+        yield from (f"export.{name}.{field}" for field in fields.defaults(exporter))
+
+
+def known(field, existing):
     """Whether there is such a field or section; <name> and * stand for any one."""
     parts = re.sub(r"^tuned\.[^.]+\.", "", field).split(".")
     return any(
         len(parts) == len(other)
         and all(a == b or a[0] == "<" or "*" in (a, b) for a, b in zip(parts, other, strict=True))
-        for other in fields
+        for other in existing
     )
 
 
 def test_the_fields_that_the_pages_name_exist():
-    fields = [one.split(".") for one in (*fields_and_sections(common.get_config()), *NAMED)]
+    names = (*fields_and_sections(common.get_config()), *declared(), *NAMED)
+    existing = [name.split(".") for name in names]
     pages = [
         *(ROOT / "docs").glob("*.md"),
         ROOT / "README.md",
@@ -133,6 +147,6 @@ def test_the_fields_that_the_pages_name_exist():
         wrong += [
             f"{page.name}: {name}"
             for name in dict.fromkeys(name.rstrip(".") for name in names)
-            if name not in FILES and not known(name, fields)
+            if name not in FILES and not known(name, existing)
         ]
     assert not wrong, "\n".join(wrong)
