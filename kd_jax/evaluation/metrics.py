@@ -86,7 +86,8 @@ def ranks_of(
     targets, and a pair with rows[p] == num_rows is padding (its rank means nothing).
 
     rank = 1 + (candidates that are no target of the row, with a score at least as high)
-             + (targets of the row with a higher score, or the same score and an earlier place in the list)
+             + (targets of the row with a higher score, or the same score and an earlier place in
+                the list)
 
     A NaN score is the worst there is: that of a target counts as the lowest, that of any other item
     as the highest. A target that is itself masked can never be recommended; its rank is num_items +
@@ -210,8 +211,13 @@ def novelty(
 
 
 AT_K: dict[str, Callable[[Ranking, int], np.ndarray]] = {
-    "ndcg": ndcg, "recall": recall, "precision": precision, "f1": f1, "map": average_precision, "hit_rate": hit_rate,
-}  # fmt: skip
+    "ndcg": ndcg,
+    "recall": recall,
+    "precision": precision,
+    "f1": f1,
+    "map": average_precision,
+    "hit_rate": hit_rate,
+}
 WHOLE: dict[str, Callable[[Ranking], np.ndarray]] = {"mrr": mrr, "auc": auc}
 LISTS = ("coverage", "novelty")
 

@@ -187,9 +187,11 @@ class _Ranked:
         """
         count = _count(self.scores)
         start = (
-            jnp.full((self.rows, k), PAD, jnp.int32), jnp.full((self.rows, k), -jnp.inf),
-            [jnp.zeros(self.rows, jnp.int32) for _ in targets], [jnp.zeros(len(rows)) for rows, _ in targets],
-        )  # fmt: skip
+            jnp.full((self.rows, k), PAD, jnp.int32),
+            jnp.full((self.rows, k), -jnp.inf),
+            [jnp.zeros(self.rows, jnp.int32) for _ in targets],
+            [jnp.zeros(len(rows)) for rows, _ in targets],
+        )
 
         def visit(found: Any, begin: Array | int, size: int) -> Any:
             items, best, candidates, raw = found

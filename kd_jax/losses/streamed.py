@@ -12,9 +12,9 @@ parameter (gradients). Two ways to cut:
   memory however large the catalogue.
 
 ``tile_shape`` takes rows as long as ``MIN_ROWS`` of them fit, from which on the matrix products run
-at full speed. The running normaliser is that of Milakov and Gimelshein, "Online normalizer calculation for
-softmax", 2018; gradients made in the forward pass are known from fused linear cross-entropies (Hsu
-et al., "Liger Kernel", 2024).
+at full speed. The running normaliser is that of Milakov and Gimelshein, "Online normalizer
+calculation for softmax", 2018; gradients made in the forward pass are known from fused linear
+cross-entropies (Hsu et al., "Liger Kernel", 2024).
 """
 
 from __future__ import annotations
