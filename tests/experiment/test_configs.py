@@ -19,6 +19,7 @@ from kd_jax.experiment import overrides, pipeline, renamed, roles, sections
 from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
+from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
 ROOT = Path(__file__).parents[2]
@@ -317,7 +318,7 @@ def test_what_was_tuned_is_set_made_and_removed():
     }
     assert c.tuned.student.student.name == "mlp" and not c.tuned.teacher
     assert "batch_size" not in c.tuned.control_teacher.teacher.optimizer
-    merged = settings_of(c, "distilled")
+    merged = settings_of(c, ROLES["distilled"])
     assert merged.student.mf.dropout == 0.2 and c.student.mf.dropout == 0.5
     term = of_section("distill.terms.soft", merged.distill.terms.soft)
     assert term.weight == Schedule(1.0, 0.0, "linear")
@@ -364,8 +365,8 @@ def test_an_argument_without_a_value_is_refused():
 def test_a_term_can_be_left_out_of_what_one_role_learns_from():
     c = common.get_config()
     c.tuned.distilled = {"distill": {"terms": {"clicks": None, "new": {"loss": "ce"}}}}
-    assert set(settings_of(c, "distilled").distill.terms) == {"soft", "new"}
-    assert set(settings_of(c, "control").distill.terms) == {"clicks", "soft"}
+    assert set(settings_of(c, ROLES["distilled"]).distill.terms) == {"soft", "new"}
+    assert set(settings_of(c, ROLES["control"]).distill.terms) == {"clicks", "soft"}
 
 
 @pytest.mark.parametrize(
