@@ -12,11 +12,11 @@ compilation, where there is any.
 
 Contestants: texts padded to the longest of their batch, in batches of 32 or 128 as they come;
 sorted by length, as sentence-transformers does; batches of one length alone (PyTorch's best case);
-Flax's jitted class on padded batches; ``text.encode``. One step of fine-tuning moves 64 texts' mean
-vectors towards fixed random ones: squared error, AdamW, all parameters, no dropout. That vectors
-and losses are the same is checked.
+Flax's jitted class on padded batches; ``encoding.encode``. One step of fine-tuning moves 64 texts'
+mean vectors towards fixed random ones: squared error, AdamW, all parameters, no dropout. The
+vectors and losses are checked to be the same.
 
-Tokens are real ones; 'computed' says how many were computed for each, padding included. FLOPs are
+Tokens are real ones; 'computed' is the number of computed tokens per real one. FLOPs are
 those of the matrix products on real tokens alone. 'of ceiling' holds them against the fastest
 product of two large matrices that any of the libraries made in this run. --lowered runs nothing: it
 counts FLOPs and bytes of a BERT-base in bfloat16.
@@ -160,7 +160,7 @@ def groups(lengths: np.ndarray, unit: int = 8) -> list[tuple[int, int, int]]:
 
 
 def ours(spec: dict[str, Any]) -> None:
-    """The worker of ``text.encode`` and of a training step through our encoder."""
+    """The worker of ``encoding.encode`` and of a training step through our encoder."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -1,10 +1,10 @@
-"""What every contestant of ``peers.py`` shares. Only numpy: it is imported in the peers' own
-environments.
+"""Shared by all contestants of ``peers.py``. It needs numpy alone, since the peers' own
+environments import it.
 
 A contestant is a script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N |
 --seconds=S] [--learning-rate=R]``. The last line it prints is one JSON object with the FIELDS
-below. One that cannot run says why by ``SystemExit("why")`` and is skipped. ``python
-benchmarks/peer_common.py`` prints the machine's matrix-product ceiling.
+below. A contestant that cannot run raises ``SystemExit("reason")`` and is skipped. ``python
+benchmarks/peer_common.py`` prints the machine's peak rate of matrix products.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Split:
         return indptr, np.insert(self.items, self.indptr[1:], self.valid)
 
     def earlier(self) -> Split:
-        """The same a step earlier, to choose settings by: learn from train, judged on valid; test
-        is not in it.
+        """The same split one step earlier, for selection: trained on train, evaluated on valid,
+        without test.
         """
         last = self.indptr[1:] - 1
         indptr = self.indptr - np.arange(self.num_users + 1)
@@ -140,7 +140,7 @@ def timed_epochs(options: argparse.Namespace, epoch: Callable[[], None]) -> list
     ``options.seconds``, if given.
     """
 
-    def wanted() -> Iterator[None]:
+    def epochs() -> Iterator[None]:
         if options.seconds is None:
             yield from [None] * options.epochs
         else:
@@ -148,7 +148,7 @@ def timed_epochs(options: argparse.Namespace, epoch: Callable[[], None]) -> list
                 yield None
 
     times: list[float] = []
-    for _ in wanted():
+    for _ in epochs():
         times.append(best_of(1, epoch)[0])
     return times
 
@@ -194,8 +194,8 @@ def report(
     packages: str,
     **more: Any,
 ) -> None:
-    """Judges and prints. times: seconds of each epoch; interactions: learned from in one; rank_s:
-    for all users.
+    """Evaluate and print. times: seconds of each epoch; interactions: of one epoch; rank_s: seconds
+    to rank for all users.
     """
     hr, ndcg = judge(top, split)
     values = {

@@ -112,7 +112,7 @@ def main() -> None:
     top = dataset.id2token(dataset.iid_field, top.numpy()).astype(np.int64)
     own = found[f"hit@{K}"], found[f"ndcg@{K}"]
     if not np.allclose(own, hit_ndcg(top, split.test), atol=2e-3):
-        raise ValueError(f"RecBole says {own}, its lists say {hit_ndcg(top, split.test)}")
+        raise ValueError(f"RecBole reports {own}, its lists give {hit_ndcg(top, split.test)}")
     report(
         settings=(
             f"BPR, defaults (64 factors, batch {config['train_batch_size']}), lr"

@@ -6,12 +6,12 @@ split.
 
 Leave-one-out by time over the 5-core (ML-1M: 6,040 users, 3,416 items, no rating filter); the 10
 best of the whole catalogue, seen items masked. Without --data a set of that shape is drawn: its
-speeds mean something, its quality does not. Models learn from train and valid, as nothing is
-selected on valid (--train-only: from train); sequence models read both as history. With --tune
-every contestant that is trained by gradients first tries three learning rates, learning from train
-and judged on valid, as long as in the end. What is not installed is skipped; kd_jax itself runs in
-this interpreter. Contestants run one after another, each in a process of its own. Every time is
-wall clock on --threads threads, so give it an idle machine.
+speeds are meaningful, its quality is not. Models are trained on train and valid, as nothing is
+selected on valid (--train-only: on train); sequence models read both as history. With --tune every
+contestant that is trained by gradients first tries three learning rates for the full duration,
+trained on train and evaluated on valid. Libraries that are not installed are skipped; kd_jax itself
+runs in this interpreter. Contestants run one after another, each in a process of its own. Every
+time is wall clock on --threads threads, so use an idle machine.
 
 The peers cannot be installed beside kd_jax or beside each other. Their environments, with Python
 3.11:
@@ -170,11 +170,11 @@ def run(
         return {"skipped": f"{interpreter}: {error.strerror}"}
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {options.timeout:.0f} s"}
-    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    errors = done.stderr.strip().splitlines() or ["no message"]
     if done.returncode == 1 and "Traceback" not in done.stderr:
-        return {"skipped": said[-1]}
+        return {"skipped": errors[-1]}
     if done.returncode:
-        return {"failed": f"exit status {done.returncode}: {said[-1]}"}
+        return {"failed": f"exit status {done.returncode}: {errors[-1]}"}
     try:
         found = json.loads(done.stdout.strip().splitlines()[-1])
         wrong = [name for name in FIELDS if name != "settings" and not 0 <= found[name] < math.inf]

@@ -5,7 +5,7 @@ descriptions as text.
 
 Cost: 2.5 min and 1.6 GB on 2 CPU cores. Result (test NDCG@10, 3 seeds): popularity .0272, trending
 .0690, student .0582, control .0686, distilled .0731, teacher .0706; the gain over trending, +6.0 %,
-cannot be told from zero.
+is not significant.
 """
 
 from ml_collections import ConfigDict

@@ -50,8 +50,8 @@ def scale_by_adam(
     their gathered rows (``gather_rows``), and so does their direction; the state holds the moments
     of the whole tables. moments: 'float32', or 'bfloat16', rounded stochastically: the second
     moment changes by a thousandth per step, which rounding to the nearest of bfloat16's 8 bits
-    would lose. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1; stochastic rounding of weights
-    and moments: Zamirai et al., "Revisiting BFloat16 training", 2020.
+    would lose. Source: Kingma and Ba, "Adam", ICLR 2015, algorithm 1; stochastic rounding of
+    weights and moments: Zamirai et al., "Revisiting BFloat16 training", 2020.
     """
     kind = MOMENTS[moments]
 

@@ -103,7 +103,7 @@ FIGURES = dict.fromkeys(peer_common.FIELDS, 1.0) | {"settings": "some"}
     [
         ('raise SystemExit("not written yet")', {"skipped": "not written yet"}),
         ('raise ValueError("of no use")', {"failed": "exit status 1: ValueError: of no use"}),
-        ("raise SystemExit(3)", {"failed": "exit status 3: it said nothing"}),
+        ("raise SystemExit(3)", {"failed": "exit status 3: no message"}),
         ("print('{}')", {"failed": "its last line is not the figures: KeyError('fit_s')"}),
         (
             f"import json; print('hello'); print(json.dumps({FIGURES | {'hr': -1.0}!r}))",
