@@ -149,6 +149,11 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
         field = f"{where}.{term.name}" if len(objective) > 1 else where
         if sampled:
             _check_sampled(term, limits, field)
+        if term.head and not (limits.ranks and limits.factorised):
+            raise InputError(
+                f"{field}.head=True is a map of context vectors, and this model has none; use"
+                " head=False, or task='rank' with another student.name"
+            )
         if isinstance(term.loss, SoftmaxLoss):
             reads_list = term.reads_teacher and term.teacher in limits.lists
             if reads_list and term.loss.entropy_coefficient is None:

@@ -1,5 +1,7 @@
 """The objective: weights, schedules, names, heads, and what is refused before training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,5 +121,8 @@ def test_what_no_engine_can_compute_is_refused_before_training():
     refused(lambda: check((sampled,), Limits(False, True, 20), where), "whose scores factorise")
     refused(lambda: check((sampled,), Limits(True, False, 20), where), "owns none", "tables")
     refused(lambda: check((sampled,), Limits(True, True, 3), where), "no sample of 3 items")
+    head = dataclasses.replace(sampled, items="all", head=True)
+    for limits in (Limits(False, True, 20), Limits(True, True, 20, ranks=False)):
+        refused(lambda limits=limits: check((head,), limits, where), "head=True", "head=False")
     mixed = (sampled, term("ce"))
     refused(lambda: check(mixed, factorised, where), "give all of them items='sampled'")
