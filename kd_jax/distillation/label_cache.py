@@ -1,5 +1,4 @@
-"""Soft labels: what a teacher says about every training example, online in the step or cached on
-disk.
+"""Soft labels on disk: the scores of a teacher for every training example.
 
 A ranking label is a context vector: with the item vectors and biases it gives the teacher's logits
 over the whole catalogue exactly, at D numbers per context instead of I. A rating label is the
@@ -32,9 +31,11 @@ TOLERANCE = 1e-4  # of a logit that is computed again
 
 @dataclasses.dataclass(frozen=True)
 class Labeller:
-    """What writes labels. shared: the arrays that all rows read. label: batch -> the arrays that
-    have a row for each example, {'contexts': [B, P, D]}, {'logits': [B, 1, C]} or {'list': int32
-    [B, P]}, and 'weights' [B, P] where some are to be trusted more than others.
+    """The labels of one teacher.
+
+    shared: the arrays that all rows read. label: batch -> the arrays that have a row for each
+    example, {'contexts': [B, P, D]}, {'logits': [B, 1, C]} or {'list': int32 [B, P]}, and 'weights'
+    [B, P] where the confidence of the teacher differs.
     """
 
     shared: dict[str, np.ndarray]
@@ -42,9 +43,7 @@ class Labeller:
 
 
 def prepare(folder: Path, identity: str) -> None:
-    """Empties ``folder`` unless what lies there belongs to ``identity``: then writing goes on where
-    it was cut off.
-    """
+    """Empties ``folder`` unless it belongs to ``identity``: then writing resumes."""
     note = folder / "identity.json"
     if note.exists() and read_json(note, f"delete {folder}") == identity:
         return

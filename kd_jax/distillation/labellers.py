@@ -1,4 +1,4 @@
-"""Labellers: what writes labels, a trained model or the lists of another system."""
+"""Labels of a trained model, and labels of the lists that another system wrote."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def of_model(
     confidence: str = "",
 ) -> Labeller:
     """Labels by a trained model, whole on every device of this process, which share the examples.
-    positions: those of the student. rates: whether it rates pairs; such a one needs no items.
+
+    positions: those of the student. rates: whether it rates pairs, and has no item vectors.
     confidence: '' or 'entropy', see ``certainty``.
     """
 
@@ -53,18 +54,16 @@ def of_model(
     params, constants = sharding.put_whole((params, constants), mesh)
     model: Any = nnx.merge(graphdef, params, constants)
     items = None if rates else model.items()
-    shared = (
-        {}
-        if items is None
-        else {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}
-    )
+    shared = {}
+    if items is not None:
+        shared = {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}
     return Labeller(
         shared, lambda batch: label(params, constants, items, sharding.put_rows(batch, mesh))
     )
 
 
 def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
-    """Labels by lists; 'list' 0 is the one of weight 0, for a position that nobody spoke about."""
+    """Labels by lists; list 0 has weight 0 and stands for a position without a list."""
     weights = lists.weights
     if confidence:
         _, entropy = listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))

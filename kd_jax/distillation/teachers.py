@@ -24,13 +24,15 @@ TeacherFn = Callable[[PyTree, Batch], TeacherScores]
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A teacher as the train step takes it: arrays, and the function that turns them and a batch
-    into what it says.
+    """A teacher as the train step takes it.
+
+    arrays: its parameters, or cached labels. scores: (arrays, batch) -> its scores. bias: gives the
+    biases of its items, f32 [I].
     """
 
     arrays: PyTree
     scores: TeacherFn
-    bias: Callable[[], Array | np.ndarray]  # of the teacher's items, [I]
+    bias: Callable[[], Array | np.ndarray]
 
 
 def last_context(contexts: Array, positions: str) -> Array:
@@ -40,8 +42,9 @@ def last_context(contexts: Array, positions: str) -> Array:
 def online_teacher(
     graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positions: str
 ) -> Teacher:
-    """The teacher's forward pass inside the student's step. positions: those of the student, 'last'
-    or 'all'.
+    """The teacher's forward pass inside the student's step.
+
+    positions: those of the student, 'last' or 'all'.
     """
 
     def scores(teacher: PyTree, batch: Batch) -> TeacherScores:
@@ -57,13 +60,8 @@ def online_teacher(
     return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
-PER_EXAMPLE = (
-    "contexts",
-    "logits",
-    "list",
-    "weights",
-    "top",
-)  # arrays of labels with a row for each example
+# Arrays of labels with a row for each example.
+PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")
 
 
 def _cached_scores(labels: PyTree, batch: Batch) -> TeacherScores:
@@ -73,7 +71,7 @@ def _cached_scores(labels: PyTree, batch: Batch) -> TeacherScores:
 
 
 def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
-    """What cached labels say about a batch, of which ``rows`` are those [B, ...]."""
+    """The scores of cached labels for a batch. rows: the arrays of its examples [B, ...]."""
     weights = rows.get("weights")
     if "list" in rows:
         chosen = rows["list"]
@@ -89,14 +87,10 @@ def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
 
 
 def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teacher, Examples]:
-    """Cached labels whose rows stay on the host, and the examples, to each batch of which it adds
-    those that belong.
-    """
+    """Cached labels whose rows stay on the host, and the examples with the rows in each batch."""
     rows = {key: np.asarray(teacher.arrays[key]) for key in PER_EXAMPLE if key in teacher.arrays}
-    shared, key = (
-        {key: value for key, value in teacher.arrays.items() if key not in rows},
-        f"labels of {name}",
-    )
+    shared = {key: value for key, value in teacher.arrays.items() if key not in rows}
+    key = f"labels of {name}"
 
     def look_up(_: Any, tables: dict[str, Any], chosen: Any) -> Batch:
         batch = examples.look_up(np, tables, chosen)
@@ -148,9 +142,10 @@ def cached_teacher(*folders: Path) -> Teacher:
 
 
 def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
-    """Cached labels with the ``k`` items of highest score of every label row, int32 [rows, P, k],
-    found once: a loss over a sample of the catalogue then reads no more of the catalogue than those
-    and the sample.
+    """Cached labels with the ``k`` items of highest score of every row, int32 [rows, P, k].
+
+    They are found once, so that a loss over a sample of the catalogue, or over candidates, reads no
+    more of it than those and the sample.
     """
     mesh = sharding.local_mesh()
     contexts, *catalogue = (
@@ -161,8 +156,7 @@ def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     top = np.empty((*contexts.shape[:-1], k), np.int32)
     batch_size += -batch_size % mesh.size
     for start in range(0, len(contexts), batch_size):
-        rows = np.minimum(
-            np.arange(start, start + batch_size), len(contexts) - 1
-        )  # one shape: one program
+        # Filled up with the last row: one shape, one program.
+        rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)
         top[rows] = find(sharding.put_rows(contexts[rows], mesh), items, bias)
     return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})

@@ -162,25 +162,14 @@ def _means(
         some_warm = jnp.where(jnp.concatenate([warm[index], drawn_warm], 1), every, NEGATIVE)
     counted = jnp.where(rows.targets == PAD, 0.0, rows.target_weights)
 
-    def logits(factors: Factors) -> Array:
-        """f32 [R, C + N]."""
-        near = jnp.einsum(
-            "rd,rcd->rc",
-            factors.contexts,
-            factors.vectors[index],
-            preferred_element_type=jnp.float32,
-        ) + factors.bias[index].astype(jnp.float32)
-        part = Factors(factors.contexts, factors.vectors[items], factors.bias[items])
-        return jnp.concatenate([near, part.dense()], 1)
-
     def temperature(term: SoftmaxTerm) -> float | Array:
         if term.softmax.scheduled < 0:
             return term.softmax.temperature
         assert inputs.temperatures is not None
         return inputs.temperatures[term.scheduled]
 
-    scores = logits(student)
-    soft = None if teacher is None else lax.stop_gradient(logits(teacher))
+    scores = _logits(student, index, items)
+    soft = None if teacher is None else lax.stop_gradient(_logits(teacher, index, items))
     values = []
     for term in terms:
         weights = some_warm if term.warm else every
@@ -205,6 +194,15 @@ def _means(
             )
         values.append(jnp.sum(jnp.where(some, per_row, 0.0) * rows.weights))
     return jnp.stack(values)
+
+
+def _logits(factors: Factors, own: Int[Array, "R C"], drawn: Int[Array, " N"]) -> Array:
+    """f32 [R, C + N] of each row's own items, and of the drawn ones."""
+    near = jnp.einsum(
+        "rd,rcd->rc", factors.contexts, factors.vectors[own], preferred_element_type=jnp.float32
+    ) + factors.bias[own].astype(jnp.float32)
+    part = Factors(factors.contexts, factors.vectors[drawn], factors.bias[drawn])
+    return jnp.concatenate([near, part.dense()], 1)
 
 
 def _log_weights(own: Int[Array, "R C"], negatives: _Negatives) -> Float[Array, "R CN"]:

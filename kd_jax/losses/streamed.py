@@ -107,10 +107,8 @@ def local(
         """One tile of rows: its losses, and its share of the gradients."""
         means, tables = carry
         student_rows, teacher_rows, here = part
-        student_part = student._replace(contexts=student_rows[0], excluded=student_rows[1])
-        teacher_part = teacher and teacher._replace(
-            contexts=teacher_rows[0], excluded=teacher_rows[1]
-        )
+        student_part = _with_rows(student, student_rows)
+        teacher_part = teacher and _with_rows(teacher, teacher_rows)
         pair = Pair(terms, student_part, teacher_part, here, warm, temperatures, offset, axes)
         statistics = pair.statistics(width)
         means = means + pair.means(statistics)
@@ -144,3 +142,9 @@ def local(
     given = (axes.sum_items(contexts), vectors.T if turned else vectors, bias)
     like = (student.contexts, student.vectors, student.bias)
     return (total, means), tuple(g.astype(x.dtype) for g, x in zip(given, like, strict=True))
+
+
+def _with_rows(factors: Factors, rows: tuple[Array, Array | None]) -> Factors:
+    """``factors`` with these contexts and excluded items."""
+    contexts, excluded = rows
+    return factors._replace(contexts=contexts, excluded=excluded)
