@@ -1,6 +1,4 @@
-"""What teachers and students are both made of: a scorer's contract and a causal Transformer over
-histories.
-"""
+"""Layers that teachers and students share: dropout and a causal Transformer over histories."""
 
 from __future__ import annotations
 
@@ -16,26 +14,27 @@ from kd_jax.core.types import PAD
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> Array:
-    """Random first values of this standard deviation; the same bits inside a program and outside,
-    where XLA does not join ``scale`` with the factor that ``normal`` ends with.
+    """Random initial values with mean 0 and standard deviation ``scale``.
+
+    The barrier keeps XLA from joining ``scale`` with the last factor of ``jax.random.normal``, so
+    that the values have the same bits inside and outside a jitted function.
     """
     return jax.lax.optimization_barrier(jax.random.normal(rngs.params(), shape)) * scale
 
 
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
-    """Inverted dropout; the identity when ``rngs`` is None, as in evaluation.
+    """Inverted dropout; the identity where ``rngs`` is None, as in evaluation.
 
-    A byte decides about an element, so the rate is rounded to a 256th (and the scale to match): a
-    quarter of the random numbers, which are what dropout costs. The mask does not depend on how the
-    array is sharded.
+    One random byte decides about an element, so the rate (and with it the scale) is rounded to a
+    multiple of 1/256: this needs a quarter of the random numbers, which are the cost of dropout.
+    The mask does not depend on the sharding of the array.
     """
     dropped = min(round(256 * rate), 255)
     if rngs is None or dropped == 0:
         return x
     words = jax.random.bits(rngs.dropout(), (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
-    draw = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[
-        ..., : x.shape[-1]
-    ]
+    draw = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)
+    draw = draw[..., : x.shape[-1]]
     return jnp.where(draw >= dropped, x * (256 / (256 - dropped)), 0)
 
 
@@ -43,7 +42,7 @@ Activation = Callable[[Array], Array]
 
 
 class Block(nnx.Module):
-    """A pre-norm Transformer block: attention and an MLP, ``widen`` times as wide."""
+    """A pre-norm Transformer block: attention, and an MLP of ``widen`` times the width."""
 
     def __init__(
         self,
@@ -55,13 +54,15 @@ class Block(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.dropout, self.activation = heads, dropout, activation
-        self.norm1, self.norm2 = nnx.LayerNorm(dim, rngs=rngs), nnx.LayerNorm(dim, rngs=rngs)
-        self.qkv, self.out = nnx.Linear(dim, 3 * dim, rngs=rngs), nnx.Linear(dim, dim, rngs=rngs)
-        self.up, self.down = (
-            nnx.Linear(dim, widen * dim, rngs=rngs),
-            nnx.Linear(widen * dim, dim, rngs=rngs),
-        )
+        self.heads = heads
+        self.dropout = dropout
+        self.activation = activation
+        self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
+        self.qkv = nnx.Linear(dim, 3 * dim, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, rngs=rngs)
+        self.up = nnx.Linear(dim, widen * dim, rngs=rngs)
+        self.down = nnx.Linear(widen * dim, dim, rngs=rngs)
 
     def __call__(
         self,
@@ -70,28 +71,31 @@ class Block(nnx.Module):
         rngs: nnx.Rngs | None,
         last: bool = False,
     ) -> Float[Array, "BQ D"]:
-        """Positions lie flat, [B * L, D]: one matrix product each, with no transposed copy in its
-        gradient.
+        """Runs the block on flattened positions [B * L, D].
 
-        last: only the last position (Q = 1) is computed, but for keys and values; else Q = L.
+        Flattened, a linear map is one matrix product without a transposed copy in its gradient.
+        last: compute the output of the last position only (Q = 1); else Q = L.
         """
-        batch, length = mask.shape[0], mask.shape[-1]
+        batch = mask.shape[0]
+        length = mask.shape[-1]
         qkv = self.qkv(self.norm1(x)).reshape(batch, length, 3 * self.heads, -1)
         q, k, v = jnp.split(qkv, 3, axis=2)
         if last:
-            x, q, mask = x.reshape(batch, length, -1)[:, -1], q[:, -1:], mask[:, :, -1:]
+            x = x.reshape(batch, length, -1)[:, -1]
+            q = q[:, -1:]
+            mask = mask[:, :, -1:]
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape)
         x = x + dropout(self.out(attended), self.dropout, rngs)
-        return x + dropout(self.down(self.activation(self.up(self.norm2(x)))), self.dropout, rngs)
+        hidden = self.activation(self.up(self.norm2(x)))
+        return x + dropout(self.down(hidden), self.dropout, rngs)
 
 
 class CausalTransformer(nnx.Module):
-    """Reads item vectors oldest to newest; position p sees items up to p. Histories end at the
-    right edge.
+    """A causal Transformer over item vectors, oldest first; histories are padded on the left.
 
-    Source: Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (learned
-    positions; there the MLP has the width of the model and a ReLU), with the norm before each
-    layer.
+    Raises InputError if ``heads`` does not divide ``dim``. Source: Kang and McAuley,
+    "Self-Attentive Sequential Recommendation", ICDM 2018 (learned positions; its MLP has the width
+    of the model and a ReLU), with the norm before each layer.
     """
 
     def __init__(
@@ -111,7 +115,8 @@ class CausalTransformer(nnx.Module):
                 f"width {dim} is not divisible by {heads} heads; change dim or heads of the teacher"
                 " or student"
             )
-        self.dim, self.dropout = dim, dropout
+        self.dim = dim
+        self.dropout = dropout
         self.position = nnx.Param(normal(rngs, (length, dim), 0.1))
         self.blocks = nnx.List(
             [Block(dim, heads, dropout, widen, activation, rngs=rngs) for _ in range(blocks)]
@@ -126,7 +131,10 @@ class CausalTransformer(nnx.Module):
         rngs: nnx.Rngs | None = None,
         last: bool = False,
     ) -> Float[Array, "B Q D"]:
-        """The context after every position (Q = L), or after the ``last`` alone (Q = 1)."""
+        """The context vector after every position (Q = L), or only the ``last`` one (Q = 1).
+
+        x: the item vectors of ``history``, which is padded with ``PAD``.
+        """
         batch, length, dim = x.shape
         valid = history != PAD
         causal = jnp.tril(jnp.ones((length, length), bool))

@@ -1,4 +1,4 @@
-"""A user row fitted to the history of a user who was not in training."""
+"""Fold-in: fits the embedding of a new user to their history."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from kd_jax.distillation.term import Term
 from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.scorer import Scorer
 
-FOLD_IN_STEPS, FOLD_IN_RATE, FOLD_IN_DECAY = 100, 0.05, 1e-2
-FOLD_IN_RECENCY = 5.0  # interactions after which a history item counts 1/e
+FOLD_IN_STEPS = 100
+FOLD_IN_RATE = 0.05
+FOLD_IN_DECAY = 1e-2  # of the L2 penalty
+FOLD_IN_RECENCY = 5.0  # interactions: age at which a history item counts 1/e
 CLICKS = (Term("clicks", CrossEntropy()),)
 
 
 def fold_in(model: Scorer, batch: Batch) -> Scorer:
-    """``model`` with its user table replaced by one row fitted to ``batch`` (one user), everything
-    else as trained.
+    """``model`` with a user table of one row, which is fitted to the user of ``batch``.
 
-    The row minimises the cross-entropy of that user's items, the newest weighing most, with a small
-    L2 penalty and everything else held still.
+    The row minimises the cross-entropy of the user's items, weighted by recency, with a small L2
+    penalty. All other parameters are unchanged.
     """
     graphdef, user, *others = nnx.split(model, nnx.PathContains("user"), ...)
     rest: Any = others[0]

@@ -456,7 +456,7 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
         ({"task": "rank"}, "python -m kd_jax.rerank"),
         (
             {"teacher.lm.max_tokens": 8},
-            "teacher.lm.max_tokens=8 leaves no room for a user's text and an item's",
+            "teacher.lm.max_tokens=8 has no room for a user's text and an item's",
         ),
         ({"teacher.model.dropout": 1.5}, "teacher.model.dropout=1.5"),
         ({"teacher.lm.template": "{title"}, "teacher.lm.template="),

@@ -1,5 +1,4 @@
-"""The cross-encoder: the language model reads a user's text and an item's together, and a small
-head judges the pair.
+"""The cross-encoder teacher: a language model that reads the texts of user and item together.
 
 Source: Nogueira and Cho, "Passage Re-ranking with BERT", 2019 (two texts in one input, a classifier
 on its vector).
@@ -26,10 +25,11 @@ from kd_jax.models.scorer import Frozen, Scorer, split
 
 @dataclasses.dataclass(frozen=True)
 class CrossSpec:
-    """What a cross-encoder is built from.
+    """The data and sizes from which a cross-encoder is created.
 
-    width: of the language model's vectors. counts: f32 [I, C] training ratings of each item by
-    class. own: int8 [N], the class of each interaction that is among those, PAD for the others.
+    width: of the language model's vectors. counts: f32 [I, C], the train ratings of each item by
+    class. own: int8 [N], the class of each train interaction, PAD for the others. Raises InputError
+    for a value out of range.
     """
 
     width: int
@@ -46,8 +46,9 @@ class CrossSpec:
 
 
 class PairHead(nnx.Module):
-    """A pair's vector -> C numbers, small at first: LayerNorm, and an MLP of one hidden layer
-    beside a linear map.
+    """Maps the vector of a pair to C numbers, which are small at first.
+
+    A LayerNorm, then the sum of a linear map and an MLP with one hidden layer. rate: of dropout.
     """
 
     def __init__(self, width: int, hidden: int, out: int, rate: float, *, rngs: nnx.Rngs):
@@ -60,21 +61,21 @@ class PairHead(nnx.Module):
 
     def __call__(self, vectors: Float[Array, "N F"], rngs: nnx.Rngs | None) -> Float[Array, "N C"]:
         x = dropout(self.norm(vectors), self.dropout, rngs)
-        return self.linear(x) + self.down(dropout(jax.nn.gelu(self.up(x)), self.dropout, rngs))
+        hidden = dropout(jax.nn.gelu(self.up(x)), self.dropout, rngs)
+        return self.linear(x) + self.down(hidden)
 
 
 class CrossEncoder(Scorer):
-    """Class logits of a user-item pair: a head on the language model's vector of the pair's text,
-    beside the log of the item's class shares.
+    """Class logits of a user-item pair: a head on the vector of the pair plus a prior.
 
-    The shares are those of the item-average baseline, (counts + s · average) / (count + s) with s =
-    1 at first and learned; a training rating is left out of its own item's counts, or the head
-    would learn from an answer that it is told. So the model starts about where the baseline stands,
-    and the head learns what is left.
+    The prior is the log of the item's class shares in the item-average baseline, (counts + s ·
+    average) / (count + s), where s is learned and 1 at first. A train rating is left out of the
+    counts of its own item, since it would leak the target. So the model is close to the baseline at
+    first, and the head learns the difference.
 
-    encoder: the language model when it is trained, else None. A batch with ``pair_ids`` is read
-    now, with gradient; otherwise a pair's vector is looked up by its ``interaction``: ``vectors``
-    f32 [N, F], NaN where nothing was computed (``with_vectors``).
+    encoder: the language model if it is trained, else None. A batch with ``pair_ids`` is encoded in
+    the step, with gradient. Otherwise the vector of a pair is looked up by its ``interaction`` in
+    ``vectors``, f32 [N, F], which is NaN where it is not computed (``with_vectors``).
     """
 
     positions = "last"
@@ -99,6 +100,7 @@ class CrossEncoder(Scorer):
         self.head = PairHead(spec.width, spec.hidden, spec.counts.shape[1], spec.dropout, rngs=rngs)
 
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B 1 C"]:
+        """Class logits of the batch's pairs."""
         if "pair_ids" in batch:
             vectors = self.encoder(batch["pair_ids"], batch["pair_mask"])
         else:
@@ -106,32 +108,28 @@ class CrossEncoder(Scorer):
         return (self.head(vectors, rngs) + self.shares(batch))[:, None]
 
     def shares(self, batch: Batch) -> Float[Array, "B C"]:
-        """Log of the class shares of the batch's items, each without the rating that is asked
-        for.
-        """
+        """The log of the class shares of the batch's items, each without the rating to predict."""
         counts = self.counts[...]
         average = counts.sum(0) / counts.sum()
-        own = jax.nn.one_hot(
-            self.own[...][batch["interaction"]], counts.shape[1]
-        )  # zeros where it is PAD
-        left, weight = counts[batch["item"]] - own, jnp.exp(self.smoothing[...])
+        # Zeros where the class is PAD.
+        own = jax.nn.one_hot(self.own[...][batch["interaction"]], counts.shape[1])
+        left = counts[batch["item"]] - own
+        weight = jnp.exp(self.smoothing[...])
         return jnp.log(left + weight * average[None]) - jnp.log(left.sum(1, keepdims=True) + weight)
 
     def items(
         self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
     ) -> tuple[Array, Array]:
-        """Nothing: it has no vectors of items alone."""
+        """Placeholders, since a cross-encoder has no item vectors."""
         return jnp.zeros((len(self.counts[...]), 1)), jnp.zeros(len(self.counts[...]))
 
 
 class PairRanker(Scorer):
-    """A cross-encoder that ranks: one number per pair, a softmax over the target and drawn
-    candidates.
+    """A cross-encoder for ranking: one score per pair, a softmax over the target and candidates.
 
-    Candidates are drawn by popularity, so that the number says how much better an item fits this
-    user than its popularity lets one expect: the log of that popularity is what a sampled softmax
-    would take off again (log-Q correction), and it is added where items are ranked
-    (``kd_jax/rerank.py``).
+    Candidates are drawn by popularity and their log-Q correction is omitted, so a score is relative
+    to the log of the item's popularity, which is added when items are ranked
+    (``experiment/rerank.py``).
     """
 
     positions = "last"
@@ -143,8 +141,9 @@ class PairRanker(Scorer):
         self.head = PairHead(encoder.dim, hidden, 1, rate, rngs=rngs)
 
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B 1 K"]:
-        """Of the K pairs of each row, ``pair_ids`` int32 [B, K, L]; the target is the first."""
-        ids, mask = batch["pair_ids"], batch["pair_mask"]
+        """Scores of the K pairs of each row, ``pair_ids`` int32 [B, K, L]; first the target."""
+        ids = batch["pair_ids"]
+        mask = batch["pair_mask"]
         vectors = self.encoder(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]))
         return self.head(vectors, rngs).reshape(len(ids), 1, -1)
 
@@ -158,9 +157,10 @@ def with_vectors(
     table: TokenTable,
     **how: Any,
 ) -> PyTree:
-    """``constants`` of a cross-encoder whose language model is trained, with the vectors of these
-    pairs computed from ``params``. rows: int [R], the interactions of the pairs of ``table``. how:
-    see ``text.encode``.
+    """``constants`` of a cross-encoder, with the vectors of pairs computed from ``params``.
+
+    rows: int [R], the interactions of the pairs in ``table``. how: arguments of
+    ``encoding.encode``.
     """
     model: Any = nnx.merge(graphdef, params, constants)
     vectors = np.array(model.vectors[...])

@@ -1,4 +1,4 @@
-"""What a bi-encoder is built from."""
+"""The specification of a bi-encoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ SOFTMAXES = ("full", "in_batch", "sampled")
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSpec:
-    """What a teacher is built from.
+    """The fields of the section ``teacher.model``, with data from which a bi-encoder is created.
 
-    bias: f32 [I] item bias to start at; warm: bool [I], or None. components, whitening: of the PCA
-    that a frozen language model's vectors go through (components=0: none). num_classes > 0: rate
-    pairs instead of ranking the catalogue. trends: f32 [S, I, K] features of the items at S moments
-    (``kd_jax/data/trends.py``), or None. softmax, over which items a teacher learns while its
-    language model is trained: the catalogue ('full'), or the items that the step encodes: those of
-    the batch ('in_batch') and ``negatives`` drawn ones ('sampled'), with log-Q correction.
-    hard_negatives: items per row that the teacher itself scores highest, encoded too. share: f32
-    [I] of the training interactions, or None.
+    bias: f32 [I], the initial item bias. warm: bool [I], or None. components, whitening: of the PCA
+    of the text vectors; components=0: none. num_classes: rating classes of a user-item pair; 0:
+    rank the catalogue. trends: f32 [S, I, K], the popularity features of the items at S times
+    (``data/popularity.py``), or None. softmax: the items of the softmax while the language model is
+    trained: the catalogue ('full'), or, with log-Q correction, the items that the step encodes:
+    those of the batch ('in_batch'), or these and ``negatives`` drawn items ('sampled').
+    hard_negatives: the number of items per row to encode besides, those to which the teacher itself
+    gives the highest scores. share: f32 [I], each item's share of the train interactions, or None.
+    Raises InputError for a value out of range.
     """
 
     num_items: int

@@ -1,4 +1,4 @@
-"""From texts to vectors of the width of the teacher."""
+"""The text tower: maps the language model's vectors of texts to vectors of the teacher's width."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from kd_jax.models.teachers.spec import TeacherSpec
 
 
 class Whitening(nnx.Module):
-    """A frozen linear map fitted to text vectors: centre, PCA to ``components``, scale by std **
-    -power.
+    """A frozen linear map, fitted to text vectors: centring, PCA, and scaling by std ** -power.
 
-    Sentence encoders put most of their variance into a few directions that say 'this is a film
-    title'. Half whitening (power 0.5) evens the directions out without blowing up the noise of the
-    last ones.
+    components: of the PCA. Most of the variance of sentence encoders is in a few directions that
+    all film titles share. Half whitening (power 0.5) balances the directions without amplifying the
+    noise in the last ones.
     """
 
     def __init__(self, vectors: np.ndarray, components: int, power: float):
@@ -33,9 +32,7 @@ class Whitening(nnx.Module):
         order = np.argsort(values)[::-1][:components]
         std = np.sqrt(np.maximum(values[order], 1e-8))
         scale = std**-power
-        scale /= np.sqrt(
-            np.mean((std * scale) ** 2)
-        )  # unit mean square per component, whatever the power
+        scale /= np.sqrt(np.mean((std * scale) ** 2))  # mean square 1 per component for any power
         self.mean = Frozen(jnp.asarray(vectors.mean(0), jnp.float32))
         self.map = Frozen(jnp.asarray(basis[:, order] * scale[None], jnp.float32))
 
@@ -43,91 +40,93 @@ class Whitening(nnx.Module):
         return (vectors - self.mean[...][None]) @ self.map[...]
 
 
-SMALL_INIT = nnx.initializers.variance_scaling(
-    0.1, "fan_in", "normal"
-)  # item vectors of length about 0.3 per component
+# Gives item vectors of about 0.3 per component.
+SMALL_INIT = nnx.initializers.variance_scaling(0.1, "fan_in", "normal")
 
 
 class TextTower(nnx.Module):
-    """Texts -> vectors of the teacher's width: (language model) -> whitening -> linear plus
-    residual MLP.
+    """Maps texts to vectors [D]: language model, whitening, and a linear map plus an MLP.
 
-    ``live`` rows are encoded by ``encoder`` now, with gradient; the others enter with the vectors
-    they were last given (``refresh``).
+    Live rows are encoded in the train step by ``encoder``, with gradient; the other rows have their
+    stored vectors, which ``LanguageModel.refresh`` updates. encoder: None if it is frozen.
     """
 
     def __init__(self, texts: Texts, spec: TeacherSpec, encoder: Any, *, rngs: nnx.Rngs):
-        self.encoder, self.dropout = encoder, spec.dropout
+        self.encoder = encoder
+        self.dropout = spec.dropout
         self.vectors = Frozen(jnp.asarray(texts.vectors))
         self.ids = Frozen(jnp.asarray(texts.ids)) if encoder is not None else None
         self.mask = Frozen(jnp.asarray(texts.mask)) if encoder is not None else None
         self.states = Frozen(jnp.asarray(texts.states)) if texts.states is not None else None
         self.starts = Frozen(jnp.asarray(texts.starts)) if texts.starts is not None else None
-        self.whitening = (
-            Whitening(texts.vectors, spec.components, spec.whitening) if spec.components else None
-        )
-        width = (
-            self.whitening.map.shape[1] if self.whitening is not None else texts.vectors.shape[1]
-        )
+        whitening = None
+        width = texts.vectors.shape[1]
+        if spec.components:
+            whitening = Whitening(texts.vectors, spec.components, spec.whitening)
+            width = whitening.map.shape[1]
+        self.whitening = whitening
         self.linear = nnx.Linear(width, spec.dim, kernel_init=SMALL_INIT, rngs=rngs)
-        self.up = nnx.Linear(
-            width, spec.hidden, kernel_init=nnx.initializers.normal(width**-0.5), rngs=rngs
-        )
+        hidden_init = nnx.initializers.normal(width**-0.5)
+        self.up = nnx.Linear(width, spec.hidden, kernel_init=hidden_init, rngs=rngs)
         self.down = nnx.Linear(spec.hidden, spec.dim, kernel_init=SMALL_INIT, rngs=rngs)
 
     def project(
         self, vectors: Float[Array, "N F"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "N D"]:
+        """Maps vectors of the language model to the teacher's width; rngs: for dropout."""
         if self.whitening is not None:
             vectors = self.whitening(vectors)
         vectors = dropout(vectors, self.dropout, rngs)
         return self.linear(vectors) + self.down(jax.nn.gelu(self.up(vectors)))
 
     def encode(self, rows: Array, width: int | None = None) -> Float[Array, "K F"]:
-        """The language model's vectors, computed now, of these rows' texts [K], which have at most
-        ``width`` tokens.
+        """The vectors of the texts ``rows`` [K], computed by the language model.
+
+        width: the largest number of tokens of these texts; None: that of all texts.
         """
         assert self.ids is not None and self.mask is not None
-        ids, mask = self.ids[...][rows, :width], self.mask[...][rows, :width]
+        ids = self.ids[...][rows, :width]
+        mask = self.mask[...][rows, :width]
         if self.states is None or self.starts is None:
             return self.encoder(ids, mask)
-        places = self.starts[...][rows][:, None] + jnp.arange(ids.shape[1])[None]
-        return self.encoder(
-            ids, mask, states=self.states[...][jnp.minimum(places, len(self.states[...]) - 1)]
-        )
+        tokens = self.starts[...][rows][:, None] + jnp.arange(ids.shape[1])[None]
+        states = self.states[...][jnp.minimum(tokens, len(self.states[...]) - 1)]
+        return self.encoder(ids, mask, states=states)
 
     def all(self, live: dict[int, Array] | None, rngs: nnx.Rngs | None) -> Float[Array, "N D"]:
-        """Every text's vector; ``live``: width -> int32 [K], padded with PAD, are the rows to
-        encode now.
+        """The vectors of all texts.
+
+        live: width -> rows to encode in this step, int32 [K], padded with PAD; None: none.
         """
         vectors = self.vectors[...]
         if self.encoder is not None and live is not None:
             for width, rows in live.items():
-                fresh = self.encode(jnp.maximum(rows, 0), width)
-                vectors = vectors.at[jnp.where(rows == PAD, len(vectors), rows)].set(
-                    fresh, mode="drop"
-                )
+                encoded = self.encode(jnp.maximum(rows, 0), width)
+                index = jnp.where(rows == PAD, len(vectors), rows)
+                vectors = vectors.at[index].set(encoded, mode="drop")
         return self.project(vectors, rngs)
 
     def some(self, rows: Array, rngs: nnx.Rngs | None) -> Float[Array, "B D"]:
-        """The vectors of these rows, [B] -> [B, D], encoded now in training."""
+        """The vectors of the texts ``rows`` [B]; in training they are encoded in the step."""
         live = self.encoder is not None and rngs is not None
         return self.project(self.encode(rows) if live else self.vectors[...][rows], rngs)
 
 
 class ItemTower(Scorer):
-    """A language model and a text tower's head, which learn the vectors that another model has for
-    its items (``kd_jax/adapt.py``).
+    """A language model and a text tower that are trained to predict the item vectors of a model.
+
+    See ``experiment/adapt.py``.
     """
 
     positions = "last"
 
     def __init__(self, head: TextTower, encoder: Any):
         super().__init__(None)
-        self.head, self.encoder = head, encoder
+        self.head = head
+        self.encoder = encoder
 
     def factors(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Factors:
-        """The vectors of the batch's texts, encoded now, as contexts [B, 1, D] of no items."""
+        """The vectors of the batch's texts as contexts [B, 1, D], without any items."""
         vectors = self.encoder(batch["ids"], batch["mask"], states=batch.get("states"))
         contexts = self.head.project(vectors, rngs)[:, None]
         return Factors(contexts, jnp.zeros((0, contexts.shape[-1])), jnp.zeros(0))
