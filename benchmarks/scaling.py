@@ -130,7 +130,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, part, None, constants, teacher))
         times.append(time.perf_counter() - start)
-        losses.append({name: float(value) for name, value in metrics.items()})
+        terms = metrics.pop("terms")
+        losses.append({name: float(value) for name, value in (metrics | terms).items()})
     return {
         "values": losses, "time": min(times[1:]), "sent": sum(c["bytes"] for c in sent), "collectives": sent,
     } | least(spec, sizes, positions) | measuring.machine()  # fmt: skip
