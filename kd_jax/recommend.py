@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_jax.core import process
-from kd_jax.serving.recommender import load
+from kd_jax.serving.recommender import print_top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,20 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--history", help="item ids or titles, oldest first, separated by |")
     parser.add_argument("-k", type=int, default=10, help="how many items (default: 10)")
     options = parser.parse_args(arguments)
-    history = (
-        None
-        if options.history is None
-        else [part.strip() for part in options.history.split("|") if part.strip()]
+    workdir = Path(options.workdir)
+    return process.status(
+        lambda: print_top(workdir, options.user, options.history, options.k), workdir
     )
-    return process.status(lambda: run_command(options, history), Path(options.workdir))
-
-
-def run_command(options: argparse.Namespace, history: list[str] | None) -> None:
-    table = load(options.workdir).recommend(user=options.user, history=history, k=options.k)
-    for row in table.iter_rows(named=True):
-        print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
-    if len(table) < options.k:
-        print(f"{len(table)} items: the catalogue has no more that were not seen", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def export(models: TrainedModels) -> None:
 def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     experiment = models.experiment
     parts = build(experiment, role, seed)
-    best = models.best(role, seed, parts)  # Orbax reads in all processes together
+    # Orbax reads, and texts are encoded, in all processes together.
+    best, inputs = models.best(role, seed, parts), inputs_of(experiment, role)
     if not leader():
         return
     description = dict(
@@ -50,7 +51,7 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
         spec=spec_of(experiment, role).plain(),
     )
     model: Any = nnx.merge(parts.graphdef, *best)
-    bundle = Bundle(experiment.dataset, model, description, inputs_of(experiment, role))
+    bundle = Bundle(experiment.dataset, model, description, inputs)
     folder, c = experiment.workdir / "export", experiment.config.export
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
     for name, files in written.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,15 @@ def load(workdir: str | Path) -> Recommender:
     dataset = datasets.load(folder / "dataset")
     model, description = safetensors.read(folder / "export", dataset)
     return Recommender(dataset, model, description)
+
+
+def print_top(workdir: Path, user: str | None, history: str | None, k: int) -> None:
+    """Print what ``recommend`` returns, a line per item. history: ids or titles, separated by |."""
+    items = None
+    if history is not None:
+        items = [part.strip() for part in history.split("|") if part.strip()]
+    table = load(workdir).recommend(user=user, history=items, k=k)
+    for row in table.iter_rows(named=True):
+        print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
+    if len(table) < k:
+        print(f"{len(table)} items: the catalogue has no more that were not seen", file=sys.stderr)

@@ -9,6 +9,7 @@ import pytest
 import kd_jax
 from helpers.runs import config, metrics_of, run
 from kd_jax.experiment import roles, sweep
+from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.roles import ROLES, Kind, Role
 from kd_jax.report.legend import Appearance
 
@@ -77,16 +78,10 @@ def test_a_control_reads_no_text_and_has_the_budget_of_what_it_controls(further)
     assert not ROLES["control"].text and ROLES["distilled"].text
     c = config(Path("nowhere"))
     c.teacher.lm.train, c.teacher.model.dim = "lora", 24
-    settings = roles_settings(c, "control_teacher")
+    settings = settings_of(c, ROLES["control_teacher"])
     assert settings.teacher.lm.train == "head" and settings.teacher.model.item_features == "id"
     assert settings.teacher.model.dim == 24
     assert settings.teacher.optimizer == c.teacher.optimizer
-
-
-def roles_settings(c, name):
-    from kd_jax.experiment.config import settings_of
-
-    return settings_of(c, ROLES[name])
 
 
 def test_the_table_is_consistent():
