@@ -27,7 +27,8 @@ FLAGS = ("config", "workdir", "coordinator", "num_processes", "process_id")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _refuse(
-            f"unexpected argument {argv[1]!r}; fields are set as --config.student.optimizer.steps=100"
+            f"unexpected argument {argv[1]!r}; fields are set as"
+            " --config.student.optimizer.steps=100"
         )
     from kd_jax.core import process
     from kd_jax.devices import processes

@@ -225,8 +225,8 @@ def teacher_model() -> ConfigDict:
 
 def student() -> ConfigDict:
     c = ConfigDict()
-    # a name of STUDENTS: 'mf', 'mlp', 'sasrec', …; each has a section, of which only the chosen one
-    # is read
+    # a name of STUDENTS: 'mf', 'mlp', 'sasrec', …; each has a section, of which only the chosen
+    # one is read
     c.name = "mf"
     c.mf = ConfigDict(tables() | recency())
     c.mlp = ConfigDict(tables() | recency())

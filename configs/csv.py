@@ -4,8 +4,8 @@
         --config.data.files.path=interactions.csv --config.data.files.items_path=items.csv
 
 interactions: user, item and, where known, rating, timestamp, split. items: item and any text
-columns, the title first. Other column names are mapped with --config.data.files.columns.user=customer_id
-and so on.
+columns, the title first. Other column names are mapped with
+--config.data.files.columns.user=customer_id and so on.
 
 Cost and result: depend on your data; on the embedded sets see configs/quickstart.py and
 configs/online_retail.py.
