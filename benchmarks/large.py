@@ -89,7 +89,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.devices import sharding
     from kd_jax.distillation.term import Term
     from kd_jax.evaluation import evaluator
-    from kd_jax.evaluation.tasks import score_function
+    from kd_jax.evaluation.scoring import score_function
     from kd_jax.losses.softmax import CrossEntropy
     from kd_jax.models.scorer import split
     from kd_jax.models.students.base import UserSpec

@@ -40,7 +40,7 @@ from kd_jax.devices import sharding
 from kd_jax.devices.profiling import matmul_flops
 from kd_jax.distillation.term import Term
 from kd_jax.evaluation.evaluator import top_k
-from kd_jax.evaluation.tasks import score_function
+from kd_jax.evaluation.scoring import score_function
 from kd_jax.losses.softmax import CrossEntropy
 from kd_jax.models.scorer import split as take_apart
 from kd_jax.models.students import STUDENTS, student_spec

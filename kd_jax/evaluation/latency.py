@@ -17,7 +17,7 @@ from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
 from kd_jax.devices import sharding
 from kd_jax.evaluation.evaluator import eval_users, top_k
-from kd_jax.evaluation.tasks import score_function, users_at_once
+from kd_jax.evaluation.scoring import score_function, users_at_once
 
 TIMED_USERS = 20_000
 Encode = Callable[[Sequence[str]], Any]

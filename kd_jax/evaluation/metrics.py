@@ -1,13 +1,14 @@
-"""Metrics: one value per user (or per example), and one place that reduces them.
+"""Metrics: one value per user or example, and one function that reduces them.
 
-Ranking metrics start from the *ranks* of the held-out items, which `count_not_below` and `ranks_of`
-find on the device without sorting the catalogue; everything after that is small and done in numpy.
-Ties are pessimistic, a NaN score never helps, and a user (or a slice) without any target has the
-value NaN, which `sum_count` leaves out.
+Ranking metrics are computed from the *ranks* of the targets, which ``count_not_below`` and
+``ranks_of`` find on the device without sorting the catalogue; the rest is small and uses numpy.
+Ties are pessimistic, a NaN score never helps, and a user without targets (in a slice) has the value
+NaN, which ``sum_count`` leaves out.
 
 Conventions: relevance is binary; recall = hits / number of targets; precision = hits / k; F1 is
-their harmonic mean; NDCG (Järvelin & Kekäläinen 2002, log2 discount) and MAP are normalised by the
-best that min(k, number of targets) allows; MRR is the reciprocal rank of the best target.
+their harmonic mean; NDCG (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR
+techniques", TOIS 2002, log2 discount) and MAP are normalised by the value of the best ranking of
+min(k, number of targets) targets; MRR is the reciprocal rank of the best target.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import PAD
 
 LOWEST = float(np.finfo(np.float32).min)
-_CHUNK = (
-    64  # pairs compared at once: [64, I] scores stay in cache, and padding costs at most one chunk
-)
+# Pairs compared at once: [64, I] scores stay in the cache, and padding costs at most one chunk.
+_CHUNK = 64
 
 
 def not_below(candidates: Array, targets: Array) -> Array:
-    """Whether a candidate scores at least as high as a target: true for NaN, false for a masked one
-    (-inf). The score of a target that is NaN counts as the lowest.
+    """Whether a candidate's score is at least the target's.
+
+    True for a NaN candidate, False for a masked one (-inf). A NaN target has the lowest score.
     """
     return ~(candidates < jnp.where(jnp.isnan(targets), LOWEST, targets))
 
@@ -40,12 +41,13 @@ def not_below(candidates: Array, targets: Array) -> Array:
 def count_not_below(
     scores: Float[Array, "B I"], rows: Int[Array, " P"], targets: Float[Array, " P"]
 ) -> Int[Array, " P"]:
-    """How many candidates of each target's row are ``not_below`` it, itself included.
+    """The number of candidates of each target's row that are ``not_below`` it, itself included.
 
-    targets: their scores. A pair with rows[p] == B is not counted: 0. A score of -inf marks
-    an item that is no candidate. Costs P * I comparisons.
+    scores: -inf at an item that is no candidate. rows: the row of each target; B at padding, for
+    which the count is 0. targets: the targets' scores. Costs P * I comparisons.
     """
-    num_rows, num_pairs = scores.shape[0], rows.shape[0]
+    num_rows = scores.shape[0]
+    num_pairs = rows.shape[0]
     if num_pairs == 0:
         return jnp.zeros(0, jnp.int32)
     padding = (0, -num_pairs % _CHUNK)
@@ -53,12 +55,11 @@ def count_not_below(
     padded_targets = jnp.pad(targets, padding)
 
     def count_chunk(i: Array, count: Array) -> Array:
-        candidates = scores.at[lax.dynamic_slice_in_dim(padded_rows, i * _CHUNK, _CHUNK)].get(
-            mode="clip"
-        )
+        chunk_rows = lax.dynamic_slice_in_dim(padded_rows, i * _CHUNK, _CHUNK)
+        candidates = scores.at[chunk_rows].get(mode="clip")
         threshold = lax.dynamic_slice_in_dim(padded_targets, i * _CHUNK, _CHUNK)
-        # A float sum vectorises where an integer one does not (five times faster on CPU); exact up
-        # to 2^24 items.
+        # A sum of floats is vectorised, unlike one of integers (five times as fast on a CPU), and
+        # exact up to 2^24 items.
         found = jnp.sum(jnp.where(not_below(candidates, threshold[:, None]), 1.0, 0.0), axis=1)
         return lax.dynamic_update_slice_in_dim(count, found, i * _CHUNK, axis=0)
 
@@ -77,45 +78,39 @@ def ranks_of(
     num_rows: int,
     num_items: int,
 ) -> Int[Array, " P"]:
-    """1-based rank of each target among the candidates of its row, pessimistic about ties.
+    """The 1-based rank of each target among the candidates of its row, pessimistic about ties.
 
-    counts: how many other candidates of the row are ``not_below`` it (``count_not_below`` less
-    itself).
-
-    A pair p is a target of row rows[p] with score targets[p]; a row may have any number of distinct
-    targets, and a pair with rows[p] == num_rows is padding (its rank means nothing).
+    counts: the number of other candidates of the row that are ``not_below`` the target. targets:
+    the targets' scores. rows: the row of each target, which may have several distinct targets;
+    num_rows at padding, for which the rank has no meaning.
 
     rank = 1 + (candidates that are no target of the row, with a score at least as high)
-             + (targets of the row with a higher score, or the same score and an earlier place in
-                the list)
+             + (targets of the row with a higher score, or with the same score and an earlier index)
 
-    A NaN score is the worst there is: that of a target counts as the lowest, that of any other item
-    as the highest. A target that is itself masked can never be recommended; its rank is num_items +
-    1.
+    NaN is the worst score: a NaN target has the lowest score, any other NaN item the highest. A
+    masked target cannot be recommended; its rank is num_items + 1.
     """
     if not len(rows):
         return jnp.zeros(0, jnp.int32)
     target = jnp.where(jnp.isnan(targets), LOWEST, targets)
     index = jnp.arange(len(rows), dtype=jnp.int32)
-    # The count holds, wrongly, the row's other targets that tie with it but come later ...
+    # The count includes the row's other targets that tie with the target but come later ...
     by_row, by_score, order = lax.sort((rows, target, index), num_keys=3)
     run_ends = jnp.append((by_row[1:] != by_row[:-1]) | (by_score[1:] != by_score[:-1]), True)
     run_end = lax.cummin(jnp.where(run_ends, index, len(rows)), reverse=True)
     later_ties = jnp.zeros_like(index).at[order].set(run_end - index)
-    # ... and the row's NaN targets, which were counted as if they were competitors.
-    nan_targets = (
-        jax.ops.segment_sum(jnp.isnan(targets).astype(jnp.int32), rows, num_rows)
-        .at[rows]
-        .get(mode="clip")
-    )
+    # ... and the row's NaN targets, as if their scores were the highest. Both are subtracted.
+    is_nan = jnp.isnan(targets).astype(jnp.int32)
+    nan_targets = jax.ops.segment_sum(is_nan, rows, num_rows).at[rows].get(mode="clip")
     ranks = 1 + counts - later_ties - jnp.where(target > LOWEST, nan_targets, 0)
     return jnp.where(targets == -jnp.inf, num_items + 1, ranks)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ranks of all targets: flattened pairs, in any order, and the number of candidates of each
-    user.
+    """The ranks of all targets, as pairs in any order, and the number of candidates of each user.
+
+    rows: the user of each target, as an index into ``candidates``.
     """
 
     ranks: Int[np.ndarray, " P"]
@@ -123,16 +118,14 @@ class Ranking:
     candidates: Int[np.ndarray, " U"]
 
     def total(self, values: Float[np.ndarray, " P"] | None = None) -> Float[np.ndarray, " U"]:
-        """Sum over the targets of each user; without values, the number of targets."""
-        return np.bincount(self.rows, weights=values, minlength=len(self.candidates)).astype(
-            np.float64
-        )
+        """The sum over the targets of each user; without values, the number of targets."""
+        sums = np.bincount(self.rows, weights=values, minlength=len(self.candidates))
+        return sums.astype(np.float64)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(
-        numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0
-    )
+    nan = np.full(numerator.shape, np.nan)
+    return np.divide(numerator, denominator, out=nan, where=denominator > 0)
 
 
 def _hits(r: Ranking, k: int | None) -> np.ndarray:
@@ -140,70 +133,75 @@ def _hits(r: Ranking, k: int | None) -> np.ndarray:
 
 
 def ndcg(r: Ranking, k: int) -> Float[np.ndarray, " U"]:
+    """Normalised discounted cumulative gain at k."""
     ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-    return _ratio(
-        r.total(_hits(r, k) / np.log2(r.ranks + 1)), ideal[np.minimum(r.total(), k).astype(int)]
-    )
+    gain = r.total(_hits(r, k) / np.log2(r.ranks + 1))
+    return _ratio(gain, ideal[np.minimum(r.total(), k).astype(int)])
 
 
 def recall(r: Ranking, k: int) -> Float[np.ndarray, " U"]:
+    """Hits among the k first items, divided by the number of targets."""
     return _ratio(r.total(_hits(r, k)), r.total())
 
 
 def precision(r: Ranking, k: int) -> Float[np.ndarray, " U"]:
-    return _ratio(r.total(_hits(r, k)), k * (r.total() > 0))
+    """Hits among the k first items, divided by k."""
+    return _ratio(r.total(_hits(r, k)), np.where(r.total() > 0, k, 0))
 
 
 def f1(r: Ranking, k: int) -> Float[np.ndarray, " U"]:
-    return _ratio(2 * r.total(_hits(r, k)), (k + r.total()) * (r.total() > 0))
+    """The harmonic mean of precision and recall at k."""
+    return _ratio(2 * r.total(_hits(r, k)), np.where(r.total() > 0, k + r.total(), 0))
 
 
 def hit_rate(r: Ranking, k: int) -> Float[np.ndarray, " U"]:
+    """1 if any target is among the k first items, else 0."""
     return _ratio((r.total(_hits(r, k)) > 0).astype(np.float64), r.total() > 0)
 
 
 def average_precision(r: Ranking, k: int) -> Float[np.ndarray, " U"]:
+    """The precision at each hit among the k first items, averaged."""
     order = np.lexsort((r.ranks, r.rows))
     rows = r.rows[order]
-    found = np.arange(1, len(rows) + 1) - np.searchsorted(
-        rows, rows
-    )  # targets of the user ranked this high or higher
+    # The number of the user's targets with this rank or a better one.
+    found = np.arange(1, len(rows) + 1) - np.searchsorted(rows, rows)
     precisions = np.empty(len(rows))
     precisions[order] = found / r.ranks[order]
     return _ratio(r.total(_hits(r, k) * precisions), np.minimum(r.total(), k))
 
 
 def mrr(r: Ranking, k: int | None = None) -> Float[np.ndarray, " U"]:
+    """The reciprocal rank of the best target; 0 if it is not among the k first items."""
     best = np.zeros(len(r.candidates))
     np.maximum.at(best, r.rows, _hits(r, k) / r.ranks)
     return _ratio(best, r.total() > 0)
 
 
 def auc(r: Ranking) -> Float[np.ndarray, " U"]:
-    """Chance that a target outranks a candidate that is no target; ties count against it. 1 if
-    there is no other.
+    """The probability that a target is ranked above a candidate that is no target.
+
+    Ties count against the target; 1 if all candidates are targets.
     """
     n = r.total()
     others = np.maximum(r.candidates - n, 0)
-    above = (
-        r.total(r.ranks.astype(np.float64)) - n * (n + 1) / 2
-    )  # pairs in which the other item wins
+    # The number of pairs in which the other candidate is ranked above the target.
+    above = r.total(r.ranks.astype(np.float64)) - n * (n + 1) / 2
     return np.where(n > 0, 1 - above / np.maximum(n * others, 1), np.nan)
 
 
 def coverage(lists: Int[np.ndarray, "U K"], num_items: int) -> float:
-    """Share of the catalogue that is in at least one list; PAD entries are skipped."""
+    """The share of the catalogue that is in at least one list; PAD entries are skipped."""
     return len(np.unique(lists[lists != PAD])) / num_items
 
 
 def novelty(
     lists: Int[np.ndarray, "U K"], item_counts: Int[np.ndarray, " I"]
 ) -> Float[np.ndarray, " U"]:
-    """Mean self-information -log2 p(item) of each list, in bits; PAD entries are skipped.
+    """The mean self-information -log2 p(item) of each list, in bits; PAD entries are skipped.
 
-    p is an item's share of the training interactions with add-one smoothing, (count + 1) / (total +
-    I), so that an item nobody has touched is very novel instead of infinitely so (Zhou et al.
-    2010).
+    p is the item's share of the train interactions with add-one smoothing, (count + 1) / (total +
+    I), so that it is not 0 for an item without interactions. Source: Zhou et al., "Solving the
+    apparent diversity-accuracy dilemma of recommender systems", PNAS 2010.
     """
     bits = np.log2(item_counts.sum() + len(item_counts)) - np.log2(item_counts + 1.0)
     there = lists != PAD
@@ -223,9 +221,10 @@ LISTS = ("coverage", "novelty")
 
 
 def expand(metrics: Sequence[str], ks: Sequence[int]) -> list[str]:
-    """('ndcg', 'mrr', 'recall@5'), (10, 20) -> ['ndcg@10', 'ndcg@20', 'mrr', 'recall@5'].
+    """The names of metrics with their cut-offs.
 
-    Raises InputError on an unknown metric or a cut-off below 1.
+    ('ndcg', 'mrr', 'recall@5'), (10, 20) -> ['ndcg@10', 'ndcg@20', 'mrr', 'recall@5']. Raises
+    InputError for an unknown metric or a cut-off below 1.
     """
     names: list[str] = []
     for metric in metrics:
@@ -251,34 +250,33 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def rank_metrics(names: Sequence[str], r: Ranking) -> dict[str, Float[np.ndarray, " U"]]:
-    """Per-user values, f32, NaN for a user without targets. Names of list metrics (coverage,
-    novelty) are skipped.
+    """The value of each user, f32 [U], NaN for a user without targets.
+
+    Metrics of lists (coverage, novelty) are skipped.
     """
     values = {}
     for name in names:
         base, k = split_name(name)
-        if base not in LISTS:
-            value = (
-                AT_K[base](r, k)
-                if base in AT_K and k
-                else mrr(r, k)
-                if base == "mrr"
-                else WHOLE[base](r)
-            )
-            values[name] = value.astype(np.float32)
+        if base in LISTS:
+            continue
+        if base in AT_K and k:
+            value = AT_K[base](r, k)
+        elif base == "mrr":
+            value = mrr(r, k)
+        else:
+            value = WHOLE[base](r)
+        values[name] = value.astype(np.float32)
     return values
 
 
 def sum_count(values: Float[np.ndarray, " N"]) -> tuple[float, int]:
-    """The one reduction: (sum, count) of the values that exist. Sums and counts of several parts
-    may be added.
-    """
+    """The sum and the count of the values that are not NaN; those of several parts may be added."""
     there = ~np.isnan(values)
     return float(np.sum(values[there], dtype=np.float64)), int(there.sum())
 
 
 def mean(values: Float[np.ndarray, " N"]) -> float:
-    """Mean of the values that exist, NaN if there is none."""
+    """The mean of the values that are not NaN; NaN if there is none."""
     total, count = sum_count(values)
     return total / count if count else float("nan")
 
@@ -286,7 +284,7 @@ def mean(values: Float[np.ndarray, " N"]) -> float:
 def log_loss(
     probabilities: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, " N"]:
-    """-ln p(label), with p kept above the machine epsilon of its type; a NaN counts as p = 0."""
+    """-ln p(label), with p clipped at the machine epsilon of its type; NaN counts as p = 0."""
     eps = np.finfo(probabilities.dtype).eps
     picked = np.nan_to_num(probabilities[np.arange(len(labels)), labels], nan=0.0)
     return -np.log(np.clip(picked, eps, 1 - eps))
@@ -297,8 +295,9 @@ def rating_error(
     values: Float[np.ndarray, " C"],
     ratings: Float[np.ndarray, " N"],
 ) -> Float[np.ndarray, " N"]:
-    """|expected rating - rating|, the expectation taken over the classes; a NaN counts as the worst
-    possible answer.
+    """|expected rating - rating|, with the expectation over the classes.
+
+    values: the rating of each class. A row with NaN has the largest possible error.
     """
     worst = np.abs(values[None, :] - ratings[:, None]).max(axis=1)
     error = np.abs(probabilities @ values - ratings)
@@ -306,20 +305,23 @@ def rating_error(
 
 
 def binary_auc(scores: Float[np.ndarray, " N"], positive: np.ndarray) -> float:
-    """Chance that a positive outscores a negative, ties counted half; NaN scores lose. NaN if a
-    side is empty.
+    """The probability that a positive has a higher score than a negative; ties count one half.
+
+    NaN scores are the worst. NaN if there are no positives or no negatives.
     """
     worst = np.where(positive, -np.inf, np.inf)
     scores = np.where(np.isnan(scores), worst, scores)
-    wins, negatives = scores[positive], np.sort(scores[~positive])
-    if not (len(wins) and len(negatives)):
+    positives = scores[positive]
+    negatives = np.sort(scores[~positive])
+    if not (len(positives) and len(negatives)):
         return float("nan")
-    below = np.searchsorted(negatives, wins, "left") + np.searchsorted(negatives, wins, "right")
+    below = np.searchsorted(negatives, positives, "left")
+    below = below + np.searchsorted(negatives, positives, "right")
     return float(below.mean() / (2 * len(negatives)))
 
 
 def predictions(probabilities: Float[np.ndarray, "N C"]) -> Int[np.ndarray, " N"]:
-    """The first most probable class of each row; C, which is none, for a row with NaN."""
+    """The most probable class of each row, the first of ties; C, no class, for a row with NaN."""
     bad = np.isnan(probabilities).any(axis=1)
     return np.where(bad, probabilities.shape[1], np.argmax(probabilities, axis=1))
 
@@ -330,16 +332,17 @@ def rate_metrics(
     values: Float[np.ndarray, " C"],
     ratings: Float[np.ndarray, " N"] | None = None,
 ) -> dict[str, float]:
-    """accuracy, precision, recall, f1, auc, log_loss (nats), rmse and mae of the expected rating.
+    """accuracy, precision, recall, f1, auc, log_loss (nats), and rmse and mae of the rating.
 
-    `values` gives the rating each class stands for; `ratings` the true ratings (default:
-    values[labels]). With two classes precision, recall, F1 and AUC are those of the last class;
-    with more they are macro averages, over the classes that occur among labels or predictions (AUC:
-    one against the rest, over the classes among the labels). A row with NaN predicts nothing and is
-    wrong (``predictions``). 0 / 0 counts as 0.
+    values: the rating of each class. ratings: the true ratings; None: values[labels]. The predicted
+    rating is the expectation over the classes. With two classes, precision, recall, F1 and AUC are
+    those of the last class; with more they are macro averages over the classes that occur among
+    labels or predictions (AUC: one against the rest, over the classes among the labels). A row with
+    NaN predicts no class and is wrong. 0 / 0 counts as 0.
     """
     num_classes = probabilities.shape[1]
-    bad, predicted = np.isnan(probabilities).any(axis=1), predictions(probabilities)
+    bad = np.isnan(probabilities).any(axis=1)
+    predicted = predictions(probabilities)
     hits = np.bincount(labels[predicted == labels], minlength=num_classes)
     guesses = np.bincount(predicted, minlength=num_classes + 1)[:num_classes]
     actual = np.bincount(labels, minlength=num_classes)

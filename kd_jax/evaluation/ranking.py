@@ -1,11 +1,10 @@
-"""Ranks and top-k lists of a batch of users, a chunk of the catalogue at a time, on the devices
-that hold it.
+"""Ranks and top-k lists for a batch of users, computed by chunks of the catalogue on its devices.
 
-What is ranked are scores [B, I], or the factors of such: then no more than ``tile_size()`` of them
-ever exist on a device (or those of 128 items), however large the catalogue. Chunks are visited once
-for the k best items and the targets' scores, and once more to count what scores at least as high;
-where one chunk is all, its scores are made once. Of what a device finds of its users and items, k
-candidates a user, and a score and a count a target, cross devices.
+The input is scores [B, I] or their factors; of the latter, at most ``tile_size()`` scores (or those
+of 128 items) exist on a device at a time, however large the catalogue. Chunks are visited once for
+the k best items and the scores of the targets, and once more to count the items that score at least
+as high; the scores of a single chunk are computed once. Devices exchange k candidates per user, and
+a score and a count per target.
 """
 
 from __future__ import annotations
@@ -28,18 +27,19 @@ from kd_jax.evaluation import metrics
 
 SMALLEST_CHUNK = 128  # items
 _SEEN = 256  # pairs that are masked at once
-RowItems = tuple[Array, Array]  # (row, item), int32 [P] each, in any order; row B is padding
+# (row, item), int32 [P] each, in any order; row B is padding.
+RowItems = tuple[Array, Array]
 
 
 @functools.partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
 def top_k(
     scores: Factors | Array, seen: RowItems, *, num_items: int, k: int, mesh: Mesh | None
 ) -> tuple[Array, Array]:
-    """The k best candidates of each row, int32 [B, k], and their scores; PAD and -inf where a row
-    has fewer.
+    """The k best candidates of each row, int32 [B, k], and their scores.
 
-    seen: pairs that are no candidates. num_items: how many of the columns are items. Ties go to the
-    lower index, NaN ranks last.
+    PAD and -inf where a row has fewer candidates. Ties go to the lower index, NaN ranks last. seen:
+    pairs that are no candidates. num_items: the number of columns that are items. mesh: that of the
+    scores, or None.
     """
 
     def here(scores: Any, seen: RowItems, _: None, axes: Axes) -> Any:
@@ -60,43 +60,43 @@ def rank(
     k: int,
     mesh: Mesh | None,
 ) -> dict[str, Array]:
-    """'ranks' [P] of the targets and 'candidates' [B]; 'lists' [B, k] if k > 0. cold: (bool [I],
-    pairs): 'cold_ranks' of these among those items alone, and 'cold_candidates'. See
-    ``metrics.ranks_of`` for ties and NaN.
+    """The ranks of ``targets``, with ties and NaN as in ``metrics.ranks_of``.
+
+    Returns 'ranks' [P] of the targets, 'candidates' [B], the number of candidates of each row, and
+    'lists' [B, k] if k > 0. cold: None, or (bool [I], pairs); then 'cold_ranks' are the ranks of
+    these pairs among these items only, and 'cold_candidates' the numbers of candidates.
     """
 
     def here(scores: Any, given: Any, is_cold: Any, axes: Axes) -> Any:
         seen, *targets = given
-        ranked = _ranked(scores, seen, num_items, axes, among=(None, is_cold)[: len(targets)])
+        among = (None,) if is_cold is None else (None, is_cold)
+        ranked = _ranked(scores, seen, num_items, axes, among)
         lists, _, candidates, raw = ranked.first(k, targets)
         return ({"lists": lists} if k else {}, candidates), (ranked.not_below(targets, raw), raw)
 
-    is_cold, asked = (None, [targets]) if cold is None else (cold[0], [targets, cold[1]])
-    scores, users = (
-        _columns(scores, mesh),
-        len(scores.contexts if isinstance(scores, Factors) else scores),
-    )
-    if is_cold is not None:
-        is_cold = jnp.pad(is_cold, (0, sharding.spare(len(is_cold), mesh)))
+    pairs = {"": targets}
+    is_cold = None
+    if cold is not None:
+        pairs["cold_"] = cold[1]
+        is_cold = jnp.pad(cold[0], (0, sharding.spare(len(cold[0]), mesh)))
+    users = len(scores.contexts if isinstance(scores, Factors) else scores)
     (found, candidates), (counts, raw) = sharding.by_device(
-        here, scores, (seen, *asked), is_cold, mesh
+        here, _columns(scores, mesh), (seen, *pairs.values()), is_cold, mesh
     )
-    for i, kind in enumerate(("", "cold_")[: len(asked)]):
+    for i, (kind, (rows, _)) in enumerate(pairs.items()):
         found[f"{kind}candidates"] = candidates[i]
-        found[f"{kind}ranks"] = metrics.ranks_of(counts[i], raw[i], asked[i][0], users, num_items)
+        found[f"{kind}ranks"] = metrics.ranks_of(counts[i], raw[i], rows, users, num_items)
     return found
 
 
 def _columns(scores: Factors | Array, mesh: Mesh | None) -> Factors | Array:
-    """As many as ``model`` divides; the last ones are no items."""
+    """The scores, padded to a multiple of ``model`` with columns that are no items."""
     missing = sharding.spare(_count(scores), mesh)
     if not missing:
         return scores
     if isinstance(scores, Factors):
-        vectors, bias = (
-            jnp.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1)))
-            for x in (scores.vectors, scores.bias)
-        )
+        vectors = jnp.pad(scores.vectors, ((0, missing), (0, 0)))
+        bias = jnp.pad(scores.bias, (0, missing))
         return scores._replace(vectors=vectors, bias=bias)
     return jnp.pad(scores, ((0, 0), (0, missing)))
 
@@ -107,8 +107,10 @@ def _count(scores: Factors | Array) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Ranked:
-    """The rows and items that are on this device. among: of each kind of targets the only
-    candidates, bool [I]; None: all.
+    """The scores of the rows and items on this device.
+
+    seen: pairs that are no candidates. num_items: of all devices. among: for each kind of targets,
+    the candidates, bool [I]; None: all items.
     """
 
     scores: Factors | Array
@@ -119,34 +121,36 @@ class _Ranked:
 
     @property
     def rows(self) -> int:
+        """The number of rows on this device."""
         return len(self.scores.contexts if isinstance(self.scores, Factors) else self.scores)
 
     @property
     def width(self) -> int:
-        """Items of a chunk; scores that are there already are all visited at once."""
+        """The number of items of a chunk: all, for scores that are not factors."""
+        if not isinstance(self.scores, Factors):
+            return _count(self.scores)
         fits = max(SMALLEST_CHUNK, tile_size() // self.rows // SMALLEST_CHUNK * SMALLEST_CHUNK)
-        return (
-            min(fits, _count(self.scores))
-            if isinstance(self.scores, Factors)
-            else _count(self.scores)
-        )
+        return min(fits, _count(self.scores))
 
     def place(self, pairs: RowItems, start: Array | int, size: int) -> RowItems:
-        """Of pairs: rows that are here, else B; positions in the chunk of ``size`` items from
-        ``start``, else size.
+        """The pairs as indices into the chunk of ``size`` items from ``start``.
+
+        A row that is not on this device becomes B, and an item that is not in the chunk ``size``.
         """
         rows, items = pairs
         offset = self.axes.offset(_count(self.scores)) + start
         return within(rows, self.axes.first_row(self.rows), self.rows), within(items, offset, size)
 
     def chunk(self, start: Array | int, size: int) -> Array:
-        """Scores f32 [B, size] of the items from ``start`` on, -inf where one is no candidate; a
-        scorer's own -inf becomes the lowest finite score, as it is no mask.
+        """Scores f32 [B, size] of the items from ``start`` on, -inf where one is no candidate.
+
+        A score of -inf that is no mask becomes the lowest finite score.
         """
         return self.whole if size == _count(self.scores) else self._chunk(start, size)
 
     @functools.cached_property
     def whole(self) -> Array:
+        """The chunk of all items on this device."""
         return self._chunk(0, _count(self.scores))
 
     def _chunk(self, start: Array | int, size: int) -> Array:
@@ -170,20 +174,23 @@ class _Ranked:
         return lax.fori_loop(0, (stop - first + _SEEN - 1) // _SEEN, mask, values)
 
     def kinds(self, values: Array, start: Array | int) -> list[Array]:
-        """The scores of a chunk, for each kind of targets with its candidates alone."""
+        """The scores of a chunk for each kind of targets, -inf outside its candidates."""
         found = []
         for among in self.among:
-            here = (
-                None if among is None else lax.dynamic_slice_in_dim(among, start, values.shape[1])
-            )
-            found.append(values if here is None else jnp.where(here[None], values, -jnp.inf))
+            if among is None:
+                found.append(values)
+                continue
+            here = lax.dynamic_slice_in_dim(among, start, values.shape[1])
+            found.append(jnp.where(here[None], values, -jnp.inf))
         return found
 
     def first(
         self, k: int, targets: Sequence[RowItems]
     ) -> tuple[Array, Array, list[Array], list[Array]]:
-        """The first visit: the k best items of each row and their scores, and for each kind of
-        targets the candidates of each row [B] and the targets' scores [P], of all devices.
+        """The first visit of all chunks.
+
+        Returns the k best items of each row and their scores and, for each kind of targets, the
+        number of candidates of each row [B] and the targets' scores [P], over all devices.
         """
         count = _count(self.scores)
         start = (
@@ -197,54 +204,43 @@ class _Ranked:
             items, best, candidates, raw = found
             values = self.chunk(begin, size)
             if k:
-                top, index = lax.top_k(
-                    jnp.where(jnp.isnan(values), metrics.LOWEST, values), min(k, size)
-                )
+                finite = jnp.where(jnp.isnan(values), metrics.LOWEST, values)
+                top, index = lax.top_k(finite, min(k, size))
                 index = self.axes.offset(count) + begin + index
                 items, best = _merged(items, best, index, top)
             for i, part in enumerate(self.kinds(values, begin)):
                 candidates[i] += jnp.sum(part != -jnp.inf, axis=1, dtype=jnp.int32)
-                raw[i] += part.at[self.place(targets[i], begin, size)].get(
-                    mode="fill", fill_value=0.0
-                )
+                place = self.place(targets[i], begin, size)
+                raw[i] += part.at[place].get(mode="fill", fill_value=0.0)
             return items, best, candidates, raw
 
         items, best, candidates, raw = fold(visit, start, count, self.width)
         if k and self.axes.items is not None:
-            items, best = (
-                lax.all_gather(x, self.axes.items, axis=1, tiled=True) for x in (items, best)
-            )
-            best, place = lax.top_k(best, k)  # of equal ones the first, which has the lowest index
+            items = lax.all_gather(items, self.axes.items, axis=1, tiled=True)
+            best = lax.all_gather(best, self.axes.items, axis=1, tiled=True)
+            best, place = lax.top_k(best, k)  # of ties the first, which has the lowest index
             items = jnp.take_along_axis(items, place, axis=1)
         items = jnp.where(best == -jnp.inf, PAD, items)
-        return (
-            items,
-            best,
-            self.axes.sum_items(candidates),
-            self.axes.sum_rows(self.axes.sum_items(raw)),
-        )
+        raw = self.axes.sum_rows(self.axes.sum_items(raw))
+        return items, best, self.axes.sum_items(candidates), raw
 
     def not_below(self, targets: Sequence[RowItems], raw: list[Array]) -> list[Array]:
-        """The second visit: how many other candidates score at least as high as each target, whose
-        scores are ``raw``.
+        """The second visit of all chunks: the number of other candidates ``not_below`` each target.
 
-        A target is left out by its place: that a score is made twice with the same bits is not
-        relied on.
+        raw: the targets' scores. The target itself is left out by its index, so that it does not
+        matter whether both visits compute its score with the same bits.
         """
 
         def visit(counts: list[Array], begin: Array | int, size: int) -> list[Array]:
             for i, part in enumerate(self.kinds(self.chunk(begin, size), begin)):
                 rows, items = self.place(targets[i], begin, size)
                 itself = part.at[rows, items].get(mode="fill", fill_value=-jnp.inf)
-                others = metrics.count_not_below(part, rows, raw[i]) - metrics.not_below(
-                    itself, raw[i]
-                )
-                counts[i] = counts[i] + others
+                all_counted = metrics.count_not_below(part, rows, raw[i])
+                counts[i] = counts[i] + all_counted - metrics.not_below(itself, raw[i])
             return counts
 
-        counts = fold(
-            visit, [jnp.zeros(len(x), jnp.int32) for x in raw], _count(self.scores), self.width
-        )
+        start = [jnp.zeros(len(x), jnp.int32) for x in raw]
+        counts = fold(visit, start, _count(self.scores), self.width)
         return self.axes.sum_rows(self.axes.sum_items(counts))
 
 
@@ -255,22 +251,18 @@ def _ranked(
     axes: Axes,
     among: tuple[Array | None, ...] = (),
 ) -> _Ranked:
-    """Where there are several chunks ``seen`` is put in the order of items, so that each reads only
-    its own.
-    """
+    """A ``_Ranked``; with several chunks ``seen`` is sorted by item, so each reads its part."""
     found = _Ranked(scores, seen, num_items, axes, among)
     if found.width == _count(scores):
         return found
     items, rows = lax.sort((seen[1], seen[0]), num_keys=1)
-    rows = jnp.pad(rows, (0, _SEEN), constant_values=PAD)  # filled up, so that no slice is moved
-    return dataclasses.replace(
-        found, seen=(rows, jnp.pad(items, (0, _SEEN), constant_values=2**31 - 1))
-    )
+    # Padded, so that dynamic_slice never moves a slice to fit.
+    rows = jnp.pad(rows, (0, _SEEN), constant_values=PAD)
+    items = jnp.pad(items, (0, _SEEN), constant_values=2**31 - 1)
+    return dataclasses.replace(found, seen=(rows, items))
 
 
 def _merged(items: Array, best: Array, more_items: Array, more: Array) -> RowItems:
-    """The best of both, [B, k] as the first; of equal ones those of the first, whose indices are
-    lower.
-    """
+    """The k best of two lists of items [B, k] and scores; ties go to the first list."""
     top, place = lax.top_k(jnp.concatenate([best, more], 1), best.shape[1])
     return jnp.take_along_axis(jnp.concatenate([items, more_items], 1), place, axis=1), top

@@ -105,7 +105,7 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
     params = sharding.put_params(params, table_rows(parts.graphdef, params), experiment.mesh)
     best = params, sharding.put(constants, experiment.mesh)
     found = {
-        split: experiment.task.scorer(parts.graphdef, split, parts.history)(*best)
+        split: experiment.task.evaluation_function(parts.graphdef, split, parts.history)(*best)
         for split in SPLITS
     }
     row = {"name": role.name, "seed": seed} | _size(parts.num_params, result["seconds"])

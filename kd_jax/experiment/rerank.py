@@ -34,7 +34,8 @@ from kd_jax.data.splits import TRAIN
 from kd_jax.devices import sharding
 from kd_jax.distillation.term import Term
 from kd_jax.evaluation import evaluator
-from kd_jax.evaluation.tasks import SPLITS, Rank, dense_users, score_function, users_at_once
+from kd_jax.evaluation.scoring import dense_users, score_function, users_at_once
+from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import changed, recipe, selects
@@ -240,7 +241,7 @@ class Reranker:
         at_once = dense_users(
             self.task.batch_size, self.task.dataset.num_items
         )  # a new order has no factors
-        return self.task._judged(fn, name, names, slices=False, batch_size=at_once).metrics
+        return self.task.evaluate(fn, name, names, slices=False, batch_size=at_once).metrics
 
     def _validate(self, params: Params, constants: PyTree) -> float:
         return self.metrics("valid", self.scores(self.fits(params, "valid"), "valid", None), False)[

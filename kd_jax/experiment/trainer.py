@@ -45,7 +45,7 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
                 experiment.log.note(f"{title}: up to date")
                 continue
             trained = _train(store, role, seed, checkpoints)
-        score = experiment.task.told(trained.best_score)
+        score = experiment.task.format_score(trained.best_score)
         experiment.log.note(
             f"{title}: best on validation: {score} at step {trained.best_step} of {trained.steps}"
         )
@@ -62,7 +62,7 @@ def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -
     known = store.teachers(role, seed, parts)
     start = _start(experiment, role, parts, known)
     teachers = {term.teacher: known[term.teacher] for term in terms if term.reads_teacher}
-    judge = experiment.task.scorer(parts.graphdef, "valid", parts.history, full=False)
+    judge = experiment.task.evaluation_function(parts.graphdef, "valid", parts.history, full=False)
     mine = sharding.local_rows(experiment.mesh, recipe.batch_size)
     rows = recipe.batch_size if mine is None else len(mine)
     examples = examples_of(experiment, role, parts, seed, rows)

@@ -16,7 +16,7 @@ from kd_jax.data.examples.snapshot import snapshot_examples
 from kd_jax.data.examples.user import user_examples
 from kd_jax.data.popularity import DAY, SCALES, trends
 from kd_jax.data.splits import TEST, TRAIN, VALID
-from kd_jax.evaluation import tasks
+from kd_jax.evaluation import scoring
 
 
 def data(split="temporal", **options):
@@ -160,10 +160,10 @@ class Echo:
 @pytest.mark.parametrize("split", [VALID, TEST])
 def test_ranking_reads_the_history_before_the_split(split, monkeypatch):
     d = data()
-    monkeypatch.setattr(tasks, "nnx", Echo)
-    monkeypatch.setattr(tasks, "factorises", lambda _: False)
+    monkeypatch.setattr(scoring, "nnx", Echo)
+    monkeypatch.setattr(scoring, "factorises", lambda _: False)
     shown = np.asarray(
-        tasks.score_function.__wrapped__(d, None, split, 50)({}, {})(np.arange(d.num_users))
+        scoring.score_function.__wrapped__(d, None, split, 50)({}, {})(np.arange(d.num_users))
     )
     for user in range(d.num_users):
         assert real(shown[user]) == [i for _, i in events(d, user, list(range(split)))]

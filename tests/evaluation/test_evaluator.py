@@ -20,9 +20,9 @@ from kd_jax.core.types import PAD
 from kd_jax.data.dataset import build
 from kd_jax.data.raw import RawData
 from kd_jax.devices.sharding import make_mesh, put
+from kd_jax.evaluation import batching, ranking
 from kd_jax.evaluation import evaluator as ev
 from kd_jax.evaluation import metrics as m
-from kd_jax.evaluation import ranking
 
 USERS, ITEMS = 37, 50
 
@@ -239,7 +239,7 @@ def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
     before = blocks()
     ev.evaluate_rank(watched, data, 2, batch_size=2)
     assert len(fetches) == 1
-    assert len(alive) > 12 and max(alive) <= 3 and max(unfinished) == ev._LOOK_AHEAD <= 3
+    assert len(alive) > 12 and max(alive) <= 3 and max(unfinished) == batching.LOOK_AHEAD <= 3
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, -np.inf, np.inf])

@@ -130,7 +130,7 @@ class Fit:
 
     def __call__(self, identity=None):
         graphdef, params, constants = split(student_of(self.task, "mf"))
-        judge = self.task.scorer(graphdef, "valid", HISTORY, full=False)
+        judge = self.task.evaluation_function(graphdef, "valid", HISTORY, full=False)
 
         def evaluate(params, constants):
             self.evaluations += 1

@@ -218,7 +218,7 @@ def test_the_item_average_is_the_start_and_a_training_rating_does_not_know_itsel
     frozen, d = both[1], task.dataset
     _, valid = batch_of(task, VALID)
     shares = np.asarray(frozen.shares(valid))
-    result = task._judged(lambda rows: jnp.asarray(shares[rows]), valid)
+    result = task.evaluate(lambda rows: jnp.asarray(shares[rows]), valid)
     for name, value in task.baseline("valid").metrics.items():
         assert result.metrics[name] == pytest.approx(value, abs=1e-5)
     _, train = batch_of(task, TRAIN)

@@ -41,7 +41,7 @@ from kd_jax.distillation.teachers import (
     fit_to_device,
     online_teacher,
 )
-from kd_jax.evaluation.tasks import score_function, users_at_once
+from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.models.scorer import split, table_rows
 from kd_jax.models.students import STUDENTS
 from kd_jax.training.checkpoint import Checkpoints
@@ -64,7 +64,9 @@ def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
         for index in split_over.sharding.devices_indices_map(split_over.shape).values()
     }
     assert len(rows) == shape[0]
-    alone, many = (task.scorer(graphdef, "test", HISTORY)(*where) for where in (state, on_mesh))
+    alone, many = (
+        task.evaluation_function(graphdef, "test", HISTORY)(*where) for where in (state, on_mesh)
+    )
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
 
 
@@ -84,7 +86,8 @@ def test_every_device_ranks_its_share_of_items_that_it_does_not_divide(name, mon
         shards = [x.sharding.shard_shape(x.shape)[0] for x in (scores.contexts, scores.vectors)]
         assert len(scores.vectors) == len(scores.bias) == 24 and shards == [8, 6]
     many, alone = (
-        task.scorer(graphdef, "test", HISTORY)(*where) for where in (many, (params, constants))
+        task.evaluation_function(graphdef, "test", HISTORY)(*where)
+        for where in (many, (params, constants))
     )
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
 
