@@ -92,12 +92,12 @@ def test_every_device_ranks_its_share_of_items_that_it_does_not_divide(name, mon
     np.testing.assert_allclose(many.per_user["ndcg@10"], alone.per_user["ndcg@10"], rtol=1e-6)
 
 
-def test_a_student_whose_scores_are_not_what_it_says_is_refused(monkeypatch):
+def test_a_student_with_scores_of_the_wrong_kind_is_refused(monkeypatch):
     task = task_of(False)
     monkeypatch.setattr(STUDENTS["mf"], "factorised", False)
     graphdef, params, constants = split(student_of(task, "mf"))
     with pytest.raises(
-        TypeError, match=r"MatrixFactorization.scores gives factors; see Scorer.factorised"
+        TypeError, match=r"MatrixFactorization.scores returns factors; see Scorer.factorised"
     ):
         score_function.__wrapped__(task.dataset, graphdef, 2, HISTORY)(params, constants)(
             np.arange(4)
