@@ -4,7 +4,6 @@ import contextlib
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,9 +12,9 @@ from helpers import toy
 from helpers.runs import config
 from kd_jax import adapt as adapt_command
 from kd_jax.core.logging import Log
-from kd_jax.core.scores import TeacherScores
 from kd_jax.data import text
 from kd_jax.experiment import adapt, pipeline
+from kd_jax.experiment import adaptation as adaptation_module
 from kd_jax.experiment.config import changed
 from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import open_workdir
@@ -59,24 +58,13 @@ def run(world, tmp_path_factory):
     return workdir
 
 
-def test_the_distance_is_half_the_mean_square():
-    term = adapt.SquaredDistance("squared_distance")
-    found = term.per_position(
-        jnp.array([[[1.0, 2.0, 3.0, 4.0]]]),
-        {},
-        TeacherScores(jnp.array([[[1.0, 0.0, 3.0, 8.0]]])),
-        None,
-    )
-    np.testing.assert_allclose(found, [[(4 + 16) / 8]])
-
-
 @contextlib.contextmanager
 def adaptation(run, *changes):
     with Log(run / "unused.jsonl", "explained", silent=True) as log:
         opened = open_workdir(run, log)
         settings = opened.experiment.settings(ROLES["teacher"])
         settings.teacher.update(adapt.RECIPE)
-        yield adapt.Adaptation(
+        yield adaptation_module.Adaptation(
             opened,
             changed(settings, [f"teacher.{change}" for change in changes]),
             ROLES["teacher"],
@@ -87,7 +75,7 @@ def adaptation(run, *changes):
 def test_the_vectors_come_closer_and_others_of_the_same_kind_do_so_too(run, monkeypatch):
     """Vectors that say the genre, which the text names, and nothing of a head that knows it."""
     genre = np.eye(4, 8, dtype=np.float32)[np.arange(80) % 4]
-    monkeypatch.setattr(adapt, "item_vectors", lambda *_: (genre, None))
+    monkeypatch.setattr(adaptation_module, "item_vectors", lambda *_: (genre, None))
     with adaptation(
         run,
         *SHORT,
@@ -162,10 +150,12 @@ def test_what_learned_has_moved_and_nothing_else(world, run, tmp_path, train):
 
 def test_weights_are_mixed_on_the_line_and_adapters_by_what_they_add(run):
     first, last = {"a": {"kernel": np.zeros(3)}}, {"a": {"kernel": np.arange(3.0)}}
-    np.testing.assert_allclose(adapt.mixed(first, last, 0.25)["a"]["kernel"], [0, 0.25, 0.5])
+    np.testing.assert_allclose(
+        adaptation_module.mixed(first, last, 0.25)["a"]["kernel"], [0, 0.25, 0.5]
+    )
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(4, 2)), rng.normal(size=(2, 3))
-    found = adapt.mixed(
+    found = adaptation_module.mixed(
         {"lora_a": rng.normal(size=(4, 2)), "lora_b": 0 * b}, {"lora_a": a, "lora_b": b}, 0.25
     )
     np.testing.assert_allclose(found["lora_a"] @ found["lora_b"], 0.25 * a @ b)
@@ -226,22 +216,22 @@ def test_a_student_is_learned_from_too(run, tmp_path, capsys):
 def test_batches_hold_texts_of_about_the_same_length(run):
     with adaptation(run, "lm.top_n=1") as found:
         examples, rng = found.examples(), np.random.default_rng(0)
-    table = text.tokenize(found.lm.tokenizer, found.run.item_texts, found.lm.encoder.max_length)
+    table = text.tokenize(found.lm.tokenizer, found.texts, found.lm.encoder.max_length)
     assert set(found.items) | set(found.held) == set(range(80)) and not set(found.items) & set(
         found.held
     )
     for _ in range(5):
         batch = examples.gather(examples.draw(rng, 16))
         width = batch["ids"].shape[1]
-        ids, mask = table.padded(batch["item"], width)
+        ids, mask = table.padded(batch["row"], width)
         np.testing.assert_array_equal(batch["ids"], ids)
         np.testing.assert_array_equal(batch["mask"], mask)
-        np.testing.assert_allclose(batch["weights"][:, 0], found.weights[batch["item"]])
+        np.testing.assert_allclose(batch["weights"][:, 0], found.weights[batch["row"]])
         encoder = found.lm.encoder
         np.testing.assert_allclose(
             encoder(ids, mask, states=batch["states"]), encoder(ids, mask), atol=1e-5
         )
-        assert not set(batch["item"]) & set(found.held)
+        assert not set(batch["row"]) & set(found.held)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
 
     statuses, said = Job(world, tmp_path / "alone", 1).wait()  # what two began, one can end
     assert statuses == [0], said
-    assert f"goes on from the checkpoint of step {saved}" in said[0]
+    assert f"resumes from the checkpoint of step {saved}" in said[0]
     found, expected = (final(folder)["params"] for folder in (tmp_path / "alone", whole))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected
