@@ -157,7 +157,7 @@ def test_several_teachers_are_the_sum_of_each_alone():
         for t in objective
     ]
     assert float(total) == pytest.approx(float(sum(value for value, _ in alone)), rel=1e-5)
-    assert list(means) == ["ce", "kl", "kl:big", "kl-1.0", "kl-2.5", "soft_ce:big"]
+    assert means.keys() == {"ce", "kl", "kl:big", "kl-1.0", "kl-2.5", "soft_ce:big"}
     assert float(means["kl"]) == pytest.approx(float(alone[1][1]["kl"]), rel=1e-5)
     dense, _ = loss_of(objective, STUDENT.dense(), BATCH, TEACHERS, jnp.asarray(WARM), START)
     assert float(total) == pytest.approx(float(dense), rel=1e-5)
@@ -357,17 +357,15 @@ def losses_of(workdir):
     found = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         event = json.loads(line)
-        found.setdefault(event["model"], set()).update(event)
+        found.setdefault(event["model"], set()).update(event.get("terms", ()))
     return found
 
 
 def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, capsys):
     workdir, path = finished
     logged = losses_of(workdir)
-    assert {"ce", "kl:llm", "kl:big"} <= logged["distilled"]
-    assert "kl:big" in logged["control"] and "kl:llm" not in logged["control"], (
-        "lists may come from a language model"
-    )
+    assert logged["distilled"] == {"clicks", "lists", "wide"}
+    assert logged["control"] == {"clicks", "wide"}, "lists may come from a language model"
     assert not (workdir / "teacher").exists()
     kinds = {one.parent.name for one in (workdir / "labels").glob("*/*/done.json")}
     assert len(list((workdir / "labels").glob("*/*/done.json"))) == 2 and len(kinds) == 2
