@@ -1,7 +1,8 @@
 """How time and memory grow with interactions, users, items and batch: one of them at a time, from
 one middle point.
 
-    python benchmarks/growth.py [--interactions=1e6,4e6] [--users=1e5] [--items=1e4,1e5] [--batch=256,1024]
+    python benchmarks/growth.py [--interactions=1e6,4e6] [--users=1e5] [--items=1e4,1e5] \\
+        [--batch=256,1024]
 
 Every point takes generated data through ``large.py`` in a process of its own: prepared, MF (d=64,
 CE over the whole catalogue) trained for a few steps, some users ranked for. Users with fewer than
@@ -95,10 +96,14 @@ def main() -> None:
                 )
                 rows.append({"axis": name, "middle": found is middle} | found)
                 cells = [
-                    name, *(f"{found[key]:,}" for key in MIDDLE), f"{found['prepare']:.1f}",
-                    f"{1e3 * found['step']:.0f}", f"{found['flops'] / 1e9:.0f}", f"{1e3 / found['user']:,.0f}",
+                    name,
+                    *(f"{found[key]:,}" for key in MIDDLE),
+                    f"{found['prepare']:.1f}",
+                    f"{1e3 * found['step']:.0f}",
+                    f"{found['flops'] / 1e9:.0f}",
+                    f"{1e3 / found['user']:,.0f}",
                     f"{found['peak']:.2f}",
-                ]  # fmt: skip
+                ]
                 print("| " + " | ".join(cells) + " |", flush=True)
     measuring.write(args.out, rows)
     plot(rows, args.out.with_suffix(".svg"))

@@ -1,6 +1,8 @@
 """Which of transformers' Flax families work as a teacher with ``teacher.lm.backend='hf_flax'``.
 
-    python benchmarks/hf_flax_families.py [family …]       # needs torch beside transformers 4; a minute on 2 cores
+    python benchmarks/hf_flax_families.py [family …]
+
+Needs torch beside transformers 4, and takes a minute on 2 cores.
 
 For every family that has a Flax class: a tiny random folder as the PyTorch class saves it is loaded
 as a teacher would be, and its hidden states are held against PyTorch's (no padding, right, left;

@@ -110,10 +110,16 @@ def collectives(text: str) -> list[dict[str, Any]]:
             others = {"all-reduce": 2 * part, "reduce-scatter": group - 1, "collective-permute": 1}
             sent = others.get(match["kind"], part)
             op = re.search(r'op_name="([^"]*)"', line)
-            found.append({
-                "kind": match["kind"], "shape": " ".join(shape for shape, _ in shapes), "devices": group,
-                "times": times, "bytes": times * size * sent, "op": op[1] if op else "",
-            })  # fmt: skip
+            found.append(
+                {
+                    "kind": match["kind"],
+                    "shape": " ".join(shape for shape, _ in shapes),
+                    "devices": group,
+                    "times": times,
+                    "bytes": times * size * sent,
+                    "op": op[1] if op else "",
+                }
+            )
 
     visit(entry, 1)
     return found

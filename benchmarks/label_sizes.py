@@ -1,7 +1,8 @@
 """What soft labels cost on disk and what lists lose: exact context vectors against the teacher's
 top k.
 
-    python benchmarks/label_sizes.py [--items=10_000,100_000] [--contexts=10_000] [--dim=64] [--k=20,64,256]
+    python benchmarks/label_sizes.py [--items=10_000,100_000] [--contexts=10_000] [--dim=64] \\
+        [--k=20,64,256]
 
 A made teacher: random contexts and item vectors of ``--dim`` numbers whose products have standard
 deviation 2, and biases log(1 / rank), as popularity has. Exact labels are one vector per context
@@ -25,8 +26,18 @@ from typing import Any
 import measuring
 
 ROWS = 512  # contexts that the losses are compared on
-HEAD = ("labels", "items", "bytes per context", "of the catalogue, MB", "write, s", "read, s", "share listed",
-        "loss", "its error", "gradient's error")  # fmt: skip
+HEAD = (
+    "labels",
+    "items",
+    "bytes per context",
+    "of the catalogue, MB",
+    "write, s",
+    "read, s",
+    "share listed",
+    "loss",
+    "its error",
+    "gradient's error",
+)
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -102,14 +113,24 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             read = time.perf_counter()
             shared = (folder / label_cache.ITEMS).stat().st_size
             size = label_cache.size_of(folder) - shared
-        row = {"labels": "exact vectors" if kind == "exact" else f"top {k}", "items": items, "bytes": size / number,
-               "shared": shared, "write": written - start, "read": read - written}  # fmt: skip
+        row = {
+            "labels": "exact vectors" if kind == "exact" else f"top {k}",
+            "items": items,
+            "bytes": size / number,
+            "shared": shared,
+            "write": written - start,
+            "read": read - written,
+        }
         if kind == "top":
             listed = Listed(*(jnp.asarray(cache[name][:ROWS]) for name in ("top", "top_logits")))
             value, slope = loss(student, TeacherScores(listed))
             share = jnp.exp(jax.nn.logsumexp(listed.logits, axis=-1) - normaliser).mean()
-            row |= {"share": float(share), "loss": float(value), "error": float(value / true_loss - 1),
-                    "slope": float(jnp.linalg.norm(slope - true_slope) / jnp.linalg.norm(true_slope))}  # fmt: skip
+            row |= {
+                "share": float(share),
+                "loss": float(value),
+                "error": float(value / true_loss - 1),
+                "slope": float(jnp.linalg.norm(slope - true_slope) / jnp.linalg.norm(true_slope)),
+            }
         else:
             row |= {"share": 1.0, "loss": float(true_loss), "error": 0.0, "slope": 0.0}
         found.append(row)
@@ -133,12 +154,18 @@ def main() -> None:
     results = [measuring.child(__file__, spec) for spec in specs]
     cells = [
         (
-            row["labels"], f"{row['items']:,}", f"{row['bytes']:,.0f}", f"{row['shared'] / 1e6:.1f}",
-            *(f"{row[name]:.2f}" for name in ("write", "read")), f"{row['share']:.0%}", f"{row['loss']:.3f}",
+            row["labels"],
+            f"{row['items']:,}",
+            f"{row['bytes']:,.0f}",
+            f"{row['shared'] / 1e6:.1f}",
+            *(f"{row[name]:.2f}" for name in ("write", "read")),
+            f"{row['share']:.0%}",
+            f"{row['loss']:.3f}",
             *(f"{row[name]:+.0%}" for name in ("error", "slope")),
         )
-        for result in results for row in result.get("rows", ())
-    ]  # fmt: skip
+        for result in results
+        for row in result.get("rows", ())
+    ]
     print(f"\n{args.contexts:,} contexts of {args.dim} numbers\n\n{measuring.table(HEAD, cells)}")
     measuring.write(args.out, results)
 

@@ -252,8 +252,16 @@ def main() -> None:
     if "failed" in found:
         raise SystemExit(f"error: {found['failed']}")
     stages += found["stages"]
-    cells = [(s["stage"], f"{s['seconds']:.1f}", f"{s['peak'] / 1e9:.2f}", f"{s['left'] / 1e9:.2f}", s.get("note", ""))
-             for s in stages]  # fmt: skip
+    cells = [
+        (
+            s["stage"],
+            f"{s['seconds']:.1f}",
+            f"{s['peak'] / 1e9:.2f}",
+            f"{s['left'] / 1e9:.2f}",
+            s.get("note", ""),
+        )
+        for s in stages
+    ]
     print(
         f"{args.interactions:,} interactions, {found['cores']} cores, {found['device']}, JAX"
         f" {found['jax']}\n"

@@ -1,6 +1,7 @@
 """Texts and tokens per second of a language model, ours beside transformers' PyTorch and Flax.
 
-    python benchmarks/lm_throughput.py [--torch=peers/torch/bin/python] [--beauty=FOLDER] [--out=lm_throughput.json]
+    python benchmarks/lm_throughput.py [--torch=peers/torch/bin/python] [--beauty=FOLDER] \\
+        [--out=lm_throughput.json]
 
 Same weights (all-MiniLM-L6-v2, or --weights), same token ids, same machine, same run. Texts are the
 film texts of the embedded MovieTweetings (title and genres), with --beauty those of a folder with
@@ -426,18 +427,32 @@ def judge(rows: list[dict[str, Any]], counts: dict[str, Any], trained: int) -> f
 
 def show(rows: list[dict[str, Any]]) -> str:
     head = (
-        "texts", "contestant", "texts/s", "tokens/s", "computed", "of ceiling", "time / ours", "s (least to most)",
-        "first s", "difference",
-    )  # fmt: skip
+        "texts",
+        "contestant",
+        "texts/s",
+        "tokens/s",
+        "computed",
+        "of ceiling",
+        "time / ours",
+        "s (least to most)",
+        "first s",
+        "difference",
+    )
     lines = [
         [
-            f"{row['case']}, {row['kind']}", f"{row['library']}: {row['how']}", f"{row['texts_per_s']:,.0f}",
-            f"{row['tokens_per_s']:,.0f}", f"{row['padding']:.2f}", f"{row['of_ceiling']:.0%}", f"{row['ratio']:.2f}",
-            f"{row['median']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})", f"{row['compile']:.1f}",
+            f"{row['case']}, {row['kind']}",
+            f"{row['library']}: {row['how']}",
+            f"{row['texts_per_s']:,.0f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['padding']:.2f}",
+            f"{row['of_ceiling']:.0%}",
+            f"{row['ratio']:.2f}",
+            f"{row['median']:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})",
+            f"{row['compile']:.1f}",
             f"{row['difference']:.0e}",
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return measuring.table(head, lines)
 
 
@@ -490,13 +505,29 @@ def lowered() -> None:
         half = [f"{sum('bf16' in line for line in lines)} of {len(lines)}" for lines in products]
         rows.append(
             [
-                name, texts, f"{flops / 1e12:.2f}", f"{moved / 1e9:.1f}", f"{flops / moved:.0f}",
-                f"{planned.argument_size_in_bytes / 1e9:.2f}", f"{planned.temp_size_in_bytes / 1e9:.2f}",
-                f"{seconds:.0f}", *half,
+                name,
+                texts,
+                f"{flops / 1e12:.2f}",
+                f"{moved / 1e9:.1f}",
+                f"{flops / moved:.0f}",
+                f"{planned.argument_size_in_bytes / 1e9:.2f}",
+                f"{planned.temp_size_in_bytes / 1e9:.2f}",
+                f"{seconds:.0f}",
+                *half,
             ]
-        )  # fmt: skip
-    head = ("BERT-base, bfloat16, 128 tokens", "texts", "TFLOP", "GB moved", "FLOP/byte", "GB given", "GB scratch",
-            "compile s", "bfloat16 products, cuda", "tpu")  # fmt: skip
+        )
+    head = (
+        "BERT-base, bfloat16, 128 tokens",
+        "texts",
+        "TFLOP",
+        "GB moved",
+        "FLOP/byte",
+        "GB given",
+        "GB scratch",
+        "compile s",
+        "bfloat16 products, cuda",
+        "tpu",
+    )
     print(
         f"Compiled for {jax.devices()[0].device_kind}, not run.\n\n" + measuring.table(head, rows)
     )

@@ -76,8 +76,10 @@ def machine() -> dict[str, Any]:
     import jax
 
     return {
-        "device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "jax": jax.__version__
-    }  # fmt: skip
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+    }
 
 
 def ceiling(dtype: str = "float32", size: int = 4096) -> Callable[[], float]:

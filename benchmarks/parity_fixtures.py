@@ -1,6 +1,6 @@
 """Tiny random models of transformers' PyTorch classes and what they compute, for the parity tests.
 
-    python benchmarks/parity_fixtures.py [family …]        # needs torch and transformers, nothing else
+    python benchmarks/parity_fixtures.py [family …]  # needs only torch and transformers
 
 writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and
 parity.safetensors with inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden
@@ -8,7 +8,7 @@ states that PyTorch computes from them (``hidden.<padding>.<layer>``: f32 [B, L,
 embeddings) and ``last.<padding>``, which a norm may tell from the last layer's. The padding is
 'none' (called without a mask), 'right' or 'left'. Adding a family is one line of FAMILIES.
 
-    python benchmarks/parity_fixtures.py FOLDER            # a folder of real weights, with its tokenizer
+    python benchmarks/parity_fixtures.py FOLDER  # of real weights, with their tokenizer
 
 writes tests/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts, padded
 on the right, and ``first.<layer>``: f32 [3, 64], the start of the first token's hidden state, and

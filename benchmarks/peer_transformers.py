@@ -1,7 +1,7 @@
 """transformers' PyTorch classes as a contestant of ``lm_throughput.py``; needs torch and
 transformers, not kd_jax.
 
-    python benchmarks/peer_transformers.py --spec=SPEC.json        # then names of contestants on stdin, one a line
+    python benchmarks/peer_transformers.py --spec=SPEC.json
 
 This file also holds what all contestants share, so it imports nothing but numpy at the top.
 """

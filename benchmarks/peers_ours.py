@@ -51,8 +51,12 @@ from kd_jax.training.step import StepSpec
 LENGTH = 50
 SETTINGS = {  # student, recipe, epochs
     "mf": ({"dim": 64, "dropout": 0.5}, {"batch_size": 512, "learning_rate": 1e-2}, 30),
-    "sasrec": ({"dim": 64, "dropout": 0.2, "history": LENGTH}, {"batch_size": 128, "learning_rate": 6e-3}, 3),
-}  # fmt: skip
+    "sasrec": (
+        {"dim": 64, "dropout": 0.2, "history": LENGTH},
+        {"batch_size": 128, "learning_rate": 6e-3},
+        3,
+    ),
+}
 DECAY = 30.0  # mf: an interaction that many interactions old counts 1/e
 
 

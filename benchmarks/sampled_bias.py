@@ -40,8 +40,11 @@ NAMES = ("ce", "kl")
 TERMS = (SoftmaxTerm(CrossEntropy()), SoftmaxTerm(KL()))
 NEGATIVES = (256, 1024, 4096)
 PROPOSALS = {  # power of the counts, and whether the correction is made
-    "uniform": (0.0, True), "count^0.5": (0.5, True), "count": (1.0, True), "count, no log-Q": (1.0, False),
-}  # fmt: skip
+    "uniform": (0.0, True),
+    "count^0.5": (0.5, True),
+    "count": (1.0, True),
+    "count, no log-Q": (1.0, False),
+}
 
 
 def world(items: int, steps: int, seed: int = 0) -> tuple[Factors, Factors, Rows, np.ndarray]:

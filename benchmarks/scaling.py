@@ -1,7 +1,8 @@
 """The same training on 1, 2, 4 and 8 virtual devices, and in 1, 2 and 4 processes: losses, and the
 bytes that the step sends between devices.
 
-    python benchmarks/scaling.py [--devices=1,2,4,8] [--processes=2,4] [--models=mf,sasrec] [--axes=data,model]
+    python benchmarks/scaling.py [--devices=1,2,4,8] [--processes=2,4] [--models=mf,sasrec] \\
+        [--axes=data,model]
         [--teacher]
 
 Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and
@@ -35,9 +36,21 @@ from typing import Any
 import measuring
 
 HEAD = (
-    "model", "axis", "devices", "processes", "batch", "items", "loss differs by", "ms, one device", "ms", "collectives",
-    "MB sent", "MB least", "ratio", "MB least, sparse",
-)  # fmt: skip
+    "model",
+    "axis",
+    "devices",
+    "processes",
+    "batch",
+    "items",
+    "loss differs by",
+    "ms, one device",
+    "ms",
+    "collectives",
+    "MB sent",
+    "MB least",
+    "ratio",
+    "MB least, sparse",
+)
 STEPS = 4
 
 
@@ -132,9 +145,16 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         times.append(time.perf_counter() - start)
         terms = metrics.pop("terms")
         losses.append({name: float(value) for name, value in (metrics | terms).items()})
-    return {
-        "values": losses, "time": min(times[1:]), "sent": sum(c["bytes"] for c in sent), "collectives": sent,
-    } | least(spec, sizes, positions) | measuring.machine()  # fmt: skip
+    return (
+        {
+            "values": losses,
+            "time": min(times[1:]),
+            "sent": sum(c["bytes"] for c in sent),
+            "collectives": sent,
+        }
+        | least(spec, sizes, positions)
+        | measuring.machine()
+    )
 
 
 def least(spec: dict[str, Any], sizes: dict[str, int], positions: int) -> dict[str, float]:
@@ -244,12 +264,21 @@ def main() -> None:
                 row["difference"] = max(abs(b["loss"] / a["loss"] - 1) for a, b in pairs)
                 rows.append(row | {"one_device": alone["time"]})
                 cells = [
-                    model, axis, count, processes, row["batch"], f"{row['items']:,}", f"{row['difference']:.1e}",
-                    f"{1e3 * alone['time']:.1f}", f"{1e3 * row['time']:.1f}",
-                    sum(c["times"] for c in row["collectives"]), f"{row['sent'] / 1e6:.3f}",
-                    f"{row['least'] / 1e6:.3f}", f"{row['sent'] / row['least']:.2f}" if row["least"] else "",
+                    model,
+                    axis,
+                    count,
+                    processes,
+                    row["batch"],
+                    f"{row['items']:,}",
+                    f"{row['difference']:.1e}",
+                    f"{1e3 * alone['time']:.1f}",
+                    f"{1e3 * row['time']:.1f}",
+                    sum(c["times"] for c in row["collectives"]),
+                    f"{row['sent'] / 1e6:.3f}",
+                    f"{row['least'] / 1e6:.3f}",
+                    f"{row['sent'] / row['least']:.2f}" if row["least"] else "",
                     f"{row['sparse'] / 1e6:.3f}",
-                ]  # fmt: skip
+                ]
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
                 for one in sorted(row["collectives"], key=lambda c: -c["bytes"])[: args.largest]:
                     what = (

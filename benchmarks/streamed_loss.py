@@ -37,9 +37,20 @@ PRODUCTS = {
 }  # of the student, of the teacher
 LIVE = 6  # arrays of [rows, items] in f32 that the plain version has at once, about
 HEAD = (
-    "version", "losses", "items", "tiling", "s", "extra MB", "temp MB", "TFLOP useful", "TFLOP done", "GFLOP/s ceiling",
-    "of ceiling, useful", "of ceiling, done", "time / (done / ceiling)",
-)  # fmt: skip
+    "version",
+    "losses",
+    "items",
+    "tiling",
+    "s",
+    "extra MB",
+    "temp MB",
+    "TFLOP useful",
+    "TFLOP done",
+    "GFLOP/s ceiling",
+    "of ceiling, useful",
+    "of ceiling, done",
+    "time / (done / ceiling)",
+)
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What user and item vectors keep at 8, 16, 32 and 64 numbers each: distilled, against the
 teacher's cut by PCA.
 
-    python benchmarks/vector_sizes.py [--workdir=runs/compression] [--dims=8,16,32,64] [--config=FILE:ARG]
+    python benchmarks/vector_sizes.py [--workdir=runs/compression] [--dims=8,16,32,64] \\
+        [--config=FILE:ARG]
 
 Every size has a workdir of its own, ``<workdir>/dim8`` and so on. The first trains the teacher; the
 others get copies of its data set and soft labels. A Markdown table is printed,

@@ -115,7 +115,8 @@ def main(workdir):
     }.items():
         result = evaluate_rank(scores, data, TEST, metrics=("ndcg",), ks=(10,))
         print(
-            f"  {name:<34}{result.metrics['ndcg@10']:>11.4f}{result.slices['warm']['ndcg@10']:>13.4f}"
+            f"  {name:<34}{result.metrics['ndcg@10']:>11.4f}"
+            f"{result.slices['warm']['ndcg@10']:>13.4f}"
         )
 
     rng = np.random.default_rng(0)

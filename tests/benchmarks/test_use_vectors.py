@@ -45,8 +45,13 @@ def test_the_example_prints_a_table_of_numbers_in_range(finished, capsys):
     use_vectors.main(finished)
     printed = capsys.readouterr().out
     ranked = dict(re.findall(r"^  (\S.*?)  +(\d\.\d{4} +\d\.\d{4})$", printed, re.M))
-    assert ranked.keys() == {"popularity", "item-kNN on co-occurrence", "item-kNN on distilled vectors",
-                             "the student's item biases", "the student"}  # fmt: skip
+    assert ranked.keys() == {
+        "popularity",
+        "item-kNN on co-occurrence",
+        "item-kNN on distilled vectors",
+        "the student's item biases",
+        "the student",
+    }
     values = [float(value) for pair in ranked.values() for value in pair.split()]
     assert all(0 <= value <= 1 for value in values) and len(set(values)) > 2
     told = re.findall(r"logistic regression on (\S.*?) +(\d\.\d{4})$", printed, re.M)

@@ -148,9 +148,12 @@ def test_a_list_on_a_sample_of_every_item_is_the_list_on_the_catalogue():
 
 def test_several_teachers_are_the_sum_of_each_alone():
     objective = (
-        term("ce", 0.5, items="warm"), term("kl", 2.0, 1.5), term("kl", 1.0, teacher="big"), *TERMS[:2],
+        term("ce", 0.5, items="warm"),
+        term("kl", 2.0, 1.5),
+        term("kl", 1.0, teacher="big"),
+        *TERMS[:2],
         term("soft_ce", 0.3, 2.0, items="warm", teacher="big"),
-    )  # fmt: skip
+    )
     total, means = loss_of(objective, STUDENT, BATCH, TEACHERS, jnp.asarray(WARM), START)
     alone = [
         loss_of((t,), STUDENT, BATCH, {t.teacher: TEACHERS[t.teacher]}, jnp.asarray(WARM), START)
@@ -257,23 +260,45 @@ def test_a_list_belongs_to_the_positions_that_end_with_its_history(data, tmp_pat
     np.testing.assert_array_equal(found.place(user, history[:, -1:], "user"), [[0], [3], [1]])
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("{user: 1}", "l.jsonl:2: no JSON"),
-    ("[1, 2]", "l.jsonl:2: '[1, 2]' is no object"),
-    ({"items": [500]}, "l.jsonl:2: give either 'user' or 'history'"),
-    ({"user": 100, "history": [500], "items": [500]}, "l.jsonl:2: give either"),
-    ({"user": 101}, "l.jsonl:2: 'items' is None; it must be a list"),
-    ({"user": 101, "items": []}, "l.jsonl:2: 'items' is []"),
-    ({"user": 101, "items": [[500]]}, "l.jsonl:2: 'items' is [[500]]"),
-    ({"user": 101, "items": [500, 501], "scores": [1.0]}, "l.jsonl:2: 'scores' has 1 values for 2 items"),
-    ({"user": 101, "items": [500], "scores": [float("nan")]}, "l.jsonl:2: nan among 'scores' must be a finite number"),
-    ({"user": 101, "items": [500], "probabilities": [-0.1]}, "l.jsonl:2: -0.1 among 'probabilities'"),
-    ({"user": 101, "items": [500], "probabilities": [0]}, "l.jsonl:2: all 'probabilities' are 0"),
-    ({"user": 101, "items": [500], "scores": [1], "probabilities": [1]}, "l.jsonl:2: give 'scores' or 'probabilities'"),
-    ({"user": 101, "items": [500], "weight": -1}, "l.jsonl:2: 'weight' is -1"),
-    ({"user": 100, "items": [500]}, "l.jsonl:2: user 100 has a list already, in line 1"),
-    ({"user": 101, "items": ["a", "b", 1, 2, 3, 4]}, "l.jsonl:2: 6 of 9 users, items and titles"),
-], ids=lambda value: str(value)[:60])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{user: 1}", "l.jsonl:2: no JSON"),
+        ("[1, 2]", "l.jsonl:2: '[1, 2]' is no object"),
+        ({"items": [500]}, "l.jsonl:2: give either 'user' or 'history'"),
+        ({"user": 100, "history": [500], "items": [500]}, "l.jsonl:2: give either"),
+        ({"user": 101}, "l.jsonl:2: 'items' is None; it must be a list"),
+        ({"user": 101, "items": []}, "l.jsonl:2: 'items' is []"),
+        ({"user": 101, "items": [[500]]}, "l.jsonl:2: 'items' is [[500]]"),
+        (
+            {"user": 101, "items": [500, 501], "scores": [1.0]},
+            "l.jsonl:2: 'scores' has 1 values for 2 items",
+        ),
+        (
+            {"user": 101, "items": [500], "scores": [float("nan")]},
+            "l.jsonl:2: nan among 'scores' must be a finite number",
+        ),
+        (
+            {"user": 101, "items": [500], "probabilities": [-0.1]},
+            "l.jsonl:2: -0.1 among 'probabilities'",
+        ),
+        (
+            {"user": 101, "items": [500], "probabilities": [0]},
+            "l.jsonl:2: all 'probabilities' are 0",
+        ),
+        (
+            {"user": 101, "items": [500], "scores": [1], "probabilities": [1]},
+            "l.jsonl:2: give 'scores' or 'probabilities'",
+        ),
+        ({"user": 101, "items": [500], "weight": -1}, "l.jsonl:2: 'weight' is -1"),
+        ({"user": 100, "items": [500]}, "l.jsonl:2: user 100 has a list already, in line 1"),
+        (
+            {"user": 101, "items": ["a", "b", 1, 2, 3, 4]},
+            "l.jsonl:2: 6 of 9 users, items and titles",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
 def test_a_bad_line_is_refused_with_its_number(data, tmp_path, row, message):
     path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]}, row)
     toy.refused(lambda: lists.read(path, data), message)
@@ -464,22 +489,46 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
     assert said.scores.items.shape == (2, 6, 2) and np.count_nonzero(said.weights) == 2
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"distill.sources": {"llm": {"path": "no.jsonl"}}}, "distill.sources.llm: no.jsonl not found"),
-    ({"distill.sources": {"llm": {}}}, "distill.sources.llm.path is missing"),
-    ({"distill.sources": {"llm": {"pth": "x"}}}, "distill.sources.llm: no field 'pth'; did you mean 'path'"),
-    ({"distill.sources": {"teacher": {"path": "LISTS"}}}, "'teacher' cannot be a name"),
-    ({"distill.sources": {"llm": {"path": "LISTS", "confidence": "sure"}}}, "llm.confidence='sure' is unknown"),
-    ({"distill.sources": {"llm": {"path": "FOLDER"}}}, "holds no model of a kd_jax workdir"),
-    ({"distill.sources": {"big": {"path": "BIG"}}},
-     "distill.terms.lists.teacher='llm' is not in distill.sources; known: big"),
-    ({"distill.terms": {"clicks": {"loss": "ce", "teacher": "llm"}}}, "this loss learns from clicks and reads no teacher"),
-    ({"distill.terms": LISTS}, "none is left for the control"),
-    ({"data.min_rating": 3.0, "data.min_interactions": 1}, "was trained on other data"),
-    ({"student.name": "sasrec"}, "('mf') does not read histories item by item"),
-    ({"task": "rate", "distill.terms": LISTS | {"clicks": TEACHING["clicks"]}}, "lists rank items"),
-    ({"tuned.distilled": {"distill": {"sources": {"x": {"path": ""}}}}}, "distill.sources is the same for all models"),
-], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"distill.sources": {"llm": {"path": "no.jsonl"}}},
+            "distill.sources.llm: no.jsonl not found",
+        ),
+        ({"distill.sources": {"llm": {}}}, "distill.sources.llm.path is missing"),
+        (
+            {"distill.sources": {"llm": {"pth": "x"}}},
+            "distill.sources.llm: no field 'pth'; did you mean 'path'",
+        ),
+        ({"distill.sources": {"teacher": {"path": "LISTS"}}}, "'teacher' cannot be a name"),
+        (
+            {"distill.sources": {"llm": {"path": "LISTS", "confidence": "sure"}}},
+            "llm.confidence='sure' is unknown",
+        ),
+        ({"distill.sources": {"llm": {"path": "FOLDER"}}}, "holds no model of a kd_jax workdir"),
+        (
+            {"distill.sources": {"big": {"path": "BIG"}}},
+            "distill.terms.lists.teacher='llm' is not in distill.sources; known: big",
+        ),
+        (
+            {"distill.terms": {"clicks": {"loss": "ce", "teacher": "llm"}}},
+            "this loss learns from clicks and reads no teacher",
+        ),
+        ({"distill.terms": LISTS}, "none is left for the control"),
+        ({"data.min_rating": 3.0, "data.min_interactions": 1}, "was trained on other data"),
+        ({"student.name": "sasrec"}, "('mf') does not read histories item by item"),
+        (
+            {"task": "rate", "distill.terms": LISTS | {"clicks": TEACHING["clicks"]}},
+            "lists rank items",
+        ),
+        (
+            {"tuned.distilled": {"distill": {"sources": {"x": {"path": ""}}}}},
+            "distill.sources is the same for all models",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
     world, big, tmp_path, capsys, fields, message
 ):

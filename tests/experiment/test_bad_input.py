@@ -613,15 +613,33 @@ def test_a_read_only_workdir(world, disk, refused):
     assert files(disk) == before
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"stages": ("data", "student", "distilled")}, r"labels/teacher.seed0 is missing .*; run the stage 'labels' first"),
-    ({"stages": ("data", "teacher"), "teacher.lm.train": "top_n", "teacher.lm.top_n": 9}, r"top_n=9: .* has 2 layers"),
-    ({"student.name": "sasrec", "student.sasrec.history": 99},
-     r"as much: use teacher.model.history >= student.sasrec.history \(now \d+ and 99\)$"),
-    ({"mesh.model": 0}, r"mesh.data=1, mesh.model=0 must be at least 1 each"),
-    ({"stages": ("data", "teacher"), "teacher.lm.train": "lora", "teacher.model.hard_negatives": 999},
-     r"hard_negatives=999 must be .* fewer than the \d+ items"),
-], ids=lambda value: "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"stages": ("data", "student", "distilled")},
+            r"labels/teacher.seed0 is missing .*; run the stage 'labels' first",
+        ),
+        (
+            {"stages": ("data", "teacher"), "teacher.lm.train": "top_n", "teacher.lm.top_n": 9},
+            r"top_n=9: .* has 2 layers",
+        ),
+        (
+            {"student.name": "sasrec", "student.sasrec.history": 99},
+            r"as much: use teacher.model.history >= student.sasrec.history \(now \d+ and 99\)$",
+        ),
+        ({"mesh.model": 0}, r"mesh.data=1, mesh.model=0 must be at least 1 each"),
+        (
+            {
+                "stages": ("data", "teacher"),
+                "teacher.lm.train": "lora",
+                "teacher.model.hard_negatives": 999,
+            },
+            r"hard_negatives=999 must be .* fewer than the \d+ items",
+        ),
+    ],
+    ids=lambda value: "",
+)
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
     world, tmp_path, refused, fields, message
 ):
@@ -629,10 +647,21 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_trained(
     assert not list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"data.split": "temporal"}, r"; there is no timestamp \(data.files.columns.timestamp\): rows are taken to be in the order of time"),
-    ({"task": "rate", "data.split": "leave_one_out"}, r"ratings that differ; here all are 1, .* data.files.columns.rating"),
-], ids=lambda value: "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"data.split": "temporal"},
+            r"; there is no timestamp \(data.files.columns.timestamp\): rows are taken to be in"
+            r" the order of time",
+        ),
+        (
+            {"task": "rate", "data.split": "leave_one_out"},
+            r"ratings that differ; here all are 1, .* data.files.columns.rating",
+        ),
+    ],
+    ids=lambda value: "",
+)
 def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, message):
     by_user = sorted((line.split(",")[:2] for line in rows(world)), key=lambda row: row[0])
     (tmp_path / "pairs.csv").write_text("user,item\n" + "\n".join(map(",".join, by_user)) + "\n")

@@ -205,16 +205,41 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
         kd_jax.load(copy)
 
 
-@pytest.mark.parametrize("fields", [
-    {"student.name": "mlp", "data.split": "temporal", "data.min_rating": 3.0, "data.min_interactions": 2,
-     "distill.teachers": "all"},
-    {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
-    {"teacher.model.item_features": "text+id", "distill.labels": "online"},
-    {"teacher.lm.train": "lora", "teacher.optimizer.batch_size": 4, "teacher.model.softmax": "sampled", "teacher.model.negatives": 4,
-     "teacher.model.hard_negatives": 1, "teacher.optimizer.accumulate": 2, "teacher.lm.remat": True},
-    {"teacher.lm.train": "top_n", "teacher.lm.top_n": 1, "teacher.model.context": "text", "data.split": "ratio"},
-    {"teacher.lm.backend": "hf_flax", "teacher.lm.normalize": True, "teacher.lm.template": "{genre}: {title}"},
-], ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)))  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "student.name": "mlp",
+            "data.split": "temporal",
+            "data.min_rating": 3.0,
+            "data.min_interactions": 2,
+            "distill.teachers": "all",
+        },
+        {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
+        {"teacher.model.item_features": "text+id", "distill.labels": "online"},
+        {
+            "teacher.lm.train": "lora",
+            "teacher.optimizer.batch_size": 4,
+            "teacher.model.softmax": "sampled",
+            "teacher.model.negatives": 4,
+            "teacher.model.hard_negatives": 1,
+            "teacher.optimizer.accumulate": 2,
+            "teacher.lm.remat": True,
+        },
+        {
+            "teacher.lm.train": "top_n",
+            "teacher.lm.top_n": 1,
+            "teacher.model.context": "text",
+            "data.split": "ratio",
+        },
+        {
+            "teacher.lm.backend": "hf_flax",
+            "teacher.lm.normalize": True,
+            "teacher.lm.template": "{genre}: {title}",
+        },
+    ],
+    ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)),
+)
 def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     run(config(world, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
@@ -274,14 +299,24 @@ def test_of_a_flag_given_twice_the_last_counts():
     ]
 
 
-@pytest.mark.parametrize(("tuned", "told"), [
-    ({"eval": {"select": "recall@10"}}, "no field 'eval.select'"),
-    ({"student": {"mf": {"dropout": "x"}}}, "tuned.student: student.mf.dropout is 0.5 now; give another float"),
-    ({"student": {"mf": {"dropuot": 0.1}}}, "no field 'student.mf.dropuot'; did you mean 'dropout'"),
-    ({"student": {"mf": 0.1}}, "student.mf is a section; set its fields: student.mf.bias"),
-    ({"task": "rate"}, "no field 'task'"),
-    ({"distill": {"labels": "online"}}, "distill.labels is the same for all models"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("tuned", "told"),
+    [
+        ({"eval": {"select": "recall@10"}}, "no field 'eval.select'"),
+        (
+            {"student": {"mf": {"dropout": "x"}}},
+            "tuned.student: student.mf.dropout is 0.5 now; give another float",
+        ),
+        (
+            {"student": {"mf": {"dropuot": 0.1}}},
+            "no field 'student.mf.dropuot'; did you mean 'dropout'",
+        ),
+        ({"student": {"mf": 0.1}}, "student.mf is a section; set its fields: student.mf.bias"),
+        ({"task": "rate"}, "no field 'task'"),
+        ({"distill": {"labels": "online"}}, "distill.labels is the same for all models"),
+    ],
+    ids=str,
+)
 def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told):
     assert pipeline.main(config(world, **{"tuned.student": tuned}), tmp_path / "run") == 2
     error = capsys.readouterr().err
@@ -432,25 +467,58 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--config.student.optimizer.stepz=3"],
-     r"error: --config.student.optimizer.stepz=3: no such field; did you mean .*steps"),
-    (["--config.train.stepz=3"], r"error: --config.train.stepz: train is now student.optimizer"),
-    (["--config.distill.terms.soft.lss=kl"],
-     r"error: --config.distill.terms.soft.lss=kl: no field 'distill.terms.soft.lss'; did you mean 'loss'"),
-    (["--config.distill.terms.new.loss=kll"], r"error: distill.terms.new.loss='kll' is unknown; did you mean 'kl'"),
-    (["--config.stages=('data','eval')"], r"error: stages: 'eval' is unknown; did you mean 'evaluate'"),
-    (["--config.student.name=mff"], r"error: student.name='mff' is unknown; did you mean 'mf'"),
-    (["--config.data.files.path=nowhere.csv"], r"error: .*nowhere.csv"),
-    (["--config.teacher.lm.weights=/no/such/folder"], r"error: teacher.lm.weights=/no/such/folder not found"),
-    (["unexpected"], r"error: unexpected argument 'unexpected'"),
-    (["--config=configs/csv.py:twice"], r"error: .*config argument 'twice' is unknown; known: runlocal"),
-    (["--config=configs/nothing.py"],
-     r"error: .*No such file or directory: 'configs/nothing.py' \(there are configs/csv.py, .*configs/quickstart.py\)"),
-    (["--confg.mesh.data=3"], r"error: --confg.mesh.data: no such flag; did you mean --config.mesh.data\?"),
-    (["--config.student.optimizer.steps=many"], r"error: .*--config.student.optimizer.steps=many: invalid literal"),
-    (["--config.seeds=('a',)"], r"error: seeds=\('a',\): give one or more different numbers"),
-], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config.student.optimizer.stepz=3"],
+            r"error: --config.student.optimizer.stepz=3: no such field; did you mean .*steps",
+        ),
+        (
+            ["--config.train.stepz=3"],
+            r"error: --config.train.stepz: train is now student.optimizer",
+        ),
+        (
+            ["--config.distill.terms.soft.lss=kl"],
+            r"error: --config.distill.terms.soft.lss=kl: no field 'distill.terms.soft.lss'; did"
+            r" you mean 'loss'",
+        ),
+        (
+            ["--config.distill.terms.new.loss=kll"],
+            r"error: distill.terms.new.loss='kll' is unknown; did you mean 'kl'",
+        ),
+        (
+            ["--config.stages=('data','eval')"],
+            r"error: stages: 'eval' is unknown; did you mean 'evaluate'",
+        ),
+        (["--config.student.name=mff"], r"error: student.name='mff' is unknown; did you mean 'mf'"),
+        (["--config.data.files.path=nowhere.csv"], r"error: .*nowhere.csv"),
+        (
+            ["--config.teacher.lm.weights=/no/such/folder"],
+            r"error: teacher.lm.weights=/no/such/folder not found",
+        ),
+        (["unexpected"], r"error: unexpected argument 'unexpected'"),
+        (
+            ["--config=configs/csv.py:twice"],
+            r"error: .*config argument 'twice' is unknown; known: runlocal",
+        ),
+        (
+            ["--config=configs/nothing.py"],
+            r"error: .*No such file or directory: 'configs/nothing.py' \(there are"
+            r" configs/csv.py, .*configs/quickstart.py\)",
+        ),
+        (
+            ["--confg.mesh.data=3"],
+            r"error: --confg.mesh.data: no such flag; did you mean --config.mesh.data\?",
+        ),
+        (
+            ["--config.student.optimizer.steps=many"],
+            r"error: .*--config.student.optimizer.steps=many: invalid literal",
+        ),
+        (["--config.seeds=('a',)"], r"error: seeds=\('a',\): give one or more different numbers"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
     done = launch(*flags(world, tmp_path / "run"), *arguments)
     assert done.returncode == 2

@@ -134,9 +134,13 @@ def test_the_fields_that_the_pages_name_exist():
     pages = [
         *(ROOT / "docs").glob("*.md"),
         ROOT / "README.md",
-        *(path for name in ("configs", "benchmarks", "examples", "cluster") for path in (ROOT / name).iterdir()
-          if path.is_file()),
-    ]  # fmt: skip
+        *(
+            path
+            for name in ("configs", "benchmarks", "examples", "cluster")
+            for path in (ROOT / name).iterdir()
+            if path.is_file()
+        ),
+    ]
     wrong = []
     for page in pages:
         text = page.read_text().partition("## Old names")[0]

@@ -29,7 +29,7 @@ class LinearTextSpec(UserSpec):
 
 
 class LinearText(Student):
-    """User vector · a linear map of the item's text vector; an item table where there is no text."""
+    """User vector · a linear map of the item's text vector, or an item table without text."""
 
     spec = LinearTextSpec
     inputs = (ITEM_TEXT,)

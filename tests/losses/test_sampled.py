@@ -205,10 +205,15 @@ def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
         "soft": {"loss": "kl", "temperature": 2.0, "items": "sampled"},
     }
     small = {
-        "seeds": (0,), "stages": ("data", "control_teacher", "labels", "student", "control"),
-        "distill.negatives": 10, "distill.top": 3,
-        "student.optimizer.sparse": True, "student.optimizer.moments": "bfloat16", "mesh.data": 1, "eval.bootstrap": 50,
-    }  # fmt: skip
+        "seeds": (0,),
+        "stages": ("data", "control_teacher", "labels", "student", "control"),
+        "distill.negatives": 10,
+        "distill.top": 3,
+        "student.optimizer.sparse": True,
+        "student.optimizer.moments": "bfloat16",
+        "mesh.data": 1,
+        "eval.bootstrap": 50,
+    }
     for section in ("teacher.optimizer", "student.optimizer"):
         small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}
     c.update_from_flattened_dict(small)

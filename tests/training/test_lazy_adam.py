@@ -226,9 +226,11 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=
     step, state = compiled_step(spec, params, mesh=mesh, seed=0)
     shape = (3, batch_size, 1)
     batch = {
-        "user": np.zeros(shape[:2], np.int32), "weights": np.ones(shape, np.float32),
-        "targets": np.zeros((*shape, positions), np.int32), "target_weights": np.ones((*shape, positions), np.float32),
-    }  # fmt: skip
+        "user": np.zeros(shape[:2], np.int32),
+        "weights": np.ones(shape, np.float32),
+        "targets": np.zeros((*shape, positions), np.int32),
+        "target_weights": np.ones((*shape, positions), np.float32),
+    }
     constants = sharding.put(constants, mesh)
     return step.lower(state, batch, None, constants, None).compile()
 
