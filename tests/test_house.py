@@ -1,4 +1,4 @@
-"""The rules of the house: import order, file sizes, names in one place, line widths.
+"""The rules of the house: import order, sizes of files and functions, names in one place, line widths.
 
 docs/architecture.md has the map that these tests check.
 """
@@ -18,6 +18,8 @@ from kd_jax.experiment import roles
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kd_jax"
 MAX_LINES = 400
+MAX_FUNCTION = 60
+MAX_PARAMETERS = 8
 MAX_WIDTH = 100
 # A folder imports from the levels before its own. Folders of one level do not import each other.
 LEVELS = (
@@ -99,6 +101,22 @@ def test_files_are_short():
         path.relative_to(ROOT): len(path.read_text().splitlines()) for path in modules().values()
     }
     assert not {str(path): count for path, count in lines.items() if count > MAX_LINES}
+
+
+def test_functions_are_short():
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path in modules().values()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef)
+        and (node.end_lineno - node.lineno >= MAX_FUNCTION or parameters(node) > MAX_PARAMETERS)
+    ]
+    assert not long, "\n".join(long)
+
+
+def parameters(node: ast.FunctionDef) -> int:
+    found = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len([name for name in found if name not in ("self", "cls")])
 
 
 def texts() -> list[Path]:

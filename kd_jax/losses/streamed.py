@@ -98,10 +98,8 @@ def local(
     # Rows against all items add to the table's gradient [D, I], the faster product; chunks of items
     # to [I, D].
     turned = width == count
-    zeros = (
-        jnp.zeros(student.vectors.shape[:: -1 if turned else 1], jnp.float32),
-        jnp.zeros(count, jnp.float32),
-    )
+    shape = student.vectors.shape[::-1] if turned else student.vectors.shape
+    zeros = (jnp.zeros(shape, jnp.float32), jnp.zeros(count, jnp.float32))
 
     def visit(carry: Any, part: Any) -> tuple[Any, Any]:
         """One tile of rows: its losses, and its share of the gradients."""

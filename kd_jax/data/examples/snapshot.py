@@ -70,16 +70,20 @@ def snapshot_examples(
             "row": rows.astype(xp.int32),
         }
 
+    return Examples(len(snapshots), _tables(dataset, found), look_up, draw)
+
+
+def _tables(dataset: Dataset, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a batch is looked up in."""
     indptr, items = dataset.targets(TRAIN)
-    tables = {
+    return {
         "users": found["users"].astype(np.int32),
         "borders": compact(found["borders"]),
         "stops": compact(found["stops"]),
-        "snapshots": snapshots.astype(np.int32),
+        "snapshots": found["snapshots"].astype(np.int32),
         "indptr": compact(indptr),
         "items": items.astype(np.int32),
     }
-    return Examples(len(snapshots), tables, look_up, draw)
 
 
 def _windows(
