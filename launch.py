@@ -64,9 +64,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _last(argv: list[str]) -> list[str]:
-    """Without those --config.<field>=<value> that a later one replaces: absl would join tuples that
-    are given twice.
-    """
+    """``argv`` with only the last of repeated --config.<field>=<value>; absl would join tuples."""
     names = [
         arg.partition("=")[0] if arg.startswith("--config.") and "=" in arg else "" for arg in argv
     ]
@@ -80,20 +78,21 @@ def _last(argv: list[str]) -> list[str]:
 
 def _refuse_field(argv: list[str], error: Exception) -> NoReturn:
     """A field that is not there, on the command line or in the configuration file."""
-    said = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
+    message = str(error).replace("\\n", " ").replace("\n", " ").replace("\\", "")
     given = " ".join(argv[1:])
-    missing = re.search(r"\w+", said)
+    missing = re.search(r"\w+", message)
     wrong = next((a for a in argv[1:] if missing and f".{missing[0]}" in a), "")
-    if not wrong and (new := renamed.in_error(said)):
+    if not wrong and (new := renamed.in_error(message)):
         _refuse(f"{given}: {new}")
-    hint = re.search(r'Did you mean "(\w+)"', said)
+    hint = re.search(r'Did you mean "(\w+)"', message)
     near = f"did you mean {hint[1]!r}? " if hint else ""
     _refuse(f"{wrong or given}: no such field; {near}all fields are in configs/common.py")
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Flags as absl reads them; what cannot be read is one line, and a misspelt field names the
-    nearest.
+    """Parses the flags as absl does.
+
+    An error is one line; for a misspelt field it has the nearest name.
     """
     try:
         renamed.check_flags(argv)
@@ -108,15 +107,14 @@ def parse(argv: list[str]) -> list[str]:
             "coordinator", "", "HOST:PORT of process 0, for several processes (docs/clusters.md)"
         )
         flags.DEFINE_integer(
-            "num_processes", 0, "how many processes there are (default: what the cluster says)"
+            "num_processes", 0, "how many processes there are (default: from the cluster)"
         )
         flags.DEFINE_integer(
-            "process_id", -1, "which of them this one is, from 0 (default: what the cluster says)"
+            "process_id", -1, "which of them this one is, from 0 (default: from the cluster)"
         )
         rest = flags.FLAGS(argv)
-        getattr(
-            flags.FLAGS.config, "seeds", None
-        )  # a file that could not be loaded says so when it is read
+        # The first access raises the error of a file that could not be loaded.
+        getattr(flags.FLAGS.config, "seeds", None)
         overrides.apply(flags.FLAGS.config, given)
         return rest
     except InputError as error:

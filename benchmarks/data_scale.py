@@ -1,9 +1,8 @@
-"""How long a data set of ML-25M's shape takes from its files to indexed arrays, and how much
-memory.
+"""Measures the time and memory to prepare a data set of the shape of ML-25M.
 
     python benchmarks/data_scale.py [--rows=25_000_000] [--folder=FOLDER]
 
-Generates 25 million ratings of 162,541 users on 59,047 of 62,423 films in the layout of MovieLens
+Generates 25 million ratings of 162,541 users and 59,047 of 62,423 films in the format of MovieLens
 25M (once, into ``folder``), then reads, filters (5-core), indexes and splits them in a fresh
 process. One line is printed.
 """
@@ -20,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-USERS, RATED, FILMS = 162_541, 59_047, 62_423
+USERS = 162_541
+RATED = 59_047
+FILMS = 62_423
 
 
 def generate(folder: Path, rows: int) -> None:
-    """Distinct user-film pairs, in the order of users as in the original; films have a long
-    tail.
-    """
+    """Distinct user-film pairs, sorted by user as in the original; films have a long tail."""
     rng = np.random.default_rng(0)
     weight = 1 / (np.arange(1, USERS + 1) + 200.0)
     users = np.concatenate(

@@ -1,14 +1,13 @@
-"""A fine-tuned language model against a frozen one, as teachers: NDCG@10 on validation and test,
-means over seeds.
+"""Compares fine-tuned with frozen language models as teachers, by NDCG@10 over seeds.
 
     python benchmarks/fine_tuning.py [--workdir=runs/fine_tuning] [--seeds=0,1,2] [--name=top_n] \\
         [--set teacher.lm.train=top_n] [--config=… and other arguments of launch.py]
 
-For every seed a teacher with the frozen language model, one with item IDs beside it
-(``item_features='text+id'``), the language model adapted to what that one knows
-(``kd_jax/adapt.py``, with ``--set``), and the same two teachers with the adapted model, frozen. A
-Markdown table is printed and ``<workdir>/fine_tuning.json`` written; another ``--name`` with
-another ``--set`` adds rows to it. The same command again resumes.
+For every seed it trains a teacher with the frozen language model, one that also has item embeddings
+(``item_features='text+id'``), the language model adapted to the latter (``kd_jax/adapt.py``, with
+``--set``), and the same two teachers with the adapted model, frozen. A Markdown table of NDCG@10 on
+validation and test is printed, and ``<workdir>/fine_tuning.json`` is written; another ``--name``
+with another ``--set`` adds rows. The same command again resumes.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ def call(*command: str) -> None:
 
 
 def row(name: str, folders: list[Path], seconds: list[float]) -> dict[str, Any]:
-    """Of the teachers of these workdirs; seconds: that were spent on each before its own
-    training.
+    """The row of the teachers in these workdirs.
+
+    seconds: spent on each before its own training.
     """
     models = [
         model
@@ -50,12 +50,10 @@ def row(name: str, folders: list[Path], seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def told(values: list[float]) -> str:
-    return (
-        f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}".replace(
-            "0.", "."
-        )
-    )
+def mean_and_spread(values: list[float]) -> str:
+    """'mean ± standard deviation' over seeds."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0
+    return f"{np.mean(values):.4f} ± {spread:.4f}".replace("0.", ".")
 
 
 def main() -> int:
@@ -73,7 +71,8 @@ def main() -> int:
     )
     parser.add_argument("--mix", help="of kd_jax.adapt: how far to go towards the trained weights")
     options, launch = parser.parse_known_args()
-    workdir, seeds = options.workdir.absolute(), [int(seed) for seed in options.seeds.split(",")]
+    workdir = options.workdir.absolute()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     config = [arg for arg in launch if arg.startswith("--config=")]
     rest = [arg for arg in launch if arg not in config]
 
@@ -84,16 +83,15 @@ def main() -> int:
 
     teacher(workdir / "frozen", seeds)
     teacher(workdir / "ids", seeds, IDS)
-    way, changes = (
-        workdir / options.name,
-        [part for change in options.set for part in ("--set", change)],
-    )
+    way = workdir / options.name
+    changes = [part for change in options.set for part in ("--set", change)]
     changes += [f"--mix={options.mix}"] if options.mix else []
-    how, asked = way / "how.json", {"arguments": changes}
-    if how.exists() and json.loads(how.read_text()) != asked:
+    how = way / "how.json"
+    settings = {"arguments": changes}
+    if how.exists() and json.loads(how.read_text()) != settings:
         parser.error(f"{way} was made with {how.read_text()}; choose another --name")
     way.mkdir(parents=True, exist_ok=True)
-    how.write_text(json.dumps(asked))
+    how.write_text(json.dumps(settings))
     for seed in seeds:
         if not (way / f"lm{seed}/adapted.json").exists():
             folders = f"--workdir={workdir / 'ids'}", f"--out={way / f'lm{seed}'}"
@@ -129,10 +127,9 @@ def main() -> int:
         over = [a / b - 1 for a, b in zip(found["valid"], rows[0]["valid"], strict=True)]
         gain = "–" if found is rows[0] else ", ".join(f"{x:+.1%}" for x in over)
         seconds = f"{np.mean(found['seconds']):.0f}"
-        print(
-            f"| {found['name']} | {told(found['valid'])} | {told(found['test'])} | {gain} |"
-            f" {seconds} |"
-        )
+        valid = mean_and_spread(found["valid"])
+        test = mean_and_spread(found["test"])
+        print(f"| {found['name']} | {valid} | {test} | {gain} | {seconds} |")
     return 0
 
 

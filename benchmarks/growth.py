@@ -1,17 +1,16 @@
-"""How time and memory grow with interactions, users, items and batch: one of them at a time, from
-one middle point.
+"""Measures how time and memory grow with interactions, users, items and batch size.
 
     python benchmarks/growth.py [--interactions=1e6,4e6] [--users=1e5] [--items=1e4,1e5] \\
         [--batch=256,1024]
 
-Every point takes generated data through ``large.py`` in a process of its own: prepared, MF (d=64,
-CE over the whole catalogue) trained for a few steps, some users ranked for. Users with fewer than
-five interactions are left out, and the sizes shown are what is left. prepare: reading, filtering,
-splitting, saving, loading and the training examples. ms a step: of training, compilation apart.
-GFLOP/s: of its matrix products, 3 x 2 x batch x items x d, or 4 where tiles of items make the
-logits twice. users/s: top-10 of the whole catalogue. peak: of resident memory in training: data
-set, tables, optimiser and all. A table is printed; ``--out`` holds its numbers, and a plot lies
-beside it (.svg). How the same work is divided among devices is ``scaling.py``'s.
+One size is varied at a time, from a common middle point. For every point ``large.py`` runs on
+generated data in a process of its own: preparation, a few steps of MF (d=64, CE over the whole
+catalogue), and rankings for some users. Users with fewer than five interactions are left out, and
+the sizes shown are those that remain. prepare: reading, filtering, splitting, saving, loading and
+the training examples. ms a step: of training, without compilation. GFLOP/s: of the matrix products,
+3 x 2 x batch x items x d, or 4 x where tiles of items compute the logits twice. users/s: for top-10
+lists from the whole catalogue. peak: of resident memory in training. A table is printed; ``--out``
+gets its numbers and, with the ending .svg, a plot. ``scaling.py`` measures several devices.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import measuring
 
 LARGE = str(Path(__file__).with_name("large.py"))
 MIDDLE = {"interactions": 4_000_000, "users": 200_000, "items": 100_000, "batch": 1024}
-FIXED = {"dim": 64, "history": 50, "steps": 8, "judged": 512, "eval_batch": 256}
+FIXED = {"dim": 64, "history": 50, "steps": 8, "ranked_users": 512, "eval_batch": 256}
 PREPARE = ("read", "filter, index, split", "save", "load", "training examples")
 HEAD = ("axis", *MIDDLE, "prepare s", "ms a step", "GFLOP/s", "users/s", "peak GB")
 SHOWN = {
@@ -37,16 +36,16 @@ SHOWN = {
 
 def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     into = folder / "-".join(str(sizes[name]) for name in ("interactions", "users", "items"))
-    wanted = [FIXED | {"batch": sizes["batch"], "folder": str(into)}]
+    specs = [FIXED | {"batch": sizes["batch"], "folder": str(into)}]
     if not (into / "items.parquet").exists():
-        wanted.insert(
+        specs.insert(
             0,
             {
                 "into": str(into),
                 "sizes": [sizes[name] for name in ("interactions", "users", "items")],
             },
         )
-    for spec in wanted:
+    for spec in specs:
         found = measuring.child(LARGE, spec)
         if "failed" in found:
             raise SystemExit(f"{sizes}: {found['failed']}")

@@ -1,12 +1,11 @@
-"""Which of transformers' Flax families work as a teacher with ``teacher.lm.backend='hf_flax'``.
+"""Tests which Flax families of transformers work as a teacher with the backend 'hf_flax'.
 
     python benchmarks/hf_flax_families.py [family …]
 
-Needs torch beside transformers 4, and takes a minute on 2 cores.
-
-For every family that has a Flax class: a tiny random folder as the PyTorch class saves it is loaded
-as a teacher would be, and its hidden states are held against PyTorch's (no padding, right, left;
-real tokens only), its gradient against NaN. Prints the table of docs/teachers.md.
+Needs torch beside transformers 4, and takes a minute on 2 cores. For every family with a Flax
+class, a tiny random folder that the PyTorch class saved is loaded as a teacher would load it. Its
+hidden states are compared with PyTorch's (no padding, right, left; real tokens only), and its
+gradient is checked for NaN. Prints the table of docs/teachers.md.
 """
 
 from __future__ import annotations
@@ -72,7 +71,8 @@ def difference(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> dict[s
     """Padding -> greatest difference of the last hidden state from PyTorch's, over real tokens."""
     found = {}
     for padding in ("none", "right", "left"):
-        ids, mask = tensors[f"ids.{padding}"], tensors[f"mask.{padding}"]
+        ids = tensors[f"ids.{padding}"]
+        mask = tensors[f"mask.{padding}"]
         hidden = encoder.hidden(jnp.asarray(ids), jnp.asarray(mask), None)
         found[padding] = float(abs(np.asarray(hidden) - tensors[f"last.{padding}"])[mask > 0].max())
     return found
@@ -80,7 +80,8 @@ def difference(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> dict[s
 
 def finite_gradient(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> bool:
     graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
-    ids, mask = tensors["ids.right"], tensors["mask.right"]
+    ids = tensors["ids.right"]
+    mask = tensors["mask.right"]
     grads = jax.jit(
         jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum())
     )(params)
@@ -97,7 +98,7 @@ def verdict(family: str) -> str:
                 HFFlaxEncoder(folder)
             except InputError as error:
                 return f"refused: {str(error).partition('config.json: ')[2].partition(';')[0]}"
-            return "loads without being asked to"
+            return "loads, though it is not supported"
         model = build(family, SIZES[family])
         model.save_pretrained(folder, safe_serialization=True)
         tensors = outputs(model)

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program, from its text: kind, shape, how often they run, bytes sent."""
+"""Finds the collectives in the text of a compiled program: kind, shape, runs, bytes sent."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a while loop runs: as XLA says, or the constant that its condition compares
-    with.
+    """The number of iterations of a while loop.
+
+    It is given by XLA or, without that, the constant with which the condition compares.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     if known:
@@ -79,8 +80,9 @@ def _group(line: str, devices: int) -> int:
 
 
 def collectives(text: str) -> list[dict[str, Any]]:
-    """Every collective of the program among two or more devices. times: it runs; bytes: each device
-    sends in a ring.
+    """All collectives of the program among two or more devices.
+
+    times: how often it runs. bytes: sent by each device, in a ring.
     """
     computations, entry = _computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
@@ -100,7 +102,8 @@ def collectives(text: str) -> list[dict[str, Any]]:
                 for other in called:
                     visit(other, repeated)
                 continue
-            shapes, group = _shapes(match["shape"]), _group(line, devices)
+            shapes = _shapes(match["shape"])
+            group = _group(line, devices)
             if match["start"] and match["kind"] != "all-reduce":  # (operands, results)
                 shapes = shapes[len(shapes) // 2 :]
             if group == 1:

@@ -1,19 +1,18 @@
-"""What soft labels cost on disk and what lists lose: exact context vectors against the teacher's
-top k.
+"""Measures the size of soft labels on disk, and the error of top-k lists against exact labels.
 
     python benchmarks/label_sizes.py [--items=10_000,100_000] [--contexts=10_000] [--dim=64] \\
         [--k=20,64,256]
 
-A made teacher: random contexts and item vectors of ``--dim`` numbers whose products have standard
-deviation 2, and biases log(1 / rank), as popularity has. Exact labels are one vector per context
-and, once for all, the item vectors and biases; a list is k items and their logits per context,
-softmax over the list. Both go through ``kd_jax/labels.py``; the time to write includes finding the
-top k, one product with the catalogue.
+The teacher is artificial: random contexts and item vectors of ``--dim`` numbers with products of
+standard deviation 2, and biases log(1 / rank), as popularity has. Exact labels are one vector per
+context, and the item vectors and biases; a list has k items and their logits per context, with a
+softmax over the list. Both are written by ``distillation/label_cache.py``; the time to write
+includes the search of the top k, a product with the catalogue.
 
-The loss is KL(teacher || student) at temperature 1. Its student is the teacher with its products
-shrunk to a half: like it, and flatter. The error of a list is that of the mean loss and of the
-gradient in the contexts, relative to the exact ones; beside it the probability that the listed
-items have under the teacher.
+The loss is KL(teacher || student) at temperature 1. The student is the teacher with its products
+halved: similar, and flatter. The error of a list is that of the mean loss and of its gradient with
+respect to the contexts, relative to the exact ones. The share is the teacher's probability of the
+listed items.
 """
 
 from __future__ import annotations
@@ -54,7 +53,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.losses import sampled
     from kd_jax.losses.softmax import KL
 
-    items, dim, number = spec["items"], spec["dim"], spec["contexts"]
+    items = spec["items"]
+    dim = spec["dim"]
+    number = spec["contexts"]
     rng = np.random.default_rng(0)
     contexts = rng.standard_normal((number, 1, dim), np.float32)
     vectors = rng.standard_normal((items, dim), np.float32) * np.float32(2 / dim**0.5)

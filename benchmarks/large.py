@@ -1,14 +1,12 @@
-"""100 million interactions of a million users with a million items: time and peak memory of every
-stage.
+"""Measures time and peak memory by stage for 100 million interactions and a million items.
 
     python benchmarks/large.py [--interactions=1e6] [--users=1e5] [--items=1e5] [--folder=FOLDER]
 
-Generates a log in the order of time (Zipf users and items, once, into ``folder``; a part at a
-time), then takes it through the library's own code in one fresh process: read; filter, index and
-split; save; load; training examples; train MF (d=64, full-catalogue CE); top-10 and ranking metrics
-of some users; export. A table is printed; ``--out`` holds its numbers. peak: the highest resident
-memory within the stage, with all that earlier stages left in it. At full size the folder takes
-about 2.5 GB of disk.
+Generates a log in the order of time (users and items by Zipf's law, once, into ``folder``), then
+runs the library on it in one fresh process: read; filter, index and split; save; load; training
+examples; train MF (d=64, full-catalogue CE); top-10 lists and ranking metrics of some users;
+export. A table is printed; ``--out`` gets its numbers. peak: the highest resident memory within the
+stage, including what earlier stages keep. At full size the folder takes about 2.5 GB of disk.
 """
 
 from __future__ import annotations
@@ -25,12 +23,15 @@ from typing import Any
 import measuring
 
 PART = 2_000_000  # interactions generated at once
-START, SPAN = 1_500_000_000, 3 * 365 * 86_400
+START = 1_500_000_000
+SPAN = 3 * 365 * 86_400
 
 
 def generate(folder: Path, interactions: int, users: int, items: int) -> None:
-    """interactions.parquet/, a folder of parts, and items.parquet. Weights are 1 / (rank + q): a
-    long tail, but no item that everybody has; q is a tenth of the users, and 100 items.
+    """Writes interactions.parquet/, a folder of parts, and items.parquet.
+
+    Weights are 1 / (rank + q), where q is a tenth of the users, and 100 items: a long tail, but no
+    item that every user has.
     """
     import numpy as np
     import polars as pl
@@ -99,7 +100,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.training.recipe import Recipe
     from kd_jax.training.step import StepSpec
 
-    folder, stage = Path(spec["folder"]), Stages()
+    folder = Path(spec["folder"])
+    stage = Stages()
     with stage("read"):
         paths = {
             "path": str(folder / "interactions.parquet"),
@@ -121,7 +123,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         examples = user.user_examples(data, history=spec["history"], decay=20.0)
         row["note"] = f"{examples.size:,} users, tables {examples.nbytes / 1e9:.2f} GB"
 
-    steps, chunk, batch = spec["steps"], 2, spec["batch"]
+    steps = spec["steps"]
+    chunk = 2
+    batch = spec["batch"]
     mesh = sharding.make_mesh()
     with stage("model, optimiser and compilation"):
         bias = np.log1p(data.item_counts).astype(np.float32)
@@ -138,7 +142,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             look_up=examples.look_up,
         )
         del params
-        tables, constants = sharding.put_whole(examples.tables, mesh), sharding.put(constants, mesh)
+        tables = sharding.put_whole(examples.tables, mesh)
+        constants = sharding.put(constants, mesh)
         stream = base.batches(
             examples, batch_size=batch, num_batches=steps, seed=0, chunk=chunk, gather=False
         )
@@ -174,10 +179,13 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     params = state.params
     del state, compiled, tables, examples
     known = evaluator.eval_users(data, 2)
-    chosen = np.random.default_rng(0).choice(known, min(spec["judged"], len(known)), replace=False)
+    chosen = np.random.default_rng(0).choice(
+        known, min(spec["ranked_users"], len(known)), replace=False
+    )
     chosen.sort()
     score = score_function(data, graphdef, 2, spec["history"])(params, constants)
-    block, seen = spec["eval_batch"], data.history(2)
+    block = spec["eval_batch"]
+    seen = data.history(2)
     with stage(f"top-10 of {len(chosen)} users") as row:
 
         def lists() -> float:
@@ -185,7 +193,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             evaluator.top_k(score, chosen, 10, seen, batch_size=block)
             return time.perf_counter() - start
 
-        first, seconds = lists(), lists()
+        first = lists()
+        seconds = lists()
         row |= {"users_per_second": len(chosen) / seconds, "first": first}
         row["note"] = (
             f"{len(chosen) / seconds:,.1f} users/s in blocks of {block}; {first:.1f} s with"
@@ -229,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=8, help="an even number; the first two are not timed"
     )
-    parser.add_argument("--judged", type=int, default=512, help="users that are ranked for")
+    parser.add_argument("--ranked-users", type=int, default=512, help="users that are ranked for")
     parser.add_argument("--eval-batch", type=int, default=256)
     args = parser.parse_args()
     if args.measure and "folder" in args.measure:
@@ -245,7 +254,7 @@ def main() -> None:
         stages = []
         if not (folder / "items.parquet").exists():
             stages.append(measuring.child(__file__, {"into": str(folder), "sizes": sizes}))
-        names = ("dim", "history", "batch", "steps", "judged", "eval_batch")
+        names = ("dim", "history", "batch", "steps", "ranked_users", "eval_batch")
         found = measuring.child(
             __file__, {name: getattr(args, name) for name in names} | {"folder": str(folder)}
         )

@@ -1,26 +1,26 @@
-"""Texts and tokens per second of a language model, ours beside transformers' PyTorch and Flax.
+"""Measures texts and tokens per second of language models: ours, and transformers'.
 
     python benchmarks/lm_throughput.py [--torch=peers/torch/bin/python] [--beauty=FOLDER] \\
         [--out=lm_throughput.json]
 
-Same weights (all-MiniLM-L6-v2, or --weights), same token ids, same machine, same run. Texts are the
-film texts of the embedded MovieTweetings (title and genres), with --beauty those of a folder with
-items.parquet (title, categories); also the films that have the commonest length, and histories of
-128 tokens, to compare without any padding. --texts of each are drawn. Each library is a process
-that stays, so that everything is compiled once; in every round each contestant runs once, one after
-another, and medians over the rounds are shown. 'first s' is what the first call took longer:
-compilation, where there is any.
+All contestants have the same weights (all-MiniLM-L6-v2, or --weights) and token ids, on the same
+machine and in the same run. Texts are the film texts of the embedded MovieTweetings (title and
+genres) and, with --beauty, those of a folder with items.parquet (title, categories); also the films
+of the most common length, and histories of 128 tokens, to compare without padding. --texts of each
+are drawn. Each library has one process, so that everything is compiled once; in every round each
+contestant runs once, one after another, and medians over the rounds are shown. 'first s' is the
+additional time of the first call: compilation, where there is any.
 
-Contestants: texts padded to the longest of their batch, in batches of 32 or 128 as they come;
-sorted by length, as sentence-transformers does; batches of one length alone (PyTorch's best case);
-Flax's jitted class on padded batches; ``encoding.encode``. One step of fine-tuning moves 64 texts'
-mean vectors towards fixed random ones: squared error, AdamW, all parameters, no dropout. The
-vectors and losses are checked to be the same.
+Contestants: texts padded to the longest of their batch, in batches of 32 or 128 in the given order;
+sorted by length, as in sentence-transformers; batches of one length only (PyTorch's best case);
+Flax's jitted class on padded batches; ``encoding.encode``. A fine-tuning step moves the mean
+vectors of 64 texts towards fixed random vectors: squared error, AdamW, all parameters, no dropout.
+Vectors and losses are checked to be equal.
 
-Tokens are real ones; 'computed' is the number of computed tokens per real one. FLOPs are
-those of the matrix products on real tokens alone. 'of ceiling' holds them against the fastest
-product of two large matrices that any of the libraries made in this run. --lowered runs nothing: it
-counts FLOPs and bytes of a BERT-base in bfloat16.
+Tokens are real ones; 'computed' is the number of computed tokens per real token. FLOPs are those of
+the matrix products on real tokens only. 'of ceiling' is relative to the fastest product of two
+large matrices by any of the libraries in this run. --lowered runs no model: it counts FLOPs and
+bytes of a BERT-base in bfloat16.
 
 PyTorch runs in an environment of its own and is skipped without one; with Python 3.11:
 
@@ -53,7 +53,9 @@ from benchmarks import measuring
 from benchmarks.peer_transformers import Contestant, Tokens, read_spec, serve
 from benchmarks.peers import environment
 
-BATCH, MAX_LENGTH, RATE = 64, 128, 2e-5
+BATCH = 64
+MAX_LENGTH = 128
+RATE = 2e-5
 PACKAGES = ("jax", "flax", "optax", "transformers", "numpy")
 
 
@@ -73,7 +75,9 @@ def texts_of(beauty: Path | None) -> dict[str, list[str]]:
 
 
 def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, str], dict[str, Any]]:
-    """Case -> file of its tokens; case -> what is counted of it: texts, tokens and matrix-product
+    """Writes the tokens of all cases.
+
+    Returns, by case, the file of the tokens, and the number of texts, tokens and matrix-product
     FLOPs.
     """
     from kd_jax.data.text import history_text, tokenize
@@ -99,7 +103,8 @@ def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, st
             found[f"histories of {MAX_LENGTH} tokens"] = tokenize(
                 tokenizer, histories[: max(1, options.texts // 16)], MAX_LENGTH
             )
-    files, counts = {}, {}
+    files = {}
+    counts = {}
     forward, step = flops_by_length(encoder)
     for number, (case, table) in enumerate(found.items()):
         files[case] = str(folder / f"{number}.npz")
@@ -116,8 +121,9 @@ def write_cases(folder: Path, options: argparse.Namespace) -> tuple[dict[str, st
 
 
 def flops_by_length(encoder: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """FLOPs of the matrix products of one text by its length, encoding and fine-tuning: polynomials
-    of degree two.
+    """FLOPs of the matrix products of one text, as polynomials of degree two of its length.
+
+    They are for encoding and for fine-tuning.
     """
     import jax
     import jax.numpy as jnp
@@ -142,11 +148,10 @@ def flops_by_length(encoder: Any) -> tuple[Callable[..., Any], Callable[..., Any
 
 
 def groups(lengths: np.ndarray, unit: int = 8) -> list[tuple[int, int, int]]:
-    """(start, stop, width) of at most three groups that every batch fits in once its texts are
-    sorted, longest first.
+    """At most three groups (start, stop, width) that fit every batch.
 
-    lengths: [batches, texts], sorted so. As the teacher's training groups the texts of a batch
-    (loader.live_items).
+    lengths: [batches, texts], each row sorted, longest first. As ``data/examples/live_items.py``
+    groups the texts of a batch.
     """
     longest = lengths.max(0)
     size = len(longest)
@@ -210,8 +215,9 @@ def ours(spec: dict[str, Any]) -> None:
 
 
 def flax(spec: dict[str, Any]) -> None:
-    """The worker of transformers' Flax class, jitted; padded to a multiple of 16, as every width is
-    compiled.
+    """The worker of transformers' Flax class, jitted.
+
+    Batches are padded to a multiple of 16 tokens, since every width is compiled.
     """
     import jax
     import jax.numpy as jnp
@@ -238,7 +244,8 @@ def flax(spec: dict[str, Any]) -> None:
         batches = tokens.as_they_come(32)
 
         def run() -> tuple[np.ndarray, int]:
-            found, computed = np.zeros_like(tokens.targets), 0
+            found = np.zeros_like(tokens.targets)
+            computed = 0
             for rows in batches:
                 filled = np.concatenate(
                     [rows, np.repeat(rows[:1], 32 - len(rows))]
@@ -270,8 +277,9 @@ def train(
     batches: Sequence[np.ndarray],
     inputs: Callable[[np.ndarray], tuple[Any, ...]],
 ) -> Contestant:
-    """A contestant that goes through the batches, from its own copy of ``params`` on; its values
-    are the losses.
+    """A contestant that trains on the batches, from its own copy of ``params``.
+
+    Its values are the losses.
     """
     import jax
     import jax.numpy as jnp
@@ -288,7 +296,8 @@ def train(
     def run() -> tuple[np.ndarray, int]:
         if not now:
             now.extend([jax.tree.map(jnp.copy, params), tx.init(params)])
-        losses, computed = [], 0
+        losses = []
+        computed = 0
         for rows in batches:
             parts, targets = inputs(rows)
             now[0], now[1], value = compiled(now[0], now[1], parts, targets)
@@ -318,10 +327,11 @@ def run_jax(
 
 
 class Worker:
-    """A process that answers for the contestants of one library."""
+    """A process that runs the contestants of one library."""
 
     def __init__(self, library: str, command: list[str], spec: Path, threads: int):
-        self.library, pipe = library, subprocess.PIPE
+        self.library = library
+        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             [*command, f"--spec={spec}"],
             env=environment(threads),
@@ -350,8 +360,9 @@ class Worker:
 
 
 def compete(workers: Sequence[Worker], rounds: int, folder: Path) -> list[dict[str, Any]]:
-    """One row for each contestant: the seconds of its runs after the first, and the file of the
-    values it gave.
+    """One row for each contestant: the seconds of its runs, and the file of its values.
+
+    The first run is left out of the seconds.
     """
     rows: list[dict[str, Any]] = []
     for worker in workers:
@@ -392,9 +403,10 @@ def compete(workers: Sequence[Worker], rounds: int, folder: Path) -> list[dict[s
     return rows
 
 
-def judge(rows: list[dict[str, Any]], counts: dict[str, Any], trained: int) -> float:
-    """Adds rates, shares and differences from ours to the rows, in place. Returns the ceiling,
-    FLOP/s.
+def add_rates(rows: list[dict[str, Any]], counts: dict[str, Any], trained: int) -> float:
+    """Adds rates, shares and differences from our values to the rows, in place.
+
+    Returns the ceiling in FLOP/s.
     """
     ceiling = max(value for row in rows for value in row["ceilings"])
     for row in rows:
@@ -457,8 +469,9 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 
 def lowered() -> None:
-    """FLOPs and bytes of a BERT-base in bfloat16 at 128 tokens: encoding 512 texts, a fine-tuning
-    step on 64.
+    """FLOPs and bytes of a BERT-base in bfloat16 at 128 tokens.
+
+    They are for encoding 512 texts, and for a fine-tuning step on 64.
     """
     import jax
     import jax.numpy as jnp
@@ -493,7 +506,8 @@ def lowered() -> None:
         traced = jax.jit(function).trace(*given, ids)
         start = time.perf_counter()
         compiled = traced.lower().compile()
-        seconds, planned = time.perf_counter() - start, compiled.memory_analysis()
+        seconds = time.perf_counter() - start
+        planned = compiled.memory_analysis()
         moved = compiled.cost_analysis()["bytes accessed"]
         programs = [
             traced.lower(lowering_platforms=(target,)).as_text() for target in ("cuda", "tpu")
@@ -617,7 +631,7 @@ def main() -> None:
         rows = compete(workers, options.rounds, folder)
         for worker in workers:
             worker.close()
-        ceiling = judge(rows, counts, trained)
+        ceiling = add_rates(rows, counts, trained)
     for case, count in counts.items():
         lengths = count["lengths"]
         print(

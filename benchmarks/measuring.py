@@ -1,6 +1,4 @@
-"""What the benchmarks of speed and memory share: a fresh process per measurement, peaks, the
-ceiling, tables.
-"""
+"""Shared parts of the benchmarks: fresh processes, peak memory, peak rate, tables, plots."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ def numbers(text: str) -> list[int]:
 
 
 def child(script: str, spec: dict[str, Any], **env: str) -> dict[str, Any]:
-    """What ``script --measure=SPEC`` prints on its last line, as JSON, from a process of its
-    own.
-    """
+    """The JSON on the last line that ``script --measure=SPEC`` prints in a process of its own."""
     command = [sys.executable, script, f"--measure={json.dumps(spec)}"]
     done = subprocess.run(
         command, check=False, env=os.environ | env, stdout=subprocess.PIPE, text=True
@@ -83,9 +79,7 @@ def machine() -> dict[str, Any]:
 
 
 def ceiling(dtype: str = "float32", size: int = 4096) -> Callable[[], float]:
-    """A function that multiplies two matrices [size, size] and returns the FLOP/s of that one
-    product.
-    """
+    """A function that multiplies two matrices [size, size] and returns its FLOP/s."""
     import jax
     import jax.numpy as jnp
 
@@ -117,10 +111,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def plot(
     path: Path, labels: Sequence[tuple[str, str]], size: tuple[float, float]
 ) -> Iterator[Sequence[Any]]:
-    """Axes side by side to draw into, one for each (x label, y label), in the style of the report;
-    saved on leaving.
+    """Axes side by side, one for each (x label, y label), in the style of the report.
 
-    All are logarithmic, with ticks in plain numbers: the style writes text, not formulas.
+    They are logarithmic, with plain numbers as ticks, since the style writes text instead of
+    formulas. The plot is saved when the context ends.
     """
     import matplotlib
 

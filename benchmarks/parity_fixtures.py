@@ -1,18 +1,18 @@
-"""Tiny random models of transformers' PyTorch classes and what they compute, for the parity tests.
+"""Creates the fixtures of the parity tests with transformers' PyTorch classes.
 
     python benchmarks/parity_fixtures.py [family …]  # needs only torch and transformers
 
-writes tests/fixtures/<family>/: config.json and model.safetensors as the hub has them, and
-parity.safetensors with inputs (``ids.<padding>``, ``mask.<padding>``: int32 [B, L]) and the hidden
-states that PyTorch computes from them (``hidden.<padding>.<layer>``: f32 [B, L, D]; layer 0 is the
-embeddings) and ``last.<padding>``, which a norm may tell from the last layer's. The padding is
-'none' (called without a mask), 'right' or 'left'. Adding a family is one line of FAMILIES.
+writes a tiny random model to tests/models/fixtures/<family>/: config.json and model.safetensors in
+the format of the hub, and parity.safetensors with inputs (``ids.<padding>``, ``mask.<padding>``:
+int32 [B, L]), the hidden states that PyTorch computes from them (``hidden.<padding>.<layer>``: f32
+[B, L, D]; layer 0 is the embeddings) and ``last.<padding>``, which may have a further norm. The
+padding is 'none' (called without a mask), 'right' or 'left'. A family is one line of FAMILIES.
 
     python benchmarks/parity_fixtures.py FOLDER  # of real weights, with their tokenizer
 
-writes tests/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts, padded
-on the right, and ``first.<layer>``: f32 [3, 64], the start of the first token's hidden state, and
-``mean``: f32 [3, D] over the tokens.
+writes tests/models/fixtures/<name of the folder>.safetensors instead: ids and mask of three texts,
+padded on the right, ``first.<layer>``: f32 [3, 64], the start of the first token's hidden state,
+and ``mean``: f32 [3, D] over the tokens.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ TEXTS = [
 
 
 def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
-    """A PyTorch model with everything that it learns random: at initialisation biases and norms
-    would hide mistakes.
+    """A PyTorch model with all parameters random.
+
+    The usual initial values of biases and norms would hide errors.
     """
     import torch
     from transformers import AutoConfig, AutoModel
@@ -103,12 +104,15 @@ def build(kind: str, fields: dict[str, Any], seed: int = 0) -> Any:
 
 
 def inputs(vocab_size: int, pad_id: int | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Padding -> token ids and mask, int32 [B, L]. No token is a padding id; padding is ``pad_id``,
-    or 0.
+    """Token ids and masks, int32 [B, L], by padding.
+
+    No token has the id of padding, which is ``pad_id``, or 0.
     """
-    pad, length = pad_id or 0, max(LENGTHS)
+    pad = pad_id or 0
+    length = max(LENGTHS)
     ids = np.random.default_rng(0).integers(pad + 1, vocab_size, (len(LENGTHS), length), np.int32)
-    columns, lengths = np.arange(length)[None], np.array(LENGTHS)[:, None]
+    columns = np.arange(length)[None]
+    lengths = np.array(LENGTHS)[:, None]
     masks = {"none": columns >= 0, "right": columns < lengths, "left": columns >= length - lengths}
     rows = {name: np.broadcast_to(mask, ids.shape) for name, mask in masks.items()}
     return {
@@ -124,9 +128,7 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
     tensors = {}
     for padding, (ids, mask) in inputs(model.config.vocab_size, model.config.pad_token_id).items():
         masked = {} if padding == "none" else {"attention_mask": torch.from_numpy(mask)}
-        if (
-            model.config.model_type == "gpt2"
-        ):  # it counts padding on the left as text unless it is told
+        if model.config.model_type == "gpt2":  # by default it counts padding on the left as text
             masked["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))
         with torch.no_grad():
             output = model(torch.from_numpy(ids).long(), output_hidden_states=True, **masked)

@@ -1,9 +1,9 @@
-"""Shared by all contestants of ``peers.py``. It needs numpy alone, since the peers' own
-environments import it.
+"""Shared parts of all contestants of ``peers.py``.
 
-A contestant is a script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N |
---seconds=S] [--learning-rate=R]``. The last line it prints is one JSON object with the FIELDS
-below. A contestant that cannot run raises ``SystemExit("reason")`` and is skipped. ``python
+It needs only numpy, since it is imported in the environments of the peers. A contestant is a
+script: ``python SCRIPT MODEL --data=SPLIT.npz --threads=2 [--epochs=N | --seconds=S]
+[--learning-rate=R]``. The last line it prints is one JSON object with the FIELDS below. A
+contestant that cannot run raises ``SystemExit("reason")`` and is skipped. ``python
 benchmarks/peer_common.py`` prints the machine's peak rate of matrix products.
 """
 
@@ -66,16 +66,12 @@ class Split:
         return self.seen() if self.fit_valid else (self.indptr, self.items)
 
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
-        """(indptr, items) of what is known when test is predicted: train, then valid, oldest
-        first.
-        """
+        """(indptr, items) of the history before test: train, then valid, oldest first."""
         indptr = self.indptr + np.arange(self.num_users + 1)
         return indptr, np.insert(self.items, self.indptr[1:], self.valid)
 
     def earlier(self) -> Split:
-        """The same split one step earlier, for selection: trained on train, evaluated on valid,
-        without test.
-        """
+        """The same split one step earlier, for selection: train is train, valid is test."""
         last = self.indptr[1:] - 1
         indptr = self.indptr - np.arange(self.num_users + 1)
         return Split(
@@ -98,8 +94,9 @@ def users_of(indptr: np.ndarray) -> np.ndarray:
 
 
 def hit_ndcg(top: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Mean HR@K and NDCG@K of lists ``top`` [U, K], best first, with one relevant item ``target``
-    [U] per user.
+    """Mean HR@K and NDCG@K of the lists ``top`` [U, K], best first.
+
+    target: [U], the one relevant item of each user.
     """
     hits = top == target[:, None]
     return float(hits.any(1).mean()), float(
@@ -107,9 +104,10 @@ def hit_ndcg(top: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     )
 
 
-def judge(top: np.ndarray, split: Split) -> tuple[float, float]:
-    """HR@10 and NDCG@10 on test. Raises ValueError unless each user has 10 different items, none of
-    them seen.
+def evaluate(top: np.ndarray, split: Split) -> tuple[float, float]:
+    """HR@10 and NDCG@10 on test.
+
+    Raises ValueError unless each user has 10 different items, none of them seen.
     """
     if top.shape != (split.num_users, K) or top.min() < 0 or top.max() >= split.num_items:
         raise ValueError(
@@ -127,7 +125,8 @@ def judge(top: np.ndarray, split: Split) -> tuple[float, float]:
 
 def best_of(count: int, call: Callable[[], Any]) -> tuple[float, Any]:
     """(the least seconds of ``count`` calls, the last one's value)."""
-    seconds, value = math.inf, None
+    seconds = math.inf
+    value = None
     for _ in range(count):
         start = time.perf_counter()
         value = call()
@@ -136,8 +135,9 @@ def best_of(count: int, call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def timed_epochs(options: argparse.Namespace, epoch: Callable[[], None]) -> list[float]:
-    """Seconds of each epoch: ``options.epochs`` of them, or as many as start within
-    ``options.seconds``, if given.
+    """Seconds of each epoch.
+
+    There are ``options.epochs``, or as many as start within ``options.seconds``, if given.
     """
 
     def epochs() -> Iterator[None]:
@@ -154,8 +154,9 @@ def timed_epochs(options: argparse.Namespace, epoch: Callable[[], None]) -> list
 
 
 def peak_rss_mb() -> float:
-    """Of this process alone: on Linux ``ru_maxrss`` of a child starts at what its parent held when
-    it was started.
+    """The peak resident memory of this process in MB.
+
+    On Linux the ``ru_maxrss`` of a child starts at the memory of its parent.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -194,10 +195,11 @@ def report(
     packages: str,
     **more: Any,
 ) -> None:
-    """Evaluate and print. times: seconds of each epoch; interactions: of one epoch; rank_s: seconds
-    to rank for all users.
+    """Evaluates and prints.
+
+    times: seconds of each epoch. interactions: of one epoch. rank_s: seconds to rank for all users.
     """
-    hr, ndcg = judge(top, split)
+    hr, ndcg = evaluate(top, split)
     values = {
         "settings": settings,
         "fit_s": sum(times),
@@ -218,8 +220,9 @@ def report(
 
 
 def ceiling(size: int = 4096) -> dict[str, float]:
-    """GFLOP/s of a float32 product of two square matrices: {'numpy': …} and, where it is installed,
-    {'torch': …}.
+    """GFLOP/s of a float32 product of two square matrices, by library.
+
+    The libraries are 'numpy' and, where it is installed, 'torch'.
     """
     left, right = np.random.default_rng(0).random((2, size, size), np.float32)
     out = np.empty_like(left)

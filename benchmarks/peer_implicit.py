@@ -1,9 +1,9 @@
-"""implicit as a contestant of ``peers.py``: its native CPU solvers and its own threaded top-k.
+"""implicit as a contestant of ``peers.py``: its native CPU solvers and threaded top-k.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/peer_implicit.py als|bpr --data=SPLIT.npz --threads=2
 
-implicit runs threads of its own and warns where BLAS does too, hence the variable, which
-``peers.py`` sets.
+implicit has threads of its own and warns if BLAS has, too; hence the variable, which ``peers.py``
+sets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def matrix(split: Split, indptr: np.ndarray, items: np.ndarray) -> csr_matrix:
 def main() -> None:
     options = arguments(__doc__, tuple(MODELS), epochs=0)
     split = read_split(options.data)
-    train, seen = matrix(split, *split.fit()), matrix(split, *split.seen())
+    train = matrix(split, *split.fit())
+    seen = matrix(split, *split.seen())
     iterations = options.epochs or ITERATIONS[options.model]
 
     def build(iterations: int):

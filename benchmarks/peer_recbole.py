@@ -1,5 +1,4 @@
-"""RecBole's BPR as a contestant of ``peers.py``: its defaults, trained and evaluated by its own
-Trainer.
+"""RecBole's BPR as a contestant of ``peers.py``, with its defaults and its own Trainer.
 
 python benchmarks/peer_recbole.py bpr --data=SPLIT.npz [--epochs=5 | --seconds=60]
 """
@@ -46,8 +45,9 @@ def write(split: Split, folder: Path) -> None:
 
 
 def prepare(options, epochs: int):
-    """Config, dataset and loaders; RecBole reads files, and writes logs and checkpoints into the
-    current folder.
+    """Config, dataset and loaders.
+
+    RecBole reads files, and writes logs and its saved models into the current folder.
     """
     config = Config(
         model="BPR",

@@ -1,12 +1,12 @@
-"""RecTools' SASRec as a contestant of ``peers.py``: d=64, 2 heads, 2 blocks, the last 50 items,
-softmax over all items.
+"""RecTools' SASRec as a contestant of ``peers.py``.
 
     python benchmarks/peer_rectools.py flat|model --data=SPLIT.npz [--epochs=3 | --seconds=600]
 
-flat: ``rectools.fast_transformers.FlatSASRecNet`` and ``build_sequences`` in a plain loop, with
-PyTorch's fused Adam. It starts as SASRecModel does (Xavier): from its own start, N(0, 1)
-embeddings, the first epoch's mean loss is 25. model: ``rectools.models.SASRecModel``, the
-documented class, through Lightning, with its own ``recommend``.
+d=64, 2 heads, 2 blocks, the last 50 items, softmax over all items. flat:
+``rectools.fast_transformers.FlatSASRecNet`` and ``build_sequences`` in a plain loop, with PyTorch's
+fused Adam and the initial values of SASRecModel (Xavier): with its own, N(0, 1) embeddings, the
+mean loss of the first epoch is 25. model: ``rectools.models.SASRecModel``, the documented class,
+through Lightning, with its own ``recommend``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ import torch
 from peer_common import K, Split, arguments, best_of, read_split, report, timed_epochs, users_of
 from torch.nn.functional import cross_entropy
 
-D, HEADS, BLOCKS, LENGTH, DROPOUT, BATCH, RATE = 64, 2, 2, 50, 0.2, 128, 1e-3
+D = 64
+HEADS = 2
+BLOCKS = 2
+LENGTH = 50
+DROPOUT = 0.2
+BATCH = 128
+RATE = 1e-3
 RANK_BATCHES = (128, 256, 512, 1024)  # users at once: the fastest counts
 SETTINGS = f"d={D}, {HEADS} heads, {BLOCKS} blocks, L={LENGTH}, softmax, batch {BATCH}"
 

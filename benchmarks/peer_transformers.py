@@ -1,9 +1,9 @@
-"""transformers' PyTorch classes as a contestant of ``lm_throughput.py``; needs torch and
-transformers, not kd_jax.
+"""transformers' PyTorch classes as a contestant of ``lm_throughput.py``.
 
     python benchmarks/peer_transformers.py --spec=SPEC.json
 
-This file also holds what all contestants share, so it imports nothing but numpy at the top.
+It needs torch and transformers, but not kd_jax. It also has the parts that all contestants share,
+so at the top it imports only numpy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Tokens:
     def __init__(self, path: str, first: int | None = None):
         """The ``first`` texts of a file of ``lm_throughput.py``, or all."""
         with np.load(path, allow_pickle=False) as file:
-            self.ids, self.pad_id = file["ids"], int(file["pad_id"])
+            self.ids = file["ids"]
+            self.pad_id = int(file["pad_id"])
             self.indptr = file["indptr"][: None if first is None else first + 1]
             self.ids = self.ids[: self.indptr[-1]]
             self.targets = file["targets"][
@@ -44,13 +45,12 @@ class Tokens:
     def padded(self, rows: np.ndarray, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask, padded on the right to the longest text, and on to a ``multiple``."""
         length = -(-int(self.lengths[rows].max()) // multiple) * multiple
-        ids, mask = (
-            np.full((len(rows), length), self.pad_id, np.int32),
-            np.zeros((len(rows), length), np.int32),
-        )
+        ids = np.full((len(rows), length), self.pad_id, np.int32)
+        mask = np.zeros((len(rows), length), np.int32)
         for place, row in enumerate(rows):
             found = self.ids[self.indptr[row] : self.indptr[row + 1]]
-            ids[place, : len(found)], mask[place, : len(found)] = found, 1
+            ids[place, : len(found)] = found
+            mask[place, : len(found)] = 1
         return ids, mask
 
     def as_they_come(self, batch: int) -> list[np.ndarray]:
@@ -76,19 +76,18 @@ def serve(
     versions: dict[str, str],
     cpu_time: bool,
 ) -> None:
-    """Says what it is, then runs one contestant for each line of stdin: seconds, computed tokens,
-    ceiling in FLOP/s.
+    """Prints a description, then runs one contestant for each line of stdin.
 
-    A line may go on with a path, where the values are then written. cpu_time: seconds of this
-    process, not of the wall.
+    Prints seconds, computed tokens and the peak rate in FLOP/s. A line may have a path after the
+    name, to which the values are written. cpu_time: seconds of this process, instead of wall clock.
     """
     clock = time.process_time if cpu_time else time.perf_counter
-    # What libraries print must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w")
+    # Keeps the output of libraries apart from the results.
+    results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(
         json.dumps({"contestants": list(contestants), "versions": versions}),
-        file=answers,
+        file=results,
         flush=True,
     )
     for line in sys.stdin:
@@ -99,7 +98,7 @@ def serve(
         found |= {"seconds": clock() - start, "tokens": tokens}
         if path:
             np.save(path, values, allow_pickle=False)
-        print(json.dumps(found), file=answers, flush=True)
+        print(json.dumps(found), file=results, flush=True)
 
 
 def read_spec() -> dict[str, Any]:
@@ -149,7 +148,8 @@ def main() -> None:
 
     def encoding(tokens: Tokens, batches: list[np.ndarray]) -> Contestant:
         def run() -> tuple[np.ndarray, int]:
-            found, computed = np.zeros_like(tokens.targets), 0
+            found = np.zeros_like(tokens.targets)
+            computed = 0
             with torch.inference_mode():
                 for rows in batches:
                     ids, mask = tokens.padded(rows)
@@ -172,15 +172,17 @@ def main() -> None:
                     )
                 )
             net, optimizer = trained
-            losses, computed = np.zeros(len(batches), np.float32), 0
+            losses = np.zeros(len(batches), np.float32)
+            computed = 0
             for step, rows in enumerate(batches):
                 ids, mask = tokens.padded(rows)
-                wanted = torch.from_numpy(tokens.targets[rows]).to(device)
-                loss = ((vectors(net, ids, mask) - wanted) ** 2).mean()
+                targets = torch.from_numpy(tokens.targets[rows]).to(device)
+                loss = ((vectors(net, ids, mask) - targets) ** 2).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                losses[step], computed = loss.item(), computed + ids.size
+                losses[step] = loss.item()
+                computed = computed + ids.size
             return losses, computed
 
         return run

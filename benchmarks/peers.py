@@ -1,17 +1,17 @@
-"""kd_jax beside implicit, RecTools and RecBole on MovieLens-1M's shape: one run, one machine, one
-split.
+"""Compares kd_jax with implicit, RecTools and RecBole on data of MovieLens-1M's shape.
 
     python benchmarks/peers.py --data=ml-1m --implicit=peers/implicit/bin/python \\
         --rectools=peers/rectools/bin/python --recbole=peers/recbole/bin/python [--out=peers.json]
 
-Leave-one-out by time over the 5-core (ML-1M: 6,040 users, 3,416 items, no rating filter); the 10
-best of the whole catalogue, seen items masked. Without --data a set of that shape is drawn: its
-speeds are meaningful, its quality is not. Models are trained on train and valid, as nothing is
-selected on valid (--train-only: on train); sequence models read both as history. With --tune every
-contestant that is trained by gradients first tries three learning rates for the full duration,
-trained on train and evaluated on valid. Libraries that are not installed are skipped; kd_jax itself
-runs in this interpreter. Contestants run one after another, each in a process of its own. Every
-time is wall clock on --threads threads, so use an idle machine.
+All run on one machine and one split: leave-one-out by time over the 5-core (ML-1M: 6,040 users,
+3,416 items, no rating filter), with the 10 best items of the whole catalogue, seen items masked.
+Without --data a set of that shape is drawn: its speeds are meaningful, its quality is not. Models
+are trained on train and valid, as nothing is selected on valid (--train-only: on train); sequence
+models read both as history. With --tune every contestant that is trained by gradients first tries
+three learning rates for the full duration, trained on train and evaluated on valid. Libraries that
+are not installed are skipped; kd_jax itself runs in this interpreter. Contestants run one after
+another, each in a process of its own. Every time is wall clock on --threads threads, so use an idle
+machine.
 
 The peers cannot be installed beside kd_jax or beside each other. Their environments, with Python
 3.11:
@@ -50,7 +50,10 @@ from kd_jax.data.raw import RawData
 
 HERE = Path(__file__).parent
 PEERS = ("implicit", "rectools", "recbole")
-USERS, ITEMS, ROWS = 6_040, 3_416, 1_000_000  # MovieLens-1M after the 5-core
+# MovieLens-1M after the 5-core
+USERS = 6_040
+ITEMS = 3_416
+ROWS = 1_000_000
 THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -62,8 +65,9 @@ THREADS = (
 
 @dataclass(frozen=True)
 class Contestant:
-    """A script of this folder and the model it is asked for; peer: whose interpreter runs it, '' =
-    this one.
+    """A script of this folder, and the model that it runs.
+
+    peer: the library in the environment of which it runs; '' for this one.
     """
 
     name: str
@@ -89,8 +93,9 @@ CONTESTANTS = (
 
 
 def generate(users: int = USERS, items: int = ITEMS, rows: int = ROWS, seed: int = 0) -> RawData:
-    """About ``rows`` distinct pairs: users of very different activity, Zipf items, a taste of 8
-    dimensions.
+    """About ``rows`` distinct pairs of users and items.
+
+    The activity of users varies widely, items follow Zipf's law, and tastes have 8 dimensions.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.lognormal(0, 1, users)
@@ -186,8 +191,9 @@ def run(
 def tuned_rate(
     contestant: Contestant, interpreter: str | None, earlier: Path, options: argparse.Namespace
 ) -> tuple[float | None, dict[str, float]]:
-    """The learning rate with the best NDCG@10 on valid, and all that were tried, each trained as
-    long as in the end.
+    """The learning rate with the best NDCG@10 on valid, and all that were tried.
+
+    Each is trained for the full duration.
     """
     tried: dict[str, float] = {}
     for rate in contestant.rates:
@@ -198,8 +204,9 @@ def tuned_rate(
 
 
 def ceilings(interpreters: dict[str, str | None], threads: int) -> dict[str, float]:
-    """GFLOP/s of a float32 matrix product, by library: numpy here, PyTorch in the first peer that
-    has it.
+    """GFLOP/s of a float32 matrix product, by library.
+
+    numpy is measured here, PyTorch in the first peer that has it.
     """
     found: dict[str, float] = {}
     for interpreter in (sys.executable, interpreters["rectools"], interpreters["recbole"]):
@@ -303,7 +310,9 @@ def main(arguments: list[str] | None = None) -> int:
         split.earlier().save(Path(folder) / "earlier.npz")
         for contestant in chosen:
             print(f"{contestant.name} …", file=sys.stderr, flush=True)
-            interpreter, rate, tried = interpreters[contestant.peer], None, {}
+            interpreter = interpreters[contestant.peer]
+            rate = None
+            tried = {}
             if options.tune:
                 rate, tried = tuned_rate(
                     contestant, interpreter, Path(folder) / "earlier.npz", options

@@ -1,11 +1,11 @@
-"""kd_jax as a contestant of ``peers.py``: matrix factorisation, and SASRec in the peers' size
-(d=64, 2 heads, 2 blocks, the last 50 items, softmax over all items), through the library's own
-examples, train step and top-k.
+"""kd_jax as a contestant of ``peers.py``: matrix factorisation and SASRec.
 
     python benchmarks/peers_ours.py mf|sasrec --data=SPLIT.npz [--epochs=N | --seconds=S]
 
-An epoch is one pass over the users: MF learns from all interactions of a user at once, SASRec from
-a target after each of the last 50.
+They use the library's own examples, train step and top-k lists. SASRec has the size of the peers
+(d=64, 2 heads, 2 blocks, the last 50 items, softmax over all items). An epoch is one pass over the
+users: MF learns from all interactions of a user at once, SASRec from a target after each of the
+last 50.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def dataset_of(split: Split) -> Dataset:
     item = np.insert(items, ends, split.test)
     code = np.full(len(item), TRAIN, np.int8)
     last = ends + np.arange(split.num_users)  # where the test item of each user came to stand
-    code[last], code[last - 1] = TEST, TRAIN if split.fit_valid else VALID
+    code[last] = TEST
+    code[last - 1] = TRAIN if split.fit_valid else VALID
     bounds = indptr + np.arange(split.num_users + 1)
     ids = pl.Series("item", np.arange(split.num_items))
     return Dataset(

@@ -1,10 +1,10 @@
-"""Makes the embedded data sets from their originals, so that anyone can check what is shipped.
+"""Creates the embedded data sets from their originals.
 
     python benchmarks/prepare_embedded.py --originals=FOLDER [--out=kd_jax/data/embedded]
 
-FOLDER holds ``movietweetings-100k/`` (ratings.dat, movies.dat, LICENSE: the 100K snapshot of
+FOLDER has ``movietweetings-100k/`` (ratings.dat, movies.dat, LICENSE: the 100K snapshot of
 MovieTweetings) and ``online-retail/transactions.parquet`` (UCI Online Retail). The output is the
-same, byte for byte, under the same version of polars.
+same, byte for byte, with the same version of polars.
 """
 
 import argparse
@@ -52,12 +52,12 @@ def movietweetings(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def online_retail(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """First purchases: without cancellations, returns, unknown customers, gifts at price 0 and what
-    is no product.
+    """First purchases of customers.
 
-    A product code is five digits and perhaps a letter or two; POST, D, M, C2, DOT, BANK CHARGES and
-    PADS are not. A product's text is its most frequent description (of two equally frequent ones
-    the first in the alphabet).
+    Cancellations, returns, unknown customers, gifts at price 0 and rows without a product are left
+    out. A product code is five digits and perhaps a letter or two; POST, D, M, C2, DOT, BANK
+    CHARGES and PADS are no products. The text of a product is its most frequent description, of
+    ties the first in the alphabet.
     """
     sales = (
         pl.read_parquet(folder / "transactions.parquet")

@@ -1,17 +1,17 @@
-"""How far losses over a sample of the catalogue are from those over all of it: one Markdown table,
-under a minute.
+"""Compares losses over a sample of the catalogue with those over the whole catalogue.
 
     python benchmarks/sampled_bias.py [--items=20000]
 
-A teacher is made up (tastes in clusters, popularity by Zipf's law), users click what it says, and a
-matrix factorisation learns from the clicks with the full loss for a few hundred steps. For one
-batch of its users each loss and its gradient in contexts, item vectors and biases is then estimated
-from many independent draws of negatives.
+The teacher is artificial (tastes in clusters, popularity by Zipf's law), clicks are drawn from its
+probabilities, and a matrix factorisation is trained on the clicks with the full loss for a few
+hundred steps. For one batch of its users, each loss and its gradient with respect to contexts, item
+vectors and biases are then estimated from many independent draws of negatives. One Markdown table
+is printed, in less than a minute.
 
 bias: of the mean over draws, relative to the full catalogue; that of the gradient is the length of
-its error without the noise that the mean still has (a U-statistic; '0' where nothing is left), its
-norm the mean's length along the full gradient. one draw: what a step sees, root mean square for the
-loss, else the mean.
+its error without the noise that remains in the mean (a U-statistic; '0' where nothing remains), and
+its norm is the length of the mean along the full gradient. one draw: the error of a single step,
+root mean square for the loss, else the mean.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ from kd_jax.losses import candidates, sampled, streamed
 from kd_jax.losses.softmax import KL, CrossEntropy
 from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
-USERS, WIDTH, TARGETS, DRAWS, TOP = 256, 32, 8, 48, 64
+USERS = 256
+WIDTH = 32
+TARGETS = 8
+DRAWS = 48
+TOP = 64
 NAMES = ("ce", "kl")
 TERMS = (SoftmaxTerm(CrossEntropy()), SoftmaxTerm(KL()))
 NEGATIVES = (256, 1024, 4096)
@@ -48,8 +52,9 @@ PROPOSALS = {  # power of the counts, and whether the correction is made
 
 
 def world(items: int, steps: int, seed: int = 0) -> tuple[Factors, Factors, Rows, np.ndarray]:
-    """A student [USERS, WIDTH] trained on clicks, its teacher, the clicks, and how often each item
-    was clicked [I].
+    """A student [USERS, WIDTH] trained on clicks, its teacher, the clicks, and counts.
+
+    The counts are those of the clicks on each item [I].
     """
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(40, WIDTH))
@@ -118,8 +123,9 @@ def main() -> None:
         which: jax.Array,
         reference: jax.Array,
     ):
-        """Mean gradient over the draws, and of single draws: loss, norm, angle's cosine, squared
-        error.
+        """The mean gradient over the draws, and the averages of single draws.
+
+        The latter are loss, norm, cosine of the angle, and squared error.
         """
         read = teacher._replace(top=candidates.top_items(teacher, top) if top else None)
 
@@ -131,7 +137,8 @@ def main() -> None:
                 lambda s: sampled.mean_losses(TERMS, s, Inputs(rows, which, read), draws)[0]
             )(student)
             slope = flat(slope)
-            norm, long = jnp.linalg.norm(slope), jnp.linalg.norm(reference)
+            norm = jnp.linalg.norm(slope)
+            long = jnp.linalg.norm(reference)
             error = jnp.sum((slope - reference) ** 2)
             return total, norm / long, slope @ reference / norm / long, error, slope
 

@@ -1,28 +1,26 @@
-"""The same training on 1, 2, 4 and 8 virtual devices, and in 1, 2 and 4 processes: losses, and the
-bytes that the step sends between devices.
+"""Compares training on 1 to 8 virtual devices, in 1 to 4 processes: losses and bytes sent.
 
     python benchmarks/scaling.py [--devices=1,2,4,8] [--processes=2,4] [--models=mf,sasrec] \\
-        [--axes=data,model]
-        [--teacher]
+        [--axes=data,model] [--teacher]
 
 Weak scaling: over ``data`` every device gets ``--batch`` rows, over ``model`` ``--items`` items and
-users; then one item and user less, as few devices divide what real data sets hold. The losses of
-the first steps must be those of one device on the same problem, to a relative 1e-4: sums are
-rounded in another order. The devices are virtual (JAX_NUM_CPU_DEVICES) and share the cores, and so
-do processes, each of which has one and sends through gloo; so the time of a step, best of those
-after the first, is that of the same work cut into parts, next to one device's; only its overhead
-means something.
+users; then one item and user less, since the sizes of real data sets are rarely divisible. The
+losses of the first steps must be those of one device on the same problem, up to a relative 1e-4
+from another order of sums. The devices are virtual (JAX_NUM_CPU_DEVICES) and share the cores, and
+so do processes, each of which has one device and communicates through gloo. So the time of a step,
+the best after the first, is that of the same work in parts; only its overhead over one device has a
+meaning.
 
-Bytes: sent by each device in one step, as a ring would: of an array of S bytes among n devices an
+Bytes: sent by each device in one step, in a ring: of an array of S bytes among n devices an
 all-reduce sends 2 S (n - 1) / n, an all-gather (S gathered), a reduce-scatter (S before) and an
-all-to-all S (n - 1) / n, a permutation S. Read from the compiled program; what stands in a loop
-counts as often as it runs. Least, over ``data``: an all-reduce of the gradient of every parameter;
-'sparse' is the same with no more than the batch's rows of a table that is only looked up (MF's
-users), which are gathered. Least, over ``model``, where tables are split: the vectors that the
-batch looks up (S = looked-up rows x width x 4) arrive by an all-gather, the contexts' gradients are
-added up (MF: reduce-scattered, as only the owner of a user needs them; SASRec: all-reduced), and
-per row and softmax the maximum and the sum, and per row the target's logit, are all-reduced; a
-teacher adds three more numbers. Everything else can be done where it is.
+all-to-all S (n - 1) / n, a permutation S. They are read from the compiled program, with loops
+counted by iterations. Least, over ``data``: an all-reduce of the gradient of every parameter;
+'sparse' has only the batch's rows of a table that is only looked up (MF's users), which are
+gathered. Least, over ``model``, where tables are split: the vectors that the batch looks up (S =
+looked-up rows x width x 4) are all-gathered, the gradients of the contexts are added (MF:
+reduce-scattered, as only the device with a user's row needs them; SASRec: all-reduced), and per row
+and softmax the maximum and the sum, and per row the target's logit, are all-reduced; a teacher adds
+three more numbers. All other work needs no communication.
 """
 
 from __future__ import annotations
@@ -77,7 +75,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     if spec.get("processes", 1) > 1:
         initialize(spec["coordinator"], spec["processes"], spec["process"])
     mesh = sharding.make_mesh(**{"data": 1, "model": 1, spec["axis"]: count})
-    rng, users = np.random.default_rng(0), items
+    rng = np.random.default_rng(0)
+    users = items
     warm = np.ones(items, bool)
     section = {"dim": dim, "dropout": 0.2}
     if spec["model"] == "sasrec":
@@ -125,7 +124,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     step, state = compiled_step(
         StepSpec(graphdef, tuple(objective), tx, STEPS, teacher_fns), params, mesh=mesh, seed=0
     )
-    constants, teacher = sharding.put(constants, mesh), sharding.put_labels(teacher, mesh)
+    constants = sharding.put(constants, mesh)
+    teacher = sharding.put_labels(teacher, mesh)
     sizes = {
         jax.tree_util.keystr(p, simple=True): x.size
         for p, x in jax.tree_util.tree_leaves_with_path(params)
@@ -138,7 +138,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     ]
     compiled = step.lower(state, parts[0], None, constants, teacher).compile()
     sent = collectives(compiled.as_text()) if count > 1 else []
-    losses, times = [], []
+    losses = []
+    times = []
     for part in parts:
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, part, None, constants, teacher))
@@ -230,7 +231,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         return print(json.dumps(measure(args.measure)))
-    rows, notes = [], []
+    rows = []
+    notes = []
     print(measuring.table(HEAD, []), flush=True)
     for model in args.models:
         for axis in args.axes:
@@ -257,7 +259,8 @@ def main() -> None:
                     env = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
                     return measuring.child(__file__, spec | {"count": devices}, **env)
 
-                alone, row = on(1), on(count) if processes == 1 else in_processes(spec, processes)
+                alone = on(1)
+                row = on(count) if processes == 1 else in_processes(spec, processes)
                 if "failed" in alone or "failed" in row:
                     raise SystemExit(f"{spec}: failed")
                 pairs = zip(alone["values"], row["values"], strict=True)

@@ -1,21 +1,20 @@
-"""Catalogue losses a tile at a time, against whole [rows, items] logits: time, memory and FLOPs as
-the catalogue grows.
+"""Compares tiled catalogue losses with whole [rows, items] logits as the catalogue grows.
 
     python benchmarks/streamed_loss.py [--rows=512] [--items=10_000,100_000]
 
-Value and gradient of CE, and of CE + KL against a teacher, from random factors; every line of the
-table is measured in a process of its own. By default (4096 rows up to 1M items) that is some ten
-minutes on two cores. A table is printed; ``--out`` holds its numbers and a plot of memory and time
-lies beside it (.svg). It runs on whatever device JAX finds.
+Measures time, memory and FLOPs for value and gradient of CE, and of CE + KL against a teacher, from
+random factors; every line of the table in a process of its own. By default (4096 rows, up to 1M
+items) that takes some ten minutes on two cores, on any device of JAX. A table is printed; ``--out``
+gets its numbers and, with the ending .svg, a plot of memory and time.
 
 s: the best of the runs after the first that fit in ``--seconds``, at least one. extra: the memory
-peak of the first run less what was in use before it (inputs among it) and less the gradients; on a
-CPU resident memory, XLA's scratch space included. temp: the buffers that XLA planned
+peak of the first run, without the memory in use before (inputs included) and without the gradients;
+on a CPU resident memory, with XLA's scratch space. temp: the buffers in XLA's plan
 (``temp_size_in_bytes``). FLOPs: of the matrix products, each 2 x rows x items x width. Useful are 3
 for the student (logits, gradients of contexts and of items) and 1 for the teacher; tiles of items
-make both logits twice, 4 and 2. ceiling: the best product of two 4096 x 4096 matrices before,
-between and after the runs, in the same process. The last column is the time over what the FLOPs
-done would take at the ceiling.
+compute both logits twice: 4 and 2. ceiling: the best product of two 4096 x 4096 matrices before,
+between and after the runs, in the same process. The last column is the time relative to that of the
+FLOPs done at the ceiling.
 """
 
 from __future__ import annotations
@@ -67,8 +66,11 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.losses.streamed import mean_losses
     from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
-    rows, items, width = spec["rows"], spec["items"], spec["width"]
-    names, rng = LOSSES[spec["losses"]], np.random.default_rng(0)
+    rows = spec["rows"]
+    items = spec["items"]
+    width = spec["width"]
+    names = LOSSES[spec["losses"]]
+    rng = np.random.default_rng(0)
     terms = tuple(SoftmaxTerm(KINDS[name]()) for name in names)
     coefficients = jnp.ones(len(names))
 
@@ -82,7 +84,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
             jnp.zeros(items),
         )
 
-    student, teacher = factors(), factors() if "kl" in names else None
+    student = factors()
+    teacher = factors() if "kl" in names else None
     targets = jnp.asarray(rng.integers(0, items, (rows, 1)), jnp.int32)
     given = Rows(targets, jnp.ones((rows, 1)), jnp.full(rows, 1 / rows))
 
@@ -116,7 +119,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     keep_freed_memory()  # as every run does
     rate = measuring.ceiling(spec["dtype"])
-    rates, times, started = [rate()], list[float](), time.perf_counter()
+    rates = [rate()]
+    times = list[float]()
+    started = time.perf_counter()
     while not times or time.perf_counter() - started < spec["seconds"]:
         size = len(times)
         while size == len(times) or sum(times[size:]) < 0.5:
@@ -135,7 +140,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     }
     found |= {"extra": extra, "temp": memory.temp_size_in_bytes if memory else None}
     for kind, (own, soft) in (("useful", PRODUCTS["useful"]), ("done", PRODUCTS[done])):
-        found[kind] = 2 * rows * items * width * (own + soft * ("kl" in names))
+        products = own + soft if "kl" in names else own
+        found[kind] = 2 * rows * items * width * products
         found[f"{kind}_share"] = found[kind] / found["time"] / found["ceiling"]
     return found | {"ratio": 1 / found["done_share"]} | measuring.machine()
 
@@ -143,7 +149,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 def cells(row: dict[str, Any]) -> list[str]:
     start = [row["version"], row["losses"], f"{row['items']:,}"]
     if "time" not in row:
-        return [*start, row["failed"], *[""] * (len(HEAD) - 4)]
+        return [*start, row["failed"], *("" for _ in HEAD[4:])]
     return [
         *start, row["tiling"], f"{row['time']:.3g}", f"{row['extra'] / 1e6:.0f}",
         "" if row["temp"] is None else f"{row['temp'] / 1e6:.0f}", f"{row['useful'] / 1e12:.3f}",

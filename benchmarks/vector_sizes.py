@@ -1,12 +1,12 @@
-"""What user and item vectors keep at 8, 16, 32 and 64 numbers each: distilled, against the
-teacher's cut by PCA.
+"""Compares user and item vectors of 8 to 64 numbers: distilled, and cut from the teacher's.
 
     python benchmarks/vector_sizes.py [--workdir=runs/compression] [--dims=8,16,32,64] \\
         [--config=FILE:ARG]
 
-Every size has a workdir of its own, ``<workdir>/dim8`` and so on. The first trains the teacher; the
-others get copies of its data set and soft labels. A Markdown table is printed,
-``<workdir>/compression.json`` holds its numbers. The same command again resumes.
+The teacher's vectors are reduced by PCA. Every size has a workdir of its own, ``<workdir>/dim8``
+and so on. The first trains the teacher; the others get copies of its data set and soft labels. A
+Markdown table is printed, and ``<workdir>/compression.json`` gets its numbers. The same command
+again resumes.
 """
 
 from __future__ import annotations
@@ -42,41 +42,43 @@ Vectors = np.ndarray  # f32 [users or items, d]
 def cut(
     contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim: int
 ) -> tuple[Vectors, Vectors]:
-    """User vectors [U, d] and item vectors [I, d], d = min(dim, D), whose products come closest to
-    contexts @ items.T.
+    """The best user vectors [U, d] and item vectors [I, d] with d = min(dim, D).
 
-    Of all matrices of rank d, users @ items.T then has the smallest squared error summed over all
-    users and items. Source: Eckart and Young, "The approximation of one matrix by another of lower
-    rank", Psychometrika 1936. The SVD of the [U, I] product is found through that of a [D, D]
-    matrix; each side gets the root of the singular values.
+    Of all matrices of rank d, users @ items.T has the smallest squared error from contexts @
+    items.T, summed over all users and items. Source: Eckart and Young, "The approximation of one
+    matrix by another of lower rank", Psychometrika 1936. The SVD of the [U, I] product is computed
+    from that of a [D, D] matrix; each side gets the square root of the singular values.
     """
     (q_users, r_users), (q_items, r_items) = (
         np.linalg.qr(side.astype(np.float64)) for side in (contexts, items)
     )
     left, values, right = np.linalg.svd(r_users @ r_items.T)
     scale = np.sqrt(values[:dim])[None]
-    users, vectors = q_users @ (left[:, :dim] * scale), q_items @ (right[:dim].T * scale)
+    users = q_users @ (left[:, :dim] * scale)
+    vectors = q_items @ (right[:dim].T * scale)
     return users.astype(np.float32), vectors.astype(np.float32)
 
 
 def teacher_vectors(path: Path) -> tuple[Vectors, Vectors, Float[np.ndarray, " I"]]:
-    """Contexts [U, D], items [I, D] and biases [I] of a folder of labels; the mean context has
-    moved into the biases.
+    """Contexts [U, D], items [I, D] and biases [I] of a folder of labels.
 
-    (c - mean) · v + (b + mean · v) = c · v + b: the scores are the same and the cut has less to
-    carry.
+    The mean context is moved into the biases: (c - mean) · v + (b + mean · v) = c · v + b, so that
+    the scores are the same and the vectors have less to represent.
     """
     found = label_cache.read(path)
-    contexts, items = found["contexts"][:, -1], found["items"]
+    contexts = found["contexts"][:, -1]
+    items = found["items"]
     mean = contexts.mean(0)
     return contexts - mean[None], items, found["bias"] + items @ mean
 
 
-def judge(
+def evaluate(
     data: Dataset, users: Vectors, items: Vectors, bias: Float[np.ndarray, " I"]
 ) -> dict[str, float]:
     """NDCG@10 on test, over all items and over warm ones, of the scores users @ items.T + bias."""
-    left, right, offset = jnp.asarray(users), jnp.asarray(items).T, jnp.asarray(bias)[None]
+    left = jnp.asarray(users)
+    right = jnp.asarray(items).T
+    offset = jnp.asarray(bias)[None]
     found = evaluate_rank(
         lambda rows: left[rows] @ right + offset, data, TEST, metrics=("ndcg",), ks=(10,)
     )
@@ -132,7 +134,7 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
             **{model: trained(root / f"dim{dim}", model) for model in STUDENTS},
             "pca": average(
                 [
-                    judge(data, *cut(contexts, items, dim), bias)
+                    evaluate(data, *cut(contexts, items, dim), bias)
                     for contexts, items, bias in teachers
                 ]
             ),
@@ -149,10 +151,10 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
         "sizes": rows,
         "popularity": trained(first, "popularity"),
         "teacher_biases": average(
-            [judge(data, 0 * contexts, items, bias) for contexts, items, bias in teachers]
+            [evaluate(data, 0 * contexts, items, bias) for contexts, items, bias in teachers]
         ),
         "teacher": (
-            average([judge(data, *vectors) for vectors in teachers])
+            average([evaluate(data, *vectors) for vectors in teachers])
             | {
                 "dim": width,
                 "bytes": size(width),
@@ -163,8 +165,10 @@ def measure(config: ConfigDict, root: Path, dims: list[int]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown. A cell is NDCG@10 over all items / over warm ones, and in brackets the share of the
-    uncut teacher's.
+    """The Markdown table.
+
+    A cell is NDCG@10 over all items / over warm items and, in brackets, the share of the teacher's
+    value without a cut.
     """
     full = found["teacher"]
 

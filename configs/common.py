@@ -1,5 +1,4 @@
-"""Every field of a configuration, with its default and its meaning. The other files in this folder
-start from here.
+"""All fields of a configuration, with defaults; the other files of this folder start from here.
 
 The sections of students, readers and export formats are declared where they are read: a section
 that is not here, or a field that a section lacks, has the default of the student's spec
@@ -213,8 +212,9 @@ def teacher_model() -> ConfigDict:
     c.train_bias = True
     # The softmax while the language model is trained. 'in_batch': over the batch's items;
     # 'sampled': over these and drawn ones, both with log-Q; 'full': over the catalogue, items
-    # outside the batch with their vectors of the last validation, which teaches to tell these
-    # apart (docs/results.md). '' is 'in_batch' where there are item texts to encode, else 'full'
+    # outside the batch with their vectors of the last validation, so that it is trained to
+    # distinguish old vectors from new ones (docs/results.md). '' is 'in_batch' where there are item
+    # texts to encode, else 'full'
     c.softmax = ""
     # 'sampled': items drawn per step, as often as they occur in training
     c.negatives = 0
@@ -350,8 +350,9 @@ def evaluation() -> ConfigDict:
 
 
 def parse(arg: str, names: tuple[str, ...] = (), default: str = "") -> tuple[str, bool]:
-    """'1m,runlocal' -> ('1m', True). Raises ValueError for an argument that is not among
-    ``names``.
+    """'1m,runlocal' -> ('1m', True).
+
+    Raises ValueError for an argument that is not among ``names``.
     """
     parts = [part for part in (arg or "").split(",") if part]
     runlocal = "runlocal" in parts
@@ -367,6 +368,8 @@ def shrink(c: ConfigDict) -> ConfigDict:
     c.seeds = (0,)
     c.data.max_users = 300
     for section in (c.teacher.optimizer, c.student.optimizer):
-        section.steps, section.eval_every, section.batch_size = 20, 10, 64
+        section.steps = 20
+        section.eval_every = 10
+        section.batch_size = 64
     c.eval.bootstrap = 200
     return c

@@ -1,6 +1,6 @@
 """Your own data: one file of interactions and one of items, CSV, TSV or Parquet.
 
-    python launch.py --config=configs/csv.py --workdir=runs/mine \
+    python launch.py --config=configs/csv.py --workdir=runs/mine \\
         --config.data.files.path=interactions.csv --config.data.files.items_path=items.csv
 
 interactions: user, item and, where known, rating, timestamp, split. items: item and any text

@@ -41,8 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def tune(c: ConfigDict) -> None:
-    """What kd_jax.sweep chose on validation alone, 12 trials for each teacher and 24 for each
-    student, 3 finalists.
+    """The best values of kd_jax.sweep on validation.
+
+    There were 12 trials for each teacher and 24 for each student, with 3 finalists.
     """
     c.tuned.teacher = {
         "teacher": {

@@ -24,14 +24,15 @@ from kd_jax.data import dataset as datasets
 from kd_jax.evaluation.evaluator import evaluate_rank, popularity
 from kd_jax.evaluation.metrics import binary_auc
 
-TRAIN, TEST = 0, 2
+TRAIN = 0
+TEST = 2
 
 
 def item_knn(history, vectors):
-    """Returns a function from users to scores [users, I]: the sum of the cosines between an item's
-    vector and those of the user's history.
+    """A function from users to scores [users, I].
 
-    history: sparse [U, I]; vectors: [I, D], dense or sparse. The cosines of all item pairs are not
+    A score is the sum of the cosines between the item's vector and those of the user's history.
+    history: sparse [U, I]. vectors: [I, D], dense or sparse. The cosines of all item pairs are not
     computed.
     """
     length = np.sqrt((vectors * vectors).sum(axis=1))
@@ -41,14 +42,16 @@ def item_knn(history, vectors):
 
 
 def draw_pairs(data, split, rng):
-    """Users [N], items [N] and labels [N]: the interactions of ``split`` by users with a train
-    interaction (label 1), and for each of them a random item that the user had not chosen by the
-    end of ``split`` (label 0).
+    """Users [N], items [N] and labels [N] of pairs.
+
+    They are the interactions of ``split`` by users with a train interaction (label 1), and for each
+    of these a random item that the user had not chosen by the end of ``split`` (label 0).
     """
     usable = (np.diff(data.targets(TRAIN)[0]) > 0) & (np.diff(data.indptr) < data.num_items)
     rows = (data.split == split) & usable[data.user]
     key = data.user.astype(np.int64) * data.num_items
-    first, item = key[rows], data.item[rows]
+    first = key[rows]
+    item = data.item[rows]
     taken = (key + data.item)[data.split <= split]
     other = rng.integers(data.num_items, size=len(item))
     while (again := np.isin(first + other, taken)).any():
@@ -61,8 +64,9 @@ def draw_pairs(data, split, rng):
 
 
 def logistic_regression(features, real, penalty=1e-4):
-    """Fits labels ``real`` [N] in {0, 1} to standardised features [N, F]; returns a function from
-    features [M, F] to log-odds [M].
+    """Fits labels ``real`` [N] in {0, 1} to standardised features [N, F].
+
+    Returns a function from features [M, F] to log-odds [M].
     """
     mean = features.mean(0)[None]
     std = np.maximum(features.std(0), 1e-6)[None]
@@ -104,7 +108,8 @@ def main(workdir):
             (ones, (data.user[rows], data.item[rows])), shape=(data.num_users, data.num_items)
         )
 
-    history, train = matrix(data.split != TEST), matrix(data.split == TRAIN)
+    history = matrix(data.split != TEST)
+    train = matrix(data.split == TRAIN)
     print("distilled, first seed: ranking, NDCG@10  all items   warm items")
     for name, scores in {
         "popularity": popularity(data),

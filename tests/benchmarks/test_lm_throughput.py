@@ -91,7 +91,7 @@ def test_rates_shares_and_differences_by_hand(tmp_path):
         "films": {"lengths": [2, 3, 5], "encoding": [20, 30, 50], "fine-tuning": [60, 90, 150]}
     }
     rows = [theirs, ours]
-    assert lm_throughput.judge(rows, counts, trained=2) == 100.0
+    assert lm_throughput.add_rates(rows, counts, trained=2) == 100.0
     assert ours["texts_per_s"] == 1.5 and ours["tokens_per_s"] == 5.0 and ours["padding"] == 1.2
     assert (
         ours["of_ceiling"] == 0.5

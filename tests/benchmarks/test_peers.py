@@ -59,7 +59,7 @@ def test_hr_and_ndcg_by_hand():
 
 def test_lists_are_judged_only_if_they_are_what_was_asked_for():
     top = np.arange(10, 20) + np.zeros((2, 1), int)
-    assert peer_common.judge(top, split()) == (1.0, pytest.approx((1 + 1 / np.log2(3)) / 2))
+    assert peer_common.evaluate(top, split()) == (1.0, pytest.approx((1 + 1 / np.log2(3)) / 2))
     for user, item, message in (
         (0, 12, "twice"),
         (1, 9, "has seen"),
@@ -69,9 +69,9 @@ def test_lists_are_judged_only_if_they_are_what_was_asked_for():
         wrong = top.copy()
         wrong[user, 3 if item != 12 else 5] = item
         with pytest.raises(ValueError, match=message):
-            peer_common.judge(wrong, split())
+            peer_common.evaluate(wrong, split())
     with pytest.raises(ValueError, match="not 10 items"):
-        peer_common.judge(top[:, :9], split())
+        peer_common.evaluate(top[:, :9], split())
 
 
 def test_epochs_are_counted_or_end_with_the_seconds():

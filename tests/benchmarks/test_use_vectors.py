@@ -172,7 +172,7 @@ def test_a_scorer_is_judged_like_the_student_that_was_exported(finished):
         pl.read_parquet(finished / f"export/{kind}_vectors.parquet") for kind in ("user", "item")
     )
     arrays = users["vector"].to_numpy(), items["vector"].to_numpy(), items["bias"].to_numpy()
-    judged = vector_sizes.judge(data, *arrays)
+    judged = vector_sizes.evaluate(data, *arrays)
     scores = jnp.asarray(arrays[0] @ arrays[1].T + arrays[2][None])
     history, targets = data.history(2), data.targets(2)
     gains = []
