@@ -1,4 +1,4 @@
-"""The rules of the house: import order, sizes of files and functions, names in one place, line widths.
+"""Rules of the code: import order, sizes of files and functions, unique names, line widths.
 
 docs/architecture.md has the map that these tests check.
 """
