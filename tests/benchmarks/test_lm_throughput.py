@@ -12,6 +12,8 @@ from helpers.bert import small
 from kd_jax.devices import profiling
 from kd_jax.models.language.encoder import NativeEncoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def path(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import peer_common, peers
 
+pytestmark = pytest.mark.slow
+
 
 def split(fit_valid=True) -> peer_common.Split:
     """Users 0 and 1 with 2 and 1 train interactions among 30 items."""

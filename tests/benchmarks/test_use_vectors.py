@@ -23,6 +23,8 @@ from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
 from kd_jax.distillation import label_cache
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def measured(world, tmp_path_factory):

@@ -275,6 +275,7 @@ def test_two_processes_find_each_other_and_add_up():
         assert "seen 2 2 [[3.0, 3.0, 3.0]] [0, 1]" in out
 
 
+@pytest.mark.slow
 def test_a_failed_start_is_one_line(tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]

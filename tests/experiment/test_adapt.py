@@ -20,6 +20,8 @@ from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import open_workdir
 from kd_jax.models.language import hf
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "optimizer.steps=40",
     "optimizer.eval_every=10",

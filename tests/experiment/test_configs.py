@@ -75,6 +75,7 @@ def test_runlocal_shrinks_every_config():
         assert local.data.reader == whole.data.reader and local.student.name == whole.student.name
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path, bert):
     names = run(quickstart.get_config("runlocal"), tmp_path, bert, **{"data.max_users": 60})
     assert names >= {"popularity", *roles.ROLES}
@@ -83,6 +84,7 @@ def test_quickstart(tmp_path, bert):
     ).exists()
 
 
+@pytest.mark.slow
 def test_online_retail(tmp_path, bert):
     c = online_retail.get_config("runlocal")
     names = run(c, tmp_path, bert, **{"data.max_users": 60, "stages": QUICK})
@@ -135,6 +137,7 @@ def write_release(folder, release):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", movielens.RELEASES)
 def test_movielens(tmp_path, bert, release):
     c = movielens.get_config(f"{release},runlocal")

@@ -35,6 +35,7 @@ def mean_student():
     students.STUDENTS.update(before)
 
 
+@pytest.mark.slow
 def test_the_student_of_the_docs_trains_distils_and_recommends(world, tmp_path, mean_student):
     optimizer = {"student.optimizer.steps": 60, "student.optimizer.learning_rate": 0.05}
     c = config(world, **{"student.name": "mean"} | optimizer)

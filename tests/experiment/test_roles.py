@@ -13,6 +13,8 @@ from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.roles import ROLES, Kind, Role
 from kd_jax.report.legend import Appearance
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def further(monkeypatch):

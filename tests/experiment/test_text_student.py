@@ -20,6 +20,8 @@ from kd_jax.models.students import STUDENTS
 from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 NAME = {"student.name": text_student.NAME}
 INPUT = f"input.{ITEM_TEXT}"
 

@@ -254,11 +254,14 @@ ENGINES = {
     "data=4, model=2": lambda: {"engine": engine_for(sharding.make_mesh(4, 2))},
     "model=8": lambda: {"engine": engine_for(sharding.make_mesh(1, 8))},
 }
+ENGINES_MARKED = [
+    pytest.param(name, marks=pytest.mark.slow) if "=" in name else name for name in ENGINES
+]
 
 
 @names
 @pytest.mark.parametrize("items", ["all", "warm"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES_MARKED)
 def test_every_engine_gives_the_same(name, items, engine):
     world, one = (
         World(width=D if name == "squared_distance" else D + 2),

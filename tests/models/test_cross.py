@@ -29,6 +29,8 @@ from kd_jax.models.language import encoding, hf
 from kd_jax.models.scorer import split
 from kd_jax.models.teachers.cross_encoder import CrossEncoder, CrossSpec, PairRanker, with_vectors
 
+pytestmark = pytest.mark.slow
+
 HISTORY, LONGEST = 5, 32
 SPLITS = (0, 1, 2)
 

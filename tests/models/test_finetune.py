@@ -29,6 +29,8 @@ from kd_jax.models.teachers.bi_encoder import BiEncoder
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.training.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["film 1 2 3 4 drama", "film 7 western", "film", "film 9 9 comedy", "film 7 western"]
 
 

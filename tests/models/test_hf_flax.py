@@ -22,6 +22,8 @@ from kd_jax.models.language import encoding, hf_flax
 from kd_jax.models.language.hf import load_encoder
 from kd_jax.models.language.hf_flax import HFFlaxEncoder
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers", minversion="4.57")
 if not hasattr(transformers, "FlaxBertModel"):
     pytest.skip("this transformers has no Flax classes", allow_module_level=True)

@@ -18,6 +18,8 @@ from helpers.runs import ROOT, config, flags, metrics_of, run
 from kd_jax.distillation import label_cache
 from kd_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "stages": ("data", "student"),
     "student.optimizer.steps": 800,
