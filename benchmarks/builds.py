@@ -93,7 +93,9 @@ def main() -> None:
                 }
                 for name, value in found[ROOT].items():
                     seconds.setdefault(name, []).append((value, found[order[1]][name]))
-                    print(f"round {number + 1}: {name}: {value:.4g} s", flush=True)
+                    there = found[order[1]][name]
+                    line = f"round {number + 1}: {name}: {value:.4g} s, the other {there:.4g} s"
+                    print(line, flush=True)
     print("\n| | this checkout | the other | ratio | from | to |\n|---|---|---|---|---|---|")
     for name, pairs in seconds.items():
         here, there = (statistics.median(side) for side in zip(*pairs, strict=True))
