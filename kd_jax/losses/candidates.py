@@ -42,6 +42,13 @@ def top_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
     return jnp.where(items < count, items, PAD)
 
 
+def best_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
+    """``top_items``, or the first ``k`` of ``factors.top`` where as many are known."""
+    if factors.top is not None and factors.top.shape[-1] >= k:
+        return factors.top[..., :k]
+    return top_items(factors, k)
+
+
 class CandidateItems(NamedTuple):
     """The items of a step's candidates. top: int32 [..., N], best first, padded with ``PAD``;
     drawn: int32 [L], the same for all rows.
@@ -60,9 +67,7 @@ def choose(
         logits = jnp.where(teacher.items == PAD, NEGATIVE, teacher.logits)
         order = jnp.argsort(-logits, axis=-1, stable=True)[..., : loss.top]
         return CandidateItems(jnp.take_along_axis(teacher.items, order, -1), drawn)
-    if teacher.top is not None and teacher.top.shape[-1] >= loss.top:
-        return CandidateItems(teacher.top[..., : loss.top], drawn)
-    return CandidateItems(top_items(teacher, loss.top), drawn)
+    return CandidateItems(best_items(teacher, loss.top), drawn)
 
 
 def compared(

@@ -16,7 +16,7 @@ from kd_jax.core.types import Array, Batch, Params, PyTree, TrainState
 from kd_jax.distillation.objective import StepInputs, chosen_items, mean_loss
 from kd_jax.distillation.teachers import TeacherFn
 from kd_jax.distillation.term import Objective
-from kd_jax.losses.candidates import CandidateItems, top_items
+from kd_jax.losses.candidates import CandidateItems, best_items
 from kd_jax.losses.sampled import draw
 from kd_jax.losses.terms import Engine
 
@@ -118,9 +118,7 @@ def _named_items(
         if isinstance(scores, Listed):
             found[f"list of {name}"] = scores.items
         elif isinstance(scores, Factors) and top:
-            known = scores.top is not None and scores.top.shape[-1] >= top
-            best = scores.top[..., :top] if known and scores.top is not None else None
-            found[f"top of {name}"] = top_items(scores, top) if best is None else best
+            found[f"top of {name}"] = best_items(scores, top)
     for name, chosen in inputs.items.items():
         found[f"candidates of {name}"] = chosen.top
         found[f"drawn of {name}"] = chosen.drawn
