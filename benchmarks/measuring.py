@@ -68,7 +68,7 @@ def reset_peak() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What ran this; call it in a measuring process only, as it starts JAX."""
+    """Device, cores and JAX version; call it in a measuring process only, as it starts JAX."""
     import jax
 
     return {

@@ -157,7 +157,7 @@ def write(family: str, folder: Path) -> int:
 
 
 def write_real(folder: Path, path: Path) -> None:
-    """Writes what PyTorch computes with a folder of real weights, in short."""
+    """Writes a part of what PyTorch computes with a folder of real weights."""
     import torch
     from safetensors.numpy import save_file
     from transformers import AutoModel, AutoTokenizer

@@ -62,7 +62,7 @@ class Split:
         return len(self.valid)
 
     def fit(self) -> tuple[np.ndarray, np.ndarray]:
-        """(indptr, items) of what models learn from."""
+        """(indptr, items) of the interactions that models are trained on."""
         return self.seen() if self.fit_valid else (self.indptr, self.items)
 
     def seen(self) -> tuple[np.ndarray, np.ndarray]:

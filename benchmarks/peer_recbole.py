@@ -91,7 +91,7 @@ def main() -> None:
     times: list[float] = []
 
     class Enough(Exception):
-        """The seconds are over: the Trainer has no other way to stop by time."""
+        """Stops training when the seconds are over; the Trainer has no other way to do so."""
 
     class Timed(Trainer):
         def _train_epoch(self, *args, **kwargs):

@@ -180,7 +180,7 @@ def least(spec: dict[str, Any], sizes: dict[str, int], positions: int) -> dict[s
 
 
 def in_processes(spec: dict[str, Any], count: int) -> dict[str, Any]:
-    """What process 0 of ``count`` measures, one device each."""
+    """The measurements of process 0 of ``count``, with one device each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         spec = spec | {

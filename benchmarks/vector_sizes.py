@@ -106,7 +106,7 @@ def average(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def trained(workdir: Path, model: str) -> dict[str, float]:
-    """What the run in ``workdir`` measured for ``model``, mean over seeds."""
+    """The metrics of ``model`` in the run in ``workdir``, mean over seeds."""
     models = json.loads((workdir / "report/metrics.json").read_text())["models"]
     rows = [row for row in models if row["name"] == model]
     return average(

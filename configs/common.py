@@ -145,7 +145,7 @@ def teacher() -> ConfigDict:
     # 'constant' or 'cosine', after the warm-up
     c.optimizer.schedule = "constant"
     c.optimizer.warmup_steps = 0
-    # batches whose mean gradient makes one update; steps count batches
+    # batches per update, which uses their mean gradient; steps count batches
     c.optimizer.accumulate = 1
     c.optimizer.weight_decay = 0.0
     # 0 = none
@@ -295,7 +295,7 @@ def distill() -> ConfigDict:
     #   temperature  1.0: of the losses that read a teacher, likewise
     #   items        'all', 'warm' (those with a training interaction), or an estimate of either
     #                from a sample, 'sampled' and 'sampled_warm' (all terms or none)
-    #   teacher      whose labels it reads: '' (the run's own) or a name of distill.sources
+    #   teacher      the source of its labels: '' (the run's own) or a name of distill.sources
     #   head         False; True gives the term a head of its own, which is not exported
     # On the command line --config.distill.terms.soft.weight.end=0 gives a term a schedule,
     # --config.distill.terms.new.loss=kl makes a new one and --config.distill.terms.soft=None

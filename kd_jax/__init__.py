@@ -12,8 +12,9 @@ __version__ = "0.1.0"
 
 
 def load(workdir: str | Path) -> Recommender:
-    """The recommender of a finished run: ``kd_jax.load("runs/quickstart").recommend(user=7,
-    k=10)``.
+    """The recommender of a finished run.
+
+    For example ``kd_jax.load("runs/quickstart").recommend(user=7, k=10)``.
     """
     from kd_jax.serving import recommender  # not at import time: jax starts only when it is used
 

@@ -15,8 +15,10 @@ from kd_jax.experiment.verify import verify
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if all labels of a workdir agree with their teachers, 1 if some do not, 2 if they cannot be
-    compared.
+    """Runs the command; returns the exit status.
+
+    The status is 0 if all labels of a workdir agree with their teachers, 1 if some do not, and 2 if
+    they cannot be compared.
     """
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.labels", description="Compute a sample of labels again."

@@ -1,5 +1,6 @@
-"""Sections of a configuration: their fields are declared by the function or dataclass that reads
-them.
+"""Sections of a configuration, checked and completed with their defaults.
+
+The fields of a section are declared by the function or dataclass that takes them as arguments.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MALLOPT = ((-8, 1), (-4, 0), (-2, 1 << 26), (-1, (1 << 31) - 1))
 
 
 def start() -> None:
-    """Settings of the process; to be called before the first array is created."""
+    """Configures the process; to be called before the first array is created."""
     quiet()
     keep_freed_memory()
 

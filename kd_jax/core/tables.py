@@ -43,7 +43,7 @@ def distinct(count: int, *values: Int[Array, "..."]) -> tuple[Int[Array, " K"], 
 
 
 def take(table: Array, rows: Int[Array, " K"]) -> Array:
-    """[N, …] -> [K, …]; zeros for rows out of bounds. rows: distinct and sorted."""
+    """[N, …] -> [K, …], with zeros for rows out of bounds; rows: distinct and sorted."""
     return table.at[rows].get(
         mode="fill", fill_value=0, indices_are_sorted=True, unique_indices=True
     )

@@ -121,7 +121,7 @@ def _check_impressions(raw: RawData) -> None:
 
 
 def refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
-    """Raises InputError if a row is ``bad``; name: the column. reason: what is wrong."""
+    """Raises InputError if a row is ``bad``; name: the column, reason: what is wrong."""
     if bad.any():
         row = bad.arg_true()[0]
         raise InputError(

@@ -119,7 +119,7 @@ def strong(indptr: Indptr, ratios: Ratios, seed: int) -> Codes:
 
 
 def column(values: pl.Series) -> Codes:
-    """The codes of a split column. Raises InputError for a value that is no name of a split."""
+    """The codes of a split column; raises InputError for a value that is no name of a split."""
     known = {name: code for code, name in enumerate(NAMES)} | ALIASES
     codes = (
         values.cast(pl.String)

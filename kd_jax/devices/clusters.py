@@ -67,7 +67,7 @@ def _from_flags(coordinator: str, num_processes: int, process_id: int) -> Proces
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Processes | None:
-    """From the variables that srun sets in every task (manual of srun, OUTPUT ENVIRONMENT)."""
+    """The processes given by the variables of srun (manual of srun, OUTPUT ENVIRONMENT)."""
     if "SLURM_JOB_ID" not in environment or _integer(environment, "SLURM_NTASKS", 1) == 1:
         return None
     names = ("SLURM_PROCID", "SLURM_STEP_NODELIST")
@@ -94,7 +94,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _from_kubernetes(environment: Mapping[str, str]) -> Processes | None:
-    """From the variables of a pod in a Kubernetes Indexed Job or JobSet.
+    """The processes given by the variables of a pod in a Kubernetes Indexed Job or JobSet.
 
     Kubernetes sets JOB_COMPLETION_INDEX in an Indexed Job; the manifest (cluster/jobset.yaml) sets
     the other variables. The stable name of a pod is <jobset>-<replicated job>-<job index>-

@@ -24,11 +24,11 @@ from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, Axes
 from kd_jax.core.types import Batch, PyTree
 
-# Elements; a copy of a smaller array on every device is cheaper than the collectives.
-# How arrays of rows, of items, and all others lie on a mesh.
+# The partition specs of arrays of rows, of arrays of items, and of all others.
 ROWS = PartitionSpec("data")
 ITEMS = PartitionSpec("model")
 WHOLE = PartitionSpec()
+# Elements; a copy of a smaller array on every device is cheaper than the collectives.
 SMALLEST_SHARDED = 2**15
 
 

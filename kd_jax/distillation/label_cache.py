@@ -60,9 +60,9 @@ def write(
     batches_per_file: int = 128,
     part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the labels of ``examples`` to safetensors files in ``folder``, with the row of each.
+    """Writes the labels of ``examples`` to safetensors files in ``folder``, with the row of each.
 
-    A file is written whole or not at all; those that are there are kept. part: (this process,
+    A file is written whole or not at all, and existing files are kept. part: (this process,
     processes): each writes its share of the files. Vectors are exact; a list of top-k logits would
     be smaller only with k below half their width.
     """
@@ -103,7 +103,9 @@ def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
-    """The labels of ``write``: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D]; or
+    """Reads the labels in ``folder``, as written by ``write``.
+
+    The arrays depend on the teacher: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D]; or
     'logits' [rows, 1, C]; or 'list_items' and 'list_logits' [N, K] and 'list_weights' [N] with
     'list' [rows, P]; and 'weights' [rows, P], if any.
 
@@ -127,22 +129,23 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def distinct_lists(folder: Path) -> int:
-    """How many lists of a folder some example has."""
+    """The number of lists in a folder that occur in any example."""
     return len(np.setdiff1d(read(folder)["list"], [0]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What ``verify`` found. error: the largest difference of a logit, inf where even the listed
-    items differ.
+    """The result of ``verify``.
+
+    error: the largest absolute difference of a logit or a weight; inf if the listed items differ.
     """
 
     folder: Path
-    rows: int  # that were computed again
+    rows: int  # number of rows that were recomputed
     error: float
     contexts: int
     size: int  # bytes on disk
-    seconds: float  # to read all of it
+    seconds: float  # to read the whole folder
 
     def __str__(self) -> str:
         return (
@@ -159,8 +162,9 @@ def size_of(folder: Path) -> int:
 def verify(
     folder: Path, labeller: Labeller, examples: Examples, rows: int, batch_size: int = 64
 ) -> Checked:
-    """Labels ``rows`` random examples again and compares with those in ``folder``. Raises
-    InputError as ``read``.
+    """Recomputes the labels of ``rows`` random examples and compares them with ``folder``.
+
+    Raises InputError as ``read`` does.
     """
     began = time.perf_counter()
     cache = read(folder)
@@ -195,8 +199,9 @@ def verify(
 
 
 def _difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
-    """The largest difference of a logit, or of a weight, between two sets of labels of the same
-    examples.
+    """The largest absolute difference of a logit or a weight between two sets of labels.
+
+    Both sets are of the same examples. The difference is inf if the listed items differ.
     """
     if "list" in other:
         items, logits, weights = (

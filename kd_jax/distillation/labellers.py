@@ -63,7 +63,7 @@ def of_model(
 
 
 def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
-    """Labels by lists; list 0 has weight 0 and stands for a position without a list."""
+    """Labels by lists; list 0 has weight 0 and is that of positions without a list."""
     weights = lists.weights
     if confidence:
         _, entropy = listed(jnp.asarray(lists.items), jnp.asarray(lists.logits))
@@ -75,8 +75,9 @@ def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = 
 
 
 def certainty(logits: Array) -> Array:
-    """1 - H(softmax(logits)) / log C: 1 for a teacher that is sure, 0 for one that cannot tell the
-    classes apart.
+    """The certainty of a distribution over C classes, 1 - H(softmax(logits)) / log C.
+
+    It is 1 if one class has all the probability, and 0 if all classes are equally probable.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return 1 + jnp.sum(jnp.exp(log_p) * log_p, axis=-1) / np.log(logits.shape[-1])

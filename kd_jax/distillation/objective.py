@@ -29,11 +29,11 @@ Scores = Factors | Array
 
 
 class StepInputs(NamedTuple):
-    """What an objective reads beside the scores of the student.
+    """The inputs of an objective besides the scores of the student.
 
-    teachers: the scores that each teacher gives this batch. warm: bool [C], the classes with a
-    training interaction, or None. progress: scalar in [0, 1]. draws: the negatives of an objective
-    over a sample of the catalogue. items: by term, the items whose scores or vectors it compares,
+    teachers: the scores of each teacher for this batch. warm: bool [C], the classes with a training
+    interaction, or None. progress: scalar in [0, 1]. draws: the negatives of an objective over a
+    sample of the catalogue. items: by term, the items with the scores or vectors that it compares,
     see ``chosen_items``. key: for losses that sample among their candidates.
     """
 
@@ -49,7 +49,7 @@ class StepInputs(NamedTuple):
 def chosen_items(
     objective: Objective, teachers: Teachers, num_items: int, key: PRNGKeyArray
 ) -> dict[str, CandidateItems]:
-    """By term, the items that its loss compares at this step. One draw serves all rows."""
+    """By term, the items that its loss compares at this step; all rows share one draw."""
     found: dict[str, CandidateItems] = {}
     for place, term in enumerate(objective):
         own = jax.random.fold_in(key, place)
@@ -66,7 +66,7 @@ def chosen_items(
 def auxiliary_params(
     objective: Objective, student: Any, teachers: Mapping[str, Any], key: PRNGKeyArray
 ) -> dict[str, Params]:
-    """By term, its first auxiliary parameters; terms without any are absent.
+    """The initial auxiliary parameters by term; terms without any are absent.
 
     student, teachers: scores of a batch, or their shapes. Raises InputError where a loss cannot
     compare vectors of these widths.
@@ -137,7 +137,7 @@ class _Work:
         self.coefficients = {term.name: term.weight.at(progress) for term in objective}
 
     def position_weights(self, term: Term) -> Array:
-        """How much each position counts, f32 [B, P]."""
+        """The weight of each position, f32 [B, P]."""
         if not term.reads_teacher:
             return self.weights
         soft = self.inputs.teachers[term.teacher]
@@ -192,9 +192,11 @@ class _Work:
         return dense.per_row(loss, logits, scores, temperature, where)
 
     def _of_factors(self, terms: Sequence[Term]) -> tuple[list[Array], dict[str, Array]]:
-        """All terms of one teacher are found together, the clicks with those of the first teacher
-        without weights. Every further teacher or head, and every term of a list, makes the
-        student's logits once more.
+        """The weighted loss of each group of terms, and the mean loss of each term by name.
+
+        All terms of one teacher form a group, which is computed in one pass; the clicks are in the
+        group of the first teacher without weights. Every further teacher or head, and every term of
+        a list, computes the student's logits once more.
         """
         teachers = self.inputs.teachers
         first = next(
@@ -262,8 +264,9 @@ class _Work:
         return streamed.mean_losses(terms, student, given, self.engine)
 
     def _of_list(self, term: Term) -> tuple[Array, Array]:
-        """(the weighted mean, the mean) of a term whose teacher lists a few items: a cross-entropy
-        with its distribution as targets.
+        """(the weighted mean, the mean) of a term with a teacher that lists a few items.
+
+        The loss is a cross-entropy with the teacher's distribution as targets.
         """
         scores, student = self.inputs.teachers[term.teacher].scores, self.student(term)
         assert isinstance(scores, Listed) and isinstance(student, Factors)

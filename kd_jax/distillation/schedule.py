@@ -46,11 +46,10 @@ class Schedule:
 
     @classmethod
     def of(cls, value: Any, field: str, *, positive: bool = False) -> Schedule:
-        """The schedule of a config value: a number, or a section of ``FIELDS``. Without a schedule
-        a section with an end is linear.
+        """The schedule of a config value: a number, or a section with the fields ``FIELDS``.
 
-        Raises InputError, which names ``field``, for anything else; for a number below 0; and with
-        ``positive`` for 0, too.
+        A section with an end is linear by default. Raises InputError, which names ``field``, for
+        any other value; for a number below 0; and, with ``positive``, for 0.
         """
         if not isinstance(value, Mapping | ConfigDict):
             return cls(_number(value, field, positive))

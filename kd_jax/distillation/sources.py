@@ -1,5 +1,6 @@
-"""Teachers from outside a run: what ``distill.sources`` names, a file of lists or a model of
-another workdir.
+"""Teachers from outside a run, as configured in ``distill.sources``.
+
+A source is a file of ranked lists or a trained model in another workdir.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ CONFIDENCES = ("", "entropy")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One outside teacher. folder: of a trained model in another workdir; None: ``path`` is a JSONL
-    file of lists.
+    """A teacher from outside the run.
+
+    folder: of a trained model in another workdir; None if ``path`` is a JSONL file of lists.
     """
 
     name: str
@@ -32,13 +34,16 @@ class Source:
 
     @property
     def role(self) -> str:
-        """Of the model, in the run that trained it."""
+        """The role of the model in the run that trained it."""
         assert self.folder is not None
         return self.folder.name.partition(".")[0]
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
-        """Hash of all of a file; of a model, what made it and how its training ended."""
+        """A hash of the content, and ``confidence``.
+
+        The content is the whole file or, for a model, its identity and its training result.
+        """
         if self.folder is None:
             with self.path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -71,7 +71,10 @@ def _cached_scores(labels: PyTree, batch: Batch) -> TeacherScores:
 
 
 def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
-    """The scores of cached labels for a batch. rows: the arrays of its examples [B, ...]."""
+    """The scores of cached labels for a batch.
+
+    rows: the arrays of the batch's examples, [B, ...].
+    """
     weights = rows.get("weights")
     if "list" in rows:
         chosen = rows["list"]
@@ -87,7 +90,7 @@ def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
 
 
 def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teacher, Examples]:
-    """Cached labels whose rows stay on the host, and the examples with the rows in each batch."""
+    """Keeps the rows of cached labels on the host, in the batches of the examples."""
     rows = {key: np.asarray(teacher.arrays[key]) for key in PER_EXAMPLE if key in teacher.arrays}
     shared = {key: value for key, value in teacher.arrays.items() if key not in rows}
     key = f"labels of {name}"
@@ -106,8 +109,10 @@ def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teach
 def fit_to_device(
     teachers: Mapping[str, Teacher], examples: Examples, budget: int
 ) -> tuple[dict[str, Teacher], Examples]:
-    """The teachers, and the examples to train from: cached labels beyond ``budget`` bytes stay on
-    the host.
+    """Keeps cached labels beyond ``budget`` bytes on the host.
+
+    Returns the teachers, and the examples to train from: their batches hold the rows of the labels
+    on the host.
     """
     fit: dict[str, Teacher] = {}
     for name, teacher in teachers.items():
@@ -121,11 +126,10 @@ def fit_to_device(
 
 
 def cached_teacher(*folders: Path) -> Teacher:
-    """The labels of ``write`` as a teacher: of several, the mean of their logits. Raises InputError
-    as ``read``.
+    """The labels in ``folders`` as one teacher, with the mean of their logits.
 
-    The mean is exact: contexts and items side by side are one context and one item vector, as wide
-    as all together.
+    The mean is exact: the contexts, scaled by 1 / number of folders, and the item vectors of all
+    folders are concatenated along their last axis. Raises InputError as ``read`` does.
     """
     parts, scale = [read(folder) for folder in folders], np.float32(1 / len(folders))
     if len(parts) == 1:

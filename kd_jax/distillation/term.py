@@ -57,7 +57,7 @@ class Term:
         return self.top if self.sampled and self.reads_teacher else 0
 
     def identity(self) -> dict[str, Any]:
-        """All that determines what it computes."""
+        """The identity of the term: all that determines its loss."""
         values = dataclasses.asdict(self)
         loss = next(name for name, kind in LOSSES.items() if isinstance(self.loss, kind))
         return values | {"loss": {"name": loss} | dataclasses.asdict(self.loss)}
@@ -120,7 +120,7 @@ def _check_fields(term: Term, field: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the engines can compute for a model.
+    """The abilities of a model that determine which terms can be computed.
 
     factorised: whether its scores are factors. owns_item_table: whether rows of its item table can
     be gathered. num_items: of the catalogue. ranks: False where it gives classes of a pair. lists:

@@ -145,7 +145,7 @@ def top_k(
 
 @dataclass(frozen=True)
 class RankOptions:
-    """How ``evaluate_rank`` evaluates.
+    """The options of ``evaluate_rank``.
 
     metrics, ks: names, and the cut-offs of those that have one (``metrics.expand``). batch_size:
     users that are scored at once. slices: whether to compute the metrics of slices. exclude_seen:

@@ -1,6 +1,4 @@
-"""What a model costs to serve: users per second, and what it takes until a new item can be
-recommended.
-"""
+"""Serving costs: users per second, and the time to encode a history or a new item."""
 
 from __future__ import annotations
 
@@ -32,10 +30,10 @@ def users_per_second(
     *,
     k: int = 10,
 ) -> float:
-    """Top-``k`` lists per second over the whole catalogue, seen items left out, batches of 256,
-    after compilation.
+    """Top-``k`` lists per second over the whole catalogue, without seen items.
 
-    Of at most ``TIMED_USERS`` users; the first pass over them compiles, the second is timed.
+    Batches of 256 of at most ``TIMED_USERS`` users are scored twice: the first pass compiles, the
+    second is timed.
     """
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
@@ -50,12 +48,11 @@ def users_per_second(
 def text_seconds(
     encode: Encode, dataset: Dataset, texts: Sequence[str], history: int, *, users: int = 64
 ) -> tuple[float, float]:
-    """Seconds that a language model takes to read one user's history, and one new item; after
-    compilation.
+    """Seconds in which a language model encodes one user's history, and one new item.
 
-    The texts of the newest ``history`` items of ``users`` users are encoded in one call, a text
-    that several share once and none from a cache: what a service with batches of ``users`` would
-    pay.
+    The texts of the newest ``history`` items of ``users`` users are encoded in one call, after
+    compilation. A text that several users share is encoded once, and none is read from a cache:
+    this is the cost of a service with batches of ``users``.
     """
     chosen = eval_users(dataset, TEST)[:users]
     windows = last_items(*dataset.history(TEST), history)[chosen]

@@ -14,7 +14,7 @@ from kd_jax.core.errors import InputError
 
 @dataclass(frozen=True)
 class Gain:
-    """What a candidate gains over a baseline; None where it is undefined (a baseline of 0)."""
+    """The gain of a candidate over a baseline; None where it is undefined (a baseline of 0)."""
 
     baseline: float
     candidate: float
@@ -30,14 +30,14 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Gain:
-    """Relative gain of the candidate's mean over the baseline's, with a percentile interval (Efron
-    & Tibshirani 1993).
+    """The relative gain of the candidate's mean over the baseline's, with a 95 % interval.
 
+    The interval is the percentile interval of the paired bootstrap (Efron & Tibshirani 1993).
     Values are per user, optionally for several training seeds (leading axis, averaged first; the
     two sides may have different numbers of them). Users are resampled, the same ones on both sides,
-    and users without a value (NaN) are left out. p_value is two-sided, for no difference: twice the
-    share of resamples on the rarer side of zero, one added to count and total. The same seed gives
-    the same numbers.
+    and users without a value (NaN) are left out. p_value is two-sided, for the null hypothesis of
+    no difference: twice the share of resamples on the rarer side of zero, with one added to count
+    and total. The same seed gives the same numbers.
 
     Raises InputError if the two sides have different users or none.
     """
@@ -81,7 +81,7 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one model is compared with.
+    """The baselines that one model is compared with.
 
     over: baseline -> the field of ``gain`` in report/metrics.json that holds the comparison; ''
     for those fields that stand beside the means. Without the first baseline nothing is compared.
@@ -104,10 +104,10 @@ def gains(
     comparisons: Sequence[Comparison],
     resamples: int,
 ) -> dict[str, Any]:
-    """The comparisons for each metric in ``names``, as ``gain`` of report/metrics.json holds them.
+    """The comparisons for each metric in ``names``, as field ``gain`` of report/metrics.json.
 
-    per_user: model -> one mapping per seed of metric -> f32 [U] (NaN where a user has no value). A
-    comparison whose models are missing is left out.
+    per_user: model -> one mapping per seed of metric -> f32 [U] (NaN where a user has no value).
+    Comparisons with a missing model are left out.
     """
     found: dict[str, Any] = {}
     for name in names:

@@ -66,12 +66,12 @@ MIX = 0.5  # half way kept more of what was good before, on validation (docs/res
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """What adapted.json holds.
+    """The content of adapted.json.
 
-    model, seed: whose item vectors were learned. explained: the share of their variance that the
-    texts explain, of items that were learned from and of ``held_out`` others; explained_before:
-    None where the language model was not the source's own. teacher: the fields of that section that
-    tell how it learned and how it reads.
+    model, seed: of the item vectors that were learned. explained: the share of their variance that
+    the texts explain, for training items and for ``held_out`` others; explained_before: None where
+    the language model was not the source's own. teacher: the fields of that section that define how
+    the model was trained and how it encodes a text.
     """
 
     model: str
@@ -88,7 +88,7 @@ class Adapted:
     teacher: dict[str, Any]
 
     def summary(self, out: Path) -> str:
-        """For the console: what was learned, and how to use ``out``."""
+        """The result and how to use ``out``, as text for the console."""
         now, before = self.explained, self.explained_before or {}
         shares = {
             kind: f"{now[kind]:.1%}" + (f" ({before[kind]:.1%} before)" if before else "")
@@ -122,12 +122,12 @@ def adapt(
     mix: float = MIX,
     changes: Sequence[str] = (),
 ) -> Adapted:
-    """Train and write the folder ``out``, with adapted.json; returns what that holds.
+    """Trains and writes the folder ``out``, with adapted.json; returns the content of that file.
 
-    name: the role whose item vectors are learned, '' for the teacher. seed: of its model, None: the
-    run's first. mix: see ``mixed``. changes: 'teacher.optimizer.steps=200', …, see ``RECIPE``. A
-    run that was cut off goes on from its checkpoints in the workdir. Raises InputError for a
-    workdir without that model, and for a folder that is not empty.
+    name: the role of the model that provides the item vectors, '' for the teacher. seed: of that
+    model; None: the run's first. mix: see ``mixed``. changes: 'teacher.optimizer.steps=200', …, see
+    ``RECIPE``. A run that was interrupted resumes from its checkpoints in the workdir. Raises
+    InputError for a workdir without that model, and for a folder that is not empty.
     """
     config = written(workdir)
     if not 0 < mix <= 1:
@@ -172,7 +172,7 @@ def adapt(
 
 
 def _empty(out: Path) -> Path:
-    """``out``, which can be written. Raises InputError if it cannot, or holds anything."""
+    """``out`` as a path to write to; raises InputError if it cannot be written or is not empty."""
     try:
         if out.exists() and any(out.iterdir()):
             raise InputError(f"adapt: --out={out} exists and is not empty; give another folder")

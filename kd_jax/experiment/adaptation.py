@@ -1,4 +1,4 @@
-"""A language model in training towards the item vectors of a recommender.
+"""Training of a language model towards the item vectors of a recommender.
 
 The text tower learns to give the vectors, by squared distance: each text is read once per pass over
 the *items*, where training by clicks reads the texts of a whole history for every example.
@@ -55,7 +55,7 @@ OBJECTIVE = (Term("vectors", SquaredDistance()),)
 def item_vectors(models: TrainedModels, role: Role, seed: int) -> tuple[np.ndarray, Any]:
     """The item vectors of one of a run's models, f32 [I, D], and the trained module.
 
-    Raises InputError for a model whose vectors are not its own, or that has none.
+    Raises InputError for a model without item vectors, or with vectors that are not its own.
     """
     experiment = models.experiment
     where, c = f"adapt: {experiment.folder(role, seed)}", experiment.settings(role)
@@ -82,7 +82,7 @@ def item_vectors(models: TrainedModels, role: Role, seed: int) -> tuple[np.ndarr
 
 
 class Adaptation:
-    """The language model of a run, to be trained towards the vectors of one of its models.
+    """The training of a run's language model towards the item vectors of one of its models.
 
     config: how it is trained, section ``teacher``. Raises InputError for a language model that
     would not be trained, and for too few items.
@@ -125,8 +125,10 @@ class Adaptation:
         self.weights = (weight / weight[trained].mean()).astype(np.float32)
 
     def fit(self) -> Trained:
-        """The parameters that explain most of the held-out items' vectors, and how they came
-        about.
+        """Trains the language model, and returns the best parameters with the training record.
+
+        The best parameters explain the largest share of the variance of the held-out items'
+        vectors.
         """
         experiment, how = self.experiment, recipe(self.config.teacher.optimizer)
         identity = dict(
@@ -155,9 +157,10 @@ class Adaptation:
             return train(job)
 
     def examples(self) -> Examples:
-        """One per item that is not held out. The texts of a batch are about equally long; every
-        item is drawn as often as any other and counts, within its batch, as the root of its
-        interactions.
+        """One training example per item that is not held out.
+
+        The texts of a batch have about the same length. Every item is drawn equally often, and
+        weighted within its batch by the square root of its number of interactions.
         """
         table, states = self.lm.tokens("text", self.texts)
         items = self.items[np.argsort(table.lengths[self.items], kind="stable")]
@@ -188,8 +191,9 @@ class Adaptation:
         return Examples(len(items), tables, look_up, draw=draw, on_device=False, one_shape=False)
 
     def explained(self, items: np.ndarray) -> Callable[[Params, PyTree], float]:
-        """(params, constants) -> share of the variance of these items' vectors that their text
-        explains.
+        """A function (params, constants) -> explained share of the variance of item vectors.
+
+        The vectors are those of ``items``; they are predicted from the items' texts.
         """
         texts = [self.texts[item] for item in items]
         table = text.tokenize(self.lm.tokenizer, texts, self.lm.encoder.max_length)
@@ -204,17 +208,17 @@ class Adaptation:
         return share
 
     def shares(self, params: Params) -> dict[str, float]:
-        """What is explained of the items that are held out, and of as many that were learned
-        from.
-        """
+        """The explained variance of the held-out items, and of as many training items."""
         kinds = {"held_out": self.held, "learned": self.items[: len(self.held)]}
         return {
             kind: self.explained(items)(params, self.constants) for kind, items in kinds.items()
         }
 
     def save(self, folder: Path, params: Params, mix: float) -> None:
-        """The language model as a Hugging Face folder. mix: how far from its first weights to the
-        trained ones.
+        """Saves the language model as a Hugging Face folder.
+
+        mix: weight of the trained parameters in the interpolation with the initial ones
+        (``mixed``).
         """
         encoder = mixed(self.params["encoder"], params["encoder"], mix)
         data = self.experiment.dataset.checksum
@@ -222,8 +226,9 @@ class Adaptation:
 
 
 def mixed(first: Params, trained: Params, mix: float) -> Params:
-    """Weights on the line from ``first`` to ``trained``: the second at mix=1. Of adapters, the maps
-    that they add.
+    """Interpolates linearly between the weights ``first`` (mix=0) and ``trained`` (mix=1).
+
+    For LoRA adapters the linear maps that they add are interpolated.
 
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (WiSE-FT).
     """

@@ -31,20 +31,22 @@ WEIGHTING = ("decay", "decay_unit", "user_power")  # fields of a student
 
 
 def positions(experiment: Experiment, role: Role) -> str:
-    """After which of its interactions a student predicts what comes next: 'user' (all at once),
-    'last' or 'all'.
+    """The positions at which a student learns: 'user', 'last' or 'all' (``Scorer.positions``).
+
+    With 'user' it predicts all items of a user at once.
     """
     return student_class(experiment.settings(role).student.name).positions
 
 
 def teacher_of(role: Role) -> Role:
-    """A student's own teacher, or the main one of a student that has none."""
+    """The student's own teacher; the main teacher for a student without one."""
     return roles.ROLES[role.labels_from] if role.distilled else roles.main_teacher()
 
 
 def window(experiment: Experiment, role: Role) -> int:
-    """Newest interactions that a student's examples hold: what it reads, or else what its
-    teacher reads.
+    """The number of newest interactions in a training example of a student.
+
+    It is the student's own history length where it learns at all positions, else its teacher's.
     """
     if positions(experiment, role) == "all":
         return student_section(experiment.settings(role)).history
@@ -76,7 +78,7 @@ def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
 
 
 def spec_of(experiment: Experiment, role: Role) -> StudentSpec:
-    """Raises InputError for settings that cannot be."""
+    """The spec of a student; raises InputError for invalid settings."""
     c, d = experiment.settings(role), experiment.dataset
     num_classes = experiment.task.num_classes
     return student_spec(
@@ -91,8 +93,10 @@ def spec_of(experiment: Experiment, role: Role) -> StudentSpec:
 
 
 def input_names(experiment: Experiment, role: Role) -> tuple[str, ...]:
-    """Names of the arrays that a student reads besides its batches. A role without text gets none
-    of the language model; nothing else decides about this.
+    """The names of the arrays that a student reads in addition to its batches.
+
+    A role without text gets no array of the language model, and this is the only place that decides
+    so. Raises InputError for an unknown name.
     """
     chosen = experiment.settings(role).student.name
     names = student_class(chosen).inputs
@@ -105,14 +109,16 @@ def input_names(experiment: Experiment, role: Role) -> tuple[str, ...]:
 
 
 def inputs_of(experiment: Experiment, role: Role) -> dict[str, np.ndarray]:
-    """The arrays by name."""
+    """The arrays of ``input_names``, by name."""
     known = {ITEM_TEXT: lambda: experiment.texts(teacher_of(role)).encoded_items().vectors}
     return {name: known[name]() for name in input_names(experiment, role)}
 
 
 def _first_bias(experiment: Experiment, c: ConfigDict) -> np.ndarray:
-    """Where item biases start, f32 [I]: log(1 + count), or 'trend': the log of the recent
-    count.
+    """The initial item biases, f32 [I].
+
+    They are log(1 + count) or, for 'trend', the log of the recent count. Raises InputError for an
+    unknown kind.
     """
     kind = start_of_bias(c)
     if kind not in BIASES:
@@ -125,7 +131,10 @@ def _first_bias(experiment: Experiment, c: ConfigDict) -> np.ndarray:
 
 
 def examples_of(experiment: Experiment, role: Role, history: int) -> Examples:
-    """What a student learns from. history: newest interactions that an example holds."""
+    """The training examples of a student.
+
+    history: number of newest interactions in an example.
+    """
     section = student_section(experiment.settings(role))
     weighting = {name: section[name] for name in WEIGHTING if name in section}
     return experiment.task.examples(positions(experiment, role), history=history, **weighting)

@@ -86,7 +86,7 @@ def _spec(experiment: Experiment, role: Role) -> TeacherSpec:
 
 
 def _share(experiment: Experiment) -> np.ndarray:
-    """Of each item in the training interactions, f64 [I]."""
+    """The share of each item in the training interactions, f64 [I]."""
     counts = experiment.dataset.item_counts
     return counts / max(1, counts.sum())
 
@@ -116,8 +116,9 @@ def _check_softmax(spec: TeacherSpec, train: str) -> None:
 
 
 def check_form(experiment: Experiment, role: Role) -> None:
-    """Raises InputError for a form of teacher that is unknown, or that does not fit the task and
-    its other settings.
+    """Checks the form of a teacher against the task and its other settings.
+
+    Raises InputError for a form that is unknown or does not fit them.
     """
     c = experiment.settings(role).teacher.model
     if c.form not in FORMS:
@@ -155,8 +156,10 @@ def _build_cross(experiment: Experiment, role: Role, seed: int) -> ModelParts:
 def refresh(
     experiment: Experiment, role: Role, parts: ModelParts, splits: Sequence[int]
 ) -> Callable[[Params, PyTree], PyTree]:
-    """(params, constants) -> constants with the vectors of a teacher whose language model is
-    trained computed anew; a cross-encoder's of the pairs of these splits.
+    """A function (params, constants) -> constants with new language-model vectors.
+
+    It is for a teacher with a language model that is trained. splits: for a cross-encoder, the
+    splits with the pairs to encode.
     """
     c, reader = experiment.settings(role).teacher.model, experiment.texts(role)
     if c.form == "bi":
@@ -169,7 +172,10 @@ def refresh(
 def examples_of(
     experiment: Experiment, role: Role, parts: ModelParts, seed: int, rows: int
 ) -> Examples:
-    """What a teacher learns from, in batches of which this process looks up ``rows`` examples."""
+    """The training examples of a teacher.
+
+    rows: number of examples of a batch that this process looks up.
+    """
     c = experiment.settings(role).teacher
     found = experiment.task.examples(parts.positions, history=parts.history)
     if c.popularity.enabled and experiment.task.num_classes == 0:
@@ -185,8 +191,8 @@ def examples_of(
     reader = experiment.texts(role)
     if c.model.form == "cross":
         tokens = reader.pair_tokens(experiment.task.num_classes)
-        told = tokens.truncation_summary(found.gather(np.arange(found.size)))
-        experiment.log.note(f"pairs of train: {told}")
+        summary = tokens.truncation_summary(found.gather(np.arange(found.size)))
+        experiment.log.note(f"pairs of train: {summary}")
         return with_pairs(found, tokens)
     if "text" not in c.model.item_features:
         return found

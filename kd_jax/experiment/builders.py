@@ -1,4 +1,4 @@
-"""A role and its configuration -> the model, its recipe and its examples."""
+"""Builds the model of a role, its recipe and its examples from the configuration."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kd_jax.training.recipe import Recipe
 
 
 def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
-    """The model with its first parameters."""
+    """The model with its initial parameters."""
     kind = build_teacher if role.is_teacher else build_student
     return kind.build(experiment, role, seed)
 
 
 def recipe_of(experiment: Experiment, role: Role) -> Recipe:
-    """How the model is optimised."""
+    """The recipe by which the model is optimised."""
     c = experiment.settings(role)
     return recipe(c.teacher.optimizer if role.is_teacher else c.student.optimizer)
 
@@ -26,12 +26,15 @@ def recipe_of(experiment: Experiment, role: Role) -> Recipe:
 def examples_of(
     experiment: Experiment, role: Role, parts: ModelParts, seed: int, rows: int
 ) -> Examples:
-    """What the model learns from, in batches of which this process looks up ``rows`` examples."""
+    """The training examples of the model.
+
+    rows: number of examples of a batch that this process looks up.
+    """
     if role.is_teacher:
         return build_teacher.examples_of(experiment, role, parts, seed, rows)
     return build_student.examples_of(experiment, role, parts.history)
 
 
 def trains_language_model(experiment: Experiment, role: Role) -> bool:
-    """Whether it has a language model that is trained with it, in part or in full."""
+    """Whether the model has a language model that is trained, in part or in full."""
     return role.is_teacher and trains_text(experiment.settings(role).teacher)

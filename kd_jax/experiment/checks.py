@@ -1,4 +1,4 @@
-"""What is refused before anything in a workdir is changed or anything trained."""
+"""Checks of a configuration, made before anything is trained or a workdir is changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kd_jax.training.checkpoint import check_identity
 
 
 def check(store: LabelStore) -> None:
-    """Raises InputError for a configuration that cannot be run, or a workdir of another one."""
+    """Raises InputError for an invalid configuration, or for the workdir of another one."""
     experiment = store.experiment
     _check_fields(experiment)
     for role in roles.teachers():
@@ -83,7 +83,7 @@ def _check_role(store: LabelStore, role: Role) -> None:
 
 
 def _check_labels(store: LabelStore, student: Role) -> None:
-    """Teachers that cannot teach ``student``, and labels that are not there."""
+    """Raises InputError for an unsuitable teacher of ``student``, or for missing labels."""
     experiment = store.experiment
     for name in teachers_of(experiment, student):
         if name == OWN:
@@ -98,7 +98,7 @@ def _check_labels(store: LabelStore, student: Role) -> None:
 
 
 def _check_source(store: LabelStore, student: Role, name: str) -> None:
-    """A list is read to the end."""
+    """Checks a teacher from outside; a file of lists is read completely."""
     if store.experiment.sources[name].folder is not None:
         store.outside.check(student, name)
         return
@@ -111,8 +111,10 @@ def _check_source(store: LabelStore, student: Role, name: str) -> None:
 
 
 def _check_history(experiment: Experiment, student: Role) -> None:
-    """A student that learns after every item of a history needs a teacher that labels as many of
-    them.
+    """Checks that the teacher labels every position at which the student learns.
+
+    A student that learns after every item of a history needs a teacher that labels as many of them.
+    Raises InputError otherwise.
     """
     if experiment.config.task != "rank" or positions(experiment, student) != "all":
         return
@@ -135,7 +137,7 @@ def _check_history(experiment: Experiment, student: Role) -> None:
 
 
 def _note_sources(experiment: Experiment, students: list[Role]) -> None:
-    """Log which sources no term reads, and which a role does without because it reads no text."""
+    """Logs the sources that no term reads, and those that a role without text leaves out."""
     read = {
         role.name: [name for name in teachers_of(experiment, role) if name != OWN]
         for role in students
@@ -157,7 +159,7 @@ def _note_sources(experiment: Experiment, students: list[Role]) -> None:
 
 
 def _check_workdir(experiment: Experiment) -> None:
-    """Models that were trained by another configuration."""
+    """Raises InputError for models that were trained with another configuration."""
     stale: dict[str, InputError] = {}
     for role in ROLES.values():
         for seed in experiment.seeds:

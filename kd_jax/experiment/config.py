@@ -1,4 +1,4 @@
-"""What single sections of a configuration mean, and what a command may change in them."""
+"""Interpretation of single sections of a configuration, and changes by a command."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from kd_jax.training.recipe import Recipe
 
 
 def settings_of(config: ConfigDict, role: Role) -> ConfigDict:
-    """The configuration with what was tuned for ``role``, then its overrides, on top."""
+    """The configuration of ``role``: with its tuned values, then with its overrides."""
     c = merged(config, config.tuned.get(role.name, {}), f"tuned.{role.name}")
     return merged(c, role.overrides, f"overrides of {role.name}")
 
 
 def selects(config: ConfigDict) -> str:
-    """The validation metric that selects."""
+    """The name of the validation metric that selects models."""
     return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
 
 
 def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = ()) -> ConfigDict:
-    """The config with 'teacher.optimizer.steps=200', … (Python literals) set. fields: of
-    ``teacher``, such as 'optimizer.steps', that may be; () = all.
+    """A copy of the configuration with changes such as 'teacher.optimizer.steps=200'.
 
-    Raises InputError for anything else.
+    Values are Python literals. fields: the fields of section ``teacher`` that may be changed, such
+    as 'optimizer.steps'; () = all. Raises InputError for any other change.
     """
     config = ConfigDict(config.to_dict())
     for change in changes:
@@ -51,8 +51,9 @@ def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = 
 
 
 def student_section(config: ConfigDict) -> ConfigDict:
-    """The section of the student that ``student.name`` chooses, with the spec's defaults of what it
-    lacks. Raises InputError for an unknown student or field.
+    """The section of the chosen student, completed with the defaults of its spec.
+
+    The student is ``student.name``. Raises InputError for an unknown student or field.
     """
     name = config.student.name
     spec, section = student_class(name).spec, config.student.to_dict().get(name, {})
@@ -71,7 +72,7 @@ def trains_text(teacher: ConfigDict) -> bool:
 
 
 def recipe(section: ConfigDict) -> Recipe:
-    """How a model is trained, of the section ``teacher.optimizer`` or ``student.optimizer``."""
+    """The recipe of a section ``teacher.optimizer`` or ``student.optimizer``."""
     return Recipe(
         **{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section}
     )

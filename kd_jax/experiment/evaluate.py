@@ -28,14 +28,14 @@ Row = dict[str, Any]  # an entry of ``models`` in metrics.json
 
 @dataclasses.dataclass
 class Measured:
-    """The models that were evaluated, and each user's value of the metrics that are compared."""
+    """The evaluated models, with each user's value of the compared metrics."""
 
     compared: tuple[str, ...]
     rows: list[Row] = dataclasses.field(default_factory=list)
     per_user: dict[str, list[PerUser]] = dataclasses.field(default_factory=dict)
 
     def add(self, row: Row, evaluations: dict[str, Evaluation]) -> None:
-        """row: name, seed and costs; evaluations: by split."""
+        """Adds a model. row: its name, seed and costs; evaluations: by split."""
         test = evaluations["test"]
         metrics = {split: found.metrics for split, found in evaluations.items()}
         self.rows.append(row | metrics | {"slices": test.slices})
@@ -76,7 +76,7 @@ def evaluate(store: LabelStore) -> None:
 
 
 def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict[str, int]]:
-    """Lists that are the same for everybody. Returns what was counted, by split."""
+    """Evaluates the baselines that are not personalised; returns their counts by split."""
     task = experiment.task
     base = {split: task.baseline(split) for split in SPLITS}
     row = {"seed": None} | _size(experiment.dataset.num_items, 0.0)

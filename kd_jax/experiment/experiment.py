@@ -1,4 +1,4 @@
-"""What a configuration describes: its data, its task, and the settings of each role."""
+"""An experiment: its data, its task, and the settings of each role."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from kd_jax.models.students import student_class
 
 
 class Experiment:
-    """A configuration, its workdir and its devices; what it describes is made when first asked
-    for, and kept.
+    """A configuration with its workdir and devices; its parts are created on first use.
 
-    moved: role -> the folder that its models are in, where that is not the workdir. Raises
-    InputError for seeds, or a mesh, that cannot be.
+    moved: role -> folder of its models, where that is not the workdir. Raises InputError for
+    invalid seeds, or an invalid mesh.
     """
 
     def __init__(
@@ -68,26 +67,26 @@ class Experiment:
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
 
     def settings(self, role: Role) -> ConfigDict:
-        """The configuration of one role: what was tuned for it, then its overrides, on top."""
+        """The configuration of one role: with its tuned values, then with its overrides."""
         return settings_of(self.config, role)
 
     def folder(self, role: Role, seed: int) -> Path:
-        """``<role>`` for the first seed, ``<role>.seed<n>`` for the others."""
+        """The folder of a model: ``<role>`` for the first seed, else ``<role>.seed<n>``."""
         name = role.name if seed == self.seeds[0] else f"{role.name}.seed{seed}"
         return self.moved.get(role.name, self.workdir) / name
 
     def teacher_seeds(self, seed: int) -> tuple[int, ...]:
-        """Seeds of the teachers that a student of ``seed`` learns from."""
+        """The seeds of the teachers that a student of ``seed`` learns from."""
         return self.seeds if self.config.distill.teachers == "all" else (seed,)
 
     @functools.cached_property
     def sources(self) -> dict[str, Source]:
-        """Teachers from outside the run."""
+        """The teachers from outside the run, by name."""
         preferred = [role.name for role in roles.by_export() if role.text]
         return sources(self.config.distill.sources, reserved=roles.ROLES, preferred=preferred)
 
     def texts(self, role: Role) -> TextReader:
-        """What the language model of a teacher reads; teachers of one kind share it."""
+        """The ``TextReader`` of a teacher's language model; teachers of one kind share it."""
         c = self.settings(role).teacher
         written = c.model.history if c.model.context == "text" else 0
         key = fingerprint([c.lm.to_dict(), written])
@@ -97,7 +96,7 @@ class Experiment:
         return self._readers[key]
 
     def trends(self, role: Role) -> Trends:
-        """How popular the items were, at the moments that a teacher is trained on."""
+        """The popularity of the items at the times on which a teacher is trained."""
         c = self.settings(role).teacher.popularity
         key = c.snapshots, c.snapshot_days
         if key not in self._trends:

@@ -1,4 +1,4 @@
-"""What a workdir exports: a student, and the language model of a teacher that trained it."""
+"""The export of a workdir: a student, and the trained language models of the teachers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from kd_jax.serving.exporters import Bundle
 
 
 def export(models: TrainedModels) -> None:
-    """Vectors and weights of the first seed's student, of those that are trained the first of
-    ``roles.by_export``; and the trained language models.
+    """Exports the student of the first seed, and the trained language models.
+
+    The student is the first of ``roles.by_export`` that is trained; its vectors and weights are
+    exported. Raises InputError if there is nothing to export.
     """
     seed = models.experiment.seeds[0]
     trained = [role for role in roles.by_export() if models.has(role, seed)]
@@ -65,7 +67,7 @@ def _has_language_model(models: TrainedModels, role: Role, seed: int) -> bool:
 
 
 def _export_language_model(models: TrainedModels, role: Role, seed: int) -> None:
-    """As a Hugging Face folder."""
+    """Exports the language model of a teacher as a Hugging Face folder."""
     experiment = models.experiment
     parts = build(experiment, role, seed)
     params = models.best_params(role, seed, parts)

@@ -1,4 +1,4 @@
-"""All that determines the parameters of a model: a checkpoint is bound to it."""
+"""The identity of a model: all that determines its parameters, stored with checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OF_TEXT = {
 
 
 def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]:
-    """All that determines the parameters of a role's model of one seed."""
+    """The identity of a role's model of one seed."""
     c = experiment.settings(role)
     common = {
         "data": experiment.dataset.checksum,
@@ -81,7 +81,7 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
 
 
 def _inputs(experiment: Experiment, role: Role) -> dict[str, Any]:
-    """Of the arrays that a student reads besides its batches."""
+    """The identity of the arrays that a student reads in addition to its batches."""
     if ITEM_TEXT not in input_names(experiment, role):
         return {}
     teacher = teacher_of(role)
@@ -91,7 +91,7 @@ def _inputs(experiment: Experiment, role: Role) -> dict[str, Any]:
 
 
 def identity_of_source(experiment: Experiment, name: str) -> dict[str, Any]:
-    """Of a teacher from outside."""
+    """The identity of a teacher from outside."""
     source = experiment.sources[name]
     if source.folder is None:  # a list's ranks become scores here
         return source.identity | {"rank_decay": experiment.config.distill.rank_decay}

@@ -1,6 +1,6 @@
-"""The soft labels of a run: which there are, where they lie, and how they are written and read.
+"""The soft labels of a run: their folders, and how they are written and read.
 
-What a label is: ``kd_jax/distillation/label_cache.py``.
+The format of a label is described in ``kd_jax/distillation/label_cache.py``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from kd_jax.experiment.trained import TrainedModels
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-    """Soft labels of one teacher for the examples of a student.
+    """The soft labels of one teacher for the examples of a student.
 
-    identity: of what must have made them. make: the labeller, and the examples that it labels.
+    identity: a hash of all that determines them. make: creates the labeller and its examples.
     """
 
     title: str
@@ -46,7 +46,7 @@ class LabelSet:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What was noted when all of them were there; None where they are not, or others are."""
+        """The record of finished labels; None if they are missing or have another identity."""
         note = self.folder / "done.json"
         if not note.exists():
             return None
@@ -54,7 +54,7 @@ class LabelSet:
         return done if done.get("identity") == self.identity else None
 
     def check_finished(self) -> None:
-        """Raises InputError where they are not there."""
+        """Raises InputError if the labels are not finished."""
         if not self.finished:
             raise InputError(
                 f"{self.folder} is missing or was written by another teacher; run the stage"
@@ -63,21 +63,24 @@ class LabelSet:
 
 
 class LabelStore:
-    """The labels that the students of a run learn from, of its own teachers and of others."""
+    """The labels that the students of a run learn from, by its own teachers and by others."""
 
     def __init__(self, models: TrainedModels):
         self.models, self.experiment = models, models.experiment
         self.outside = OutsideTeachers(models.experiment)
 
     def write(self) -> None:
-        """Write the label of every training example, once; every process its share."""
+        """Writes the labels of all training examples once; every process writes its share."""
         for labels in self.all().values():
             if not agreed(labels.finished is not None):
                 self._write(labels)
 
     def all(self) -> dict[Path, LabelSet]:
-        """By folder, the labels of the students that this run trains, or whose teacher it has
-        trained; without any, those of teachers from outside for a student that reads text.
+        """All cached labels of the run, by folder.
+
+        They are the labels of the students that are among the stages, or that are trained, or have
+        a trained teacher. If there are none, they are the labels of teachers from outside, for
+        students that read text.
         """
         distilled = [role for role in roles.students() if role.distilled]
         learn = [role for role in distilled if self._learns(role)]
@@ -120,8 +123,9 @@ class LabelStore:
         barrier("labels are done")
 
     def of(self, student: Role, seeds: Sequence[int], own: bool = True) -> list[LabelSet]:
-        """All cached labels that ``student`` learns from, those of its own teacher for each of
-        ``seeds``. own: whether to have those, too.
+        """All cached labels that ``student`` learns from.
+
+        own: whether to include those of its own teachers, one for each of ``seeds``.
         """
         own = own and self.experiment.config.distill.labels == "cached"
         found: list[LabelSet] = []
@@ -133,7 +137,7 @@ class LabelStore:
         return found
 
     def teachers(self, student: Role, seed: int, parts: ModelParts) -> dict[str, Teacher]:
-        """The teachers of a student, by name; those of a role that has none."""
+        """The teachers of a student, by name; empty for a role that has none."""
         found: dict[str, Teacher] = {}
         top = max(term.num_top for term in objective(self.experiment, student))
         for name in teachers_of(self.experiment, student):
@@ -158,7 +162,7 @@ class LabelStore:
         return online_teacher(teacher.graphdef, *best, positions=parts.positions)
 
     def _of_teacher(self, student: Role, seed: int) -> LabelSet:
-        """Labels of the run's own teacher for every training example of ``student``."""
+        """The labels of the run's own teacher for every training example of ``student``."""
         role, experiment = ROLES[student.labels_from], self.experiment
         history, where = window(experiment, student), positions(experiment, student)
         rates = experiment.task.num_classes > 0
@@ -174,8 +178,9 @@ class LabelStore:
         return LabelSet(f"{role.name} (seed {seed})", folder, identity, make)
 
     def of_source(self, student: Role, name: str) -> LabelSet:
-        """Labels of a teacher from outside. One folder per content: students of one kind share
-        it.
+        """The labels of a teacher from outside.
+
+        There is one folder per content, which students of the same kind share.
         """
         experiment, source = self.experiment, self.experiment.sources[name]
         where = positions(experiment, student)

@@ -1,5 +1,6 @@
-"""What made a workdir: versions, devices, git revision, data checksum and seeds, so that a figure
-can be traced.
+"""The provenance of a workdir, so that every reported number can be traced.
+
+It consists of versions, devices, git revision, data checksum and seeds.
 """
 
 from __future__ import annotations

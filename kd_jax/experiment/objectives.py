@@ -1,4 +1,4 @@
-"""What each role learns from: its objective, and the teachers that it reads."""
+"""The objective of each role, and the teachers that it reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def term_sections(role: Role, c: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def objective(experiment: Experiment, role: Role) -> Objective:
-    """The terms that a role learns from. Raises InputError for what it cannot learn from."""
+    """The terms that a role learns from; raises InputError for terms that it cannot learn from."""
     c = experiment.settings(role)
     sections = term_sections(role, c)
     terms = []
@@ -58,7 +58,7 @@ def objective(experiment: Experiment, role: Role) -> Objective:
 
 
 def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list[Term]:
-    """The terms but for those that a language model may have a part in."""
+    """The terms without those that may depend on a language model."""
     sources = experiment.sources
     kept = [
         term for term in terms if term.teacher == OWN or not may_hold_text(sources[term.teacher])
@@ -73,7 +73,7 @@ def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list
 
 
 def _limits(experiment: Experiment, role: Role, c: ConfigDict) -> Limits:
-    """What can be computed for a role's model; a teacher owns no item table to gather rows from."""
+    """The ``Limits`` of a role's model; a teacher has no item table to gather rows from."""
     factorised, owns_item_table = True, False
     if not role.is_teacher:
         student = student_class(c.student.name)
@@ -88,7 +88,7 @@ def _limits(experiment: Experiment, role: Role, c: ConfigDict) -> Limits:
 
 
 def may_hold_text(source: Source) -> bool:
-    """Whether a language model may have a part in what a teacher from outside says."""
+    """Whether the labels of a teacher from outside may depend on a language model."""
     if source.folder is None or source.role not in roles.ROLES:
         return True
     role = roles.ROLES[source.role]
@@ -104,12 +104,12 @@ def _reads_text(workdir: Path) -> bool:
 
 
 def start_of_bias(c: ConfigDict) -> str:
-    """Where the item biases of a student with the settings ``c`` start."""
+    """How the item biases of a student with the settings ``c`` are initialised."""
     return student_section(c).bias
 
 
 def starts_from_teacher(c: ConfigDict) -> bool:
-    """Whether they start at the teacher's."""
+    """Whether the item biases start at the teacher's."""
     return start_of_bias(c) == roles.TEACHER_BIAS
 
 

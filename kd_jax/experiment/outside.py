@@ -22,7 +22,7 @@ class OutsideTeachers:
         self._opened: dict[str, TrainedModels] = {}
 
     def lists(self, name: str) -> Lists:
-        """The lists of a file. Raises InputError for one that cannot be read."""
+        """The lists of a file; raises InputError for a file that cannot be read."""
         if name not in self._lists:
             c, path = self.experiment.config.distill, self.experiment.sources[name].path
             found = lists.read(
@@ -37,8 +37,9 @@ class OutsideTeachers:
         return self._lists[name]
 
     def model(self, name: str) -> tuple[TrainedModels, Role, int]:
-        """The models of another workdir, and the role and the seed of the one that is meant.
-        Raises InputError if it is of other data, or another task.
+        """The trained models of another workdir, with the role and seed of the teacher.
+
+        Raises InputError if it was trained on other data or for another task.
         """
         source, here = self.experiment.sources[name], self.experiment
         assert source.folder is not None

@@ -1,8 +1,8 @@
-"""Arguments of a command that set fields of named sections: terms, sources, what was tuned, and
-those of students, readers and export formats.
+"""Command-line arguments that set fields of named sections.
 
-ml_collections sets fields that are there. These sections have names that the user chooses, so their
-arguments are taken out of the command line, and applied when the others are.
+Named sections are those of terms, sources, ``tuned``, students, readers and export formats.
+ml_collections sets only fields that exist, and the user chooses the names of these sections, so
+their arguments are taken out of the command line and applied after the configuration is loaded.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Override(NamedTuple):
 
 
 def take_out(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """The arguments without those of named sections, and these. Raises InputError for one without
-    a value.
+    """Separates arguments for named sections from the others.
+
+    Returns (the other arguments, the overrides). Raises InputError for an argument without a value.
     """
     rest: list[str] = []
     found: list[Override] = []
@@ -58,8 +59,9 @@ def take_out(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 
 def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
-    """Set them in ``config``, in their order. Raises InputError, starting with the argument, for
-    what cannot be set.
+    """Applies ``overrides`` to ``config``, in order.
+
+    Raises InputError, starting with the argument, for a field or value that cannot be set.
     """
     with config.unlocked():
         for override in overrides:
@@ -97,7 +99,7 @@ def _values(override: Override) -> list[tuple[str, Any]]:
 
 
 def _remove(config: ConfigDict, field: str, flag: str) -> None:
-    """Take out a term or a source, or all of them."""
+    """Removes a term or a source, or all of them."""
     if field in sections.NAMED:
         parent, _, name = field.rpartition(".")
         config[parent][name] = {}
@@ -118,7 +120,7 @@ def _section(config: ConfigDict, field: str) -> ConfigDict:
 
 
 def _tune(config: ConfigDict, override: Override) -> None:
-    """Set, or with None remove, what was tuned for one role."""
+    """Sets or, with None, removes a tuned value of one role."""
     _, _, field = override.field.partition(".")
     role, _, field = field.partition(".")
     if role not in config.tuned:
@@ -139,7 +141,7 @@ def _tune(config: ConfigDict, override: Override) -> None:
 
 
 def _store(tree: ConfigDict, field: str, value: Any) -> None:
-    """Put ``value`` into a part of a config's sections, making those it lies in."""
+    """Sets ``value`` in a part of a config's sections, creating the sections around it."""
     *parents, name = field.split(".")
     for part in parents:
         known = tree.get(part, {})
@@ -152,7 +154,7 @@ def _store(tree: ConfigDict, field: str, value: Any) -> None:
 
 
 def _prune(tuned: ConfigDict, field: str, flag: str) -> None:
-    """Remove a field, a section or a role's whole tree."""
+    """Removes a field, a section or a role's whole tree."""
     parent, _, name = field.rpartition(".")
     section: Any = tuned
     for part in parent.split(".") if parent else ():

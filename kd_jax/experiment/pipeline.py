@@ -1,5 +1,6 @@
-"""The stages, in order. Each reads and writes named artifacts in the workdir and is skipped where
-it is up to date.
+"""The stages of a run, in order.
+
+Each stage reads and writes named artifacts in the workdir, and is skipped if it is up to date.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Stage = Callable[[LabelStore], None]
 
 
 def describe_data(experiment: Experiment) -> None:
-    """Log what the data set holds."""
+    """Logs a description of the data set."""
     d, log = experiment.dataset, experiment.log
     sizes = np.bincount(d.split, minlength=3)
     log.note(
@@ -55,7 +56,7 @@ def describe_data(experiment: Experiment) -> None:
 
 
 def report(experiment: Experiment) -> None:
-    """Write report/index.html, and print the table and the headline."""
+    """Writes report/index.html, and prints the table and the headline."""
     if not leader():
         return
     legend, log = roles.legend(), experiment.log
@@ -67,7 +68,7 @@ def report(experiment: Experiment) -> None:
 
 
 def stages() -> dict[str, Stage]:
-    """The stages by name, in their order: each role is one."""
+    """The stages by name, in order; each role is one."""
 
     def training(chosen: tuple[Role, ...]) -> dict[str, Stage]:
         return {role.name: functools.partial(fit, role=role) for role in chosen}
@@ -84,14 +85,15 @@ def stages() -> dict[str, Stage]:
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
-    """Run the configured stages in their order; returns the exit status. User errors are one line
-    on stderr.
+    """Runs the configured stages in order; returns the exit status.
+
+    User errors are printed as one line on stderr.
     """
     return status(functools.partial(run, config, workdir), workdir)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """As ``main``, but raises."""
+    """Runs the stages as ``main`` does, but raises errors."""
     check_names(config)
     known = stages()
     for stage in config.stages:

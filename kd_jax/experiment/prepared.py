@@ -1,4 +1,4 @@
-"""The data set of a workdir: read, cleaned and split once."""
+"""The prepared data set of a workdir: read, filtered and split once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd_jax.data import readers
 
 
 def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
-    """The data set in ``dataset/``, which is written if it is not there.
+    """The data set in ``dataset/``, which is written if it is missing.
 
     Raises InputError if it was made with other settings, or from other files.
     """
@@ -32,8 +32,9 @@ def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
-    """The fields of section ``data`` that have a use, and what the files hold, wherever they
-    lie.
+    """The identity of a data set: the used fields of section ``data``, and a stamp of its files.
+
+    The paths of the files have no effect, only their content.
     """
     c, section = config.data, _section(config.data)
     fields = {name: value for name, value in c.to_dict().items() if not isinstance(value, dict)}
@@ -48,7 +49,7 @@ def _is_path(field: str) -> bool:
 
 
 def _section(data: ConfigDict) -> dict[str, Any]:
-    """The fields of the chosen reader. Raises InputError for an unknown one."""
+    """The section of the chosen reader; raises InputError for an unknown reader."""
     return readers.reader_section(data.reader, data.to_dict().get(data.reader, {}))
 
 

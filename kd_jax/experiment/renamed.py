@@ -1,4 +1,4 @@
-"""Fields of earlier configurations, and what they are called now."""
+"""Fields of earlier configurations, and their new names."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ FLAG = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
 def new_name(field: str) -> str:
-    """What is to be known about an old ``field``: 'train.steps is now student.optimizer.steps'; ''
-    for any other.
+    """A message with the new name of a renamed ``field``; '' for any other field.
+
+    For example 'train.steps is now student.optimizer.steps'.
     """
     if field in RENAMED:
         return f"{field} is now {RENAMED[field]}"
@@ -93,7 +94,7 @@ def check_flags(argv: Sequence[str]) -> None:
 
 
 def check_names(config: Mapping[str, Any] | ConfigDict) -> None:
-    """Raises InputError for a config that holds an old field."""
+    """Raises InputError for a config with a renamed field."""
     for field, value in _fields(config):
         if field in RENAMED or (field in RESHAPED and isinstance(value, (list, tuple))):
             raise InputError(new_name(field))
@@ -111,8 +112,9 @@ def check_written(config: Mapping[str, Any], path: Path) -> None:
 
 
 def in_error(message: str) -> str:
-    """``new_name`` of the old field that a configuration file has set or read, from the error that
-    ended it.
+    """``new_name`` of the renamed field that an error is about; '' if it is about none.
+
+    message: of the error raised when a configuration file set or read the field.
     """
     for form in (r'instead of "(\w+)"', r"(?:override field |^\W*)'(\w+)'"):
         if name := re.search(form, message):

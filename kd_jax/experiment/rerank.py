@@ -1,9 +1,9 @@
-"""Reranking: a cross-encoder puts the best items of a trained model in a new order.
+"""Reranking of a trained model's highest-scoring items by a cross-encoder.
 
-It is trained on the run's training interactions, each with what the user had done before, against
-items drawn by popularity, and evaluated over the whole catalogue: the model's best items that the
-user has not seen come first, in the new order, and all others follow in the old one. It writes into
-rerank/ in the workdir and leaves the rest alone.
+The cross-encoder is trained on the run's training interactions, each with the user's earlier
+history, against negatives drawn by popularity. It is evaluated over the whole catalogue: the
+model's best unseen items come first, in the new order, and all others follow in the old one. All
+files are written to rerank/ in the workdir.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from kd_jax.training.job import TrainingJob
 from kd_jax.training.loop import train
 from kd_jax.training.recipe import Recipe
 
-# Fields of ``teacher`` that a cross-encoder for reranking has a use for.
+# Fields of section ``teacher`` that a cross-encoder for reranking uses.
 LM = (
     *("weights", "backend", "pooling", "normalize", "template", "max_tokens", "train", "top_n"),
     *("lora_rank", "lora_targets", "dtype", "remat"),
@@ -62,14 +62,16 @@ FIELDS = (
     *(f"model.{name}" for name in ("history", "hidden", "dropout")),
     *(f"optimizer.{field.name}" for field in dataclasses.fields(Recipe)),
 )
-# Of the cross-encoder beside the first model's scores; the best on validation is taken.
+# Weights of the cross-encoder's scores next to the first model's; the best is selected on
+# validation.
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 
 
 def reranked(first: evaluator.ScoreFn, items: np.ndarray, scores: np.ndarray) -> evaluator.ScoreFn:
-    """Scores of the catalogue with each user's ``items`` int32 [U, N] (PAD where there are fewer)
-    above all others, ordered by ``scores`` f32 [U, N], higher first, equal ones as they stand in
-    ``items``; the others keep theirs.
+    """Moves each user's candidates to the top of the catalogue, ordered by new scores.
+
+    items: int32 [U, N], padded with PAD. scores: f32 [U, N], higher first; ties keep the order of
+    ``items``. The candidates score above all other items, which keep their scores of ``first``.
     """
     order = np.argsort(np.where(items == PAD, np.inf, -scores), axis=1, kind="stable")
     places = np.empty_like(order)
@@ -88,9 +90,10 @@ def reranked(first: evaluator.ScoreFn, items: np.ndarray, scores: np.ndarray) ->
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """A split's candidates: the first model; ``items`` int32 [U, N], its best ones, PAD where there
-    are none; ``first`` f32 [U, N], its scores of them; ``table``, the candidates as pairs, user by
-    user.
+    """The candidates of a split, from the first-stage model ``score_fn``.
+
+    items: int32 [U, N], its highest-scoring items, padded with PAD. first: f32 [U, N], its scores.
+    table: tokens of the (history, candidate) pairs, user by user.
     """
 
     score_fn: evaluator.ScoreFn
@@ -108,8 +111,9 @@ def candidates(
     history: int,
     batch_size: int,
 ) -> Candidates:
-    """The ``n`` best items that each judged user has not seen, and what the cross-encoder reads of
-    them.
+    """The ``n`` highest-scoring unseen items of each evaluated user, with their pair tokens.
+
+    The pairs of history and item are the inputs of the cross-encoder.
     """
     d = task.dataset
     users = evaluator.eval_users(d, split)
@@ -126,10 +130,10 @@ def candidates(
 
 
 class Reranker:
-    """The cross-encoder of a workdir for one of its students: ``fit`` it, then ``evaluate`` it.
+    """The cross-encoder of a workdir for one of its students: first ``fit``, then ``evaluate``.
 
-    n: candidates per user. negatives: items drawn per training example. Raises InputError for a
-    student that is not trained, a task that ranks nothing, and numbers that cannot be.
+    n: candidates per user. negatives: items drawn per training example. Raises InputError for an
+    untrained student, a task other than 'rank', and numbers out of range.
     """
 
     def __init__(self, models: TrainedModels, role: Role, n: int, negatives: int):
@@ -162,7 +166,7 @@ class Reranker:
         self.log_count = np.log1p(d.item_counts).astype(np.float32)
 
     def _candidates(self, models: TrainedModels) -> dict[str, Candidates]:
-        """By split."""
+        """The candidates of each split, by name."""
         d = self.experiment.dataset
         parts = build(self.experiment, self.role, self.seed)
         best = models.best(self.role, self.seed, parts)
@@ -177,14 +181,15 @@ class Reranker:
         return found
 
     def fit(self, folder: Path) -> tuple[Params, float]:
-        """The best parameters by the validation metric of the reranking, and the seconds it
-        took.
+        """Trains the cross-encoder; returns the best parameters and the training time in seconds.
+
+        The best parameters have the highest validation metric after reranking.
         """
         experiment, d = self.experiment, self.experiment.dataset
         no_class, history = np.zeros(len(d.item), np.int32), self.settings.model.history
         examples = rate_examples(d, no_class, TRAIN, history=history)
-        told = self.pairs.truncation_summary(examples.gather(np.arange(examples.size)))
-        experiment.log.note(f"pairs of train: {told}")
+        summary = self.pairs.truncation_summary(examples.gather(np.arange(examples.size)))
+        experiment.log.note(f"pairs of train: {summary}")
         counts = d.item_counts.astype(np.float64)
         examples = with_pairs(examples, self.pairs, self.negatives, counts)
         identity = dict(
@@ -213,7 +218,7 @@ class Reranker:
         return trained.params, trained.seconds
 
     def fits(self, params: Params, name: str) -> np.ndarray:
-        """How well each candidate fits beyond its popularity, f32 [U, N]."""
+        """The cross-encoder's score of each candidate, without popularity, f32 [U, N]."""
         model: Any = nnx.merge(self.graphdef, sharding.fetch(params), self.constants)
         items, table = self.found[name].items, self.found[name].table
         values = np.full(items.shape, -np.inf, np.float32)
@@ -223,8 +228,10 @@ class Reranker:
         return values
 
     def scores(self, fits: np.ndarray, name: str, weight: float | None) -> np.ndarray:
-        """What candidates are ordered by: the cross-encoder alone (None), or the first model's
-        score and it.
+        """The scores by which candidates are ordered, f32 [U, N].
+
+        weight: of the cross-encoder's scores, added to the first model's; None: the cross-encoder
+        alone, with the log of the item counts.
         """
         found = self.found[name]
         return (
@@ -234,7 +241,7 @@ class Reranker:
         )
 
     def metrics(self, name: str, scores: np.ndarray | None, full: bool = True) -> dict[str, float]:
-        """Over the whole catalogue; without ``scores``, of the first model."""
+        """Metrics over the whole catalogue; without ``scores``, those of the first model."""
         found = self.found[name]
         fn = found.score_fn if scores is None else reranked(found.score_fn, found.items, scores)
         names = self.task.metric_names if full else (self.task.select,)
@@ -249,8 +256,9 @@ class Reranker:
         ]
 
     def evaluate(self, params: Params) -> dict[str, Any]:
-        """The student, the cross-encoder alone and both together: metrics on validation and
-        test.
+        """Validation and test metrics of the student, the cross-encoder, and both combined.
+
+        The weight of the cross-encoder in the combination is selected on validation.
         """
         fits = {name: self.fits(params, name) for name in SPLITS}
 
@@ -274,8 +282,10 @@ class Reranker:
 
 @dataclasses.dataclass(frozen=True)
 class Reranked:
-    """What rerank/<role>.json holds. rows: way of ordering -> split -> metrics; teacher: the fields
-    of that section that the cross-encoder was trained from.
+    """The content of rerank/<role>.json.
+
+    rows: ordering -> split -> metrics. teacher: the fields of section ``teacher`` that the
+    cross-encoder was trained with.
     """
 
     model: str
@@ -288,7 +298,7 @@ class Reranked:
     rows: dict[str, dict[str, dict[str, float]]]
 
     def summary(self) -> str:
-        """For the console."""
+        """The result as text, for the console."""
         lines = []
         for way, splits in self.rows.items():
             shown = [
@@ -302,18 +312,18 @@ class Reranked:
 
 
 def _read(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """(name, value) of the fields of ``teacher`` that a cross-encoder has a use for."""
+    """(name, value) of the fields of ``teacher`` that a cross-encoder uses."""
     return ((name, value) for name, value in leaves(config.teacher) if name in FIELDS)
 
 
 def rerank(
     workdir: Path, name: str, n: int, negatives: int, changes: Sequence[str] = ()
 ) -> Reranked:
-    """Train, evaluate and write rerank/<role>.json; returns what it holds.
+    """Trains and evaluates a reranker; writes and returns the content of rerank/<role>.json.
 
-    name: of the role whose best items are reranked, '' for the plain student. changes:
+    name: the role of the model to rerank, '' for the plain student. changes:
     'teacher.optimizer.steps=200', …. Raises InputError for a workdir without that model, and for
-    what the cross-encoder cannot do.
+    settings that a cross-encoder cannot have.
     """
     config = written(workdir)
     students = {role.name: role for role in roles.students()}

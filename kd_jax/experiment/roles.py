@@ -17,7 +17,7 @@ from kd_jax.report.legend import Appearance, Legend
 
 
 class Kind(Enum):
-    """Which sections of a configuration a role is trained from."""
+    """The sections of a configuration from which a role is trained."""
 
     TEACHER = "teacher"  # teacher.*
     STUDENT = "student"  # student.* and, where it learns from labels, distill.*
@@ -25,14 +25,14 @@ class Kind(Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What one model of a run is.
+    """The role of a model in a run.
 
-    labels_from: the role whose soft labels a student learns from; '' for clicks alone. text:
-    whether it may read text, or learn from what may hold a language model; roles without stand
-    beside those with it, to show what the text is worth. overrides: a partial tree of the
-    configuration, set after what was tuned. over: what it is compared with in ``gain`` of
-    report/metrics.json, see ``Comparison``. place: where it stands in tables and charts. export:
-    of the students that are trained, the one with the highest number is exported.
+    labels_from: the role that a student's soft labels come from; '' for clicks alone. text: whether
+    it may read text, or learn from teachers that may have a language model; roles without text show
+    what the text contributes. overrides: a partial tree of the configuration, applied after the
+    tuned values. over: the models it is compared with in ``gain`` of report/metrics.json, see
+    ``Comparison``. place: its position in tables and charts. export: of the trained students, the
+    one with the highest number is exported.
     """
 
     name: str
@@ -131,7 +131,7 @@ BASELINES = {
 
 
 def role_of(name: str, where: str) -> Role:
-    """The role called ``name``. Raises InputError, with ``where`` in front, if there is none."""
+    """The role called ``name``; raises InputError, with ``where`` in front, if there is none."""
     if name not in ROLES:
         raise InputError(f"{where}{name!r} is unknown{nearest(name, ROLES)}")
     return ROLES[name]
@@ -146,7 +146,7 @@ def students() -> tuple[Role, ...]:
 
 
 def main_teacher() -> Role:
-    """The teacher whose language model the run is about."""
+    """The teacher with the language model of the run."""
     return next(role for role in teachers() if role.text)
 
 
@@ -156,7 +156,7 @@ def plain_student() -> Role:
 
 
 def by_export() -> tuple[Role, ...]:
-    """The students, the one that is to be exported first."""
+    """The students in order of priority for the export."""
     return tuple(sorted(students(), key=lambda role: -role.export))
 
 
@@ -166,13 +166,13 @@ def in_tables() -> tuple[Role, ...]:
 
 
 def comparisons() -> tuple[Comparison, ...]:
-    """What is compared, the headline's comparison first."""
+    """The comparisons, with that of the headline first."""
     found = [Comparison(role.name, role.over) for role in ROLES.values() if role.over]
     return tuple(sorted(found, key=lambda comparison: comparison.over[comparison.baseline] != ""))
 
 
 def legend() -> Legend:
-    """How the models of a run appear in its report."""
+    """The appearance of the models in the report."""
     models = BASELINES | {role.name: role.appearance for role in in_tables()}
     compared = comparisons()
     large = ROLES[compared[0].candidate].labels_from if compared else ""

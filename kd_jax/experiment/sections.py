@@ -1,4 +1,4 @@
-"""Setting fields of a configuration by name, new named sections (terms, sources) among them."""
+"""Sets fields of a configuration by name; named sections (terms, sources) may be new."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ SHARED = tuple(
 
 
 def completed(fields: Mapping[str, Any], section: Mapping[str, Any]) -> ConfigDict:
-    """``section`` with the defaults of the ``fields`` that it leaves out, whole numbers as floats
-    where the default is one.
+    """``section`` completed with the defaults in ``fields``.
+
+    Integers are converted to floats where the default is a float.
     """
     found = dict(fields)
     for name, value in section.items():
@@ -42,9 +43,7 @@ def completed(fields: Mapping[str, Any], section: Mapping[str, Any]) -> ConfigDi
 
 
 def completed_term(section: Mapping[str, Any]) -> ConfigDict:
-    """A term with the defaults of the fields that it leaves out, the hyper-parameters of its loss
-    among them.
-    """
+    """A term completed with the defaults of its fields and of its loss's hyper-parameters."""
     from kd_jax.losses import LOSSES  # see _declared
 
     kind = LOSSES.get(section.get("loss", ""))
@@ -53,8 +52,9 @@ def completed_term(section: Mapping[str, Any]) -> ConfigDict:
 
 
 def schedule(value: Any) -> ConfigDict:
-    """A weight or a temperature as a section: a number stays as it is, and a section that has no
-    end keeps its start.
+    """A weight or temperature as a schedule section.
+
+    A number is constant, and a section without an end keeps its start.
     """
     if not isinstance(value, (Mapping, ConfigDict)):
         return ConfigDict({"start": value, "end": value, "schedule": "linear"})
@@ -63,12 +63,12 @@ def schedule(value: Any) -> ConfigDict:
 
 
 def put(config: ConfigDict, field: str, value: Any, where: str, *, text: bool = False) -> Any:
-    """Set one field. text: ``value`` is how a command line writes it. Returns the value as it is
-    set.
+    """Sets one field; returns the value that was set.
 
-    Names of terms and of sources may be new, and a number becomes a schedule with its first field.
-    Raises InputError, starting with ``where``, for an unknown field, with the nearest that there
-    is, and for a value of another type than the field has.
+    text: ``value`` is text from a command line. Names of terms and of sources may be new, and a
+    number becomes a schedule when its first schedule field is set. Raises InputError, starting with
+    ``where``, for an unknown field, with the nearest known one, and for a value of another type
+    than the field has.
     """
     *parents, name = field.split(".")
     section = config
@@ -95,7 +95,7 @@ def put(config: ConfigDict, field: str, value: Any, where: str, *, text: bool = 
 
 
 def _enter(section: ConfigDict, inside: str, part: str, field: str, where: str) -> ConfigDict:
-    """The section ``part`` of the section ``inside``, complete and, if its name is free, new."""
+    """The section ``part`` of ``inside``, completed, and created if it may have a new name."""
     path = f"{inside}.{part}" if inside else part
     if inside in NAMED:
         old = section.get(part, {})
@@ -117,11 +117,11 @@ def _enter(section: ConfigDict, inside: str, part: str, field: str, where: str) 
 
 
 def _declared(section: str) -> Mapping[str, Callable[..., Any]]:
-    """Name -> what declares the fields of the subsection of that name, of students, readers and
-    export formats.
+    """Name -> function or class that declares the fields of that subsection of ``section``.
 
-    The imports wait until a field needs them: JAX takes seconds, and a wrong command line whose
-    fields are all in configs/common.py is refused at once.
+    The sections are those of students, readers and export formats. The modules are imported only
+    when a field needs them: importing JAX takes seconds, and a wrong command line with fields of
+    configs/common.py alone is refused at once.
     """
     if section == Kind.STUDENT.value:
         from kd_jax.models.students import STUDENTS
@@ -143,7 +143,7 @@ def _is_term(path: str) -> bool:
 
 
 def _literal(text: str, old: Any) -> Any:
-    """What ``text`` means for a field that is ``old``; a word stands for itself."""
+    """The value of ``text`` for a field with the value ``old``; a plain word is a string."""
     if isinstance(old, bool):
         return {"true": True, "false": False}.get(text.lower(), text)
     with contextlib.suppress(ValueError, SyntaxError):
@@ -153,7 +153,7 @@ def _literal(text: str, old: Any) -> Any:
 
 
 def _typed(value: Any, old: Any) -> Any:
-    """``value`` as the type of ``old``. Raises TypeError for another."""
+    """``value`` as the type of ``old``; raises TypeError for a value of another type."""
     if isinstance(old, (list, tuple)):
         return type(old)(value if isinstance(value, (list, tuple)) else [value])
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -164,7 +164,7 @@ def _typed(value: Any, old: Any) -> Any:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything in nested sections that is no section."""
+    """(dotted name, value) of every field in nested sections."""
     for name, value in tree.items():
         if isinstance(value, (Mapping, ConfigDict)):
             yield from leaves(value, f"{prefix}{name}.")
@@ -173,8 +173,9 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def merged(config: ConfigDict, tree: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of ``config`` with the fields of a part of its sections, ``tree``, in place of its
-    own. A term that is None is left out.
+    """A copy of ``config`` with the fields in ``tree`` replaced.
+
+    tree: a part of its sections, nested. A term that is None is removed.
     """
     c = ConfigDict(config.to_dict())
     for field, value in leaves(tree):

@@ -67,12 +67,12 @@ def draws(kind: Kind, trials: int, seed: int = 0) -> list[Point]:
 
 
 def tree(point: Point) -> dict[str, Any]:
-    """A point as a part of a config's sections, which is what ``tuned`` holds."""
+    """A point as nested sections of a config, the form of ``tuned``."""
     return unflatten_dict({tuple(field.split(".")): value for field, value in point})
 
 
 class Sweep:
-    """The trials of some roles of a run. The winners stay in ``config.tuned``.
+    """The trials of some roles of a run; the winners are kept in ``config.tuned``.
 
     roles: that are searched for one after another, each with those before it as they won.
     """
@@ -114,10 +114,10 @@ class Sweep:
 
 
 def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> None:
-    """Search for the best hyper-parameters of each role; print every trial and each winner, as a
-    line for the config.
+    """Searches the best hyper-parameters of each role; prints every trial and each winner.
 
-    Raises InputError for a workdir that is no run's, an unknown role, and counts below 1.
+    A winner is printed as a line for the config. Raises InputError for a workdir without a run, an
+    unknown role, and counts below 1.
     """
     config = written(workdir)
     roles = [role_of(name, "sweep: --models: ") for name in names]

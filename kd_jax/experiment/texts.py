@@ -1,4 +1,4 @@
-"""Items and pairs as one language model reads them."""
+"""Texts of items and pairs, encoded by a language model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from kd_jax.models.language.model import LanguageModel
 
 
 class TextReader:
-    """The language model of a section ``teacher.lm``, and what it reads of a data set.
+    """The language model of a section ``teacher.lm``, and the texts of a data set that it encodes.
 
-    Everything is made when it is first asked for, and kept.
+    Everything is created on first use and cached.
     """
 
     def __init__(self, section: ConfigDict, dataset: Dataset, cache: Path, log: Log):
@@ -48,14 +48,14 @@ class TextReader:
 
     @functools.cached_property
     def items(self) -> list[str]:
-        """The text of every item. Raises InputError for an item without."""
+        """The text of every item; raises InputError for an item without text."""
         items = self.dataset.items
         return text.item_texts(
             items.with_columns(item=self.dataset.item_ids), items.columns, self.section.template
         )
 
     def encoded(self, tower: str, texts: Sequence[str]) -> Texts:
-        """The vectors of ``texts``, for the tower of that name."""
+        """The vectors of ``texts``, for the tower with this name."""
         if tower not in self._encoded:
             with self.log.stage(f"encode {tower}", total=len(texts)) as bar:
                 # The first process encodes, the others find the vectors in the cache.
@@ -88,8 +88,10 @@ class TextReader:
     def rated_pairs(
         self, task: Rate, history: int, splits: Sequence[int]
     ) -> tuple[np.ndarray, TokenTable]:
-        """The rated interactions of these splits, and each as a pair of what its user did before
-        and its item.
+        """The rated interactions of ``splits``, and their pairs of history and item.
+
+        Returns (indices of the interactions, tokens of the pairs). The history of a pair is what
+        its user did before the interaction.
         """
         found = [
             rate_examples(self.dataset, task.classes, split, history=history) for split in splits

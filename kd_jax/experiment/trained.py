@@ -26,7 +26,7 @@ RESULT = "result.json"
 
 
 class TrainedModels:
-    """What the folders of an experiment's models hold."""
+    """The trained models of an experiment, read from their folders."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
@@ -36,12 +36,12 @@ class TrainedModels:
         return (self.experiment.folder(role, seed) / RESULT).exists()
 
     def result(self, role: Role, seed: int) -> dict[str, Any]:
-        """How training ended: the fields of ``Trained`` but for the parameters."""
+        """The result of training: the fields of ``Trained`` without the parameters."""
         folder = self.experiment.folder(role, seed)
         return read_json(folder / RESULT, f"delete {folder} to train it anew")
 
     def best_params(self, role: Role, seed: int, parts: ModelParts) -> Params:
-        """Raises InputError for a model that is not trained."""
+        """The best parameters; raises InputError for an untrained model."""
         folder = self.experiment.folder(role, seed)
         if not self.has(role, seed):
             raise InputError(
@@ -53,7 +53,10 @@ class TrainedModels:
     def best(
         self, role: Role, seed: int, parts: ModelParts, splits: Sequence[int] = (VALID, TEST)
     ) -> tuple[Params, PyTree]:
-        """``best_params``, and the constants that belong to them. splits: to be evaluated on."""
+        """``best_params``, and the constants that belong to them.
+
+        splits: the splits that the model will be evaluated on.
+        """
         params = self.best_params(role, seed, parts)
         if trains_language_model(self.experiment, role):
             return params, refresh(self.experiment, role, parts, splits)(params, parts.constants)
@@ -61,8 +64,9 @@ class TrainedModels:
 
 
 def written(workdir: Path) -> ConfigDict:
-    """The configuration of the run that made ``workdir``. Raises InputError if there was none, or
-    if an earlier version of kd_jax made it.
+    """The configuration of the run that made ``workdir``.
+
+    Raises InputError if there was no run, or if an earlier version of kd_jax made it.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -75,13 +79,15 @@ def written(workdir: Path) -> ConfigDict:
 
 
 def open_workdir(workdir: Path, log: Log, config: ConfigDict | None = None) -> TrainedModels:
-    """The models of the run that made ``workdir``, to be read. config: its own with changes, None:
-    as it is there. Raises InputError if it is no run's.
+    """Opens the trained models of a workdir for reading.
+
+    config: the run's own with changes; None: unchanged. Raises InputError if no run made the
+    workdir.
     """
     config = written(workdir) if config is None else config
-    # The devices at hand, not those that trained it.
+    # The available devices, not those that trained the models.
     config.mesh = ConfigDict({"data": -1, "model": 1})
     experiment = Experiment(config, workdir, log)
-    # As it is there, whatever became of its source.
+    # The stored data set, even if its source has changed.
     experiment.dataset = datasets.load(workdir / "dataset")
     return TrainedModels(experiment)

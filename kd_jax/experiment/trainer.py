@@ -32,7 +32,7 @@ from kd_jax.training.loop import train
 
 
 def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> None:
-    """Train a role's model for each of ``seeds`` (None: all of the run), where that is not done.
+    """Trains a role's model for each of ``seeds`` where it is not trained; None: all seeds.
 
     Raises InputError for a model in the workdir that another configuration has trained.
     """
@@ -92,8 +92,9 @@ def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -
 def _start(
     experiment: Experiment, role: Role, parts: ModelParts, teachers: dict[str, Teacher]
 ) -> jax.tree_util.Partial | None:
-    """What makes the first parameters, with the item biases of the role's own teacher where the
-    student is to start there.
+    """The function that creates a model's initial parameters.
+
+    It copies the item biases of the role's own teacher if the student is configured to start there.
     """
     wanted = not role.is_teacher and starts_from_teacher(experiment.settings(role))
     if not wanted or OWN not in teachers or "bias" not in parts.params:
@@ -107,7 +108,7 @@ def _with_bias(start: jax.tree_util.Partial, bias: Array) -> Params:
 
 
 def _traces(experiment: Experiment, role: Role, seed: int) -> Path:
-    """Of this process alone."""
+    """The folder for the traces of this process."""
     process = (f"process{jax.process_index()}",) if jax.process_count() > 1 else ()
     folder = experiment.folder(role, seed)
     return experiment.workdir.joinpath("trace", folder.name, *process)

@@ -1,4 +1,4 @@
-"""Cached labels, computed again."""
+"""Verification of cached labels by computing them again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kd_jax.experiment.trained import open_workdir
 
 
 def verify(workdir: Path, rows: int) -> int:
-    """Print how well the labels in ``workdir`` agree with their teachers; 1 if some do not, else 0.
+    """Prints how well labels agree with their teachers; returns 1 if any does not, else 0.
 
-    rows: labels of each folder that are computed again. Raises InputError where there are none.
+    rows: number of labels of each folder that are recomputed. Raises InputError if there are none.
     """
     if rows < 1:
         raise InputError(f"--rows={rows} must be at least 1")
@@ -28,8 +28,10 @@ def verify(workdir: Path, rows: int) -> int:
 
 
 def computed_again(workdir: Path, rows: int) -> Iterator[label_cache.Checked]:
-    """``rows`` labels of every folder in ``workdir``, computed again by the teacher that wrote
-    them.
+    """Recomputes ``rows`` labels of every folder in ``workdir`` and yields the comparisons.
+
+    The teacher that wrote the labels recomputes them. Raises InputError if there are no finished
+    labels, or if they were written for another config or teacher.
     """
     with Log(workdir / "metrics.jsonl", "", silent=True) as log:
         store = LabelStore(open_workdir(workdir, log))

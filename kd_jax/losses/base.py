@@ -1,6 +1,6 @@
-"""The three families of losses, and what an engine gives to each.
+"""The three families of losses, and the inputs that an engine passes to each.
 
-A loss is a frozen dataclass whose fields are its hyper-parameters. It returns one value per row and
+A loss is a frozen dataclass with its hyper-parameters as fields. It returns one value per row and
 never reduces over rows; the engines weight and sum. A new loss is a subclass of one of the three
 families in a file of this folder, and one line in ``LOSSES``.
 """
@@ -28,7 +28,9 @@ class Expectation(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """What a ``SoftmaxLoss`` knows of each row; logits are divided by the temperature. All f32 [R].
+    """The statistics of each row that a ``SoftmaxLoss`` reads; all arrays are f32 [R].
+
+    Logits are divided by the temperature.
 
     student_log_z, teacher_log_z: log-normalisers. expected: the loss's ``expectations``, in their
     order. sums: the loss's ``log_prob_sums``, in their order. target_logit: the student's logits of
@@ -60,11 +62,10 @@ class SoftmaxLoss:
     Knowledge in a Neural Network", 2015, section 2).
 
     reads_teacher: False for a loss of the targets, see ``CrossEntropy``. expectations: what the
-    engine sums over the items. log_prob_sums: functions of both log-probabilities [R, C] whose sums
-    over the items need the normalisers first, at the price of one more visit. entropy_coefficient:
-    for a loss that is the cross-entropy against the teacher plus so many times the teacher's
-    entropy, that number; such a loss is computed for a teacher that lists a few items, too. None
-    for all others.
+    engine sums over the items. log_prob_sums: functions of both log-probabilities [R, C], summed
+    over the items in one more pass, since they need the normalisers. entropy_coefficient: c for a
+    loss that is the cross-entropy against the teacher plus c times the teacher's entropy, which can
+    also be computed for a teacher that lists a few items; None for all others.
     """
 
     reads_teacher: ClassVar[bool] = True
@@ -82,8 +83,9 @@ class SoftmaxLoss:
 
 
 class Candidates(NamedTuple):
-    """The candidates of each row: first the teacher's items of highest score, best first, then
-    drawn items.
+    """The scores of each row's candidates: the teacher's best items, then drawn items.
+
+    The teacher's items of highest score come first, best first.
 
     student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for a drawn item
     that is already among the first, and for a cold item where the term reads warm items only.
@@ -108,27 +110,27 @@ class CandidateLoss:
     drawn: int = 0
 
     def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
-        """The loss of each row. key: for a loss that samples among its candidates."""
+        """The loss of each row; key: for losses that sample among the candidates."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class VectorLoss:
-    """A loss between vectors of the student and the teacher; its gradient is found by automatic
-    differentiation.
+    """A loss between vectors of the student and the teacher.
 
-    of_items: whether it compares item vectors; else context vectors. drawn: items that are drawn
-    uniformly at every step and compared; 0 for all of them.
+    Its gradient is computed by automatic differentiation. of_items: whether it compares item
+    vectors; else context vectors. drawn: number of items drawn uniformly at every step and
+    compared; 0 for all of them.
     """
 
     drawn: int = 0
     of_items: ClassVar[bool] = True
 
     def auxiliary(self, student_dim: int, teacher_dim: int, key: PRNGKeyArray) -> Params:
-        """Parameters of the loss itself, such as a projection: trained and checkpointed, never part
-        of the student that is evaluated and exported.
+        """The initial parameters of the loss itself, such as a projection.
 
-        Raises InputError for widths that it cannot compare.
+        They are trained and checkpointed, but are never part of the student that is evaluated and
+        exported. Raises InputError for widths that the loss cannot compare.
         """
         return {}
 

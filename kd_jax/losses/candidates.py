@@ -18,10 +18,10 @@ TOP_CHUNK = 2**14  # items that are ranked at once
 
 
 def top_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
-    """The ``k`` items of highest score per row, exact, in chunks of the catalogue; at the cost of
-    one product with it.
+    """The ``k`` highest-scoring items of each row, exact; PAD where there are fewer.
 
-    PAD where there are fewer than k items.
+    The scores are computed in chunks of the catalogue, at the cost of one product with all item
+    vectors.
     """
     count = len(factors.bias)
     chunk = min(count, TOP_CHUNK)
@@ -50,8 +50,9 @@ def best_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
 
 
 class CandidateItems(NamedTuple):
-    """The items of a step's candidates. top: int32 [..., N], best first, padded with ``PAD``;
-    drawn: int32 [L], the same for all rows.
+    """The candidate items of a step.
+
+    top: int32 [..., N], best first, padded with ``PAD``. drawn: int32 [L], the same for all rows.
     """
 
     top: Int[Array, "*B N"]
@@ -61,7 +62,7 @@ class CandidateItems(NamedTuple):
 def choose(
     loss: CandidateLoss, teacher: Factors | Listed, num_items: int, key: PRNGKeyArray
 ) -> CandidateItems:
-    """The candidates that ``loss`` asks for; of a teacher that lists items, those of its list."""
+    """The candidates that ``loss`` needs; for a teacher that lists items, those of its list."""
     drawn = jax.random.randint(key, (loss.drawn,), 0, num_items, jnp.int32)
     if isinstance(teacher, Listed):
         logits = jnp.where(teacher.items == PAD, NEGATIVE, teacher.logits)
@@ -76,8 +77,10 @@ def compared(
     teacher: Factors | Listed,
     warm: Bool[Array, " I"] | None,
 ) -> Candidates:
-    """The scores of both models for these items, rows flat: [R, N + L]. The student gets gradients
-    in its contexts, its vectors and biases; the teacher none. warm: the items that take part.
+    """The scores of both models for ``items``, with rows flattened to [R, N + L].
+
+    Gradients flow to the student's contexts, vectors and biases; the teacher gets none. warm: mask
+    of the items that take part; None: all.
     """
     top = items.top.reshape(-1, items.top.shape[-1])
     drawn = jnp.broadcast_to(items.drawn[None], (len(top), len(items.drawn)))

@@ -1,4 +1,4 @@
-"""Softmax losses of logits that are there as a whole: classes, and students without factors."""
+"""Softmax losses of dense logits: of classes, and of students without factors."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def statistics(
     teacher: Float[Array, "R C"],
     log_weights: Float[Array, "R C"] | None,
 ) -> RowStatistics:
-    """The statistics of rows from both log-probabilities. log_weights: the log of how many classes
-    each column stands for; None: one each.
+    """The statistics of rows, computed from both models' log-probabilities.
+
+    log_weights: the log of the number of classes that each column represents; None: one each.
     """
     log_weights = jnp.zeros(()) if log_weights is None else log_weights
     shares = {False: jnp.exp(student + log_weights), True: jnp.exp(teacher + log_weights)}
@@ -96,12 +97,11 @@ def listed(
     temperature: float | Array = 1.0,
     where: Bool[Array, " C"] | None = None,
 ) -> tuple[Float[Array, "*B K"], Float[Array, "*B"]]:
-    """softmax(logits / temperature) over a row's listed items, those that take part, and its
-    entropy in nats.
+    """softmax(logits / temperature) over each row's listed items, and its entropy in nats.
 
-    The probabilities are the target weights of a cross-entropy: a list is a distribution over the
-    catalogue that is 0 elsewhere, and its cross-entropy needs no array of rows x classes. All 0 for
-    a row without an item.
+    where: mask of the classes that take part. The probabilities are the target weights of a
+    cross-entropy: a list is a distribution over the catalogue that is 0 elsewhere, and its
+    cross-entropy needs no array of rows x classes. All are 0 for a row without an item.
     """
     there = items != PAD
     if where is not None:

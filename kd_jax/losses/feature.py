@@ -15,8 +15,9 @@ from kd_jax.losses.base import VectorLoss
 
 @dataclasses.dataclass(frozen=True)
 class SquaredDistance(VectorLoss):
-    """Half the mean squared difference of the context vectors. Source: Romero et al., "FitNets",
-    ICLR 2015, equation 3, without the regressor.
+    """Half the mean squared difference of the context vectors.
+
+    Source: Romero et al., "FitNets", ICLR 2015, equation 3, without the regressor.
     """
 
     of_items: ClassVar[bool] = False

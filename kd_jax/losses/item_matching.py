@@ -14,9 +14,11 @@ from kd_jax.losses.base import VectorLoss
 
 @dataclasses.dataclass(frozen=True)
 class ItemMatching(VectorLoss):
-    """Half the mean squared difference between the teacher's item vectors and a learned affine map
-    of the student's. The map is an auxiliary parameter. Source: Romero et al., "FitNets: Hints for
-    Thin Deep Nets", ICLR 2015, equation 3 (the map is their regressor).
+    """Half the mean squared difference of item vectors, after a learned affine map.
+
+    The map takes the student's item vectors to the width of the teacher's; it is an auxiliary
+    parameter. Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, equation 3
+    (the map is their regressor).
     """
 
     def auxiliary(self, student_dim: int, teacher_dim: int, key: PRNGKeyArray) -> Params:

@@ -19,8 +19,9 @@ from kd_jax.losses.terms import Rows, Softmax, SoftmaxTerm
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Student and teacher on the same rows: statistics of their logits, and gradients, a chunk of
-    items at a time.
+    """The logits of student and teacher for the same rows: their statistics and gradients.
+
+    They are computed a chunk of items at a time.
     """
 
     terms: tuple[SoftmaxTerm, ...]
@@ -29,7 +30,7 @@ class Pair:
     rows: Rows
     warm: Array | None
     temperatures: Array | None
-    offset: Array | int  # of the first item that is here
+    offset: Array | int  # index of the first item on this device
     axes: Axes
 
     @property
@@ -76,16 +77,17 @@ class Pair:
 
     @functools.cached_property
     def kept(self) -> dict[Any, tuple[Array, Array]]:
-        """Of a chunk that holds all items, on a CPU, where an exponential costs more than to keep
-        it: (model, softmax) -> exp(logits - their maximum), which ``statistics`` leaves to
-        ``gradients``, and that maximum.
+        """(model, softmax) -> (exp(logits - maximum), maximum), kept by ``statistics``.
+
+        They are for ``gradients``. They are kept only for a chunk that holds all items, and on a
+        CPU, where computing an exponential costs more than storing it.
         """
         return {}
 
     def probabilities(
         self, model: str, softmax: Softmax, logits: Array, start: Array | int, log_z: Array
     ) -> Array:
-        """Softmax f32 [R, size] of a chunk whose normalisers are known."""
+        """Softmax f32 [R, size] of a chunk, given the normalisers of the rows."""
         if (model, softmax) in self.kept:
             share, top = self.kept[model, softmax]
             return share * jnp.exp(top - log_z)[:, None]
@@ -108,8 +110,9 @@ class Pair:
         return jnp.where(warm[None], scaled, NEGATIVE)
 
     def targets(self, start: Array | int, size: int, warm: bool) -> tuple[Array, Array]:
-        """Positions of the targets in a chunk, [R, M], and their weights, 0 where one is elsewhere
-        or does not count.
+        """The positions of the targets in a chunk, [R, M], and their weights.
+
+        The weight is 0 for a target that is outside the chunk or does not count.
         """
         index = within(self.rows.targets, self.offset + start, size)
         weights = jnp.where(index < size, self.rows.target_weights, 0.0)
@@ -119,7 +122,7 @@ class Pair:
         return index, weights
 
     def statistics(self, width: int) -> list[tuple[RowStatistics, Array]]:
-        """Of each term the statistics of the rows, and bool [R]: whether any item takes part."""
+        """The statistics of the rows for each term, and bool [R]: whether any item takes part."""
         empty = jnp.zeros(len(self.rows.weights))
         compared = self.compared
         start: dict[Any, Any] = {("s", key): [empty + NEGATIVE, empty] for key in self.softmaxes}
@@ -194,8 +197,9 @@ class Pair:
     def _with_sums(
         self, statistics: list[tuple[RowStatistics, Array]], width: int
     ) -> list[tuple[RowStatistics, Array]]:
-        """The statistics with the sums that need the normalisers, in one more visit where a loss
-        has such.
+        """The statistics, completed with the sums that need the normalisers.
+
+        This takes one more pass over the items, if any loss has ``log_prob_sums``.
         """
         asking = [i for i, term in enumerate(self.terms) if term.loss.log_prob_sums]
         if not asking:
@@ -238,8 +242,9 @@ class Pair:
         tables: Any,
         width: int,
     ) -> tuple[Array, Any]:
-        """d(sum)/d(contexts), f32 [R, D], and ``tables`` (vectors [I, D], or [D, I] in one chunk;
-        biases) with the gradients of these rows added.
+        """d(sum)/d(contexts), f32 [R, D], and ``tables`` with the gradients of these rows added.
+
+        tables: gradients of the vectors, [I, D], or [D, I] with one chunk; and of the biases.
         """
         kind = self.student.contexts.dtype
 

@@ -12,9 +12,11 @@ from kd_jax.losses.base import Expectation, RowStatistics, SoftmaxLoss, Tile
 
 @dataclasses.dataclass(frozen=True)
 class ReverseKL(SoftmaxLoss):
-    """KL(student ‖ teacher): a student that cannot follow the whole teacher keeps to its peaks,
-    where ``KL`` spreads over all of it. Source: Gu et al., "MiniLLM: Knowledge Distillation of
-    Large Language Models", ICLR 2024, equation 1.
+    """KL(student ‖ teacher), which is mode-seeking.
+
+    A student that cannot match the teacher's whole distribution matches its peaks, where ``KL``
+    spreads over all of it. Source: Gu et al., "MiniLLM: Knowledge Distillation of Large Language
+    Models", ICLR 2024, equation 1.
     """
 
     expectations: ClassVar[tuple[Expectation, ...]] = (

@@ -16,9 +16,10 @@ from kd_jax.losses.base import CandidateLoss, Candidates
 
 @dataclasses.dataclass(frozen=True)
 class RRD(CandidateLoss):
-    """The student is to rank ``interesting`` of the teacher's items in the teacher's order, and all
-    of them above the drawn items, whose order does not count: the negative log-likelihood of such
-    a permutation, in nats.
+    """Relaxed ranking distillation: a listwise loss on a sample of the teacher's best items.
+
+    It is the negative log-likelihood, in nats, of the permutations that have ``interesting`` of the
+    teacher's items first, in the teacher's order, and then the drawn items in any order.
 
     The interesting items are drawn anew at every step among the teacher's ``top``, the item of rank
     r in proportion to exp(-r / rank_scale), by Gumbel top-k. Source: Kang et al., "DE-RRD: A

@@ -36,8 +36,10 @@ from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 
 class Draws(NamedTuple):
-    """Negatives of a step. items: int32 [N], repeats allowed; log_expected: f32 [N], the log of how
-    often each item was expected to be drawn, N q.
+    """The negatives of a step.
+
+    items: int32 [N], repeats allowed. log_expected: f32 [N], the log of the expected number of
+    draws of each item, N q.
     """
 
     items: Int[Array, " N"]
@@ -45,12 +47,12 @@ class Draws(NamedTuple):
 
 
 def proposal(counts: np.ndarray, power: float) -> np.ndarray:
-    """q ∝ (count + 1) ** power as uint32 [I]: where each item's share of the 2**32 random words
-    begins.
+    """The sampling distribution q ∝ (count + 1) ** power, as uint32 [I].
 
-    Every item has a share, and q is read off these whole numbers, so the correction knows it
-    exactly (cumulated f32 would not tell ten million items apart). power=0 is uniform. Raises
-    InputError for a power that is not from 0 up.
+    Each number is where the item's share of the 2**32 random words begins. Every item has a share.
+    q is computed from these integers, so the correction is exact (a cumulative sum in f32 could not
+    separate ten million items). power=0 is uniform. Raises InputError for a power that is negative
+    or not finite.
     """
     if not 0 <= power < math.inf:
         raise InputError(f"distill.negatives_power={power} must be a number from 0 (uniform) up")
@@ -77,13 +79,13 @@ def mean_losses(
     draws: Draws,
     tile: int = 0,
 ) -> tuple[Float[Array, ""], Float[Array, " N"]]:
-    """``streamed.mean_losses`` estimated from ``draws``: (the sum weighted by the coefficients, the
-    mean losses [N]).
+    """Estimates ``streamed.mean_losses`` from ``draws``.
 
-    Items are indices into the factors, which may hold the whole catalogue or only those that are in
-    play. A row's own items are its targets and ``teacher.top``. With every item drawn once and
-    expected once this is the full loss. tile: logits that are made at once, 0 for the default; more
-    rows than fit are visited in turn, and again for the gradient.
+    Returns (the sum weighted by the coefficients, the mean losses [N]). Items are indices into the
+    factors, which may hold the whole catalogue or only the items of the step. A row's own items are
+    its targets and ``teacher.top``. With every item drawn once and expected once, this is the full
+    loss. tile: number of logits computed at once, 0 for the default; more rows than fit are
+    computed in turn, and recomputed for the gradient.
     """
     rows, teacher = inputs.rows, inputs.teacher
     negatives = _columns(student, draws)
@@ -123,8 +125,10 @@ def mean_losses(
 
 
 class _Negatives(NamedTuple):
-    """Drawn items [N], the log of how many items each stands for [N], and each item's column [I],
-    N for an item that was not drawn.
+    """The distinct drawn items, with columns in the logits.
+
+    items: [N]. stands_for: [N], the log of the number of items that each represents. column: [I],
+    the column of each item; N for an item that was not drawn.
     """
 
     items: Array
@@ -150,7 +154,7 @@ def _means(
     own: Int[Array, "R C"],
     negatives: _Negatives,
 ) -> Array:
-    """Weighted sum over these rows of each loss, [N]."""
+    """The weighted sum of each loss over these rows, [N]."""
     rows, teacher, warm = inputs.rows, inputs.teacher, inputs.warm
     items = negatives.items
     targets = rows.targets.shape[1]
@@ -206,8 +210,9 @@ def _logits(factors: Factors, own: Int[Array, "R C"], drawn: Int[Array, " N"]) -
 
 
 def _log_weights(own: Int[Array, "R C"], negatives: _Negatives) -> Float[Array, "R CN"]:
-    """The log of how many items each column of a row stands for: own items once, negatives that are
-    none of them as drawn.
+    """The log of the number of items that each column of a row represents.
+
+    An own item represents one; a negative, unless it is an own item too, as many as drawn.
     """
     repeated = jnp.any(jnp.tril(own[:, :, None] == own[:, None, :], -1), -1)
     once = jnp.where((own == PAD) | repeated, NEGATIVE, 0.0)

@@ -16,11 +16,11 @@ from kd_jax.losses.terms import Engine, Inputs, SoftmaxTerm
 
 
 def engine_for(mesh: Mesh) -> Engine | None:
-    """How ``streamed.mean_losses`` runs on this mesh: rows stay on their ``data`` slice, items on
-    their ``model`` one.
+    """The engine that runs ``streamed.mean_losses`` on ``mesh``; None for one device.
 
-    What crosses devices is per row (normalisers, contexts' gradients) over ``model``, and the item
-    table's gradient over ``data``; never a logit. None on one device.
+    Rows stay on their slice of ``data``, and items on their slice of ``model``. Only arrays per row
+    (normalisers, gradients of the contexts) are communicated over ``model``, and the gradient of
+    the item table over ``data``; logits never are.
     """
     if mesh.size == 1:
         return None

@@ -35,8 +35,9 @@ class CrossEntropy(SoftmaxLoss):
 
 @dataclasses.dataclass(frozen=True)
 class SoftCrossEntropy(SoftmaxLoss):
-    """Cross-entropy of the student against the teacher's distribution. Source: Hinton, Vinyals,
-    Dean, 2015, section 2.
+    """Cross-entropy of the student against the teacher's distribution.
+
+    Source: Hinton, Vinyals, Dean, 2015, section 2.
     """
 
     expectations: ClassVar[tuple[Expectation, ...]] = (STUDENT_MEAN,)
@@ -53,8 +54,9 @@ class SoftCrossEntropy(SoftmaxLoss):
 
 @dataclasses.dataclass(frozen=True)
 class KL(SoftmaxLoss):
-    """KL(teacher ‖ student): ``SoftCrossEntropy`` less the teacher's entropy. Source: Hinton,
-    Vinyals, Dean, 2015, section 2.
+    """KL(teacher ‖ student): ``SoftCrossEntropy`` minus the teacher's entropy.
+
+    Source: Hinton, Vinyals, Dean, 2015, section 2.
     """
 
     expectations: ClassVar[tuple[Expectation, ...]] = (TEACHER_MEAN, STUDENT_MEAN)

@@ -5,8 +5,8 @@ made a tile at a time and thrown away; what is left is per row (normalisers, los
 parameter (gradients). Two ways to cut:
 
 - *rows*: a few rows against all items. Every logit is made once, its loss and its gradient in the
-  same visit, because the objective is a weighted mean whose weights are known beforehand: no FLOP
-  more than the plain version.
+  same visit, because the objective is a weighted mean with weights that are given beforehand: no
+  FLOP more than the plain version.
 - *items*: all rows against a few items. Normalisers first, then the same logits again for the
   gradients: one matrix product more for the student and one for the teacher, and O(rows x chunk)
   memory however large the catalogue.
@@ -76,7 +76,7 @@ _mean.defvjp(_mean_forward, _mean_backward)
 def single(
     terms: tuple[SoftmaxTerm, ...], gradients: bool, student: Factors, inputs: Inputs
 ) -> Any:
-    """``local`` on the one device there is."""
+    """``local`` on a single device."""
     return local(terms, gradients, student, inputs, Axes())
 
 
@@ -88,9 +88,7 @@ def local(
     axes: Axes,
     tile: int = 0,
 ) -> Any:
-    """((sum, means), gradients of the sum in contexts, vectors and bias) over the rows and items
-    that are here.
-    """
+    """((sum, means), gradients by contexts, vectors and bias) of this device's rows and items."""
     rows, coefficients, teacher, warm, temperatures = inputs
     count = len(student.bias)
     height, width = tile_shape(len(rows.weights), count, tile or tile_size())

@@ -1,4 +1,4 @@
-"""What the engines of softmax losses take: terms, and the arrays beside the student."""
+"""The inputs of the engines of softmax losses: terms, and arrays besides the student."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from kd_jax.losses.base import SoftmaxLoss
 
 
 class Softmax(NamedTuple):
-    """A softmax: its temperature, and whether over warm items only. scheduled: index into the
-    temperatures that change over training; -1 for a fixed one.
+    """A softmax at a temperature, over all items or the warm ones.
+
+    scheduled: index into the temperatures that change over training; -1 for a fixed one.
     """
 
     temperature: float
@@ -43,8 +44,9 @@ class SoftmaxTerm:
 
 
 class Rows(NamedTuple):
-    """What a loss reads beside the scores, all with leading axis R. weights: f32 [R], to sum to 1
-    over all rows.
+    """The targets and weights of rows; all arrays have the leading axis R.
+
+    weights: f32 [R], with sum 1 over all rows.
     """
 
     targets: Int[Array, "R M"]
@@ -53,8 +55,10 @@ class Rows(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What an engine reads beside the student. coefficients: f32 [N], weights of the terms. warm:
-    bool [I]. temperatures: f32 [N] where one changes over training.
+    """The inputs of an engine besides the student.
+
+    coefficients: f32 [N], weights of the terms. warm: bool [I]. temperatures: f32 [N], if any
+    changes over training.
     """
 
     rows: Rows

@@ -1,4 +1,4 @@
-"""The contract between models and the rest: a scorer of items for a context."""
+"""The interface of all models: a scorer of items for a context."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kd_jax.core.types import Batch, Params, PyTree
 
 
 class Frozen(nnx.Variable):
-    """An array that a model needs and that training never changes: item text vectors, masks,
-    counts.
-    """
+    """An array of a model that training never changes, such as text vectors, masks or counts."""
 
 
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params, PyTree]:
-    """(graphdef, params, constants) with ``nnx.merge(*split(module))`` the module again: what is
-    trained, and the rest, as plain nested dicts.
+    """Splits a module into (graphdef, params, constants), the last two as nested dicts.
+
+    params are trained, constants are all other arrays; ``nnx.merge(graphdef, params, constants)``
+    is the module again.
     """
     graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest[0])
@@ -45,19 +45,19 @@ def factorises(graphdef: nnx.GraphDef) -> bool:
 
 
 class Scorer(nnx.Module):
-    """A model that scores items for a context: the dot product of a context vector and an item
-    vector, plus an item bias. Subclasses give the vectors.
+    """A model that scores items for a context.
 
-    Scores in this form, as factors, are what the project passes around: soft labels are cached as
-    vectors, losses run over any catalogue a tile at a time (``kd_jax/losses/streamed.py``),
-    catalogues are ranked by one matrix product, and exported vectors give the trained scores. A
-    model whose scores do not factorise sets ``factorised = False`` and overrides ``logits`` and
-    ``scores``.
+    The score is the dot product of a context vector and an item vector, plus an item bias.
+    Subclasses define the vectors. Such scores, as factors, are passed through the whole library:
+    soft labels are cached as vectors, losses run over any catalogue a tile at a time
+    (``kd_jax/losses/streamed.py``), catalogues are ranked by one matrix product, and exported
+    vectors give the trained scores. A model with scores that do not factorise sets ``factorised =
+    False`` and overrides ``logits`` and ``scores``.
 
     Class attributes:
 
-    - positions: which training examples it learns from. 'user': one context per user, all its items
-      are targets; such a model keeps its user table in ``self.user``, which ``serving/fold_in.py``
+    - positions: the kind of its training examples. 'user': one context per user, all its items are
+      targets; such a model keeps its user table in ``self.user``, which ``serving/fold_in.py``
       fits to new users. 'all': a context after every history item, the next one is the target.
       'last': one context, the last item is the target.
     - factorised: whether its scores are factors.
@@ -65,13 +65,13 @@ class Scorer(nnx.Module):
     - tables: the parameters with a row per user or item, name -> 'user' or 'item'; all of a kind or
       none. A train step may replace them by the rows that its batch needs, and the batch's indices
       by indices into those rows (``gathered`` in ``kd_jax/training/step.py``): a model that looks
-      its tables up by the batch alone does not see the difference. A mesh that does not divide a
-      table adds rows at its end (``sharding.even_rows``): ``catalogue`` and ``scores`` then have as
+      its tables up by the batch alone is not affected. A mesh that does not divide a table adds
+      rows at its end (``sharding.even_rows``): ``catalogue`` and ``scores`` then have as
       many items.
     - owns_item_table: whether ``tables`` has item tables, set from it. Only such a model can learn
       from a sample of the catalogue (``items='sampled'``): the others compute all item vectors.
 
-    proposal: what negatives are drawn from where the catalogue is sampled
+    proposal: the distribution of negatives where the catalogue is sampled
     (``kd_jax/losses/sampled.py``).
     """
 
@@ -92,8 +92,9 @@ class Scorer(nnx.Module):
     def items(
         self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
     ) -> tuple[Array, Array]:
-        """Item vectors [I, D] and item biases [I]. ``batch`` lets a tower that is being trained
-        encode its items.
+        """The item vectors [I, D] and item biases [I].
+
+        batch: in training, the batch with the items that a tower may encode in the step.
         """
         raise NotImplementedError
 
@@ -109,14 +110,16 @@ class Scorer(nnx.Module):
         return Factors(self.contexts(batch, vectors, rngs=rngs), vectors, bias)
 
     def context(self, batch: Batch, vectors: Array) -> Float[Array, "B D"]:
-        """The context after the last history item; a model overrides this where it is cheaper than
-        all of them.
+        """The context after the last history item.
+
+        Models override this where it is cheaper than computing all contexts.
         """
         return self.contexts(batch, vectors)[:, -1]
 
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P C"]:
-        """Training logits: over the catalogue at every position (rank), or over the classes of the
-        pair (rate).
+        """Training logits, of the catalogue at every position or of a pair's classes.
+
+        The first is for the task 'rank', the second for 'rate'.
         """
         return self.factors(batch, rngs=rngs).dense()
 
@@ -131,14 +134,10 @@ class Scorer(nnx.Module):
         )
 
     def catalogue(self) -> PyTree:
-        """What scoring needs of the items alone: computed once, then used for any number of
-        users.
-        """
+        """The part of the scoring that depends on the items alone, shared by all users."""
         return self.items()
 
     def scores(self, batch: Batch, catalogue: PyTree) -> Factors | Float[Array, "B I"]:
-        """Scores of the whole catalogue after the last history item: as factors, where there are
-        such.
-        """
+        """Scores of the whole catalogue after the last history item; factors, if it has any."""
         vectors, bias = catalogue
         return Factors(self.context(batch, vectors), vectors, bias)

@@ -47,9 +47,10 @@ def listed(values: Mapping[str, float]) -> str:
 def svg(
     caption: str, description: str, height: float, legend: Legend, draw: Callable[[Figure], None]
 ) -> str:
-    """What ``draw`` draws, as inline SVG in the page's fonts; height: inches, at a width of 4.5.
+    """The figure that ``draw`` draws, as inline SVG; height: inches, at a width of 4.5.
 
-    The colours of ``legend`` become CSS variables, which a dark page sets anew.
+    Its fonts are those of the page. The colours of ``legend`` become CSS variables, which are set
+    anew for a dark page.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -171,8 +172,9 @@ def slice_chart(models: Models, metric: str, parts: Sequence[str], legend: Legen
 
 
 def curve_chart(model: str, measured: Mapping[str, Curve], highest: float, legend: Legend) -> str:
-    """Validation metric above, loss terms below, a line per seed. highest: of all models'
-    scores.
+    """The learning curves of a model: validation metric above, loss terms below.
+
+    There is one line per seed. highest: the highest validation score of all models.
     """
     scores = [name for name in measured if name.startswith(VALID)]
     losses = sorted((name for name in measured if name not in scores), key=lambda n: n != LOSS)

@@ -44,7 +44,7 @@ def _measured(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def highest(curves: Curves) -> float:
-    """Of all validation scores; 1 where there is none."""
+    """The highest of all validation scores; 1 if there is none."""
     scores = [
         value
         for measured in curves.values()

@@ -51,15 +51,18 @@ NOTHING = "Nothing to compare yet: this run does not hold both a student and a d
 
 
 def headline(metrics: dict[str, Any], legend: Legend) -> str:
-    """What distillation gained and how much of it is the language model's own share, with
-    intervals, in plain text.
+    """The gain of distillation and the language model's share of it, as plain text.
+
+    Both are given with their confidence intervals.
     """
     return " ".join(claim(metrics, legend)).strip()
 
 
 def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
-    """The gain over the student; then the language model's own share and, where it was measured,
-    the gain over what is popular of late.
+    """The statements of the headline: the gain over the student, and what explains it.
+
+    The second is the language model's own share and, where it was measured, the gain over recent
+    popularity.
     """
     metric, gain, share = main_gain(metrics)
     if as_number(gain.get("relative")) is None:

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the sections of the page are made of."""
+"""HTML elements of which the sections of the page consist."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from kd_jax.report.summary import decimals
 
 
 def table(caption: str, head: str | Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """head: titles of the columns, or its rows as HTML; rows: cells as HTML, the first of each
-    names the row.
+    """An HTML table.
+
+    head: titles of the columns, or the header rows as HTML. rows: cells as HTML; the first cell of
+    each row is its header.
     """
     if not isinstance(head, str):
         head = "<tr>" + "".join(f'<th scope="col">{title}</th>' for title in head) + "</tr>"

@@ -1,4 +1,4 @@
-"""How models appear in a report: order, colours, markers, and what is compared with what."""
+"""The appearance of models in a report: order, colours, markers, and comparisons."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ OTHER = "other"
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """One model. colour, dark: on a light and on a dark page; no two models share a ``colour``
-    unless they share both. marker: matplotlib's. description: what the model learns from, as the
-    rest of a sentence that starts with its name. in_console: whether the console's table has it.
+    """The appearance of a model in the report.
+
+    colour, dark: on a light and on a dark page; no two models share a ``colour`` unless they share
+    both. marker: matplotlib's. description: what the model learns from, as the rest of a sentence
+    that starts with its name. in_console: whether the console's table has it.
     """
 
     colour: str = "#a8558a"

@@ -1,8 +1,8 @@
-"""The report: what a run measured (report/metrics.json) as one self-contained page.
+"""The report: the results in report/metrics.json as one self-contained page.
 
-Every part shows what is there and leaves out what is not, so tasks, missing models and single seeds
-need no flags. Spread is the sample standard deviation over seeds; confidence intervals come from
-metrics.json.
+Every part shows the results that exist and leaves out the others, so tasks, missing models and
+single seeds need no flags. Spread is the sample standard deviation over seeds; confidence intervals
+come from metrics.json.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ COSTS = (
 
 
 def write(workdir: Path, legend: Legend) -> Path:
-    """Write ``report/index.html`` and return its path. Raises InputError where ``render`` does."""
+    """Writes ``report/index.html`` and returns its path; raises InputError as ``render`` does."""
     page, path = render(workdir, legend), Path(workdir) / "report" / "index.html"
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -73,8 +73,9 @@ def write(workdir: Path, legend: Legend) -> Path:
 
 
 def render(workdir: Path, legend: Legend) -> str:
-    """The page as HTML. Only report/metrics.json is needed; raises InputError if it is missing or
-    no JSON object.
+    """Renders the report as an HTML page.
+
+    Only report/metrics.json is required; raises InputError if it is missing or no JSON object.
     """
     workdir = Path(workdir)
     # matplotlib keeps a font cache; nothing outside the workdir is written, so it goes there.
@@ -109,7 +110,7 @@ def _variables(colours: dict[str, str]) -> str:
 
 
 def _descriptions(models: Models, legend: Legend) -> str:
-    """What each model is, in one sentence."""
+    """A description of each model, in one sentence."""
     known = [
         f"<b>{escape(spoken(name))}</b> {escape(model.description)}"
         for name, model in legend.models.items()
@@ -133,7 +134,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _unbroken(sentence: str) -> str:
-    """As HTML, with percentages and '95 % CI' kept on one line."""
+    """The text as HTML, with percentages and '95 % CI' kept on one line."""
     return escape(sentence).replace(" %", "&nbsp;%").replace("% CI", "%&nbsp;CI")
 
 
@@ -195,7 +196,7 @@ def _results(models: Models, shown: list[str], legend: Legend) -> str:
 
 
 def _results_head(columns: Sequence[tuple[str, str]]) -> str:
-    """Metrics above, their slices below where there are any."""
+    """The header rows: metrics above, and their slices below if there are any."""
     top, under = '<th rowspan="2" scope="col">Model</th>', ""
     for metric in dict.fromkeys(metric for metric, _ in columns):
         parts = [part for other, part in columns if other == metric]

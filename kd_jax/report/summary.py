@@ -1,4 +1,4 @@
-"""What report/metrics.json holds, for display: means and spreads over seeds, numbers, labels."""
+"""Reads report/metrics.json for display: means and spreads over seeds, numbers, labels."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def by_model(metrics: dict[str, Any], legend: Legend) -> Models:
 
 
 def shown_metrics(metrics: dict[str, Any]) -> list[str]:
-    """The metrics to show, the main one first: NDCG and recall for `rank`, all known ones for
-    `rate`.
+    """The names of the metrics to show, the main one first.
+
+    They are NDCG and recall for `rank`, and all known metrics for `rate`.
     """
     have = sorted({key for entry in metrics.get("models") or () for key in entry.get("test") or {}})
     main = [key for key in metrics.get("gain") or {} if "/" not in key][:1]
@@ -82,8 +83,9 @@ def as_number(value: Any) -> float | None:
 
 
 def mean_std(entries: Sequence[Any], *path: str) -> tuple[float | None, float | None]:
-    """Mean and standard deviation over seeds of the value at ``path``; None where it cannot be
-    known.
+    """Mean and standard deviation over seeds of the value at ``path``.
+
+    The mean is None without any value, the standard deviation with fewer than two.
     """
     for key in path:
         entries = [entry.get(key) if isinstance(entry, dict) else None for entry in entries]

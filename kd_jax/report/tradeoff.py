@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Of a label, in shares of the axes."""
+    """The box of a label, in fractions of the axes."""
 
     left: float
     right: float
@@ -95,8 +95,9 @@ def _scale(axes: Axes, points: dict[str, Point]) -> None:
 
 
 def _label(axes: Axes, points: dict[str, Point]) -> None:
-    """Students of one architecture share one x: a label takes the nearest place where it covers
-    nothing.
+    """Labels every point at the nearest place where the label covers nothing.
+
+    Students of one architecture have the same x, so their labels would overlap otherwise.
     """
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()

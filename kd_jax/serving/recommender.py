@@ -1,4 +1,4 @@
-"""Top-k for known users and for new ones, from a workdir whose run has been exported.
+"""Top-k recommendations for known and new users, from the workdir of an exported run.
 
 python -m kd_jax.recommend --workdir=runs/quickstart --user=42 -k 10
 python -m kd_jax.recommend --workdir=runs/quickstart --history="Gravity (2013)|Argo (2012)"
@@ -152,8 +152,9 @@ def _closest(value: str, titles: Sequence[str]) -> str:
 
 
 def load(workdir: str | Path) -> Recommender:
-    """The exported student of a finished run. Raises InputError if the workdir is missing,
-    unfinished or damaged.
+    """Loads the exported student of a finished run.
+
+    Raises InputError if the workdir is missing, unfinished or damaged.
     """
     folder = Path(workdir).expanduser()
     if not (folder / "dataset").is_dir():
@@ -167,7 +168,7 @@ def load(workdir: str | Path) -> Recommender:
 
 
 def print_top(workdir: Path, user: str | None, history: str | None, k: int) -> None:
-    """Print what ``recommend`` returns, a line per item. history: ids or titles, separated by |."""
+    """Prints the result of ``recommend``, a line per item; history: ids or titles joined by |."""
     items = None
     if history is not None:
         items = [part.strip() for part in history.split("|") if part.strip()]

@@ -1,4 +1,4 @@
-"""The only module that knows Orbax.
+"""Checkpoints, written and read with Orbax, which no other module imports.
 
 A checkpoint is ``<model>/checkpoints/<step>/`` with two items: ``state`` (params, optimiser state,
 step and key as a plain nested dict of arrays, which restores without kd_jax) and ``data`` (the
@@ -37,14 +37,15 @@ def to_plain(state: TrainState) -> dict[str, Any]:
 
 
 def _present(state: TrainState) -> dict[str, Any]:
-    """The parts of a state that hold anything."""
+    """The fields of a state that are not empty."""
     fields = state._asdict()
     return fields if state.auxiliary else {k: v for k, v in fields.items() if k != "auxiliary"}
 
 
 def _bound(folder: Path) -> bool:
-    """Whether ``folder`` belongs to an identity: one that was refused before its first checkpoint
-    binds nobody.
+    """Whether the checkpoints in ``folder`` belong to an identity.
+
+    An identity in a folder without any checkpoint does not count.
     """
     steps = folder / "checkpoints"
     written = steps.is_dir() and any(path.name.isdigit() for path in steps.iterdir())
@@ -52,8 +53,9 @@ def _bound(folder: Path) -> bool:
 
 
 def check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    """Raises InputError if ``folder`` holds checkpoints of another identity, naming the first
-    fields that differ.
+    """Raises InputError if ``folder`` holds checkpoints of another identity.
+
+    The message names the first fields that differ.
     """
     note = folder / "identity.json"
     if not _bound(folder):
@@ -67,8 +69,7 @@ def check_identity(folder: Path, identity: dict[str, Any]) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one model in ``folder``/checkpoints, bound to the ``identity`` of what
-    wrote them.
+    """The checkpoints of one model in ``folder``/checkpoints, bound to an ``identity``.
 
     identity: everything that determines the parameters (config of the model, its training, data
     checksum, teacher). Raises InputError if the folder holds checkpoints of another identity,
@@ -116,8 +117,9 @@ class Checkpoints:
         score: float | None,
         seconds: float = 0.0,
     ) -> None:
-        """Start writing ``state`` and the position of ``data``; score: validation, higher is
-        better, or None; seconds: of training so far.
+        """Starts writing ``state`` and the position of ``data``.
+
+        score: on validation, higher is better; None: not evaluated. seconds: training time so far.
         """
         step = int(state.step)
         self._manager.save(
@@ -141,13 +143,14 @@ class Checkpoints:
         return None if best is None else (best["step"], best["score"])
 
     def seconds(self) -> float:
-        """Training time up to the last checkpoint with a score; what a kill made to be done again
-        does not count.
+        """Training time in seconds, up to the last checkpoint with a score.
+
+        Training that is repeated after a kill is counted once.
         """
         return max((metrics["seconds"] for metrics in self._scored()), default=0.0)
 
     def _scored(self) -> list[dict[str, Any]]:
-        """What was noted with each checkpoint that has a score."""
+        """The metrics of each checkpoint that has a score."""
         return [
             metrics
             for step in self._manager.all_steps()
@@ -156,7 +159,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Orbax and TensorStore report a damaged file by many types, bare Exception among them."""
+        """Converts the errors of reading a damaged checkpoint to InputError.
+
+        Orbax and TensorStore report a damaged file by many types, bare Exception among them.
+        """
         try:
             yield
         except (InputError, MemoryError):
@@ -169,9 +175,7 @@ class Checkpoints:
             ) from error
 
     def check_there(self, step: int) -> None:
-        """Raises InputError if the checkpoint of ``step`` is gone; what is in it is read by
-        others.
-        """
+        """Raises InputError if the checkpoint of ``step`` is missing; its content is not read."""
         if not self._path(step).exists():
             raise InputError(
                 f"{self._path(step)} is missing; delete {self.folder} to train it anew"
@@ -195,10 +199,10 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: TrainState, data: grain.DatasetIterator) -> TrainState:
-        """The state of ``step`` with the shapes and shardings of ``like``; sets the position of
-        ``data``.
+        """Restores the state of ``step``, with the shapes and shardings of ``like``.
 
-        Raises InputError, as all that reads, if the checkpoint is missing or damaged.
+        The position of ``data`` is restored too. Raises InputError, as all methods that read, if
+        the checkpoint is missing or damaged.
         """
         plain = to_plain(like)
         args = ocp.args.PyTreeRestore(
@@ -239,8 +243,9 @@ class Checkpoints:
         return serialization.from_state_dict(like, params)
 
     def wait(self) -> None:
-        """Until what was saved is on disk. Raises what went wrong while writing (a full disk,
-        say).
+        """Waits until all checkpoints are on disk.
+
+        Raises the error of a failed write, for example of a full disk.
         """
         self._manager.wait_until_finished()
 
@@ -250,8 +255,9 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
     ) -> None:
-        """Waits for what is being written; nothing writes in the folder afterwards, whatever went
-        wrong before.
+        """Waits for pending writes; nothing is written to the folder afterwards.
+
+        This also holds after an exception, which is not replaced by one of a failed write.
         """
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self._manager.close()

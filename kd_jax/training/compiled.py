@@ -42,13 +42,13 @@ def compiled_step(
     auxiliary: Params | None = None,
     look_up: LookUp | None = None,
 ) -> tuple[Any, TrainState]:
-    """``train_step`` scanned over the leading axis of its batches, jitted and sharded, and the
-    first state.
+    """Compiles ``train_step``, scanned over the leading axis of its batches, for a mesh.
 
-    (state, batches, tables, constants, teachers) -> (state, metrics of the last step). The engine
-    and the table rows of ``spec`` are those of ``mesh``. auxiliary: the first auxiliary parameters.
-    look_up: the batches are row numbers [chunk, B] then, looked up in the tables within the
-    program, so that Python does not run between two steps.
+    Returns the jitted and sharded function (state, batches, tables, constants, teachers) -> (state,
+    metrics of the last step), and the initial state. The engine and the table rows of ``spec`` are
+    those of ``mesh``. auxiliary: the initial auxiliary parameters. look_up: if given, batches are
+    row numbers [chunk, B], looked up in the tables within the program, so that Python does not run
+    between two steps.
     """
     shapes = jax.eval_shape(first_params, start)
     rows = table_rows(spec.graphdef, shapes)

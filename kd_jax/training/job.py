@@ -1,4 +1,4 @@
-"""What is to be trained, and what came of it."""
+"""A training job, and its result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Start = Params | jax.tree_util.Partial
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """One model to train.
+    """The training of one model.
 
     name, seed: for the log; the seed also gives the order of the examples and the dropout masks.
     graphdef, start, constants: the model, ``nnx.merge(graphdef, start, constants)``. evaluate:
@@ -57,7 +57,7 @@ class TrainingJob:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The best parameters on validation, and how they came about.
+    """The best parameters on validation, with the training record.
 
     seconds: wall time, validation included, over all processes that trained it one after another.
     """

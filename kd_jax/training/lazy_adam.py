@@ -31,8 +31,10 @@ MOMENTS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class AdamState(NamedTuple):
-    """mu, nu: as the parameters, in the moments' type; touches: int32, one per row (first axis) of
-    each parameter.
+    """The state of ``scale_by_adam``.
+
+    mu, nu: the moments, shaped as the parameters, in the moments' type. touches: int32, one count
+    per row (first axis) of each parameter.
     """
 
     steps: Array
@@ -100,8 +102,9 @@ def scale_by_adam(
 
 
 def _rounded(key: Array, *values: Float[Array, "..."]) -> tuple[Array, ...]:
-    """f32 -> bf16 of both values, up or down with the chance that keeps the mean; one random word
-    for the two.
+    """Rounds f32 to bf16 stochastically, so that the mean is preserved.
+
+    Two values share one random word.
     """
     words = jax.random.bits(key, values[0].shape, jnp.uint32)
     return tuple(

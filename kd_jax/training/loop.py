@@ -25,11 +25,11 @@ TABLES_SHARE = 0.25  # of a device's memory that the tables of the training exam
 
 
 def train(job: TrainingJob) -> Trained:
-    """Train from ``job.start``, or from the newest checkpoint, until the recipe ends or validation
-    stops improving; return the best.
+    """Trains until the recipe ends or validation stops improving; returns the best parameters.
 
-    A run that was cut off continues bit for bit. Raises InputError when the loss is no longer
-    finite (the last good checkpoint stays), Preempted after SIGTERM.
+    Training starts from the newest checkpoint or, without one, from ``job.start``: an interrupted
+    run continues bit for bit. Raises InputError when the loss is no longer finite (the last good
+    checkpoint is kept), and Preempted after SIGTERM or Ctrl-C.
     """
     sharding.check_batch_size(job.recipe.batch_size, job.mesh, f"batch size of {job.name}")
     return _Loop(job).run()
@@ -92,7 +92,7 @@ class _Loop:
         self.norm = jax.jit(optax.tree.norm)
 
     def _restore(self) -> None:
-        """The newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if any."""
         job = self.job
         rows = table_rows(job.graphdef, self.shapes)
         stored, self.cut, even = sharding.storing(self.state, rows, job.mesh)
@@ -102,8 +102,9 @@ class _Loop:
             job.log.note(f"{job.title}: resumes from the checkpoint of step {newest}")
 
     def _refresh(self) -> None:
-        """The language model's vectors are computed by every host for itself, from whole
-        weights.
+        """Recomputes the language model's vectors.
+
+        Every host computes all of them, from whole weights.
         """
         assert self.job.refresh is not None
         fetched = sharding.fetch((self.state.params, self.constants))
@@ -145,7 +146,7 @@ class _Loop:
         return Trained(params, self.best[0], self.best[1], self.step, self.seconds)
 
     def _advance(self) -> dict[str, Any]:
-        """One program: ``chunk`` steps. Returns the metrics of the last."""
+        """Runs one program of ``chunk`` steps; returns the metrics of the last step."""
         job, chunk, meter = self.job, self.chunk, self.meter
         with meter.time("input"):
             stacked = sharding.put_batches(next(self.data), job.mesh, job.recipe.batch_size)
@@ -180,7 +181,7 @@ class _Loop:
         bar.update(at, shown, cost.get("examples_per_second"))
 
     def _validate(self, bar: Bar) -> None:
-        """Evaluate the parameters of this step, and save them."""
+        """Evaluates the parameters of this step and saves them."""
         job, chunk = self.job, self.chunk
         assert self.pending is not None
         self.meter.step(chunk)  # nothing runs ahead of what is measured
@@ -198,7 +199,7 @@ class _Loop:
         self.meter.reset(ahead=chunk)
 
     def _stop(self, preemption: Preemption, due: bool) -> None:
-        """Save and raise Preempted. due: whether this step has been saved already."""
+        """Saves and raises Preempted; due: whether this step has been saved already."""
         job = self.job
         if not due and job.refresh is None:  # refreshed constants are right at an evaluation only
             job.checkpoints.save(self.cut(self.state), self.data, None)

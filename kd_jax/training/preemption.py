@@ -12,9 +12,9 @@ from kd_jax.devices.processes import preempted
 
 
 class Preemption:
-    """Turns SIGTERM and SIGINT (Ctrl-C; a second one ends at once) into a request that the loop
-    honours between two programs: checkpoint, then exit.
+    """Turns SIGTERM and SIGINT into a request to write a checkpoint and exit.
 
+    The loop honours the request between two programs. A second Ctrl-C ends the process at once.
     With several processes JAX's own handler of SIGTERM stays in place, and all of them agree on
     where to stop.
     """
@@ -45,8 +45,9 @@ class Preemption:
 
 
 class Preempted(SystemExit):
-    """Raised after the checkpoint is on disk; exit status 143 or 130, as for any process ended by
-    such a signal.
+    """Raised after the checkpoint is on disk.
+
+    The exit status is 143 or 130, as for any process ended by SIGTERM or SIGINT.
     """
 
     def __init__(self, by: signal.Signals = signal.SIGTERM) -> None:

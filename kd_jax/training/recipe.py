@@ -17,10 +17,10 @@ SECTIONS = "(sections teacher.optimizer and student.optimizer)"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is optimised: Adam(W) with warm-up, then constant or cosine, and early stopping
-    on validation.
+    """The optimisation of a model: Adam(W), a learning-rate schedule and early stopping.
 
-    patience: evaluations without a new best after which training stops.
+    After the warm-up, the learning rate is constant or follows a cosine. Early stopping is by the
+    validation score. patience: evaluations without a new best after which training stops.
     """
 
     steps: int
@@ -33,7 +33,7 @@ class Recipe:
         None  # of a language model inside the teacher; None: learning_rate
     )
     clip_norm: float = 0.0
-    accumulate: int = 1  # batches whose mean gradient makes one update
+    accumulate: int = 1  # batches per update, which uses their mean gradient
     eval_every: int = 50
     patience: int = 5
     log_every: int = 10
@@ -73,15 +73,17 @@ class Recipe:
 
     @property
     def chunk(self) -> int:
-        """Steps that run as one program: at most ``log_every``, and evaluations fall between two
-        programs.
+        """The number of steps that run as one program.
+
+        It is at most ``log_every``, and evaluations fall between two programs.
         """
         whole = math.gcd(self.steps, self.eval_every)
         return max(n for n in range(1, self.log_every + 1) if whole % n == 0)
 
     def tx(self) -> optax.GradientTransformation:
-        """The optimiser. Its schedule counts updates, ``steps`` and ``warmup_steps`` count
-        batches.
+        """The optimiser.
+
+        Its schedule counts updates, whereas ``steps`` and ``warmup_steps`` count batches.
         """
         updates, warmup = (
             max(1, self.steps // self.accumulate),

@@ -25,12 +25,13 @@ AUXILIARY = "auxiliary"  # the key of auxiliary parameters beside those of the m
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """All of a train step that does not change from step to step.
+    """The static parts of a train step.
 
     graphdef: with ``state.params`` and the constants the model (``nnx.merge``). teacher_fns: by
-    name, (that teacher's arrays, batch) -> its scores. lazy: the table rows that the batch touches
-    are optimised alone, for a ``tx`` that knows of rows (``lazy_adam``). table_rows: rows of tables
-    that the model reads as a whole, where ``state`` has more; those stay as they are.
+    name, (that teacher's arrays, batch) -> its scores. lazy: only the table rows that the batch
+    touches are optimised, by a ``tx`` that supports this (``lazy_adam``). table_rows: rows of
+    tables that the model reads as a whole, where ``state`` has more; the additional ones stay as
+    they are.
     """
 
     graphdef: nnx.GraphDef
@@ -44,8 +45,9 @@ class StepSpec:
 
 
 class Gathered(NamedTuple):
-    """A step's inputs with the rows of tables that it needs in place of the tables, and indices
-    into those rows.
+    """The inputs of a step with only the table rows that it needs.
+
+    The rows take the place of the tables, and the inputs hold indices into them.
 
     rows: parameter -> int32 [K], its rows, distinct and sorted (``tables.distinct``).
     """
@@ -55,7 +57,7 @@ class Gathered(NamedTuple):
 
 
 def gathered(spec: StepSpec, model: Any, inputs: StepInputs, key: Array) -> Gathered:
-    """What a step reads of the tables of ``model``.
+    """Gathers the table rows that a step reads.
 
     Item tables are gathered where the objective samples the catalogue; user tables (and item
     tables, where the batch names items) only if ``spec.lazy``.
@@ -108,7 +110,7 @@ def gathered(spec: StepSpec, model: Any, inputs: StepInputs, key: Array) -> Gath
 def _named_items(
     objective: Objective, batch: Batch, inputs: StepInputs, reads_history: bool
 ) -> dict[str, Array]:
-    """All arrays of item indices that an objective over a sample of the catalogue reads."""
+    """All arrays of item indices that a sampled objective reads."""
     found = {"targets": batch["targets"]}
     if reads_history:
         found["history"] = batch["history"]
@@ -175,7 +177,7 @@ def train_step(
 
 
 def together(params: Params, auxiliary: Params) -> Params:
-    """What the optimiser sees: the model's parameters, and auxiliary ones where there are any."""
+    """The parameters that the optimiser updates: the model's and, if any, auxiliary ones."""
     return params | {AUXILIARY: auxiliary} if auxiliary else params
 
 

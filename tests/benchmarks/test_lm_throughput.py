@@ -1,5 +1,6 @@
-"""benchmarks/lm_throughput.py without any contestant: batches, groups, FLOPs, and what is made of
-the times.
+"""benchmarks/lm_throughput.py without any contestant.
+
+Batches, groups, FLOPs, and the rates and shares computed from the times are tested.
 """
 
 import jax.numpy as jnp

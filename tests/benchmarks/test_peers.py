@@ -1,5 +1,6 @@
-"""benchmarks/peers.py without any peer: the split's file, the metrics, and what becomes of those
-who cannot run.
+"""benchmarks/peers.py without any peer.
+
+The file of the split, the metrics, and contestants that cannot run are tested.
 """
 
 import argparse
@@ -115,7 +116,7 @@ FIGURES = dict.fromkeys(peer_common.FIELDS, 1.0) | {"settings": "some"}
         ("import time; time.sleep(9)", {"failed": "not done after 1 s"}),
     ],
 )
-def test_what_a_contestant_comes_to(tmp_path, monkeypatch, code, state):
+def test_a_contestant_is_measured_skipped_or_failed(tmp_path, monkeypatch, code, state):
     (tmp_path / "script.py").write_text(code)
     monkeypatch.setattr(peers, "HERE", tmp_path)
     options = argparse.Namespace(threads=1, epochs=None, seconds=None, timeout=1.0)
@@ -127,7 +128,7 @@ def test_what_a_contestant_comes_to(tmp_path, monkeypatch, code, state):
         assert found[name] == value or str(found[name]).startswith(str(value))
 
 
-def test_who_is_not_installed_is_skipped(tmp_path, monkeypatch, capsys):
+def test_peers_that_are_not_installed_are_skipped(tmp_path, monkeypatch, capsys):
     small = peers.generate(users=60, items=40, rows=1500)
     monkeypatch.setattr(peers, "generate", lambda: small)
     monkeypatch.setattr(peers, "ceilings", lambda *_: {"numpy": 1.0})

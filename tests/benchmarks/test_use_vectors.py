@@ -1,5 +1,6 @@
-"""The example of docs/compression.md on a finished run, and the cut that the teacher's vectors are
-given there.
+"""The example of docs/compression.md on a finished run, and the reduction of teacher vectors.
+
+The example is examples/use_vectors.py; benchmarks/vector_sizes.py reduces the vectors.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ def test_the_example_prints_a_table_of_numbers_in_range(finished, capsys):
     }
     values = [float(value) for pair in ranked.values() for value in pair.split()]
     assert all(0 <= value <= 1 for value in values) and len(set(values)) > 2
-    told = re.findall(r"logistic regression on (\S.*?) +(\d\.\d{4})$", printed, re.M)
-    assert [name for name, _ in told] == ["popularity", "vectors", "vectors and popularity"]
-    assert all(0 < float(auc) < 1 for _, auc in told)
+    output = re.findall(r"logistic regression on (\S.*?) +(\d\.\d{4})$", printed, re.M)
+    assert [name for name, _ in output] == ["popularity", "vectors", "vectors and popularity"]
+    assert all(0 < float(auc) < 1 for _, auc in output)
 
 
-def test_the_example_says_what_is_missing(finished, tmp_path):
+def test_the_example_names_a_missing_file(finished, tmp_path):
     (tmp_path / "dataset").symlink_to(finished / "dataset")
     with pytest.raises(InputError, match="user_vectors.parquet is missing: finish a run of"):
         use_vectors.main(tmp_path)

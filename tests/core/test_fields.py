@@ -1,4 +1,4 @@
-"""A section's fields are the parameters with a default of what reads it."""
+"""The fields of a section are the parameters of its reader that have a default."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Filters against brute force, splits against their definitions, and no history that knows the
-future.
-"""
+"""Filters against brute force, splits against their definitions, and no leak of the future."""
 
 import json
 from collections import Counter
@@ -64,7 +62,7 @@ def per_user(csr):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal", "ratio", "strong", "column"])
-def test_history_never_knows_the_future(seed, split):
+def test_history_is_never_later_than_its_targets(seed, split):
     raw = random_data(seed)
     if split == "column":
         raw = with_column(raw, seed)
@@ -378,7 +376,7 @@ def test_save_and_load(tmp_path, ids):
     refused(lambda: dataset.load(tmp_path), "can't be read")
 
 
-def test_nothing_left_says_which_option():
+def test_an_empty_result_names_the_options():
     raw = random_data(0)
     refused(
         lambda: dataset.build(raw, min_rating=6),

@@ -1,4 +1,4 @@
-"""Every reader gives the same RawData for the same content, and says where a bad row stands."""
+"""Every reader gives the same RawData for the same content, and locates malformed rows."""
 
 import dataclasses
 import gzip
@@ -448,7 +448,7 @@ def test_bad_items_tables(tmp_path, rows, fragments):
 def prepare_array_record(
     root: Path, file_format: str = "array_record", ratings: Sequence[Any] = RATINGS
 ) -> None:
-    """What TFDS' own preparation leaves on disk, written without tensorflow."""
+    """Writes the files that TFDS' own preparation writes, without tensorflow."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -515,7 +515,7 @@ def prepare_array_record(
 
 @pytest.fixture
 def tfds_quiet():
-    """TFDS' imports warn about deprecations of their own; not a matter of this project."""
+    """Hides warnings: TFDS' imports warn about their own deprecations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -571,8 +571,9 @@ def test_tfds_bad_input(tmp_path, tfds_quiet, monkeypatch):
 
 
 def test_tfds_reads_the_same_through_tensorflow(tmp_path, tfds_quiet, monkeypatch):
-    """The tensorflow path with its calls stood in for: scalars come as arrays, sequences as ragged
-    rows.
+    """The tensorflow path, with its calls replaced.
+
+    Scalars come as arrays, sequences as ragged rows.
     """
     import tensorflow_datasets as tfds
 
@@ -617,7 +618,7 @@ class Case:
 
     write: writes it to a folder and returns the section. counts: interactions, users, items. text:
     the items' text columns. damage: makes one of the rows malformed; None where there is no file to
-    damage. missing: a section of which a path leads nowhere.
+    damage. missing: a section with a path that does not exist.
     """
 
     write: Callable[[Path], dict[str, Any]]
@@ -788,7 +789,7 @@ def test_every_readers_defaults_are_those_of_configs_common():
 
 
 def shown(**changes) -> RawData:
-    """Two users and what they were shown."""
+    """Two users and their impressions."""
     impressions = {
         "user": [1, 2],
         "timestamp": [5, 6],

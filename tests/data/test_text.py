@@ -1,5 +1,6 @@
-"""Texts, token tables, and encoding: each distinct text once, in few shapes, the same as one at a
-time.
+"""Item texts, token tables, and encoding.
+
+Each distinct text is encoded once, in batches of few shapes; its vector is the same as alone.
 """
 
 from __future__ import annotations

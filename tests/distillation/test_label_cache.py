@@ -71,8 +71,9 @@ TEACHERS = {
 
 
 def by_hand(term, logits, trust):
-    """KL or cross-entropy of the lists in LIST against student logits [B, P, N], in numpy, term by
-    term.
+    """KL or cross-entropy of the lists in LIST against student logits [B, P, N], in numpy.
+
+    The mean is summed one position at a time.
     """
     total, t = 0.0, term.temperature.start
     for b in range(B):
@@ -315,12 +316,12 @@ def test_all_bad_lines_are_named_at_once(data, tmp_path):
         {"user": 103, "items": [501]},
         good,
     )
-    told = (
+    message = (
         "l.jsonl:1: no JSON (",
         "; line 3: 'items' is None; it must be",
         "; and 3 more, in lines 7, 8, 10",
     )
-    toy.refused(lambda: lists.read(path, data), *told)
+    toy.refused(lambda: lists.read(path, data), *message)
     path = jsonl(
         tmp_path / "l.jsonl",
         good,
@@ -366,8 +367,9 @@ def taught(world, big, path, **fields):
 
 @pytest.fixture(scope="module")
 def finished(world, big, tmp_path_factory):
-    """A run that learns from lists for half of the users and from another workdir, without a
-    teacher of its own.
+    """A run that learns from lists and from another workdir, without a teacher of its own.
+
+    The lists are those of half of the users.
     """
     folder = tmp_path_factory.mktemp("taught")
     path = jsonl(
@@ -405,14 +407,14 @@ def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, 
 def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished, tmp_path, capsys):
     workdir, _ = finished
     assert labels_command.main(["--workdir", str(workdir), "--rows", "30"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("30 rows again") == 2 and "bytes each, read in" in said
+    printed = capsys.readouterr().out
+    assert printed.count("30 rows again") == 2 and "bytes each, read in" in printed
     (file,) = (workdir / "labels/big").glob("*/rows-*.safetensors")
     whole = file.read_bytes()
     rows = load_file(file)
     save_file(rows | {"contexts": rows["contexts"] * 1.01}, file)
     assert labels_command.main(["--workdir", str(workdir)]) == 1
-    assert "labels/big" in (said := capsys.readouterr().out) and said.count("(WRONG)") == 1
+    assert "labels/big" in (printed := capsys.readouterr().out) and printed.count("(WRONG)") == 1
     save_file(rows | {"contexts": rows["contexts"] * np.nan}, file)
     assert labels_command.main(["--workdir", str(workdir)]) == 1
     assert "differ by at most nan" in capsys.readouterr().out
@@ -432,7 +434,7 @@ def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_pa
     assert capsys.readouterr().out.count("rows again") == 1
 
 
-def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big, tmp_path, capsys):
+def test_unread_sources_and_those_that_the_control_lacks_are_printed(world, big, tmp_path, capsys):
     path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
     fields = {
         "distill.terms": LISTS | {"clicks": TEACHING["clicks"]},
@@ -443,12 +445,13 @@ def test_what_nobody_reads_and_what_the_control_does_without_is_said(world, big,
     c = taught(world, big, path, **fields)
     c.stages = (*c.stages, "evaluate", "report")
     run(c, tmp_path / "run")
-    said = " ".join(capsys.readouterr().out.split())
-    assert "no term of distill.terms reads big" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no term of distill.terms reads big" in printed
     assert (
-        "control: without llm, which may hold a language model; it learns from clicks alone" in said
+        "control: without llm, which may hold a language model; it learns from clicks alone"
+        in printed
     )
-    assert "Without a control distilled from an ID-only teacher" in said
+    assert "Without a control distilled from an ID-only teacher" in printed
     gain = json.loads((tmp_path / "run/report/metrics.json").read_text())["gain"]["ndcg@10"]
     assert "distilled" in gain and "lm_share" not in gain
 
@@ -485,8 +488,8 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
         found["list_weights"], [0, 1 + np.sum(p * np.log(p)) / np.log(24), 3.0], rtol=1e-5
     )
     teacher = cached_teacher(tmp_path / "labels")
-    said = teacher.scores(teacher.arrays, examples.gather(np.array([10, 3])))
-    assert said.scores.items.shape == (2, 6, 2) and np.count_nonzero(said.weights) == 2
+    labels = teacher.scores(teacher.arrays, examples.gather(np.array([10, 3])))
+    assert labels.scores.items.shape == (2, 6, 2) and np.count_nonzero(labels.weights) == 2
 
 
 @pytest.mark.parametrize(
@@ -543,8 +546,8 @@ def test_a_source_that_cannot_teach_is_refused_before_anything_is_trained(
         }
     capsys.readouterr()
     assert pipeline.main(taught(world, big, path, **fields), tmp_path / "run") == 2
-    said = capsys.readouterr().err
-    assert message in said and len(said.splitlines()) == 1, said
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.splitlines()) == 1, printed
     assert not (tmp_path / "run/labels").exists()
 
 

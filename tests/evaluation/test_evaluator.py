@@ -1,5 +1,6 @@
-"""Streamed evaluation against a brute-force oracle that builds every user's full list, one user at
-a time.
+"""Streamed evaluation against a brute-force oracle.
+
+The oracle sorts the full list of every user, one user at a time.
 """
 
 import gc
@@ -28,7 +29,7 @@ USERS, ITEMS = 37, 50
 
 
 class TinyDataset:
-    """What evaluation reads of a Dataset, from (user, item) pairs of the three splits."""
+    """The part of a Dataset that evaluation reads, from (user, item) pairs of the three splits."""
 
     name = "tiny"
 
@@ -50,8 +51,9 @@ class TinyDataset:
 
 
 def make_dataset(seed=0, repeat=False):
-    """Skewed popularity; the last 12 items are cold; some users lack a history, some lack
-    targets.
+    """Interactions with skewed popularity.
+
+    The last 12 items are cold; some users lack a history, some lack targets.
     """
     rng = np.random.default_rng(seed)
     parts = ([], [], [])
@@ -243,7 +245,7 @@ def test_results_are_fetched_once_and_few_score_blocks_are_alive(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, -np.inf, np.inf])
-def test_a_scorer_without_an_opinion_scores_nothing(value):
+def test_a_constant_scorer_scores_nothing(value):
     data = make_dataset()
     data.pairs[1] = tuple(np.array(data.pairs[1])[:, data.pairs[1][1] != ITEMS - 1])
     data.pairs[2] = (
@@ -263,9 +265,7 @@ def test_a_scorer_without_an_opinion_scores_nothing(value):
 
 
 def test_seen_items_are_masked_unless_asked():
-    """A scorer that puts what the user has seen first is perfect once these are masked, and useless
-    otherwise.
-    """
+    """A scorer that ranks seen items first is perfect with the mask, and useless without it."""
     data = make_dataset()
     table = np.zeros((USERS, ITEMS), np.float32)
     for csr, value in ((data.history(2), 2.0), (data.targets(2), 1.0)):
@@ -331,8 +331,10 @@ def test_users_known_only_by_a_fold_in_history_are_evaluated():
 
 
 def test_users_without_anything_to_train_on_are_left_out():
-    """Sequence models could read such a user's validation items; matrix factorisation never trained
-    a vector for it.
+    """A user needs an interaction in training or in a fold-in history.
+
+    Sequence models could read such a user's validation items, but matrix factorisation never
+    trained a vector for the user.
     """
     data = make_dataset()
     late = TinyDataset(
@@ -463,9 +465,7 @@ def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape
 @pytest.mark.parametrize("shape", [None, (1, 1), (1, 8), (2, 4), (8, 1)])
 @pytest.mark.parametrize("batch_size", [8, 30])
 def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatch):
-    """Factors whose scores are whole numbers, so that they tie often and no order of sums changes
-    them.
-    """
+    """All scores are whole numbers, so they often tie and do not depend on the order of sums."""
     monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
     monkeypatch.setitem(TILE, "cpu", 7 * batch_size)
     data, rng = make_dataset(), np.random.default_rng(0)
@@ -495,7 +495,7 @@ def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatc
 
 @pytest.mark.parametrize("off", [0.0, 1e-6])
 def test_a_target_never_competes_with_itself(off, monkeypatch):
-    """Even where the second visit makes its score anew, with another rounding."""
+    """The second visit may compute its score with another rounding."""
     monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
     monkeypatch.setitem(TILE, "cpu", 8)
     rng, chunk, visits = np.random.default_rng(0), ranking._Ranked._chunk, []

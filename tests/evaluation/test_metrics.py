@@ -1,5 +1,6 @@
-"""Metrics against ranx, scikit-learn, closed forms and a brute-force oracle; ties, masks and
-NaN.
+"""Metrics against ranx, scikit-learn, closed forms and a brute-force oracle.
+
+Ties, masks and NaN are included.
 """
 
 import jax
@@ -22,17 +23,16 @@ import ranx  # noqa: E402, I001
 
 @jax.jit
 def target_ranks(scores, rows, items):
-    """As ``kd_jax/ranking.py`` puts the two together where all is on one device and in one
-    chunk.
-    """
+    """Ranks as ``evaluation.ranking`` computes them on one device and in one chunk."""
     raw = scores.astype(jnp.float32).at[rows, items].get(mode="clip")
     counts = m.count_not_below(scores.astype(jnp.float32), rows, raw) - m.not_below(raw, raw)
     return m.ranks_of(counts, raw, rows, *scores.shape)
 
 
 def brute_force_rank(scores, targets, target):
-    """The definition, written out: pessimistic about ties with non-targets, list order among
-    targets.
+    """The rank of a target by definition.
+
+    Of equal scores, those of non-targets come first, and those of targets in the order of the list.
     """
     value = {i: -np.inf if np.isnan(scores[i]) else scores[i] for i in targets}
     if scores[target] == -np.inf:
@@ -120,8 +120,9 @@ def test_a_target_that_ties_with_others_comes_after_them(ties):
 
 
 def test_nan_never_helps():
-    """Replacing any score by NaN, of a target or of a competitor, never improves the rank of any
-    target.
+    """Replacing a score by NaN never improves the rank of a target.
+
+    The score may be that of a target or of a competitor.
     """
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(1, 12)).astype(np.float32)
@@ -325,8 +326,9 @@ def test_bootstrap_is_deterministic_and_its_numbers_agree():
 
 
 def test_bootstrap_is_paired():
-    """A small gain that every user has is certain, however much users differ; unpaired it would
-    drown.
+    """A small gain that every user has is significant, however much users differ.
+
+    Without pairs, the differences between users would hide it.
     """
     a = np.random.default_rng(0).exponential(size=200)
     gain = significance.paired_bootstrap(a, 1.01 * a, resamples=2000)
@@ -342,11 +344,10 @@ def test_bootstrap_is_paired():
 
 
 def test_bootstrap_interval_covers_and_p_value_is_calibrated():
-    """400 experiments of 80 users: 95 % intervals hold the true gain, and p < 0.05 happens in 5 %
-    of null ones.
+    """Intervals cover the true gain in 95 % of experiments; 5 % of null ones have p < 0.05.
 
-    Binomial spread at 400 draws is 1.1 points; the band of 4 points allows for the known optimism
-    of percentile intervals at this size.
+    There are 400 experiments of 80 users. Binomial spread at 400 draws is 1.1 points; the band of
+    4 points allows for the known optimism of percentile intervals at this size.
     """
     rng = np.random.default_rng(5)
     covered, rejected = [], []

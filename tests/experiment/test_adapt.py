@@ -1,4 +1,4 @@
-"""A language model learns what a trained recommender knows of its items."""
+"""Training a language model to predict the item vectors of a trained recommender."""
 
 import contextlib
 import json
@@ -35,8 +35,9 @@ FEW = [f"--set=teacher.{field}" for field in SHORT]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """80 items whose genre, which their text names, says who chooses them; and a BERT that has
-    learnt nothing.
+    """A toy data set of 80 items, and an untrained BERT.
+
+    Users choose items by genre, which the item texts name.
     """
     folder = tmp_path_factory.mktemp("world")
     toy.write_csv(folder, users=150, items=80, per_user=12)
@@ -75,7 +76,7 @@ def adaptation(run, *changes):
 
 
 def test_the_vectors_come_closer_and_others_of_the_same_kind_do_so_too(run, monkeypatch):
-    """Vectors that say the genre, which the text names, and nothing of a head that knows it."""
+    """The target vectors are one-hot genres, which the texts name; the text tower is untrained."""
     genre = np.eye(4, 8, dtype=np.float32)[np.arange(80) % 4]
     monkeypatch.setattr(adaptation_module, "item_vectors", lambda *_: (genre, None))
     with adaptation(
@@ -112,7 +113,7 @@ def test_a_language_model_leaves_and_what_was_frozen_stays(world, run, tmp_path,
     )
     np.testing.assert_array_equal(*first)
     assert np.abs(last[0] - last[1]).max() > 1e-4
-    # What left is a language model as any other.
+    # The saved folder is a language model like any other.
     stages, fields = (
         ("data", "teacher"),
         {
@@ -174,7 +175,7 @@ def test_the_same_command_again_finds_what_was_learned(run, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_what_made_it_worse_is_told(run, tmp_path, capsys):
+def test_training_that_explains_less_is_reported(run, tmp_path, capsys):
     options = [
         f"--workdir={run}",
         f"--out={tmp_path / 'out'}",
@@ -185,7 +186,7 @@ def test_what_made_it_worse_is_told(run, tmp_path, capsys):
     assert "items' vectors the texts explain less than before" in capsys.readouterr().out
 
 
-def test_an_adapted_model_on_other_data_is_told(world, run, tmp_path, capsys):
+def test_an_adapted_model_on_other_data_is_reported(world, run, tmp_path, capsys):
     out = tmp_path / "out"
     assert adapt_command.main([f"--workdir={run}", f"--out={out}", *FEW]) == 0
     fields = {
@@ -193,14 +194,14 @@ def test_an_adapted_model_on_other_data_is_told(world, run, tmp_path, capsys):
         "teacher.optimizer.steps": 2,
         "teacher.optimizer.eval_every": 2,
     }
-    for name, split, told in (("same", {}, False), ("other", {"data.split": "ratio"}, True)):
+    for name, split, warned in (("same", {}, False), ("other", {"data.split": "ratio"}, True)):
         assert (
             pipeline.main(
                 config(world, stages=("data", "teacher"), **fields, **split), tmp_path / name
             )
             == 0
         )
-        assert ("was trained on other data" in capsys.readouterr().out) == told
+        assert ("was trained on other data" in capsys.readouterr().out) == warned
 
 
 def test_a_student_is_learned_from_too(run, tmp_path, capsys):
@@ -237,7 +238,7 @@ def test_batches_hold_texts_of_about_the_same_length(run):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--model=teachr"], "did you mean 'teacher'"),
         (["--model=control"], "run the stage 'control' first"),
@@ -260,10 +261,10 @@ def test_batches_hold_texts_of_about_the_same_length(run):
         (["--set=teacher.lm.top_n=9"], "teacher.lm.top_n=9"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys, options, told):
+def test_what_cannot_be_is_refused_in_one_line(run, tmp_path, capsys, options, message):
     assert adapt_command.main([f"--workdir={run}", f"--out={tmp_path / 'out'}", *options]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
-"""What a user can get wrong, end to end: one line that starts with 'error:', exit status 2, and
-nothing is lost.
+"""User errors, end to end.
+
+Each gives one line that starts with 'error:' and exit status 2, and nothing is lost.
 """
 
 import json
@@ -47,9 +48,9 @@ def refused(capsys):
     def check(c, workdir, pattern):
         capsys.readouterr()
         assert pipeline.main(c, workdir) == 2
-        said = capsys.readouterr().err.splitlines()
-        assert len(said) == 1 and said[0].startswith("error: "), said
-        assert re.search(pattern, said[0]), said[0]
+        printed = capsys.readouterr().err.splitlines()
+        assert len(printed) == 1 and printed[0].startswith("error: "), printed
+        assert re.search(pattern, printed[0]), printed[0]
 
     return check
 
@@ -181,7 +182,7 @@ def test_missing_and_empty_files(world, tmp_path, refused):
 
 
 def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_path, capsys):
-    def said(workdir, **fields):
+    def warnings_of(workdir, **fields):
         fields |= {"header": "user,item,when,rating", "stages": ("data",)}
         assert (
             pipeline.main(
@@ -191,22 +192,22 @@ def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_p
         )
         return [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
 
-    (line,) = said("run")
+    (line,) = warnings_of("run")
     assert (
         "takes the order of the rows as time" in line and "r.csv has no column 'timestamp'" in line
     )
     assert "data.files.columns.timestamp (columns that nothing reads: when)" in line
-    assert said("named", **{"data.files.columns.timestamp": "when"}) == []
-    assert said("none", **{"data.files.columns.timestamp": ""}) == []
+    assert warnings_of("named", **{"data.files.columns.timestamp": "when"}) == []
+    assert warnings_of("none", **{"data.files.columns.timestamp": ""}) == []
 
 
 def test_a_user_with_one_interaction_and_a_repeated_one_are_counted(world, tmp_path, capsys):
     change = lambda r: [*r, "9000,500,3,5", r[0]]  # noqa: E731
     fields = {"stages": ("data",), "data.min_interactions": 0}
     assert pipeline.main(mended(world, tmp_path / "data", change, **fields), tmp_path / "run") == 0
-    said = capsys.readouterr().out
-    assert "41 users, 24 items, 481 interactions" in said
-    assert "users with fewer than 3: 1" in said and "repeated: 1" in said
+    printed = capsys.readouterr().out
+    assert "41 users, 24 items, 481 interactions" in printed
+    assert "users with fewer than 3: 1" in printed and "repeated: 1" in printed
 
 
 def test_a_single_user_is_enough(world, tmp_path, capsys):
@@ -361,7 +362,7 @@ def test_bad_weights(world, tmp_path, refused):
     )
 
 
-def test_weights_that_are_not_numbers_are_told_from_a_high_learning_rate(world, tmp_path, refused):
+def test_weights_that_are_not_numbers_are_reported_as_damaged(world, tmp_path, refused):
     bert = toy.tiny_bert(tmp_path / "bert")
     tensors = load_file(bert / "model.safetensors")
     tensors["encoder.layer.0.output.dense.weight"][0, 0] = np.nan
@@ -394,7 +395,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_pat
         path for path in (tmp_path / "run/student/checkpoints").iterdir() if path.name.isdigit()
     ]
     assert [path.name for path in saved] == (["1"] if rate == 1e38 else [])
-    if not saved:  # a run without a checkpoint binds nobody to its settings
+    if not saved:  # without a checkpoint, other settings may follow
         assert pipeline.main(config(world, stages=SHORT), tmp_path / "run") == 0
 
 
@@ -427,7 +428,7 @@ def test_a_workdir_in_use(world, copy, refused):
         assert files(copy) == before
 
 
-# All data files at once: which of Orbax's two layers holds a small array is its own affair.
+# All data files at once: Orbax may keep a small array in either of its two layers.
 @pytest.mark.parametrize(
     "what", ["state/_METADATA", "state/**/d/*", "data/metadata", "metrics/metrics"]
 )
@@ -460,7 +461,7 @@ def test_a_trained_model_that_is_damaged_or_gone(world, copy, refused):
     for stages in (
         SHORT,
         (*SHORT, "evaluate"),
-    ):  # it is noticed where the student is said to be up to date
+    ):  # also where the student is already trained
         c.stages = stages
         refused(
             c, copy, rf"checkpoints/{best} is missing; delete {copy / 'student'} to train it anew$"
@@ -557,8 +558,9 @@ sys.exit(pipeline.main(c, Path(sys.argv[2])))
 
 
 def test_a_disk_that_is_really_full(world, tmp_path, disk):
-    """In a process of its own, as it is for a user: what libraries print from their threads counts
-    as well.
+    """The run has its own process, as for a user.
+
+    So the output of library threads is checked as well.
     """
     fields = {
         "student.optimizer.steps": 60,
@@ -580,11 +582,11 @@ def test_a_disk_that_is_really_full(world, tmp_path, disk):
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
     )
     assert done.returncode == 2, done.stderr
-    said = (
+    message = (
         f"error: the disk of {run} is full; free some space and run the same command again: it"
         " resumes"
     )
-    assert done.stderr.splitlines() == [said]
+    assert done.stderr.splitlines() == [message]
     assert (run / "student/checkpoints").exists() and not (run / "student/result.json").exists()
     (disk / "ballast").unlink()
     assert pipeline.main(config(world, stages=SHORT, **fields), run) == 0

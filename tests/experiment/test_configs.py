@@ -1,6 +1,4 @@
-"""Every file in configs/ runs as it is shipped, shrunk by ``runlocal``, with a tiny language
-model.
-"""
+"""Every file in configs/ runs as shipped, with ``runlocal`` and a tiny language model."""
 
 import json
 import subprocess
@@ -32,7 +30,7 @@ def bert(tmp_path_factory):
 
 
 def run(c, workdir, bert, **fields):
-    """A run of what the config says but for sizes; returns the names in the report."""
+    """Runs the config with small sizes; returns the names of the models in the report."""
     small = {
         "teacher.model.components": 8,
         "teacher.model.dim": 8,

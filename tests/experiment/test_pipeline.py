@@ -1,5 +1,6 @@
-"""The whole way on a small world: every stage, twice; both tasks; every kind of teacher and
-student; user errors.
+"""Whole runs on a toy data set.
+
+Every stage runs twice; both tasks, every kind of teacher and student, and user errors are included.
 """
 
 import errno
@@ -300,7 +301,7 @@ def test_of_a_flag_given_twice_the_last_counts():
 
 
 @pytest.mark.parametrize(
-    ("tuned", "told"),
+    ("tuned", "message"),
     [
         ({"eval": {"select": "recall@10"}}, "no field 'eval.select'"),
         (
@@ -317,10 +318,10 @@ def test_of_a_flag_given_twice_the_last_counts():
     ],
     ids=str,
 )
-def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, told):
+def test_only_what_a_model_has_can_be_tuned(world, tmp_path, capsys, tuned, message):
     assert pipeline.main(config(world, **{"tuned.student": tuned}), tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
 def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
@@ -332,13 +333,13 @@ def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    for body, status, told in (
+    for body, status, message in (
         (out_of_memory, 2, "34745853344 bytes.); lower batch_size"),
         (interrupted, 130, "goes on"),
     ):
         assert process.status(body, tmp_path) == status
         error = capsys.readouterr().err
-        assert told in error and error.count("\n") == 1
+        assert message in error and error.count("\n") == 1
     with pytest.raises(ZeroDivisionError):
         process.status(lambda: 1 // 0, tmp_path)
 

@@ -1,4 +1,4 @@
-"""What README.md and docs/students.md show works as it stands there."""
+"""The examples in README.md and docs/students.md work as printed; links and names exist."""
 
 import re
 from pathlib import Path
@@ -110,7 +110,7 @@ def fields_and_sections(section, prefix=""):
 
 
 def declared():
-    """Fields of the sections whose fields their readers, students and exporters declare."""
+    """Fields of the sections that readers, students and exporters declare."""
     for name, reader in READERS.items():
         yield from (f"data.{name}.{field}" for field in fields.defaults(reader))
     for name, kind in students.STUDENTS.items():

@@ -41,8 +41,9 @@ def minilm() -> Path:
 
 
 def randomized(model: Any, seed: int = 0) -> Any:
-    """A transformers Flax model with every parameter random: at initialisation biases and norms
-    would hide mistakes.
+    """The transformers Flax model ``model`` with every parameter random.
+
+    Biases and norms at their initial values would hide mistakes.
     """
     leaves, tree = jax.tree.flatten(model.params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))

@@ -42,8 +42,10 @@ def torch_named(params: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def edit(folder: Path, rename: Any = None, **changes: Any) -> None:
-    """Rewrite the weights: ``rename`` maps names (None drops), ``changes`` sets tensors ('.'
-    written as '__').
+    """Rewrites the weights of a folder.
+
+    rename: maps names; None drops the tensor. changes: tensors to set, with '.' in their names
+    written as '__'.
     """
     path = folder / "model.safetensors"
     tensors = load_file(path)

@@ -1,5 +1,6 @@
-"""Small worlds for tests: interactions with a structure that can be learned, texts that tell it, a
-tiny BERT folder.
+"""Toy data sets with a structure that can be learned, and a tiny BERT folder.
+
+The item texts name the genres that the interactions depend on.
 """
 
 import json

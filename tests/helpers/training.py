@@ -105,8 +105,9 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
 
 
 class Fit:
-    """One training run of a small MF in ``folder``; ``watch(step)`` is called at every
-    evaluation.
+    """One training run of a small MF in ``folder``.
+
+    ``watch(count)`` is called at every evaluation, with the number of evaluations so far.
     """
 
     def __init__(self, folder, mesh=(1, 1), sizes=None, **recipe):

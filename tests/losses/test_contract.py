@@ -1,4 +1,4 @@
-"""What every entry of ``LOSSES`` keeps: its definition, gradients, masks, types and all engines."""
+"""Every entry of ``LOSSES``: its definition, gradients, masks, types and all engines."""
 
 import dataclasses
 
@@ -44,8 +44,10 @@ SOFTMAX = {
 
 
 def of_rrd(loss, key, rows):
-    """Equation 9 of DE-RRD: -log of the product over the interesting items of exp(s_k) / (the sum
-    over those behind it and over the drawn ones).
+    """Equation 9 of DE-RRD, as a function that returns the loss of one row.
+
+    The loss is -log of the product over the interesting items k of exp(s_k) / (the sum of exp over
+    k, the interesting items behind k, and the drawn items).
     """
     noise = np.asarray(jax.random.gumbel(key, (rows, loss.top)))
 
@@ -69,7 +71,7 @@ VECTORS = {
 }
 HYPER: dict = {
     "rrd": {"top": 20, "drawn": 12, "interesting": 7}
-}  # hyper-parameters of a loss whose defaults do not suit the toy catalogue
+}  # hyper-parameters where the defaults do not suit the toy catalogue
 
 names = pytest.mark.parametrize("name", LOSSES)
 

@@ -38,8 +38,9 @@ def world(top=0, **options):
 
 
 def value(draws, student, teacher, rows, warm, losses=ALL, **options):
-    """The sum of all losses, differentiable in the student's factors; from the whole catalogue
-    without ``draws``.
+    """The sum of all losses, differentiable in the student's factors.
+
+    The whole catalogue is used where ``draws`` is None.
     """
     inputs = whole.inputs_of(losses, rows, teacher, warm)
     if draws is None:
@@ -85,7 +86,7 @@ def test_nobody_warm_is_loss_and_gradient_zero():
         assert all(not np.any(g) for g in jax.tree.leaves(gradients))
 
 
-def test_the_proposal_draws_each_item_as_often_as_it_says():
+def test_the_proposal_draws_each_item_at_its_expected_rate():
     counts = np.random.default_rng(0).integers(0, 50, 23)
     starts = jnp.asarray(sampled.proposal(counts, 0.7))
     draws = jax.jit(sampled.draw, static_argnums=1)(starts, 200_000, jax.random.key(0))

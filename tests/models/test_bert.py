@@ -1,5 +1,6 @@
-"""The native BERT against transformers' FlaxBertModel, layer by layer, and what training it may and
-may not touch.
+"""The native BERT against transformers' FlaxBertModel, layer by layer.
+
+Gradients, frozen layers and pooling are also tested.
 """
 
 from __future__ import annotations

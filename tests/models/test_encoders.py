@@ -1,9 +1,8 @@
-"""RoBERTa, XLM-R, DistilBERT and MPNet against transformers, layer by layer; what each reads,
-trains and refuses.
+"""RoBERTa, XLM-R, DistilBERT and MPNet against transformers, layer by layer.
 
-Beside transformers' Flax classes stand tensors that PyTorch computed (tests/fixtures,
-benchmarks/parity_fixtures.py): MPNet never had a Flax class, and the others are tested where there
-are none.
+Inputs, training and errors of each family are also tested. The references are transformers' Flax
+classes and tensors that PyTorch computed (tests/fixtures, benchmarks/parity_fixtures.py): MPNet
+never had a Flax class, and the other families are also tested where transformers has none.
 """
 
 from __future__ import annotations
@@ -191,7 +190,7 @@ def test_real_mpnet_equals_pytorch(mpnet):
     assert encoder.max_length == 512
 
 
-# What is read
+# Inputs
 
 
 def test_longest_text(family, folder):
@@ -235,7 +234,7 @@ def test_bfloat16_is_close_and_keeps_f32_parameters():
     np.testing.assert_allclose(output.astype(np.float32), tensors["last.right"], rtol=0, atol=0.15)
 
 
-# What is trained
+# Training
 
 
 def paths(encoder: NativeEncoder) -> set[Any]:
@@ -290,7 +289,7 @@ def test_what_was_loaded_is_what_is_saved(family, folder, tmp_path_factory):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-# What is refused
+# Errors
 
 
 def test_another_architecture_lists_the_supported_ones(folder):

@@ -1,5 +1,6 @@
-"""Fine-tuning a language model inside the teacher: what is trained, what is computed, and what
-leaves.
+"""Fine-tuning a language model inside the teacher.
+
+The trained parameters, the computation and the saved encoder are tested.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def test_bad_adapters(folder):
     )
 
 
-# What is computed
+# Computation
 
 
 def test_recomputed_activations_give_the_same_gradient(folder):
@@ -163,13 +164,14 @@ def test_drawn_negatives_follow_their_share_and_the_batch():
     assert set(first) - set(range(6)) == set(rest) - set(range(6))
 
 
-# Over which items a trained teacher learns
+# Items in the softmax of a trained teacher
 
 
 @pytest.fixture(scope="module")
 def world(folder):
-    """(encoder, texts) of a toy catalogue of 12 items, and a batch of 3 histories with their
-    targets.
+    """(encoder, texts, batch) of a toy catalogue of 12 items.
+
+    The batch has 3 histories and their targets.
     """
     encoder, tokenizer = load(folder)
     items = toy.raw(items=12).items
@@ -235,7 +237,7 @@ def test_a_target_without_a_place_still_counts(world):
     assert np.all(bias[np.array([3, 4, 5, 6])] > 0)
 
 
-def test_hard_negatives_are_the_best_scored_items_that_are_neither_read_nor_wanted(world):
+def test_hard_negatives_are_the_best_scored_items_outside_history_and_targets(world):
     batch = world[2] | {"live_items": {world[1].ids.shape[1]: np.array([0, 1], np.int32)}}
     model = teacher(world, softmax="in_batch", hard_negatives=2)
     plain = teacher(world)
@@ -273,7 +275,7 @@ def test_accumulated_batches_make_one_update():
     )
 
 
-# What leaves
+# Saving
 
 
 def perturbed(encoder):

@@ -1,5 +1,6 @@
-"""GGUF files against the same weights in a folder: every setting and every parameter; tokenizers;
-what is wrong.
+"""GGUF files against the same weights in a folder.
+
+Every setting, every parameter, tokenizers, and errors are tested.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def name(saved: str) -> str:
 
 
 def paired(value: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to queries and keys: the halves of a head are interleaved."""
+    """Interleaves the halves of a head, as llama.cpp's converter does for queries and keys."""
     return np.stack(
         np.split(value.reshape(heads, -1, *value.shape[1:]), 2, axis=1), axis=2
     ).reshape(value.shape)
@@ -72,11 +73,10 @@ def write(
     words: dict[str, Any] | None = None,
     **changes: Any,
 ) -> dict[str, np.ndarray]:
-    """A GGUF file of a folder's model, as llama.cpp's converter arranges it; returns the
-    dequantised folder tensors.
+    """Writes a folder's model as a GGUF file, in the arrangement of llama.cpp's converter.
 
-    quantise: how matrices are stored. words: settings of the tokenizer. changes: tensors to add, or
-    None to leave out.
+    Returns the tensors of the folder, dequantised. quantise: how matrices are stored. words:
+    settings of the tokenizer. changes: tensors to add, or None to leave out.
     """
     config, kept = read_config(folder), {}
     kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
@@ -256,7 +256,7 @@ def test_byte_level_tokenizers(pre, digits, start, tmp_path):
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>")
 
 
-def test_first_and_last_token_are_added_where_the_file_says_so(tmp_path):
+def test_first_and_last_token_are_added_where_the_file_sets_them(tmp_path):
     tokenizer = byte_level(tmp_path, "smollm", add_bos_token=True, add_eos_token=True)
     assert tokenizer.convert_ids_to_tokens(tokenizer("ab")["input_ids"]) == ["<s>", "ab", "</s>"]
 
@@ -300,7 +300,7 @@ def test_sentence_pieces_merge_by_score(tmp_path):
     assert tokenizer.decode(tokenizer("ab ca")["input_ids"], skip_special_tokens=True) == "ab ca"
 
 
-# What is wrong
+# Errors
 
 
 def test_a_tokenizer_of_another_kind(tmp_path):

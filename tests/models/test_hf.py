@@ -1,5 +1,6 @@
-"""Hugging Face folders: where weights are found, what is understood, and one line for everything
-that is wrong.
+"""Hugging Face folders: where weights are found, and which formats can be read.
+
+Every error is one line.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from kd_jax.models.language import weights
 from kd_jax.models.language.hf import load_encoder, load_model, load_tokenizer
 from kd_jax.models.language.weights import resolve_weights
 
-# What is understood
+# Formats
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A folder as the hub has them (PyTorch names, tokenizer), and the FlaxBertModel with the same
-    weights.
+    """A folder as on the hub, and the FlaxBertModel with the same weights.
+
+    The folder has PyTorch names and a tokenizer.
     """
     folder, model = tmp_path_factory.mktemp("bert"), flax_bert()
     model.config.save_pretrained(folder)
@@ -107,9 +109,9 @@ def test_shards(folder, saved):
     (folder / "b.safetensors").unlink()
     assert "lacks b.safetensors" in error(load_model, folder)
     index = folder / "model.safetensors.index.json"
-    for broken, told in (('{"weight_map": {', "cannot be read"), ("{}", "has no weight_map")):
+    for broken, message in (('{"weight_map": {', "cannot be read"), ("{}", "has no weight_map")):
         index.write_text(broken)
-        assert told in error(load_model, folder)
+        assert message in error(load_model, folder)
 
 
 def test_load_encoder_with_tokenizer(saved):
@@ -204,7 +206,7 @@ def test_a_file_is_not_a_folder(saved):
     assert "give the folder" in error(resolve_weights, saved[0] / "config.json")
 
 
-# What is wrong
+# Errors
 
 
 def test_all_tensors_that_do_not_fit_are_named_at_once(folder):

@@ -47,8 +47,9 @@ TEXTS = ["Heat 1995 crime drama", "Toy Story comedy", "story", "the drama of the
 
 
 def build(kind: str, folder: Path, **changes: Any) -> Any:
-    """Writes a folder with random weights under PyTorch names; returns the Flax model that has
-    them.
+    """Writes a folder with random weights; returns the Flax model that has them.
+
+    The folder has PyTorch names.
     """
     name, config = FAMILIES[kind]
     model_config = getattr(transformers, f"{name}Config")(**config | changes)

@@ -1,5 +1,6 @@
-"""The report: what the page and the table say is what metrics.json holds, whatever is in it or
-missing from it.
+"""The report: the page and the table show what metrics.json holds.
+
+Missing, unknown and malformed values are included.
 """
 
 from __future__ import annotations
@@ -150,8 +151,9 @@ def learning_log() -> str:
 
 
 class Page(HTMLParser):
-    """Checks that tags nest, and collects text, tables, figures and whatever a browser would
-    load.
+    """A parser that checks the nesting of tags.
+
+    It collects text, tables, figures and everything that a browser would load.
     """
 
     VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -418,7 +420,7 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "says"),
+    ("metrics", "phrases"),
     [
         (
             change(0.2, [0.1, 0.3], relative=0.1, ci95=[0.05, 0.15]),
@@ -468,11 +470,11 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
         ({}, ["Nothing to compare yet"]),
     ],
 )
-def test_headline_says_what_the_interval_allows(metrics: dict[str, Any], says: list[str]) -> None:
-    for phrase in says:
+def test_headline_follows_the_interval(metrics: dict[str, Any], phrases: list[str]) -> None:
+    for phrase in phrases:
         assert phrase in headline(metrics, LEGEND)
     assert ("improves" in headline(metrics, LEGEND)) == (
-        says[0].startswith(("improves", "NDCG@10 by"))
+        phrases[0].startswith(("improves", "NDCG@10 by"))
     )
 
 

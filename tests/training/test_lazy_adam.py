@@ -1,4 +1,4 @@
-"""Tables of which a step touches few rows: lazy Adam, the gathered step, and what they cost."""
+"""Tables of which a step touches few rows: lazy Adam, the gathered step, and their cost."""
 
 import functools
 import re
@@ -48,8 +48,9 @@ def test_distinct_rows_and_where_they_are():
 
 
 def optimise(tx, touched, steps=6, count=10, seed=0):
-    """Parameters after ``steps`` random gradients, of the ``touched`` rows of the table alone
-    (None: as a whole).
+    """Parameters after ``steps`` random gradients.
+
+    touched: the rows of the table that a step updates; None updates the table as a whole.
     """
     rng = np.random.default_rng(seed)
     params = {

@@ -1,5 +1,6 @@
-"""Several processes on one machine, each with its own CPU device: like one process, stopped
-together, resumed alike.
+"""Several processes on one machine, each with its own CPU device.
+
+They give the results of one process, stop together, and resume with the same result.
 """
 
 import os
@@ -33,7 +34,7 @@ class Job:
     """``launch.py`` in ``count`` processes that find each other by the flags."""
 
     def __init__(self, world, workdir, count, own=(), **fields):
-        """own: of each process, flags that it alone has."""
+        """Starts the processes. own: of each process, flags that it alone has."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -51,8 +52,8 @@ class Job:
 
     def wait(self):
         """Exit statuses and what was printed, once all have ended."""
-        said = [child.communicate(timeout=240)[0] for child in self.children]
-        return [child.returncode for child in self.children], said
+        printed = [child.communicate(timeout=240)[0] for child in self.children]
+        return [child.returncode for child in self.children], printed
 
     def after_step(self, step):
         """Returns when that checkpoint is on disk (and the job still runs)."""
@@ -70,20 +71,20 @@ def final(workdir):
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    statuses, said = Job(world, workdir, 2).wait()
-    assert statuses == [0, 0], said
-    assert "student (seed 0): done" in said[0]
-    assert "student" not in said[1], "one process speaks for all"
+    statuses, printed = Job(world, workdir, 2).wait()
+    assert statuses == [0, 0], printed
+    assert "student (seed 0): done" in printed[0]
+    assert "student" not in printed[1], "only one process prints"
     return workdir
 
 
 def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, whole, tmp_path):
     job = Job(world, tmp_path / "cut", 2)
     job.after_step(20)
-    job.children[1].send_signal(signal.SIGTERM)  # one host is told; all stop at the same step
-    statuses, said = job.wait()
-    assert statuses == [143, 143], said
-    assert "is saved at step" in said[0]
+    job.children[1].send_signal(signal.SIGTERM)  # all hosts stop at the same step
+    statuses, printed = job.wait()
+    assert statuses == [143, 143], printed
+    assert "is saved at step" in printed[0]
     saved = Checkpoints(tmp_path / "cut/student").latest()
     assert 20 <= saved < 800
     shutil.copytree(tmp_path / "cut", tmp_path / "alone")
@@ -91,29 +92,29 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
     job = Job(world, tmp_path / "cut", 2)
     job.after_step(-(-(saved + 30) // 10) * 10)
     job.children[1].send_signal(signal.SIGKILL)
-    statuses, said = job.wait()
+    statuses, printed = job.wait()
     assert all(statuses), "nobody goes on alone"
     assert Checkpoints(tmp_path / "cut/student").latest() < 800
 
-    statuses, said = Job(world, tmp_path / "cut", 2).wait()
-    assert statuses == [0, 0], said
+    statuses, printed = Job(world, tmp_path / "cut", 2).wait()
+    assert statuses == [0, 0], printed
     jax.tree.map(np.testing.assert_array_equal, final(tmp_path / "cut"), final(whole))
 
-    statuses, said = Job(world, tmp_path / "alone", 1).wait()  # what two began, one can end
-    assert statuses == [0], said
-    assert f"resumes from the checkpoint of step {saved}" in said[0]
+    statuses, printed = Job(world, tmp_path / "alone", 1).wait()  # it was started by two
+    assert statuses == [0], printed
+    assert f"resumes from the checkpoint of step {saved}" in printed[0]
     found, expected = (final(folder)["params"] for folder in (tmp_path / "alone", whole))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), found, expected
     )
 
 
-def test_a_process_that_fails_alone_ends_at_once_and_says_why(world, tmp_path):
+def test_a_process_that_fails_alone_ends_at_once_with_an_error(world, tmp_path):
     job = Job(world, tmp_path / "run", 2, own=((), ("--config.stages=('studnet',)",)))
     try:
-        said, _ = job.children[1].communicate(timeout=60)
+        printed, _ = job.children[1].communicate(timeout=60)
         assert job.children[1].returncode == 2
-        assert "error: stages: 'studnet' is unknown; did you mean 'student'?" in said
+        assert "error: stages: 'studnet' is unknown; did you mean 'student'?" in printed
         assert job.children[0].poll() != 0, "nobody goes on alone"
     finally:
         job.children[0].kill()
@@ -121,9 +122,7 @@ def test_a_process_that_fails_alone_ends_at_once_and_says_why(world, tmp_path):
 
 
 def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, tmp_path):
-    """A language model in training, labels, students and ranking, all of them over 2 x 2 devices of
-    four processes.
-    """
+    """Language model training, labels, students and ranking on 2 x 2 devices of four processes."""
     fields = {
         "stages": ("data", "teacher", "labels", "distilled", "evaluate"),
         "student.mf.dim": 1024,  # enough for tables that are split
@@ -133,10 +132,10 @@ def test_four_processes_with_split_tables_do_the_whole_run_that_one_does(world, 
         "eval.ks": (10, 20),
         "student.optimizer.steps": 20,
     }
-    statuses, said = Job(
+    statuses, printed = Job(
         world, tmp_path / "four", 4, **fields, **{"mesh.data": 2, "mesh.model": 2}
     ).wait()
-    assert statuses == [0] * 4, said
+    assert statuses == [0] * 4, printed
     run(config(world, **FIELDS | fields), tmp_path / "one")
     one, four = (
         label_cache.read(tmp_path / name / "labels/teacher.seed0") for name in ("one", "four")

@@ -1,5 +1,7 @@
-"""The train step and the loop: sharded like unsharded, compiled once, resumed like uninterrupted,
-stopped cleanly.
+"""The train step and the training loop.
+
+Sharded training equals unsharded training, a step is compiled once, a resumed run equals an
+uninterrupted one, and a run stops cleanly.
 """
 
 import dataclasses
@@ -289,7 +291,7 @@ def test_tables_that_the_mesh_does_not_divide_send_no_more(monkeypatch):
     assert max(c["bytes"] for c in odd) < 4 * 8192  # no table
 
 
-def test_checkpoints_know_nothing_of_the_mesh(tmp_path, monkeypatch):
+def test_checkpoints_do_not_depend_on_the_mesh(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     fits = {
         shape: Fit(tmp_path / str(shape[1]), shape, ODD, steps=10) for shape in ((1, 1), (2, 4))
@@ -352,14 +354,14 @@ def test_training_learns_and_the_best_step_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_a_trace_says_what_devices_compute_and_what_they_wait_for_each_other(devices, tmp_path):
+def test_a_trace_has_the_times_of_computation_and_communication(devices, tmp_path):
     fit = Fit(tmp_path / "run", (devices, 1))
     fit.traces = tmp_path / "trace"
     fit()
     events = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-    (told,) = [event for event in events if "device_ms" in event]
-    assert told["step"] == 15 and told["device_ms"]["compute"] > 0
-    assert (told["device_ms"]["collective"] > 0) == (devices > 1)
+    (event,) = [event for event in events if "device_ms" in event]
+    assert event["step"] == 15 and event["device_ms"]["compute"] > 0
+    assert (event["device_ms"]["collective"] > 0) == (devices > 1)
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 

@@ -74,7 +74,7 @@ def snapshot_examples(
 
 
 def _tables(dataset: Dataset, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a batch is looked up in."""
+    """The tables from which batches are looked up."""
     indptr, items = dataset.targets(TRAIN)
     return {
         "users": found["users"].astype(np.int32),

@@ -25,8 +25,9 @@ READERS: dict[str, Callable[..., RawData]] = {
 
 
 def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """``section`` with the defaults of what it lacks. Raises InputError for an unknown reader or
-    field.
+    """The ``section`` of a reader, completed with the reader's defaults.
+
+    Raises InputError for an unknown reader or field.
     """
     if name not in READERS:
         raise InputError(f"data.reader={name!r} is unknown{nearest(name, READERS)}")
@@ -34,6 +35,9 @@ def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(name: str, section: Mapping[str, Any] | None = None) -> RawData:
-    """What the reader ``name`` reads. Raises InputError: what is wrong, where, and its fix."""
+    """The data that the reader ``name`` reads.
+
+    Raises InputError with what is wrong, where, and how to fix it.
+    """
     values = reader_section(name, section or {})
     return READERS[name](**values)

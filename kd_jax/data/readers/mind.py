@@ -22,8 +22,8 @@ def read(path: str = "", history: bool = True) -> RawData:
     path: a folder with behaviors.tsv and news.tsv, such as MINDsmall_train. history: whether to
     include the clicks that a user had before the first impression. The data set has their order but
     not their times: they are placed one second apart before that impression. Raises InputError for
-    a folder without these files; the test folder, whose clicks are not published, has only
-    malformed rows.
+    a folder without these files; the test folder has only malformed rows, since its clicks
+    are not published.
     """
     if not path:
         raise InputError(f"{FIELD} is not set; give an unpacked MIND folder")

@@ -154,7 +154,7 @@ def opened(path: str | Path, use: Use[T], *, what: str, field: str) -> T:
 
 
 def existing(path: str | Path, what: str, field: str) -> Path:
-    """The path. Raises InputError if it is missing or an empty file.
+    """The path; raises InputError if it is missing or an empty file.
 
     what, field: as for ``opened``.
     """

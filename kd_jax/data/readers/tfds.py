@@ -146,7 +146,7 @@ def _array_record(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator
 
 
 def _tensorflow(tfds: Any, builder: Any, features: dict[str, Any]) -> Iterator[pl.DataFrame]:
-    """As ``_array_record``, by TensorFlow, which downloads and prepares the data set if needed."""
+    """As ``_array_record``, but by TensorFlow, which downloads and prepares a missing data set."""
     builder.download_and_prepare()
     dataset = builder.as_dataset(split="train").map(
         lambda record: {name: record[name] for name in features}

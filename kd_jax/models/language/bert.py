@@ -71,7 +71,7 @@ class BertConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
-        """From the fields of ``config.json``; unknown fields are ignored.
+        """The configuration from the fields of ``config.json``; unknown fields are ignored.
 
         Raises InputError for an unsupported value.
         """

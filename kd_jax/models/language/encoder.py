@@ -188,7 +188,7 @@ class TextEncoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
         states: Float[Array, "B L D"] | None = None,
     ) -> Float[Array, "B D"]:
-        """One vector per text; rngs: for dropout. states: see ``states``.
+        """One vector per text; rngs: for dropout, states: see ``states``.
 
         Raises ValueError for texts longer than ``max_length``.
         """

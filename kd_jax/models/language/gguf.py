@@ -143,7 +143,7 @@ class Reader:
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     def value(self, name: str) -> np.ndarray:
-        """The tensor ``name`` as f32. Raises InputError for an unsupported quantisation."""
+        """The tensor ``name`` as f32; raises InputError for an unsupported quantisation."""
         tensor = self.tensors[name]
         try:
             return np.asarray(

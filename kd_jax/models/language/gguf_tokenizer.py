@@ -24,7 +24,7 @@ USER_DEFINED = 4
 
 
 def read_tokenizer(path: Path) -> Any:
-    """The tokenizer in a GGUF file. Raises InputError for an unsupported kind."""
+    """The tokenizer in a GGUF file; raises InputError for an unsupported kind."""
     from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -67,7 +67,10 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> GPT2Config:
-        """From the fields of ``config.json``. Raises InputError for an unsupported value."""
+        """The configuration from the fields of ``config.json``.
+
+        Raises InputError for an unsupported value.
+        """
         unsupported = {
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,

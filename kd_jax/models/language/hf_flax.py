@@ -146,7 +146,7 @@ def _apply(model: Any) -> Callable[..., Array]:
 
 
 def _build(folder: Path, dtype: Any, max_length: int) -> tuple[Any, int]:
-    """The model without parameters, and its longest text. Raises InputError if unsupported."""
+    """The model without parameters, and its longest text; raises InputError if unsupported."""
     transformers, flax_classes = _flax_classes()
     written = read_config(folder)
     kind = str(written.get("model_type"))

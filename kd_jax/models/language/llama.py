@@ -103,7 +103,10 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """From the fields of ``config.json``. Raises InputError for an unsupported value."""
+        """The configuration from the fields of ``config.json``.
+
+        Raises InputError for an unsupported value.
+        """
         kind = str(config.get("model_type", "llama"))
         given = {
             key: value
@@ -132,7 +135,7 @@ class LlamaConfig:
 
 
 def _sliding(kind: str, config: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """For every layer, whether it has the sliding window."""
+    """Whether each layer has the sliding window."""
     window = config.get("sliding_window") is not None
     if kind == "mistral":
         return (window,) * layers

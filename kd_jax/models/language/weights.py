@@ -205,7 +205,7 @@ class WeightFiles:
 
 
 def open_weights(folder: Path) -> WeightFiles | gguf.GGUFWeights:
-    """The tensors of a folder or of a GGUF file. Raises InputError if they cannot be read."""
+    """The tensors of a folder or a GGUF file; raises InputError if they cannot be read."""
     return gguf.GGUFWeights(folder) if gguf.is_gguf(folder) else WeightFiles(folder)
 
 

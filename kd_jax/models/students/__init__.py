@@ -24,7 +24,7 @@ STUDENTS: dict[str, type[Student]] = {
 
 
 def student_class(name: str) -> type[Student]:
-    """Raises InputError for an unknown name."""
+    """The class of the student ``name``; raises InputError for an unknown name."""
     if name not in STUDENTS:
         raise InputError(f"student.name={name!r} is unknown{nearest(name, STUDENTS)}")
     return STUDENTS[name]
@@ -46,8 +46,9 @@ def student_spec(name: str, section: Mapping[str, Any], **sizes: Any) -> Student
 
 
 def build_student(name: str, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs) -> Student:
-    """The student ``name`` with its first parameters. inputs: those of ``Student.inputs`` that its
-    role may read; others are ignored.
+    """The student ``name`` with its initial parameters.
+
+    inputs: the arrays in ``Student.inputs`` that its role may read; others are ignored.
     """
     cls = student_class(name)
     return cls(spec, {key: inputs[key] for key in cls.inputs if key in inputs}, rngs=rngs)

@@ -1,4 +1,4 @@
-"""What all students have in common: what they are built from, and their tables.
+"""The parts that all students share: their specification, base class and tables.
 
 With ``num_classes == 0`` a student ranks the catalogue; with more it rates user-item pairs. Batches
 are described in ``kd_jax/core/types.py``.
@@ -27,9 +27,10 @@ Inputs = Mapping[str, Any]  # name -> array, numpy or traced
 
 @dataclasses.dataclass(frozen=True)
 class StudentSpec:
-    """What a student is built from: the sizes of the run, then the fields of its section,
-    ``config.student.<name>``, which are those with a default. A student with more fields subclasses
-    this. Errors name the field alone: ``student_spec`` adds where it was configured.
+    """The specification of a student: sizes of the run, and the fields of its section.
+
+    The fields of the section ``config.student.<name>`` are those with a default. A student with
+    more fields subclasses this. Errors name the field alone: ``student_spec`` adds the section.
     """
 
     num_users: int
@@ -58,7 +59,7 @@ class StudentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class UserSpec(StudentSpec):
-    """Of students that learn from one example per user (``positions = "user"``)."""
+    """The spec of students with one training example per user (``positions = "user"``)."""
 
     decay: float = 3.0  # a target of this age counts 1/e
     # 'interactions' (of the user, since then) or 'days' (before the end of training)
@@ -99,7 +100,8 @@ def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:
 
 
 def user_table(spec: StudentSpec) -> nnx.Param:
-    """User vectors start at zero: a user without a train interaction is served by the biases, not
-    by noise.
+    """The table of user vectors, initialised to zeros.
+
+    A user without a train interaction is then served by the biases, not by noise.
     """
     return nnx.Param(jnp.zeros((spec.num_users, spec.dim)))

@@ -11,8 +11,9 @@ from kd_jax.models.students.base import Inputs, Student, UserSpec, item_table, u
 
 
 class MatrixFactorization(Student):
-    """User vector · item vector + item bias. Source: Koren, Bell, Volinsky, IEEE Computer 2009,
-    equation 5.
+    """Matrix factorisation: user vector · item vector + item bias.
+
+    Source: Koren, Bell, Volinsky, IEEE Computer 2009, equation 5.
 
     For ``rate`` the elementwise product of the two vectors is mapped to class logits, so that every
     class has its own weighting of the factors, plus a bias per item and class and per user and

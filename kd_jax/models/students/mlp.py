@@ -30,8 +30,10 @@ class MLPSpec(UserSpec):
 
 
 class MLP(Student):
-    """Concatenated user and item vectors -> hidden layer -> score. Source: He et al., "Neural
-    Collaborative Filtering", WWW 2017, equation 10, with one hidden layer.
+    """An MLP with one hidden layer over the concatenated user and item vectors.
+
+    Source: He et al., "Neural Collaborative Filtering", WWW 2017, equation 10, with one hidden
+    layer.
 
     The first layer is split into a user half and an item half, so a catalogue is scored without
     building the concatenation for every pair; items go through the hidden layer in chunks, [B,

@@ -39,9 +39,10 @@ class SASRecSpec(StudentSpec):
 
 
 class SASRec(Student):
-    """A causal Transformer over item embeddings, tied with the output. Source: Kang and McAuley,
-    ICDM 2018, with the full softmax of Klenitskiy and Vasilev, RecSys 2023, in place of the sampled
-    binary loss.
+    """A causal Transformer over item embeddings, which are tied with the output.
+
+    Source: Kang and McAuley, ICDM 2018, with the full softmax of Klenitskiy and Vasilev, RecSys
+    2023, in place of the sampled binary loss.
     """
 
     spec = SASRecSpec

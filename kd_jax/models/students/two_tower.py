@@ -53,8 +53,10 @@ def _standardised(text: Float[Array, "I F"]) -> Float[Array, "I F"]:
 
 
 class TwoTower(Student):
-    """An item tower over the language model's vector of an item's text, and a user tower over the
-    mean of the history's item vectors. Without item texts the item tower is a table of item IDs.
+    """Two towers: one over the texts of items, and one over the user's history.
+
+    The item tower reads the language model's vector of an item's text; without item texts it is a
+    table of item IDs. The user tower reads the mean of the history's item vectors.
 
     The text vectors are centred and scaled to unit variance, and fixed; the towers and the item
     biases are trained. Source: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus

@@ -28,8 +28,9 @@ EXPORTERS: dict[str, Exporter] = {
 
 
 def exporter_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """``section`` with the defaults of what it lacks. Raises InputError for an unknown format or
-    field.
+    """The ``section`` of a format, completed with the exporter's defaults.
+
+    Raises InputError for an unknown format or field.
     """
     if name not in EXPORTERS:
         raise InputError(f"export.formats: {name!r} is unknown{nearest(name, EXPORTERS)}")

@@ -1,4 +1,4 @@
-"""What is exported: a trained student, the data set it was trained on, and their description."""
+"""The input of exporters: a trained student, its data set, and their description."""
 
 from __future__ import annotations
 

@@ -14,9 +14,11 @@ VECTORS = "vectors.npz"
 
 
 def write(bundle: Bundle, folder: Path, compressed: bool = False) -> tuple[Path, ...]:
-    """``vectors.npz``: users [U], user_vectors f32 [U, D], items [I], item_vectors f32 [I, D],
-    item_bias f32 [I]; ids are integers, or strings without pickle. Nothing for a model whose scores
-    do not factorise.
+    """Writes user and item vectors to ``vectors.npz``; returns the files written.
+
+    The arrays are users [U], user_vectors f32 [U, D], items [I], item_vectors f32 [I, D] and
+    item_bias f32 [I]; ids are integers, or strings without pickle. Nothing is written for a model
+    with scores that do not factorise.
 
     compressed: zip the arrays, which saves a tenth of float vectors and costs time.
     """

@@ -14,8 +14,10 @@ USERS, ITEMS = "user_vectors.parquet", "item_vectors.parquet"
 
 
 def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
-    """``user_vectors.parquet`` (user, vector) and ``item_vectors.parquet`` (item, vector, bias,
-    title); nothing for a model whose scores do not factorise.
+    """Writes user and item vectors as Parquet tables; returns the files written.
+
+    They are ``user_vectors.parquet`` (user, vector) and ``item_vectors.parquet`` (item, vector,
+    bias, title); nothing is written for a model with scores that do not factorise.
     """
     found, dataset = bundle.vectors, bundle.dataset
     if found is None:

@@ -32,8 +32,10 @@ from kd_jax.training.step import StepSpec, gathered
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """rates: whether it rates pairs too. errors: sections that it refuses, and what of the message
-    must be there.
+    """The expected behaviour of a student.
+
+    rates: whether it rates pairs too. errors: sections that it refuses, each with a part of the
+    message.
     """
 
     rates: bool
@@ -88,7 +90,7 @@ def inputs_of(name, with_text):
 
 
 def trained(name, with_text=False, ratings=False):
-    """A student whose parameters are no longer those it started from."""
+    """A student with parameters that differ from the initial ones."""
     student = student_of(task(ratings), name, inputs=inputs_of(name, with_text))
     graphdef, params, constants = split(student)
     leaves, tree = jax.tree.flatten(params)
