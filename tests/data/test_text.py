@@ -146,6 +146,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return shapes
 
 
+@pytest.mark.slow
 def test_batches_equal_one_text_at_a_time(encoder):
     texts = random_texts(40)
     vectors = encoding.encode(encoder, table_of(*texts), batch_tokens=64)

@@ -266,6 +266,7 @@ def start(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_find_each_other_and_add_up():
     address = f"127.0.0.1:{free_port()}"
     pair = [start("-c", TWO, address, "2", str(index)) for index in range(2)]

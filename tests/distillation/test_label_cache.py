@@ -434,6 +434,7 @@ def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_pa
     assert capsys.readouterr().out.count("rows again") == 1
 
 
+@pytest.mark.slow
 def test_unread_sources_and_those_that_the_control_lacks_are_printed(world, big, tmp_path, capsys):
     path = jsonl(tmp_path / "l.jsonl", {"user": 100, "items": [500]})
     fields = {

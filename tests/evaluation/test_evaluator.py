@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from benchmarks import hlo
+from helpers.marks import first_fast
 from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import TILE
@@ -462,8 +463,8 @@ def test_on_a_mesh_the_best_of_each_device_are_merged_and_no_score_crosses(shape
     assert sorted(c["shape"] for c in hlo.collectives(text)) == (best if shape[1] > 1 else [])
 
 
-@pytest.mark.parametrize("shape", [None, (1, 1), (1, 8), (2, 4), (8, 1)])
-@pytest.mark.parametrize("batch_size", [8, 30])
+@pytest.mark.parametrize("shape", first_fast([((2, 4),), (None,), ((1, 1),), ((1, 8),), ((8, 1),)]))
+@pytest.mark.parametrize("batch_size", first_fast([8, 30]))
 def test_chunks_of_the_catalogue_rank_as_all_of_it(shape, batch_size, monkeypatch):
     """All scores are whole numbers, so they often tie and do not depend on the order of sums."""
     monkeypatch.setattr(ranking, "SMALLEST_CHUNK", 4)
@@ -520,6 +521,7 @@ def test_a_target_never_competes_with_itself(off, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [None, (2, 4)])
+@pytest.mark.slow
 def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, monkeypatch):
     monkeypatch.setitem(TILE, "cpu", 2**13)
     mesh = None if shape is None else make_mesh(*shape)

@@ -323,6 +323,7 @@ def test_settings_of_later_stages_are_refused_before_anything_is_trained(
     assert not (tmp_path / "run/teacher").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_are_not_all_there_are_refused(world, tmp_path, refused):
     assert (
         pipeline.main(config(world, stages=("data", "control_teacher", "labels")), tmp_path / "run")
@@ -377,6 +378,7 @@ def test_weights_that_are_not_numbers_are_reported_as_damaged(world, tmp_path, r
 
 
 @pytest.mark.parametrize("rate", [float("inf"), 1e38])
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(world, tmp_path, refused, rate):
     # Warm-up makes the first step harmless: it is saved before the second one breaks the
     # parameters.
@@ -557,6 +559,7 @@ sys.exit(pipeline.main(c, Path(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(world, tmp_path, disk):
     """The run has its own process, as for a user.
 

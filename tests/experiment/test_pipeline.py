@@ -241,6 +241,7 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     ],
     ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)),
 )
+@pytest.mark.slow
 def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     run(config(world, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
@@ -251,6 +252,7 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
         hf.load_encoder(tmp_path / "run/export/teacher")
 
 
+@pytest.mark.slow
 def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
     stages, steps = (
         ("data", "teacher", "export"),
@@ -267,6 +269,7 @@ def test_a_language_model_leaves_without_any_student(world, tmp_path, capsys):
     assert "nothing to export" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_teacher_without_text_has_no_language_model_to_train_or_to_save(world, tmp_path, capsys):
     fields = {
         "teacher.model.item_features": "id",
@@ -344,6 +347,7 @@ def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
         process.status(lambda: 1 // 0, tmp_path)
 
 
+@pytest.mark.slow
 def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(
     world, tmp_path, monkeypatch
 ):
@@ -358,6 +362,7 @@ def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
+@pytest.mark.slow
 def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp_path):
     c = config(
         world,
@@ -394,6 +399,7 @@ def test_the_rate_task_beats_the_item_average_and_reports_its_metrics(world, tmp
     assert (tmp_path / "run/report/index.html").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_in_training_changes_its_language_model_and_a_frozen_one_does_not(
     world, tmp_path
 ):
@@ -428,6 +434,7 @@ def launch(*arguments, timeout=300, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_path):
     fields = {
         "stages": ("data", "student"),
@@ -520,6 +527,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_mistakes_on_the_command_line_are_one_line(world, tmp_path, arguments, message):
     done = launch(*flags(world, tmp_path / "run"), *arguments)
     assert done.returncode == 2
@@ -564,6 +572,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(world, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["mf", "sasrec"])
+@pytest.mark.slow
 def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
     name, world, tmp_path, monkeypatch
 ):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from helpers.marks import first_fast
 from helpers.terms import loss_of, term
 from helpers.toy import refused
 from kd_jax.core.scores import Factors, Listed, TeacherScores
@@ -234,6 +235,7 @@ def test_nothing_that_takes_part_is_loss_and_gradient_zero(name):
 
 
 @names
+@pytest.mark.slow
 def test_bf16_factors_are_compared_in_f32(name):
     narrow, one = World(dtype=jnp.bfloat16), make(name, 1.5)
     wide = World()
@@ -256,14 +258,11 @@ ENGINES = {
     "data=4, model=2": lambda: {"engine": engine_for(sharding.make_mesh(4, 2))},
     "model=8": lambda: {"engine": engine_for(sharding.make_mesh(1, 8))},
 }
-ENGINES_MARKED = [
-    pytest.param(name, marks=pytest.mark.slow) if "=" in name else name for name in ENGINES
-]
 
 
 @names
-@pytest.mark.parametrize("items", ["all", "warm"])
-@pytest.mark.parametrize("engine", ENGINES_MARKED)
+@pytest.mark.parametrize("items", first_fast(["all", "warm"]))
+@pytest.mark.parametrize("engine", first_fast(list(ENGINES)))
 def test_every_engine_gives_the_same(name, items, engine):
     world, one = (
         World(width=D if name == "squared_distance" else D + 2),
@@ -279,6 +278,7 @@ def test_every_engine_gives_the_same(name, items, engine):
 
 
 @names
+@pytest.mark.slow
 def test_whole_logits_give_the_same_as_factors_or_are_refused(name):
     world, one = World(width=D), make(name, 1.5, items="warm")
     if isinstance(one.loss, VectorLoss):

@@ -75,6 +75,7 @@ def test_an_item_drawn_twice_as_often_as_the_others_weighs_the_same():
         np.testing.assert_allclose(part, full, rtol=3e-5, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_nobody_warm_is_loss_and_gradient_zero():
     student, teacher, rows, _ = world()
     for loss in (whole.softmax_term("ce", warm=True), whole.softmax_term("kl", 2.0, warm=True)):
@@ -103,6 +104,7 @@ def test_the_proposal_of_ten_million_items_gives_each_its_share():
     assert np.diff(rare).min() >= 1
 
 
+@pytest.mark.slow
 def test_many_draws_approach_the_whole_catalogue_and_only_with_the_correction():
     student, teacher, rows, warm = world(8)
     student = student._replace(contexts=0.3 * student.contexts)
@@ -194,6 +196,7 @@ def test_bad_settings_are_one_line(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
     toy.write_csv(tmp_path / "data")
     c = common.get_config()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.catalogue import ALL, N, R, inputs_of, plain, softmax_term, world
+from helpers.marks import first_fast
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import Axes, tile_shape
 from kd_jax.devices import sharding
@@ -40,7 +41,7 @@ def tiled(tile):
 
 
 @pytest.mark.parametrize("excluded", [False, True])
-@pytest.mark.parametrize("tile", [R * N, CHUNKS, 1])
+@pytest.mark.parametrize("tile", first_fast([CHUNKS, R * N, 1]))
 def test_chunks_of_items_give_the_plain_loss_and_gradient(tile, excluded):
     for whole, streamed in zip(
         *map(jax.tree.leaves, both(tiled(tile), excluded=excluded)), strict=True
@@ -49,6 +50,7 @@ def test_chunks_of_items_give_the_plain_loss_and_gradient(tile, excluded):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 12, 23])
+@pytest.mark.slow
 def test_tiles_of_rows_give_the_plain_loss_and_gradient(rows, monkeypatch):
     monkeypatch.setattr("kd_jax.core.tiling.MIN_ROWS", 1)
     assert tile_shape(R, N, rows * N)[1] == N
@@ -63,12 +65,14 @@ def test_each_loss_alone(loss):
 
 
 @pytest.mark.parametrize(("data", "model"), [(2, 1), (1, 2), (2, 4), (8, 1), (1, 8)])
+@pytest.mark.slow
 def test_every_mesh_gives_the_plain_loss_and_gradient(data, model):
     run = engine_for(sharding.make_mesh(data, model))  # 410 items do not divide by 4 or 8
     for whole, sharded in zip(*map(jax.tree.leaves, both(run)), strict=True):
         np.testing.assert_allclose(sharded, whole, rtol=3e-5, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_bf16_factors_are_summed_in_f32():
     student, teacher, rows, warm = world(dtype=jnp.bfloat16)
     wide = [
@@ -89,6 +93,7 @@ def test_bf16_factors_are_summed_in_f32():
     np.testing.assert_allclose(gradients[1].astype(jnp.float32), want, rtol=0.03, atol=3e-3)
 
 
+@pytest.mark.slow
 def test_nobody_warm_is_loss_and_gradient_zero():
     student, teacher, rows, _ = world()
     nobody = jnp.zeros(N, bool)
@@ -130,6 +135,7 @@ def test_the_plan():
 
 @pytest.mark.parametrize("name", ["kl", "js"])
 @pytest.mark.parametrize("tile", [R * N, CHUNKS])
+@pytest.mark.slow
 def test_a_temperature_that_changes_over_training_is_an_input(name, tile):
     student, teacher, rows, warm = world()
     fixed = softmax_term(name, 1.7, warm=True)

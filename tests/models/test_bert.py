@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from helpers.bert import LENGTH, SMALL, flax_bert, inputs, masks, minilm, small
+from helpers.marks import first_fast
 from kd_jax.core.errors import InputError
 from kd_jax.models.language.bert import Bert, BertConfig
 from kd_jax.models.language.encoder import NativeEncoder, pool
@@ -38,13 +39,15 @@ def assert_same(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"hidden_act": "relu", "num_attention_heads": 1},
-        {"hidden_act": "gelu_new", "num_attention_heads": 6, "type_vocab_size": 3},
-        {"hidden_act": "tanh", "layer_norm_eps": 1e-3, "num_hidden_layers": 1},
-        {"hidden_act": "silu", "type_vocab_size": 1, "intermediate_size": 8},
-    ],
+    first_fast(
+        [
+            {},
+            {"hidden_act": "relu", "num_attention_heads": 1},
+            {"hidden_act": "gelu_new", "num_attention_heads": 6, "type_vocab_size": 3},
+            {"hidden_act": "tanh", "layer_norm_eps": 1e-3, "num_hidden_layers": 1},
+            {"hidden_act": "silu", "type_vocab_size": 1, "intermediate_size": 8},
+        ]
+    ),
     ids=str,
 )
 def test_every_layer_equals_flax_bert(tmp_path, changes):
@@ -66,6 +69,7 @@ def test_positions_and_defaults_equal_flax_bert(tmp_path):
     assert_same(bert(ids, position_ids=positions), reference(model, ids, position_ids=positions))
 
 
+@pytest.mark.slow
 def test_minilm_equals_flax_bert():
     transformers = pytest.importorskip("transformers.models.bert.modeling_flax_bert")
     folder = minilm()
@@ -92,6 +96,7 @@ def test_dropout_only_with_rngs():
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_f32_parameters():
     half = Bert(BertConfig(**SMALL), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     ids, _ = inputs(SMALL["vocab_size"])

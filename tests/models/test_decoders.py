@@ -84,6 +84,7 @@ FLAX = {
 
 
 @pytest.mark.parametrize("name", FLAX)
+@pytest.mark.slow
 def test_every_layer_equals_the_flax_classes(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, name):
@@ -133,6 +134,7 @@ def gradient(graphdef: Any, params: Any, rest: Any, ids: Any, mask: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["qwen3"])
+@pytest.mark.slow
 def test_gradient_reaches_everything_above_the_frozen_layers(kind):
     ids, _ = inputs(VOCABULARY)
     encoder = NativeEncoder(small(kind), pooling="last")

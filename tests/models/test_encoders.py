@@ -105,6 +105,7 @@ def test_every_layer_equals_pytorch_live(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", FLAX)
+@pytest.mark.slow
 def test_every_layer_equals_the_flax_class(kind, tmp_path):
     transformers = pytest.importorskip("transformers")
     name, fields = FLAX[kind]
@@ -258,6 +259,7 @@ def test_freeze_below(family):
     assert all(isinstance(leaf, Frozen) for _, leaf in nnx.to_flat_state(nnx.state(encoder)))
 
 
+@pytest.mark.slow
 def test_gradient_reaches_the_distances_unless_it_stops_above_them():
     model, tensors = (
         load_model(FIXTURES / "mpnet"),

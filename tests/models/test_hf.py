@@ -57,6 +57,7 @@ def same_as(folder: Path, model: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_pytorch_names(saved):
     same_as(*saved)
     assert load_model(saved[0]).pooler is not None
@@ -299,6 +300,7 @@ def test_padding_token(tmp_path):
     assert load_tokenizer(tmp_path).pad_token == "</s>"
 
 
+@pytest.mark.slow
 def test_minilm_gives_sentence_vectors():
     encoder, tokenizer = load_encoder(minilm(), normalize=True)
     texts = ["A man is eating food.", "A man eats a meal.", "The stock market fell sharply."]

@@ -15,6 +15,7 @@ from flax import nnx
 
 import kd_jax
 from configs import common
+from helpers.marks import first_fast
 from helpers.toy import refused
 from helpers.training import HISTORY, spec_of, student_of, task_of
 from kd_jax.core.scores import Factors
@@ -98,7 +99,7 @@ def form(request):
     return request.param
 
 
-@pytest.mark.parametrize("name", ["mf", "sasrec"])
+@pytest.mark.parametrize("name", first_fast(["mf", "sasrec"]))
 def test_the_files_give_the_scores_of_the_model(form, name, tmp_path):
     bundle = bundle_of(name)
     files = exporters.write(bundle, tmp_path / "export", (form,))[form]

@@ -78,6 +78,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_them_alike(tmp_path):
     fit(tmp_path / "one")
     fit(tmp_path / "many", mesh=(2, 2))

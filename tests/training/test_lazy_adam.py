@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from helpers import toy, training
+from helpers.marks import first_fast
 from helpers.terms import term
 from kd_jax.core.tables import distinct, gather_rows, put, scatter_rows, take
 from kd_jax.core.types import PAD
@@ -74,6 +75,7 @@ def lazy(**options):
     return Recipe(6, 1, 0.1, weight_decay=0.05, clip_norm=2.0, sparse=True, **options).tx()
 
 
+@pytest.mark.slow
 def test_with_every_row_touched_it_is_dense_adam():
     dense, _ = optimise(Recipe(6, 1, 0.1, weight_decay=0.05, clip_norm=2.0).tx(), None)
     for touched in (lambda step: jnp.arange(10), lambda step: jnp.arange(13), None):
@@ -117,6 +119,7 @@ def test_a_row_is_optimised_as_by_an_adam_that_saw_its_own_steps_alone():
     np.testing.assert_allclose(params["table"][2], alone["table"][0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_moments_are_rounded_without_bias():
     values = jnp.full(20_000, 1.0 + 1 / 1024), jnp.full(20_000, 3e-7)
     for value, rounded in zip(values, lazy_adam._rounded(jax.random.key(0), *values), strict=True):
@@ -160,7 +163,7 @@ def run(name, objective, mesh, steps=4, batch_size=16, ratings=False, **recipe):
 ONE = functools.partial(sharding.make_mesh, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["mf", "sasrec", "mlp"])
+@pytest.mark.parametrize("name", first_fast(["mf", "sasrec", "mlp"]))
 def test_the_first_gathered_step_is_the_dense_one_where_it_touches(name):
     (dense,), _, one = run(name, FULL, ONE(), steps=1)
     (gathered,), start, other = run(name, FULL, ONE(), steps=1, sparse=True)
@@ -176,6 +179,7 @@ def test_the_first_gathered_step_is_the_dense_one_where_it_touches(name):
 
 
 @pytest.mark.parametrize("name", ["mf", "sasrec"])
+@pytest.mark.slow
 def test_sampled_the_gathered_step_is_the_dense_one_where_it_touches(name):
     (dense,), _, one = run(name, SAMPLED, ONE(), steps=1)
     (gathered,), start, other = run(name, SAMPLED, ONE(), steps=1, sparse=True)
@@ -187,6 +191,7 @@ def test_sampled_the_gathered_step_is_the_dense_one_where_it_touches(name):
 
 
 @pytest.mark.parametrize("name", ["mf", "mlp"])
+@pytest.mark.slow
 def test_rating_pairs_touches_their_rows_only(name):
     objective = (term("ce"), term("kl", 2.0, 1.5))
     (dense,), _, _ = run(name, objective, ONE(), steps=1, batch_size=4, ratings=True)
@@ -198,8 +203,10 @@ def test_rating_pairs_touches_their_rows_only(name):
         assert np.any(state.params[table] != start.params[table], axis=1).sum() <= 4
 
 
-@pytest.mark.parametrize("objective", [FULL, SAMPLED], ids=["all", "sampled"])
-@pytest.mark.parametrize(("name", "shape"), [("mf", (2, 4)), ("mf", (8, 1)), ("sasrec", (4, 2))])
+@pytest.mark.parametrize("objective", first_fast([(FULL,), (SAMPLED,)]), ids=["all", "sampled"])
+@pytest.mark.parametrize(
+    ("name", "shape"), first_fast([("mf", (2, 4)), ("mf", (8, 1)), ("sasrec", (4, 2))])
+)
 def test_sharded_is_unsharded(name, shape, objective, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     alone, _, one = run(name, objective, ONE(), sparse=True)
@@ -236,6 +243,7 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=
     return step.lower(state, batch, None, constants, None).compile()
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_step_does_not_grow_with_the_tables():
     small, large = compiled(500, 600, ONE()), compiled(50_000, 60_000, ONE())
     assert large.cost_analysis()["flops"] == small.cost_analysis()["flops"]
@@ -250,6 +258,7 @@ def test_the_cost_of_a_step_does_not_grow_with_the_tables():
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (2, 4)])
+@pytest.mark.slow
 def test_no_table_crosses_devices(shape):
     text = compiled(8_000, 16_000, sharding.make_mesh(*shape)).as_text()
     sizes = [

@@ -21,6 +21,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from helpers.marks import first_fast
 from helpers.training import (
     HISTORY,
     ODD,
@@ -52,6 +53,7 @@ from kd_jax.training.preemption import Preempted
 
 @pytest.mark.parametrize("name", ["mf", "sasrec", "mlp"])
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
+@pytest.mark.slow
 def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task, mesh = task_of(ratings=False), sharding.make_mesh(*shape)
@@ -73,6 +75,7 @@ def test_every_device_ranks_its_share_of_the_users(name, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mf", "mlp"])
+@pytest.mark.slow
 def test_every_device_ranks_its_share_of_items_that_it_does_not_divide(name, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task, mesh = task_of(False, **ODD), sharding.make_mesh(2, 4)
@@ -120,7 +123,7 @@ def test_scores_without_factors_are_made_for_fewer_users_at_once_where_the_catal
 
 @pytest.mark.parametrize(
     ("name", "ratings"),
-    [("mf", False), ("mlp", False), ("sasrec", False), ("mf", True), ("mlp", True)],
+    first_fast([("mf", False), ("mlp", False), ("sasrec", False), ("mf", True), ("mlp", True)]),
 )
 def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, ratings, tmp_path):
     task = task_of(ratings)
@@ -230,8 +233,10 @@ def test_labels_of_several_teachers_are_the_mean_of_their_logits(ratings, tmp_pa
         assert bias().shape == (task.dataset.num_items,)
 
 
-@pytest.mark.parametrize("name", ["mf", "sasrec"])
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (2, 2), (4, 2), (8, 1), (2, 4)])
+@pytest.mark.parametrize("name", first_fast(["mf", "sasrec"]))
+@pytest.mark.parametrize(
+    "shape", first_fast([((2, 2),), ((2, 1),), ((1, 2),), ((4, 2),), ((8, 1),), ((2, 4),)])
+)
 def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task = task_of(False)
@@ -253,6 +258,7 @@ def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "shape"), [("mf", (2, 4)), ("sasrec", (1, 4)), ("mlp", (1, 4))])
+@pytest.mark.slow
 def test_losses_do_not_depend_on_whether_the_mesh_divides_the_tables(
     name, shape, monkeypatch, tmp_path
 ):
@@ -274,6 +280,7 @@ def test_losses_do_not_depend_on_whether_the_mesh_divides_the_tables(
     assert all(table.sharding.spec == PartitionSpec("model") for table in tables)
 
 
+@pytest.mark.slow
 def test_tables_that_the_mesh_does_not_divide_send_no_more(monkeypatch):
     monkeypatch.syspath_prepend("benchmarks")
     scaling = importlib.import_module("scaling")
@@ -291,6 +298,7 @@ def test_tables_that_the_mesh_does_not_divide_send_no_more(monkeypatch):
     assert max(c["bytes"] for c in odd) < 4 * 8192  # no table
 
 
+@pytest.mark.slow
 def test_checkpoints_do_not_depend_on_the_mesh(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     fits = {
@@ -325,7 +333,9 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), first_fast([(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+)
 def test_a_run_stopped_by_a_signal_saves_and_ends_as_if_it_had_not_been(tmp_path, number, status):
     whole = Fit(tmp_path / "whole")()
     cut = Fit(tmp_path / "cut")
@@ -354,6 +364,7 @@ def test_training_learns_and_the_best_step_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.slow
 def test_a_trace_has_the_times_of_computation_and_communication(devices, tmp_path):
     fit = Fit(tmp_path / "run", (devices, 1))
     fit.traces = tmp_path / "trace"

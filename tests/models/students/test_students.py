@@ -127,6 +127,7 @@ def test_factors_logits_and_scores_are_the_same_numbers(name, with_text):
 
 
 @pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+@pytest.mark.slow
 def test_every_parameter_is_learned_and_no_input_is(name, with_text):
     graphdef, params, constants = split(trained(name, with_text))
 
@@ -162,6 +163,7 @@ def test_a_student_that_reads_texts_scores_by_them_and_builds_without(name):
 
 
 @pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+@pytest.mark.slow
 def test_rows_in_place_of_the_tables_give_the_same_scores(name, with_text):
     student = trained(name, with_text)
     graphdef, params, constants = split(student)
@@ -216,6 +218,7 @@ def test_it_rates_pairs_or_refuses_to(name):
 
 
 @pytest.mark.parametrize(("name", "with_text"), VARIANTS)
+@pytest.mark.slow
 def test_it_is_built_in_a_program_with_the_same_bits(name, with_text):
     spec, inputs = spec_of(task().dataset, name), inputs_of(name, with_text)
 
