@@ -44,7 +44,8 @@ def get_config() -> ConfigDict:
     c.eval = evaluation()
     c.export = ConfigDict()
     # names of EXPORTERS, what the folder export/ holds; each has a section of its own
-    c.export.formats = ("safetensors", "parquet")
+    c.export.formats = ("runtime", "safetensors", "parquet")
+    c.export.runtime = ConfigDict()
     c.export.safetensors = ConfigDict()
     c.export.parquet = ConfigDict()
     # write an XProf trace of a few steps of every model's training to trace/, and its sums to the

@@ -24,7 +24,7 @@ MAX_WIDTH = 100
 # A folder imports from the levels before its own. Folders of one level do not import each other.
 LEVELS = (
     ("core",),
-    ("devices",),
+    ("devices", "runtime"),
     ("data",),
     ("models", "losses"),
     ("distillation",),

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from kd_jax.core.errors import InputError
+from kd_jax.core.lookup import Lookup
 from kd_jax.core.types import PAD
 from kd_jax.data.dataset import Dataset
-from kd_jax.data.lookup import Lookup
 
 FIELDS = ("user", "history", "items", "scores", "probabilities", "weight")
 LINES = 20  # numbers of malformed lines in a message
@@ -106,7 +106,8 @@ class _Names:
     """Looks up names in the data set and counts those that are unknown or ambiguous."""
 
     def __init__(self, dataset: Dataset):
-        self._lookup = Lookup(dataset)
+        users, items = dataset.user_ids.to_list(), dataset.item_ids.to_list()
+        self._lookup = Lookup(users, items, dataset.titles)
         self._unmatched = Counter[str]()
         self.first_line: dict[str, int] = {}  # of each unmatched name
         self.total = 0

@@ -19,6 +19,7 @@ from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.objectives import teachers_of
 from kd_jax.experiment.roles import Role
 from kd_jax.models.scorer import table_rows
@@ -101,9 +102,10 @@ def _add_models(store: LabelStore, trained: list[Role], measured: Measured, bar:
 def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str, Evaluation]]:
     experiment, models = store.experiment, store.models
     result, parts = models.result(role, seed), build(experiment, role, seed)
-    params, constants = models.best(role, seed, parts)
-    params = sharding.put_params(params, table_rows(parts.graphdef, params), experiment.mesh)
-    best = params, sharding.put(constants, experiment.mesh)
+    trained = models.best(role, seed, parts)
+    rows = table_rows(parts.graphdef, trained[0])
+    params = sharding.put_params(trained[0], rows, experiment.mesh)
+    best = params, sharding.put(trained[1], experiment.mesh)
     found = {
         split: experiment.task.evaluation_function(parts.graphdef, split, parts.history)(*best)
         for split in SPLITS
@@ -114,6 +116,8 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
         row["users_per_second"] = latency.users_per_second(
             experiment.dataset, parts.graphdef, *best, parts.history
         )
+    if not role.is_teacher:
+        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics()
     if role.distilled:
         finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
         row["label_seconds"] = sum(done["seconds"] for done in finished if done)

@@ -12,6 +12,7 @@ from kd_jax.devices.processes import leader
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import inputs_of, spec_of
 from kd_jax.experiment.builders import build, trains_language_model
+from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
 from kd_jax.serving import exporters
@@ -43,6 +44,7 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     parts = build(experiment, role, seed)
     # Orbax reads, and texts are encoded, in all processes together.
     best, inputs = models.best(role, seed, parts), inputs_of(experiment, role)
+    history_map = NewUsers(models, role, seed, parts, best).history_map()
     if not leader():
         return
     description = dict(
@@ -53,12 +55,12 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
         spec=spec_of(experiment, role).plain(),
     )
     model: Any = nnx.merge(parts.graphdef, *best)
-    bundle = Bundle(experiment.dataset, model, description, inputs)
+    bundle = Bundle(experiment.dataset, model, description, inputs, history_map)
     folder, c = experiment.workdir / "export", experiment.config.export
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
     for name, files in written.items():
         if not files:
-            experiment.log.note(f"export: nothing as {name}: the student's scores do not factorise")
+            experiment.log.note(f"export: nothing as {name}: it does not hold this kind of student")
     experiment.log.note(f"export: {role.name} (seed {seed}) in {folder}")
 
 

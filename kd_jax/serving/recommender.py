@@ -1,158 +1,150 @@
-"""Top-k recommendations for known and new users, from the workdir of an exported run.
-
-python -m kd_jax.recommend --workdir=runs/quickstart --user=42 -k 10
-python -m kd_jax.recommend --workdir=runs/quickstart --history="Gravity (2013)|Argo (2012)"
-"""
+"""Top-k tables for known users and for new ones, from the workdir of a finished run."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from kd_jax import runtime
 from kd_jax.core.errors import InputError
-from kd_jax.core.scores import Factors
-from kd_jax.core.types import Batch
 from kd_jax.data import dataset as datasets
-from kd_jax.data.examples.base import last_items
-from kd_jax.data.examples.user import MAX_TARGETS, recency_weights
-from kd_jax.data.lookup import Lookup
-from kd_jax.data.splits import TEST
-from kd_jax.evaluation.evaluator import top_k
-from kd_jax.models.scorer import Scorer
-from kd_jax.serving.exporters import safetensors
-from kd_jax.serving.fold_in import FOLD_IN_RECENCY, fold_in
+from kd_jax.runtime import Filters, Runtime
+from kd_jax.runtime.store import FILE
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommender:
-    """A student and the data set it was trained on."""
+    """An exported student and the data set it was trained on.
+
+    ``runtime`` does the work with NumPy alone; it can be loaded without the rest
+    (``kd_jax.runtime.load``).
+    """
 
     dataset: datasets.Dataset
-    model: Scorer
-    description: dict[str, Any]
+    runtime: Runtime
 
     def recommend(
-        self, user: object = None, history: Sequence[object] | None = None, k: int = 10
+        self,
+        user: object = None,
+        history: Iterable[object] | None = None,
+        k: int = 10,
+        *,
+        diversity: float = 0.0,
+        **filters: Any,
     ) -> pl.DataFrame:
-        """The ``k`` best items that were not seen: columns rank, item, title, score.
+        """The ``k`` best items of one user: columns rank, item, title, score.
 
-        user: an id of the data set. history: item ids or titles, oldest first, of somebody who need
-        not be in it. Fewer than ``k`` rows where the catalogue has no more. Raises InputError for
-        an unknown user, item or title, for a title that several items share, and unless exactly one
-        of ``user`` and ``history`` is given.
+        user: an id of the data set. history: item ids or titles, oldest first, of somebody new; or,
+        with a user, what they chose after the data set ended. diversity: 0 to 1
+        (``runtime.topk.diversified``). filters: exclude and only, item ids or titles;
+        include_seen=True keeps the items of the history. Fewer than ``k`` rows where the catalogue
+        has no more. Raises InputError for an unknown or ambiguous user or item.
         """
-        if (user is None) == (history is None):
-            raise InputError("recommend: give either a user or a history")
-        if isinstance(history, str):
-            raise InputError(
-                f"recommend: the history must be a list of ids or titles; use history=[{history!r}]"
-            )
-        if not isinstance(k, int | np.integer):
-            raise InputError(f"recommend: k is {k!r}; it must be a whole number")
-        if self.description["task"] != "rank":
-            raise InputError(
-                "recommend: this workdir was trained with task='rate', which scores pairs; train"
-                " task='rank'"
-            )
-        if user is not None:
-            index = self._user(user)
-            indptr, items = self.dataset.history(TEST + 1)
-            seen = items[indptr[index] : indptr[index + 1]]
-            window = last_items(*self.dataset.history(TEST), self.description["history"])[index]
-            scores = self._scores(
-                self.model, {"user": jnp.array([index]), "history": jnp.asarray(window)[None]}
-            )
-        else:
-            seen = np.array([self._item(entry) for entry in history or ()], np.int32)
-            if not len(seen):
-                raise InputError("recommend: the history is empty; name at least one item")
-            scores = self._scores_of_history(seen)
-        pointers = np.array([0, len(seen)])
-        items, values = top_k(
-            lambda _: scores, np.zeros(1, np.int32), k, (pointers, seen), batch_size=1
+        found = self.runtime.recommend(
+            user, history, k, filters=self.filters(**filters), diversity=diversity
         )
-        found = items[0] >= 0
+        return self._table(found)
+
+    def recommend_all(
+        self,
+        users: Sequence[object] | None = None,
+        histories: Sequence[Iterable[object]] | None = None,
+        k: int = 10,
+        **filters: Any,
+    ) -> pl.DataFrame:
+        """The ``k`` best items of many users: columns user, rank, item, title, score.
+
+        users: ids; None: all users of the data set. histories: in place of users; then ``user`` is
+        the place in the list. ``blocks`` gives the same part by part.
+        """
+        items, scores = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
+        none = self._block(self.dataset.user_ids[:0], items, scores)
+        found = self.blocks(users, histories, k, **filters)
+        return pl.concat([none, *found], how="vertical_relaxed")
+
+    def blocks(
+        self,
+        users: Sequence[object] | None = None,
+        histories: Sequence[Iterable[object]] | None = None,
+        k: int = 10,
+        **filters: Any,
+    ) -> Iterator[pl.DataFrame]:
+        """The table of ``recommend_all``, a block of users at a time."""
+        names: Any = users
+        if users is None:
+            names = self.dataset.user_ids if histories is None else range(len(histories))
+        chosen = self.filters(**filters)
+        for block, items, scores in self.runtime.many(users, histories, k, filters=chosen):
+            yield self._block(names[block.start : block.stop], items, scores)
+
+    def similar(self, item: object, k: int = 10) -> pl.DataFrame:
+        """The ``k`` items that users of ``item`` choose next: columns rank, item, title, score."""
+        return self._table(self.runtime.similar(item, k))
+
+    def explain(
+        self, item: object, user: object = None, history: Iterable[object] | None = None
+    ) -> pl.DataFrame:
+        """The parts of an item's score: columns part, item, title, share. Their sum is the score.
+
+        See ``Runtime.explain``.
+        """
+        rows = self.runtime.explain(item, user, history)
+        ids = pl.Series("item", [row.item for row in rows], self.dataset.item_ids.dtype)
         return pl.DataFrame(
             {
-                "rank": np.arange(1, found.sum() + 1),
-                "item": self.dataset.item_ids[items[0][found]],
-                "title": [self.dataset.titles[item] for item in items[0][found]],
-                "score": values[0][found],
+                "part": [row.part for row in rows],
+                "item": ids,
+                "title": [row.title for row in rows],
+                "share": pl.Series([row.share for row in rows], dtype=pl.Float64),
             }
         )
 
-    def _scores(self, model: Any, batch: Batch) -> Factors | jax.Array:
-        return model.scores(batch, model.catalogue())
+    def filters(
+        self,
+        exclude: Iterable[object] = (),
+        only: Iterable[object] | None = None,
+        include_seen: bool = False,
+    ) -> Filters:
+        """``Filters`` from item ids and titles."""
+        chosen = None if only is None else self.runtime.items(only)
+        return Filters(self.runtime.items(exclude), chosen, include_seen)
 
-    def _scores_of_history(self, seen: np.ndarray) -> Factors | jax.Array:
-        pointers = np.array([0, len(seen)])
-        if self.model.positions != "user":  # it reads histories
-            window = last_items(pointers, seen, self.description["history"])
-            return self._scores(
-                self.model, {"user": jnp.zeros(1, jnp.int32), "history": jnp.asarray(window)}
-            )
-        width = min(len(seen), MAX_TARGETS)
-        age = np.arange(width - 1.0, -1, -1)[None]
-        shares = recency_weights(age, FOLD_IN_RECENCY)
-        batch = {
-            "user": jnp.zeros(1, jnp.int32),
-            "targets": jnp.asarray(last_items(pointers, seen, width))[:, None],
-            "target_weights": jnp.asarray(shares / shares.sum(), jnp.float32)[:, None],
-            "weights": jnp.ones((1, 1)),
-        }
-        return self._scores(fold_in(self.model, batch), batch)
+    def _table(self, rows: Sequence[runtime.Recommendation]) -> pl.DataFrame:
+        return pl.DataFrame(
+            {
+                "rank": pl.Series([row.rank for row in rows], dtype=pl.Int64),
+                "item": pl.Series([row.item for row in rows], dtype=self.dataset.item_ids.dtype),
+                "title": pl.Series([row.title for row in rows], dtype=pl.String),
+                "score": pl.Series([row.score for row in rows], dtype=pl.Float32),
+            }
+        )
+
+    def _block(self, names: Any, items: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
+        places, ranks = np.nonzero(items >= 0)
+        found = items[places, ranks]
+        return pl.DataFrame(
+            {
+                "user": pl.Series(names).gather(places),
+                "rank": ranks + 1,
+                "item": self.dataset.item_ids.gather(found),
+                "title": self._titles.gather(found),
+                "score": scores[places, ranks],
+            }
+        )
 
     @functools.cached_property
-    def _lookup(self) -> Lookup:
-        return Lookup(self.dataset)
-
-    def _user(self, user: object) -> int:
-        found = self._lookup.user(user)
-        if found is None:
-            some = ", ".join(self.dataset.user_ids.head(3).cast(pl.String).to_list())
-            raise InputError(
-                f"recommend: user {str(user)!r} is not in the data set (ids are like {some}; users"
-                " with few interactions are left out)"
-            )
-        return found
-
-    def _item(self, entry: object) -> int:
-        same = self._lookup.items(entry)
-        if not same:
-            hint = _closest(str(entry), self.dataset.titles)
-            raise InputError(f"recommend: item {str(entry)!r} is not in the data set{hint}")
-        if len(same) > 1:
-            ids = ", ".join(str(self.dataset.item_ids[index]) for index in same[:5])
-            raise InputError(
-                f"recommend: {len(same)} items are called {entry!r} (ids {ids}); give the id"
-                " instead"
-            )
-        return same[0]
-
-
-def _closest(value: str, titles: Sequence[str]) -> str:
-    lowered = value.lower()
-    close = [title for title in titles if lowered in title.lower()][:3]
-    close = close or difflib.get_close_matches(value, titles, n=3)
-    return (
-        f"; did you mean {' or '.join(map(repr, close))}?"
-        if close
-        else "; give an item id or a title as in the data"
-    )
+    def _titles(self) -> pl.Series:
+        return pl.Series(self.dataset.titles, dtype=pl.String)
 
 
 def load(workdir: str | Path) -> Recommender:
-    """Loads the exported student of a finished run.
+    """The exported student of a finished run.
 
     Raises InputError if the workdir is missing, unfinished or damaged.
     """
@@ -163,17 +155,11 @@ def load(workdir: str | Path) -> Recommender:
             " launch.py"
         )
     dataset = datasets.load(folder / "dataset")
-    model, description = safetensors.read(folder / "export", dataset)
-    return Recommender(dataset, model, description)
-
-
-def print_top(workdir: Path, user: str | None, history: str | None, k: int) -> None:
-    """Prints the result of ``recommend``, a line per item; history: ids or titles joined by |."""
-    items = None
-    if history is not None:
-        items = [part.strip() for part in history.split("|") if part.strip()]
-    table = load(workdir).recommend(user=user, history=items, k=k)
-    for row in table.iter_rows(named=True):
-        print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
-    if len(table) < k:
-        print(f"{len(table)} items: the catalogue has no more that were not seen", file=sys.stderr)
+    found = runtime.load(folder / "export" / FILE)
+    checksum = found.export.description["dataset"]["checksum"]
+    if checksum != dataset.checksum:
+        raise InputError(
+            f"{folder}: export/{FILE} is of another data set (checksum {checksum}, that of dataset/"
+            f" is {dataset.checksum}); run the stage 'export' again"
+        )
+    return Recommender(dataset, found)

@@ -16,10 +16,10 @@ from helpers import toy
 from helpers.runs import config, run
 from helpers.terms import loss_of, term
 from kd_jax import labels as labels_command
+from kd_jax.core.lookup import Lookup
 from kd_jax.core.scores import Factors, Listed, TeacherScores
 from kd_jax.core.types import PAD
 from kd_jax.data import lists
-from kd_jax.data.lookup import Lookup
 from kd_jax.distillation import label_cache, labellers
 from kd_jax.distillation.objective import StepInputs
 from kd_jax.distillation.teachers import cached_teacher
@@ -206,7 +206,7 @@ def data():
 
 
 def test_ids_come_before_titles_that_differ_in_case_or_spaces(data):
-    lookup = Lookup(data)
+    lookup = Lookup(data.user_ids.to_list(), data.item_ids.to_list(), data.titles)
     assert data.titles[13] == "film 1 3"
     for name in ("film 1 3", "  FILM 1  3", 513, "513"):
         assert lookup.items(name) == [13], name

@@ -157,7 +157,7 @@ def test_recommendations_for_a_new_user_follow_the_history(finished, capsys):
     assert recommend_command.main(["--workdir", str(finished), "--user", "107"]) == 0
 
 
-def test_fold_in_of_a_known_history_ranks_like_the_trained_user(finished):
+def test_a_known_history_ranks_like_the_trained_user(finished):
     recommender = kd_jax.load(finished)
     data = recommender.dataset
     indptr, items = data.history(1)
@@ -165,9 +165,9 @@ def test_fold_in_of_a_known_history_ranks_like_the_trained_user(finished):
     for user in range(20):
         trained = recommender.recommend(user=data.user_ids[user], k=8)["item"].to_list()
         history = data.item_ids[items[indptr[user] : indptr[user + 1]]].to_list()
-        folded = recommender.recommend(history=history, k=8)["item"].to_list()
-        overlaps.append(len(set(trained) & set(folded)) / 8)
-    assert np.mean(overlaps) > 0.6  # by chance: 8 of 14 unseen items each, 0.57 … see below
+        new = recommender.recommend(history=history, k=8)["item"].to_list()
+        overlaps.append(len(set(trained) & set(new)) / 8)
+    assert np.mean(overlaps) > 0.7  # by chance: 8 of 14 unseen items each, 0.57
 
 
 @pytest.mark.parametrize(("ask", "message"), [
@@ -176,7 +176,7 @@ def test_fold_in_of_a_known_history_ranks_like_the_trained_user(finished):
     ({"history": ["no such film"]}, "item 'no such film' is not in the data set"),
     ({"history": ["fillm 1 3"]}, "did you mean .*'film 1 3'"),
     ({"history": []}, "history is empty"),
-    ({}, "either a user or a history"),
+    ({}, "a user, a history or both"),
     ({"user": 100, "k": 0}, "k is 0"),
 ])  # fmt: skip
 def test_bad_questions_are_answered_with_what_is_wrong(finished, ask, message):
@@ -190,15 +190,12 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     copy = tmp_path / "copy"
     copy.mkdir()
     subprocess.run(["cp", "-r", finished / "dataset", copy], check=True)
-    with pytest.raises(InputError, match=r"student\.json is missing; .* holds no exported student"):
+    with pytest.raises(InputError, match=r"runtime\.safetensors is missing; .*'export'"):
         kd_jax.load(copy)
     subprocess.run(["cp", "-r", finished / "export", copy], check=True)
-    weights = copy / "export/student.safetensors"
+    weights = copy / "export/runtime.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"student\.safetensors is damaged"):
-        kd_jax.load(copy)
-    weights.unlink()
-    with pytest.raises(InputError, match=r"export/student\.safetensors is missing; .*'export'"):
+    with pytest.raises(InputError, match=r"runtime\.safetensors is damaged"):
         kd_jax.load(copy)
     items = copy / "dataset/items.parquet"
     items.write_bytes(items.read_bytes()[:200])

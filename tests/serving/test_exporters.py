@@ -18,10 +18,12 @@ from configs import common
 from helpers.marks import first_fast
 from helpers.toy import refused
 from helpers.training import HISTORY, spec_of, student_of, task_of
+from kd_jax import runtime
 from kd_jax.core.scores import Factors
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
 from kd_jax.models.scorer import split
+from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving import exporters
 from kd_jax.serving.exporters import EXPORTERS, Bundle, safetensors
 
@@ -47,7 +49,9 @@ def bundle_of(name, task_name="rank"):
         "spec": spec_of(task().dataset, name, dim=16).plain(),
     }
     model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
-    return Bundle(task().dataset, model, description)
+    maps = HistoryMap(np.eye(16, dtype=np.float32), np.zeros(16, np.float32), 5.0, 1.0)
+    table = "user" in type(model).tables
+    return Bundle(task().dataset, model, description, history_map=maps if table else None)
 
 
 def scores_of(model):
@@ -61,6 +65,13 @@ def scores_of(model):
 
 def from_safetensors(folder: Path) -> np.ndarray:
     return scores_of(safetensors.read(folder, task().dataset)[0])
+
+
+def from_runtime(folder: Path) -> np.ndarray:
+    found = runtime.load(folder)
+    data = task().dataset
+    assert (found.num_users, found.num_items) == (data.num_users, data.num_items)
+    return found.scores(found.export.user_vectors[:USERS])
 
 
 def from_parquet(folder: Path) -> np.ndarray:
@@ -86,6 +97,7 @@ def from_npz(folder: Path) -> np.ndarray:
 
 # Format -> the scores of the first users, from the files alone.
 SCORES: dict[str, Callable[[Path], np.ndarray]] = {
+    "runtime": from_runtime,
     "safetensors": from_safetensors,
     "parquet": from_parquet,
     "npz": from_npz,
@@ -115,7 +127,7 @@ def test_a_model_without_vectors_is_written_whole_or_skipped(form, name, task_na
     files = exporters.write(bundle, tmp_path, (form,))[form]
     assert sorted(files) == sorted(tmp_path.iterdir())
     if files:
-        np.testing.assert_array_equal(SCORES[form](tmp_path), scores_of(bundle.model))
+        np.testing.assert_allclose(SCORES[form](tmp_path), scores_of(bundle.model), rtol=1e-5)
 
 
 def test_a_file_is_whole_or_absent(form, tmp_path, monkeypatch):
@@ -155,16 +167,16 @@ def test_an_unknown_format_or_field_is_refused_before_anything_is_written(form, 
 
 def test_the_sections_of_configs_common_have_the_exporters_defaults():
     export = common.get_config().export
-    assert export.formats == ("safetensors", "parquet")
+    assert export.formats == ("runtime", "safetensors", "parquet")
     for name in set(EXPORTERS) & set(export):
         assert export[name].to_dict() == exporters.exporter_section(name, {})
 
 
-def test_a_workdir_without_safetensors_is_refused_with_the_format(tmp_path):
+def test_a_workdir_without_the_runtime_is_refused_with_the_stage(tmp_path):
     bundle = bundle_of("mf")
     bundle.dataset.save(tmp_path / "dataset")
     exporters.write(bundle, tmp_path / "export", ("parquet",))
-    refused(lambda: kd_jax.load(tmp_path), "student.json is missing", "'safetensors'")
+    refused(lambda: kd_jax.load(tmp_path), "runtime.safetensors is missing", "'export'")
 
 
 def test_a_description_of_another_version_is_refused(tmp_path):

@@ -18,6 +18,8 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.types import Array
 from kd_jax.models.layers import normal
 from kd_jax.models.scorer import Scorer
+from kd_jax.runtime.contexts import Context
+from kd_jax.runtime.store import Hidden
 
 ITEM_TEXT = "item_text"  # f32 [I, F]: the language model's vector of every item's text
 INPUTS = (ITEM_TEXT,)  # what a run provides
@@ -93,6 +95,18 @@ class Student(Scorer):
 
     def __init__(self, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)
+
+    def runtime_context(self) -> Context | None:
+        """Its model of histories for ``kd_jax.runtime``, in NumPy.
+
+        None for a student with a table of users, which gets a ``HistoryMap``, and for one that is
+        exported as a program of JAX.
+        """
+        return None
+
+    def runtime_hidden(self) -> Hidden | None:
+        """For a student that does not factorise: its scores for ``kd_jax.runtime``."""
+        return None
 
 
 def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kd_jax.core.types import Array, Batch, PyTree
@@ -18,6 +20,7 @@ from kd_jax.models.students.base import (
     item_table,
     user_table,
 )
+from kd_jax.runtime.store import Hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,13 @@ class MLP(Student):
             item = self.item_in(dropout(self.item[...][batch["item"]], self.dropout, rngs))
             return self.out(jax.nn.relu(user + item))[:, None]
         return self._all(user, self.item_in(dropout(self.item[...], self.dropout, rngs)))[:, None]
+
+    def runtime_hidden(self) -> Hidden:
+        arrays: Any = (
+            *(self.user_in.kernel, self.user_in.bias, self.item_in.kernel),
+            *(self.out.kernel, self.out.bias),
+        )
+        return Hidden(*(np.asarray(array[...]) for array in arrays))
 
     def catalogue(self) -> PyTree:
         return self.item_in(self.item[...])

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kd_jax.core.errors import InputError
@@ -20,6 +21,7 @@ from kd_jax.models.students.base import (
     item_table,
     rank_only,
 )
+from kd_jax.runtime.contexts import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,27 @@ class SASRec(Student):
     def _read(self, history: Array, vectors: Array, **how: Any) -> Array:
         return self.transformer(
             vectors[jnp.maximum(history, 0)] * vectors.shape[1] ** 0.5, history, **how
+        )
+
+    def runtime_context(self) -> Transformer:
+        body, blocks = self.transformer, list(self.transformer.blocks)
+
+        def norm(layer: Any) -> np.ndarray:
+            return np.stack([np.asarray(layer.scale[...]), np.asarray(layer.bias[...])])
+
+        arrays: dict[str, Any] = {
+            f"{layer}_{part}": np.stack(
+                [np.asarray(getattr(getattr(block, layer), part)[...]) for block in blocks]
+            )
+            for layer in ("qkv", "out", "up", "down")
+            for part in ("kernel", "bias")
+        }
+        return Transformer(
+            position=np.asarray(body.position[...]),
+            norm=norm(body.norm),
+            norms=np.stack([[norm(block.norm1), norm(block.norm2)] for block in blocks]),
+            heads=blocks[0].heads,
+            **arrays,
         )
 
     def items(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -21,6 +23,7 @@ from kd_jax.models.students.base import (
     item_table,
     rank_only,
 )
+from kd_jax.runtime.contexts import MeanTower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,15 @@ class TwoTower(Student):
         self.text = None if text is None else Frozen(_standardised(jnp.asarray(text, jnp.float32)))
         width = 0 if text is None else text.shape[1]
         self.item = Tower(width, spec.hidden, spec.dim, rngs=rngs) if width else None
+        self.length = spec.history
+
+    def runtime_context(self) -> MeanTower:
+        arrays: dict[str, Any] = {
+            f"{layer}_{part}": np.asarray(getattr(getattr(self.user, layer), part)[...])
+            for layer in ("linear", "up", "down")
+            for part in ("kernel", "bias")
+        }
+        return MeanTower(**arrays, length=self.length)
 
     def items(
         self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
@@ -92,7 +104,7 @@ class TwoTower(Student):
     def contexts(
         self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B 1 D"]:
-        history = batch["history"]
+        history = batch["history"][:, -self.length :]
         known = (history >= 0)[..., None]
         total = jnp.sum(vectors[jnp.maximum(history, 0)] * known, axis=1)
         mean = total / jnp.maximum(known.sum(axis=1), 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.serving.exporters import npz, parquet, safetensors
+from kd_jax.serving.exporters import npz, parquet, runtime, safetensors
 from kd_jax.serving.exporters.bundle import Bundle
 
 __all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
@@ -21,6 +21,7 @@ __all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
 Exporter = Callable[..., tuple[Path, ...]]
 
 EXPORTERS: dict[str, Exporter] = {
+    "runtime": runtime.write,
     "safetensors": safetensors.write,
     "parquet": parquet.write,
     "npz": npz.write,

@@ -13,6 +13,7 @@ from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
 from kd_jax.models.scorer import Scorer
 from kd_jax.models.students.base import Inputs
+from kd_jax.runtime.contexts import HistoryMap
 
 USERS_AT_ONCE = 1024
 
@@ -43,6 +44,7 @@ class Bundle:
     model: Scorer
     description: dict[str, Any]
     inputs: Inputs = dataclasses.field(default_factory=dict)
+    history_map: HistoryMap | None = None
 
     @functools.cached_property
     def vectors(self) -> Vectors | None:

@@ -1,0 +1,73 @@
+"""Look-up of users and items by id and by title."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+
+ID, TITLE = "id:", "title:"  # prefixes of a name that is an id, or a title, and nothing else
+
+
+def folded(title: str) -> str:
+    """A title for comparison: composed (NFC), case-folded, with single spaces."""
+    return " ".join(unicodedata.normalize("NFC", title).split()).casefold()
+
+
+class Lookup:
+    """Finds the indices of users and items.
+
+    user_ids, item_ids: integers or strings. titles: of the items.
+    """
+
+    def __init__(
+        self, user_ids: Sequence[object], item_ids: Sequence[object], titles: Sequence[str]
+    ):
+        self.user_ids = user_ids
+        self.item_ids = item_ids
+        self.titles = titles
+
+    @functools.cached_property
+    def _users(self) -> dict[str, int]:
+        return {str(value): index for index, value in enumerate(self.user_ids)}
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {str(value): index for index, value in enumerate(self.item_ids)}
+
+    @functools.cached_property
+    def _titles(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Indices by exact title, and by folded title."""
+        exact: dict[str, list[int]] = {}
+        alike: dict[str, list[int]] = {}
+        for index, title in enumerate(self.titles):
+            exact.setdefault(title, []).append(index)
+            alike.setdefault(folded(title), []).append(index)
+        return exact, alike
+
+    def user(self, value: object) -> int | None:
+        """The index of the user with this id; None where it is unknown."""
+        return self._users.get(str(value).strip())
+
+    def items(self, value: object) -> list[int]:
+        """The indices of the items with this name; empty where there is none.
+
+        value: a number is an id. A text is an id or an exact title, else a title that differs in
+        case, spaces or Unicode composition only, else 'id:' or 'title:' and a name of that kind.
+        Several items may share a title, and a text may be one item's id and another's title.
+        """
+        text = str(value).strip()
+        by_id = [self._ids[text]] if text in self._ids else []
+        if not isinstance(value, str):
+            return by_id
+        exact, alike = self._titles
+        found = sorted({*by_id, *exact.get(value, [])}) or alike.get(folded(value), [])
+        if found:
+            return found
+        if text.startswith(ID):
+            name = text.removeprefix(ID).strip()
+            return [self._ids[name]] if name in self._ids else []
+        if text.startswith(TITLE):
+            name = text.removeprefix(TITLE)
+            return exact.get(name) or alike.get(folded(name), [])
+        return []

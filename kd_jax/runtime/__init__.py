@@ -1,0 +1,13 @@
+"""Recommendations from an exported student, with NumPy alone: no JAX, no Flax, no polars.
+
+from kd_jax import runtime
+
+recommender = runtime.load("runs/quickstart/export")
+recommender.recommend(history=["Gravity (2013)", 1024648], k=10)
+"""
+
+from __future__ import annotations
+
+from kd_jax.runtime.runtime import Filters, Recommendation, Runtime, load
+
+__all__ = ["Filters", "Recommendation", "Runtime", "load"]

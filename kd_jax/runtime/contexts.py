@@ -1,0 +1,205 @@
+"""Context vectors of histories, in NumPy: the models that turn what a user chose into a vector.
+
+A context is a frozen dataclass. Its arrays are tensors of the export and its other fields are
+entries of the description. It is called with histories, int32 [B, L], oldest first, padded on the
+left with PAD, and the item vectors f32 [I, D]; it returns f32 [B, D]. ``length`` is the number of
+newest items that it reads, 0 for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+PAD = -1
+EPSILON = 1e-6  # of layer normalisation, as in flax.nnx.LayerNorm
+
+
+class Context(Protocol):
+    """A function of histories [B, L] and item vectors [I, D] that returns contexts f32 [B, D]."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def linear(self) -> bool: ...
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryMap:
+    """A linear map from the recency-weighted mean of a history's item vectors to a user vector.
+
+    A history's item of age a (0 for the newest) has the weight exp(-a / decay), and the mean is the
+    weighted sum over (sum of weights + shrink), so that a short history stays nearer to the average
+    user. The context is mean · weight + intercept. An empty history has the intercept: the vector
+    that fits users best without any item. ``fit`` is in ``serving/history_map.py``.
+
+    weight: f32 [D, D]. intercept: f32 [D].
+    """
+
+    weight: np.ndarray
+    intercept: np.ndarray
+    decay: float
+    shrink: float
+
+    length: ClassVar[int] = 0
+    linear: ClassVar[bool] = True
+
+    def shares(self, history: np.ndarray) -> np.ndarray:
+        """The weight of each position in the mean, f32 [B, L], 0 at the padding."""
+        age = np.arange(history.shape[1] - 1, -1, -1, dtype=np.float32)
+        weights = np.where(history == PAD, 0, np.exp(-age / np.float32(self.decay)))
+        return weights / np.maximum(weights.sum(1, keepdims=True) + self.shrink, 1e-30)
+
+    def mean(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """The recency-weighted means, f32 [B, D]."""
+        rows = vectors[np.maximum(history, 0)]
+        return np.einsum("bl,bld->bd", self.shares(history).astype(np.float32), rows)
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return self.mean(history, vectors) @ self.weight + self.intercept
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTower:
+    """The user tower of the two-tower student: a residual MLP over the mean of a history's vectors.
+
+    Arrays are those of ``models/students/two_tower.py``: context = mean · linear + linear_bias +
+    gelu(mean · up + up_bias) · down + down_bias.
+    """
+
+    linear_kernel: np.ndarray
+    linear_bias: np.ndarray
+    up_kernel: np.ndarray
+    up_bias: np.ndarray
+    down_kernel: np.ndarray
+    down_bias: np.ndarray
+    length: int
+
+    linear: ClassVar[bool] = False
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        known = (history != PAD).astype(np.float32)
+        total = np.einsum("bl,bld->bd", known, vectors[np.maximum(history, 0)])
+        mean = total / np.maximum(known.sum(1, keepdims=True), 1)
+        hidden = _gelu(mean @ self.up_kernel + self.up_bias)
+        return (
+            mean @ self.linear_kernel
+            + self.linear_bias
+            + hidden @ self.down_kernel
+            + self.down_bias
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """The causal Transformer of SASRec, read at the last position (``models/layers.py``).
+
+    With N blocks: position f32 [length, D]; norm (scale, bias) f32 [2, D]; norms f32 [N, 2, 2, D],
+    of the attention and of the MLP; qkv f32 [N, D, 3D] and out f32 [N, D, D], up f32 [N, D, H] and
+    down f32 [N, H, D], each with its bias. The activation is a ReLU.
+    """
+
+    position: np.ndarray
+    norm: np.ndarray
+    norms: np.ndarray
+    qkv_kernel: np.ndarray
+    qkv_bias: np.ndarray
+    out_kernel: np.ndarray
+    out_bias: np.ndarray
+    up_kernel: np.ndarray
+    up_bias: np.ndarray
+    down_kernel: np.ndarray
+    down_bias: np.ndarray
+    heads: int
+
+    linear: ClassVar[bool] = False
+
+    @property
+    def length(self) -> int:
+        return len(self.position)
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        history = history[:, -self.length :]
+        batch, length = history.shape
+        dim = vectors.shape[1]
+        valid = history != PAD
+        x = vectors[np.maximum(history, 0)] * np.float32(dim**0.5) + self.position[-length:]
+        x *= valid[..., None]
+        causal = np.tril(np.ones((length, length), bool))
+        # A padded query attends to itself, so that no softmax row is empty.
+        mask = (causal & valid[:, None, :]) | np.eye(length, dtype=bool)
+        for n in range(len(self.qkv_kernel)):
+            last = n == len(self.qkv_kernel) - 1
+            x = self._block(n, x, mask[:, None], last).reshape(batch, -1, dim)
+        return _layer_norm(x[:, -1], self.norm)
+
+    def _block(self, n: int, x: np.ndarray, mask: np.ndarray, last: bool) -> np.ndarray:
+        """Block ``n`` over x [B, L, D]; the output of the last position only, or of all."""
+        batch, length, dim = x.shape
+        qkv = _layer_norm(x, self.norms[n, 0]) @ self.qkv_kernel[n] + self.qkv_bias[n]
+        qkv = qkv.reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv  # [B, heads, L, D / heads]
+        if last:
+            x, q, mask = x[:, -1:], q[:, :, -1:], mask[:, :, -1:]
+        logits = q @ k.swapaxes(2, 3) / np.float32((dim / self.heads) ** 0.5)
+        logits = np.where(mask, logits, -np.inf)
+        weights = np.exp(logits - logits.max(3, keepdims=True))
+        weights /= weights.sum(3, keepdims=True)
+        attended = (weights @ v).transpose(0, 2, 1, 3).reshape(x.shape)
+        x = x + attended @ self.out_kernel[n] + self.out_bias[n]
+        hidden = _layer_norm(x, self.norms[n, 1]) @ self.up_kernel[n] + self.up_bias[n]
+        return x + np.maximum(hidden, 0) @ self.down_kernel[n] + self.down_bias[n]
+
+
+def _layer_norm(x: np.ndarray, scale_and_bias: np.ndarray) -> np.ndarray:
+    mean = x.mean(-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+    scale, bias = scale_and_bias
+    return (x - mean) / np.sqrt(variance + np.float32(EPSILON)) * scale + bias
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    """The tanh approximation, which ``jax.nn.gelu`` computes by default."""
+    cubic = x + np.float32(0.044715) * x**3
+    return x / 2 * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * cubic))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Any other model that reads histories: a serialised program of ``jax.export``; needs JAX.
+
+    program: uint8 [N], a function of histories int32 [B, length] and item vectors f32 [I, D] with
+    symbolic B. Batches are padded to powers of two, so that few shapes are compiled.
+    """
+
+    program: np.ndarray
+    length: int
+
+    linear: ClassVar[bool] = False
+
+    @functools.cached_property
+    def _call(self) -> Any:
+        import jax  # the only context that needs it
+
+        return jax.jit(jax.export.deserialize(bytearray(self.program.tobytes())).call)
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        rows = 1 << max(0, len(history) - 1).bit_length()
+        padded = np.full((rows, self.length), PAD, np.int32)
+        newest = history[:, -self.length :]
+        padded[: len(history), -newest.shape[1] :] = newest
+        return np.asarray(self._call(padded, vectors))[: len(history)]
+
+
+CONTEXTS: dict[str, type] = {
+    "history_map": HistoryMap,
+    "mean_tower": MeanTower,
+    "transformer": Transformer,
+    "program": Program,
+}

@@ -1,0 +1,378 @@
+"""Recommendations from an exported student."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import numbers
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.lookup import Lookup
+from kd_jax.runtime import store, topk
+from kd_jax.runtime.contexts import PAD, HistoryMap
+from kd_jax.runtime.store import Export
+
+# Of the average user's score in that of a similar item, beside the cosine; docs/serving.md has the
+# measurement.
+SIMILAR_POPULARITY = 0.1
+POOL = 10  # diversified lists of k items are chosen from the POOL · k best
+USERS_AT_ONCE = 256
+SCORES_AT_ONCE = 1 << 24  # of users times items in one block
+
+
+class Recommendation(NamedTuple):
+    """One item of a list; score: of the student, higher is better."""
+
+    rank: int
+    item: Any
+    title: str
+    score: float
+
+
+class Part(NamedTuple):
+    """A part of an item's score.
+
+    part: 'bias', of the item; 'everybody', what an average user has; 'history', of the history's
+    ``item``; 'user', what training learned of a known user beyond that; 'rest'. item, title: None
+    and '' where the part is of no item.
+    """
+
+    part: str
+    item: Any
+    title: str
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Which items may be recommended.
+
+    exclude: items that may not be. only: the items that may be; None: all. include_seen: whether
+    items of the user's history may be. Items are indices, int [N].
+    """
+
+    exclude: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    only: np.ndarray | None = None
+    include_seen: bool = False
+
+    def banned(self, num_items: int) -> np.ndarray | None:
+        """The items that no user gets, as indices; None: there are none."""
+        if self.only is None:
+            return self.exclude if len(self.exclude) else None
+        allowed = np.zeros(num_items, bool)
+        allowed[self.only] = True
+        allowed[self.exclude] = False
+        return np.flatnonzero(~allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """Users to recommend to: their contexts f32 [B, D], and the items of each one's history."""
+
+    contexts: np.ndarray
+    seen: list[np.ndarray]
+
+
+class Runtime:
+    """An exported student that recommends with NumPy alone.
+
+    Users and items are given by the ids of the data set; items also by title, where it is unique,
+    or as 'id:…' and 'title:…'. All methods raise InputError for an unknown or ambiguous name.
+    """
+
+    def __init__(self, export: Export):
+        self.export = export
+        self.lookup = Lookup(export.user_ids, export.item_ids, export.titles)
+        self._hidden = self._hidden_items(export)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.export.item_bias)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.export.user_vectors)
+
+    def recommend(
+        self,
+        user: object = None,
+        history: Iterable[object] | None = None,
+        k: int = 10,
+        *,
+        filters: Filters | None = None,
+        diversity: float = 0.0,
+    ) -> list[Recommendation]:
+        """The ``k`` best items that the user has not seen, best first.
+
+        user: an id of the data set. history: items, oldest first; with a user, what they chose
+        after the interactions of the data set; without, all that is known of somebody new. Fewer
+        than ``k`` where no more items are left. diversity: 0 to 1, the weight of the difference
+        between the items of the list against their scores (``topk.diversified``).
+        """
+        check_k(k)
+        check_diversity(diversity)
+        filters = filters or Filters()
+        query = self.query(user, history)
+        scores = self._masked(query, filters)[0]
+        if diversity:
+            vectors = self.export.item_vectors
+            found = topk.diversified(scores, vectors, k, diversity, POOL * k)
+        else:
+            found = topk.best(scores, k)
+        return self.rows(found, scores[found])
+
+    def rows(self, items: np.ndarray, scores: np.ndarray) -> list[Recommendation]:
+        """Item indices and scores as a list of recommendations."""
+        ids, titles = self.export.item_ids, self.export.titles
+        return [
+            Recommendation(rank, ids[item], titles[item], score)
+            for rank, (item, score) in enumerate(
+                zip(items.tolist(), scores.tolist(), strict=True), 1
+            )
+        ]
+
+    def query(self, user: object = None, history: Iterable[object] | None = None) -> Query:
+        """The context and the seen items of one user."""
+        if isinstance(history, str):
+            raise InputError(
+                f"recommend: the history must be a list of ids or titles; use history=[{history!r}]"
+            )
+        newer = self.items(() if history is None else history)
+        if user is None:
+            if history is None:
+                raise InputError("recommend: give a user, a history or both")
+            if not len(newer):
+                raise InputError("recommend: the history is empty; name at least one item")
+            return Query(self.contexts([newer]), [newer])
+        index = self.user(user)
+        return Query(self._user_context(index, newer), [np.concatenate([self.seen(index), newer])])
+
+    def many(
+        self,
+        users: Sequence[object] | None = None,
+        histories: Sequence[Iterable[object]] | None = None,
+        k: int = 10,
+        *,
+        filters: Filters | None = None,
+    ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
+        """The lists of many users, a block at a time.
+
+        users: ids; None: all users of the data set. histories: in place of users. Yields the places
+        of a block's users in the argument, their items int32 [B, k] as indices, padded with -1, and
+        scores f32 [B, k].
+        """
+        check_k(k)
+        filters = filters or Filters()
+        if histories is not None:
+            if users is not None:
+                raise InputError("recommend: give a list of users or of histories, not both")
+            count = len(histories)
+        else:
+            count = self.num_users if users is None else len(users)
+        k = min(k, self.num_items)
+        step = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // max(1, self.num_items)))
+        for start in range(0, count, step):
+            block = range(start, min(count, start + step))
+            if histories is not None:
+                seen = [self.items(histories[place]) for place in block]
+                query = Query(self.contexts(seen), seen)
+            else:
+                indices = list(block) if users is None else [self.user(users[i]) for i in block]
+                seen = [self.seen(index) for index in indices]
+                query = Query(self._known(indices, seen), seen)
+            yield block, *topk.best_rows(self._masked(query, filters), k)
+
+    def similar(self, item: object, k: int = 10) -> list[Recommendation]:
+        """The ``k`` items that fit best to an item, best first.
+
+        The score is the cosine of the two item vectors, less the mean vector of items with
+        interactions, plus SIMILAR_POPULARITY times the score of an average user: a cosine alone
+        puts items without interactions first.
+        """
+        check_k(k)
+        index = self.item(item)
+        directions, average = self._similarity
+        scores = directions @ directions[index] + np.float32(SIMILAR_POPULARITY) * average
+        scores[index] = -np.inf
+        found = topk.best(scores, k)
+        return self.rows(found, scores[found])
+
+    @functools.cached_property
+    def _similarity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors f32 [I, D], and the scores of the average user f32 [I]."""
+        export = self.export
+        warm = np.bincount(export.items, minlength=self.num_items) > 0
+        vectors = export.item_vectors - export.item_vectors[warm].mean(0)
+        norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+        trained = export.user_vectors[export.user_vectors.any(1)]
+        average = trained.mean(0, keepdims=True) if len(trained) else trained.sum(0, keepdims=True)
+        return vectors / norms, self.scores(average)[0]
+
+    def explain(
+        self, item: object, user: object = None, history: Iterable[object] | None = None
+    ) -> list[Part]:
+        """The parts of the score of ``item`` for a user; their sum is the score.
+
+        The parts of history items come first, the greatest first. With a linear context
+        (``HistoryMap``) and factorised scores they are exact. For other students a history item's
+        share is what the score loses without that item, and 'rest' is the remainder.
+        """
+        target, query = self.item(item), self.query(user, history)
+        seen, context = query.seen[0], query.contexts
+        score = float(self.scores(context)[0, target])
+        bias = float(self.export.item_bias[target])
+        model = self.export.context
+        if self.export.hidden is None and isinstance(model, HistoryMap):
+            vector = self.export.item_vectors[target]
+            rows = self.export.item_vectors[seen] * model.shares(seen[None])[0][:, None]
+            shares = rows @ (model.weight @ vector)
+            everybody = float(model.intercept @ vector)
+            other = [("everybody", everybody)]
+            if user is not None:
+                other.append(("user", score - bias - everybody - float(shares.sum())))
+        else:
+            without = [np.delete(seen, place) for place in range(len(seen))]
+            left = self.scores(self.contexts(without))[:, target] if without else np.zeros(0)
+            shares = score - left
+            other = [("rest", score - bias - float(shares.sum()))]
+        ids, titles = self.export.item_ids, self.export.titles
+        parts = [
+            Part("history", ids[index], titles[index], float(share))
+            for index, share in zip(seen.tolist(), shares, strict=True)
+        ]
+        parts.sort(key=lambda part: -part.share)
+        return parts + [Part(name, None, "", share) for name, share in [("bias", bias), *other]]
+
+    def user(self, name: object) -> int:
+        """The index of a user."""
+        found = self.lookup.user(name)
+        if found is None:
+            some = ", ".join(str(value) for value in self.export.user_ids[:3])
+            raise InputError(
+                f"recommend: user {str(name)!r} is not in the data set (ids are like {some}; users"
+                " with few interactions are left out)"
+            )
+        return found
+
+    def items(self, names: Iterable[object]) -> np.ndarray:
+        """The indices of items, int64 [N]."""
+        return np.array([self.item(name) for name in names], np.int64)
+
+    def item(self, name: object) -> int:
+        """The index of an item."""
+        same = self.lookup.items(name)
+        if not same:
+            hint = closest(str(name), self.export.titles)
+            raise InputError(f"recommend: item {str(name)!r} is not in the data set{hint}")
+        if len(same) > 1:
+            ids = ", ".join(f"id:{self.export.item_ids[index]}" for index in same[:5])
+            raise InputError(
+                f"recommend: {len(same)} items have the id or the title {name!r}; give one of {ids}"
+            )
+        return same[0]
+
+    def seen(self, user: int) -> np.ndarray:
+        """The items of a user's interactions in the data set, oldest first."""
+        start, stop = self.export.indptr[user], self.export.indptr[user + 1]
+        return self.export.items[start:stop].astype(np.int64)
+
+    def contexts(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Context vectors f32 [B, D] of histories of item indices, oldest first."""
+        context = self.export.context
+        longest = max((len(history) for history in histories), default=0)
+        length = min(longest, context.length) if context.length else longest
+        padded = np.full((len(histories), max(1, length)), PAD, np.int64)
+        for row, history in enumerate(histories):
+            newest = history[len(history) - min(len(history), length) :]
+            if len(newest):
+                padded[row, -len(newest) :] = newest
+        return context(padded, self.export.item_vectors).astype(np.float32)
+
+    def scores(self, contexts: np.ndarray) -> np.ndarray:
+        """The scores of all items, f32 [B, I], for contexts [B, D]."""
+        export = self.export
+        if export.hidden is None:
+            return contexts @ export.item_vectors.T + export.item_bias
+        hidden = export.hidden
+        users = contexts @ hidden.user + hidden.user_bias
+        out = hidden.out[:, 0]
+        rows = [np.maximum(self._hidden + row, 0) @ out for row in users]
+        return np.stack(rows) + hidden.out_bias + export.item_bias
+
+    def _hidden_items(self, export: Export) -> np.ndarray:
+        if export.hidden is None:
+            return np.zeros((0, 0), np.float32)
+        return export.item_vectors @ export.hidden.item
+
+    def _known(self, indices: Sequence[int], seen: Sequence[np.ndarray]) -> np.ndarray:
+        """The vectors of users of the data set; of those without a trained vector, the context."""
+        vectors = self.export.user_vectors[indices]
+        untrained = np.flatnonzero(~vectors.any(1))
+        if len(untrained):
+            vectors[untrained] = self.contexts([seen[row] for row in untrained.tolist()])
+        return vectors
+
+    def _user_context(self, user: int, newer: np.ndarray) -> np.ndarray:
+        seen = self.seen(user)
+        known = self._known([user], [seen])
+        if not len(newer):
+            return known
+        whole = np.concatenate([seen, newer])
+        if not self.export.context.linear:
+            return self.contexts([whole])
+        before, after = self.contexts([seen, whole])
+        return known + (after - before)
+
+    def _masked(self, query: Query, filters: Filters) -> np.ndarray:
+        """Scores f32 [B, I] with -inf at the items that may not be recommended."""
+        scores = self.scores(query.contexts)
+        if not filters.include_seen:
+            for row, items in zip(scores, query.seen, strict=True):
+                row[items] = -np.inf
+        banned = filters.banned(self.num_items)
+        if banned is not None:
+            scores[:, banned] = -np.inf
+        return scores
+
+
+def check_k(k: object) -> None:
+    """Raises InputError unless ``k`` is a whole number from 1."""
+    if not isinstance(k, numbers.Integral) or isinstance(k, bool):
+        raise InputError(f"recommend: k is {k!r}; it must be a whole number")
+    if k < 1:
+        raise InputError(f"top-k: k is {k}; it must be at least 1")
+
+
+def check_diversity(diversity: float) -> None:
+    """Raises InputError unless ``diversity`` is between 0 and 1."""
+    if not 0 <= diversity <= 1:
+        raise InputError(f"recommend: diversity is {diversity!r}; it must be between 0 and 1")
+
+
+def closest(value: str, titles: Sequence[str]) -> str:
+    """The tail of an error about an unknown item: the titles that are most like it."""
+    lowered = value.lower()
+    close = [title for title in titles if lowered in title.lower()][:3]
+    close = close or difflib.get_close_matches(value, titles, n=3)
+    return (
+        f"; did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else "; give an item id or a title as in the data"
+    )
+
+
+def load(path: str | Path) -> Runtime:
+    """The runtime of an export: its folder, its file, or the workdir of a finished run.
+
+    Raises InputError if there is none, or if it is damaged.
+    """
+    path = Path(path).expanduser()
+    folders = [path, path / store.FILE, path / "export" / store.FILE]
+    file = next((place for place in folders if place.is_file()), None)
+    return Runtime(store.read(file or path / store.FILE))

@@ -1,0 +1,143 @@
+"""The file that the runtime reads: ``runtime.safetensors``, whose metadata has the description."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.files import atomic
+from kd_jax.runtime.contexts import CONTEXTS, Context
+
+FILE = "runtime.safetensors"
+VERSION = 1
+Ids = Sequence[int] | Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """The scores of the MLP student: relu(context · user + user_bias + item · item_in) · out.
+
+    user f32 [D, H], user_bias f32 [H], item f32 [D, H], out f32 [H, 1], out_bias f32 [1].
+    """
+
+    user: np.ndarray
+    user_bias: np.ndarray
+    item: np.ndarray
+    out: np.ndarray
+    out_bias: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A trained student as arrays.
+
+    description: 'student', its name; 'model', its role; 'dataset', name and checksum. user_ids,
+    item_ids: integers or strings. item_vectors f32 [I, D], item_bias f32 [I], user_vectors f32
+    [U, D]. indptr [U + 1], items: the interactions of each user, oldest first, as a CSR array.
+    context: the model of users that are known by their history alone. hidden: None where score =
+    user vector · item vector + item bias.
+    """
+
+    description: dict[str, Any]
+    user_ids: Ids
+    item_ids: Ids
+    titles: Sequence[str]
+    item_vectors: np.ndarray
+    item_bias: np.ndarray
+    user_vectors: np.ndarray
+    indptr: np.ndarray
+    items: np.ndarray
+    context: Context
+    hidden: Hidden | None = None
+
+
+ARRAYS = ("item_vectors", "item_bias", "user_vectors", "indptr", "items")
+TEXTS = ("user_ids", "item_ids", "titles")
+
+
+def write(path: Path, export: Export) -> None:
+    """Writes an export atomically. Raises InputError for a parameter that is not finite."""
+    tensors = {name: getattr(export, name) for name in ARRAYS}
+    for name in TEXTS:
+        tensors |= _pack(name, getattr(export, name))
+    kind = next(name for name, cls in CONTEXTS.items() if isinstance(export.context, cls))
+    settings: dict[str, Any] = {"kind": kind}
+    parts: list[tuple[str, Any]] = [("context", export.context)]
+    if export.hidden is not None:
+        parts.append(("hidden", export.hidden))
+    for part, values in parts:
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            if isinstance(value, np.ndarray):
+                tensors[f"{part}.{field.name}"] = value
+            else:
+                settings[field.name] = value
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(
+                f"{path}: tensor {name} is not finite; lower the learning rate and train again"
+            )
+    description = export.description | {"version": VERSION, "context": settings}
+    # safetensors writes the memory of a strided array as it lies.
+    plain = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(plain, temporary, metadata={"description": json.dumps(description)})
+
+
+def read(path: Path) -> Export:
+    """Reads what ``write`` wrote. Raises InputError if the file is missing, damaged or newer."""
+    fix = "run the stage 'export' of launch.py again (--config.stages=\"('export',)\")"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        description = json.loads(metadata["description"])
+        if description["version"] != VERSION:
+            raise InputError(f"{path} is of another version of kd_jax; {fix}")
+        settings = description.pop("context")
+        context = _dataclass(CONTEXTS[settings["kind"]], "context", tensors, settings)
+        hidden = None
+        if "hidden.user" in tensors:
+            hidden = _dataclass(Hidden, "hidden", tensors, {})
+        texts = {name: _unpack(name, tensors) for name in TEXTS}
+        arrays = {name: tensors[name] for name in ARRAYS}
+        return Export(description, **texts, **arrays, context=context, hidden=hidden)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {fix}") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error}); {fix}") from None
+
+
+def _dataclass(cls: Any, part: str, tensors: dict[str, Any], settings: dict[str, Any]) -> Any:
+    values = {}
+    for field in dataclasses.fields(cls):
+        key = f"{part}.{field.name}"
+        values[field.name] = tensors[key] if key in tensors else settings[field.name]
+    return cls(**values)
+
+
+def _pack(name: str, values: Ids | Sequence[str]) -> dict[str, np.ndarray]:
+    """Integers as one array; strings as UTF-8 bytes and the end of each."""
+    if len(values) and not isinstance(values[0], str):
+        return {name: np.asarray(values)}
+    encoded = [str(value).encode() for value in values]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return {f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8), f"{name}.ends": ends}
+
+
+def _unpack(name: str, tensors: dict[str, np.ndarray]) -> Any:
+    if name in tensors:
+        return tensors[name].tolist()
+    text, ends = tensors[f"{name}.text"].tobytes(), tensors[f"{name}.ends"].tolist()
+    starts = [0, *ends[:-1]]
+    return [text[start:end].decode() for start, end in zip(starts, ends, strict=False)]

@@ -1,0 +1,128 @@
+"""What ``python -m kd_jax.recommend`` does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from polars.io.plugins import register_io_source
+
+from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.files import atomic
+from kd_jax.serving.recommender import Recommender, load
+
+OUTPUTS: dict[str, Callable[[pl.LazyFrame, Path], Any]] = {
+    ".parquet": lambda table, path: table.sink_parquet(path),
+    ".csv": lambda table, path: table.sink_csv(path),
+}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints a list of items, or writes those of many users.
+
+    Raises InputError for bad arguments.
+    """
+    chosen = [name for name in ("all", "users", "similar") if getattr(options, name)]
+    if len(chosen) > 1 or (chosen and (options.user or options.history or options.explain)):
+        raise InputError(
+            f"--{chosen[0]} is a request of its own; give it without --user, --history and others"
+        )
+    if bool(options.out) != (options.all or options.users is not None):
+        raise InputError("--out=FILE goes with --all or --users=FILE")
+    recommender = load(options.workdir)
+    if options.similar:
+        _print(recommender.similar(options.similar, options.k), options.k)
+    elif options.explain:
+        history = _history(recommender, options.history)
+        _print_parts(recommender.explain(options.explain, options.user, history))
+    elif options.out:
+        users = None if options.all else _lines(Path(options.users))
+        _write(recommender, users, options)
+    else:
+        history = _history(recommender, options.history)
+        filters = _filters(recommender, options)
+        table = recommender.recommend(
+            options.user, history, options.k, diversity=options.diversity, **filters
+        )
+        _print(table, options.k)
+
+
+def _history(recommender: Recommender, text: str | None) -> list[str] | None:
+    """The items of a history that is separated by |; a title may have a | of its own."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split("|")]
+    found: list[str] = []
+    while parts:
+        names = ["|".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        names += [" | ".join(parts[:n]) for n in range(len(parts), 1, -1)]
+        known = next((n for n in names if n and recommender.runtime.lookup.items(n)), parts[0])
+        parts = parts[known.count("|") + 1 :]
+        if known:
+            found.append(known)
+    return found
+
+
+def _filters(recommender: Recommender, options: argparse.Namespace) -> dict[str, Any]:
+    filters: dict[str, Any] = {"include_seen": options.include_seen}
+    for name in ("exclude", "only"):
+        if getattr(options, name):
+            filters[name] = _items(recommender, getattr(options, name), f"--{name}")
+    return filters
+
+
+def _items(recommender: Recommender, text: str, where: str) -> list[Any]:
+    """Item names of a file, one per line, or the ids of the items with column=value."""
+    column, equals, value = text.partition("=")
+    if not equals or Path(text).is_file():
+        return _lines(Path(text))
+    items = recommender.dataset.items
+    if column not in items.columns:
+        raise InputError(f"{where}={text}: no column {column!r}{nearest(column, items.columns)}")
+    ids = recommender.dataset.item_ids.filter(items[column] == value).to_list()
+    if not ids:
+        raise InputError(f"{where}={text}: no item has this value")
+    return [f"id:{found}" for found in ids]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read ({error}); give a text file") from None
+
+
+def _print(table: pl.DataFrame, k: int) -> None:
+    for row in table.iter_rows(named=True):
+        print(f"{row['rank']:>3}  {row['score']:8.4f}  {row['title']}  [{row['item']}]")
+    if len(table) < k:
+        print(f"{len(table)} items: no more may be recommended", file=sys.stderr)
+
+
+def _print_parts(table: pl.DataFrame) -> None:
+    for row in table.iter_rows(named=True):
+        item = "" if row["item"] is None else f"  {row['title']}  [{row['item']}]"
+        print(f"{row['share']:8.4f}  {row['part']}{item}")
+    print(f"{table['share'].sum():8.4f}  score")
+
+
+def _write(recommender: Recommender, users: list[str] | None, options: argparse.Namespace) -> None:
+    """Streams the lists of users to a file, which appears when it is whole."""
+    path = Path(options.out)
+    if path.suffix not in OUTPUTS:
+        raise InputError(f"--out={path}: unknown format{nearest(path.suffix, OUTPUTS)}")
+    filters = _filters(recommender, options)
+    schema = recommender.recommend_all([], k=options.k, **filters).schema
+
+    def blocks(*_: Any) -> Iterator[pl.DataFrame]:
+        for part in recommender.blocks(users, k=options.k, **filters):
+            yield part.cast(dict(schema))  # type: ignore[arg-type]
+
+    with atomic(path) as temporary:
+        OUTPUTS[path.suffix](register_io_source(blocks, schema=schema), temporary)
+    count = recommender.dataset.num_users if users is None else len(users)
+    print(f"{count:,} users, {options.k} items each: {path}")

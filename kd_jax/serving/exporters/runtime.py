@@ -1,0 +1,78 @@
+"""What ``kd_jax.runtime`` reads: vectors, the model of new users, histories, ids and titles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kd_jax.data.splits import TEST
+from kd_jax.runtime import store
+from kd_jax.runtime.contexts import Program
+from kd_jax.serving.exporters.bundle import Bundle
+
+
+def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
+    """``runtime.safetensors``; nothing for a student that NumPy cannot score.
+
+    That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
+    one with a table of users to which no map was fitted.
+    """
+    model: Any = bundle.model
+    hidden = model.runtime_hidden()
+    if bundle.description["task"] != "rank" or (hidden is None and not model.factorised):
+        return ()
+    if model.runtime_context() is None and bundle.history_map is None and model.positions == "user":
+        return ()
+    if hidden is not None:
+        users, items, bias = (np.asarray(v[...]) for v in (model.user, model.item, model.bias))
+    else:
+        assert bundle.vectors is not None
+        users, items, bias = bundle.vectors.contexts, bundle.vectors.items, bundle.vectors.bias
+    context = model.runtime_context() or bundle.history_map or _program(bundle)
+    dataset = bundle.dataset
+    indptr, seen = dataset.history(TEST + 1)
+    description = {key: value for key, value in bundle.description.items() if key != "spec"}
+    description["dataset"] = {"name": dataset.name, "checksum": dataset.checksum}
+    export = store.Export(
+        description,
+        dataset.user_ids.to_list(),
+        dataset.item_ids.to_list(),
+        dataset.titles,
+        items,
+        bias,
+        users,
+        indptr,
+        seen,
+        context,
+        hidden,
+    )
+    path = folder / store.FILE
+    store.write(path, export)
+    return (path,)
+
+
+def _program(bundle: Bundle) -> Program:
+    """The context vectors as a program of JAX, for histories as long as those of training."""
+    graphdef, state = nnx.split(bundle.model)
+    length = bundle.description["history"]
+
+    def contexts(history: jax.Array, vectors: jax.Array) -> jax.Array:
+        model: Any = nnx.merge(graphdef, state)
+        users = jnp.zeros(history.shape[0], jnp.int32)
+        return model.context({"user": users, "history": history}, vectors)
+
+    (rows,) = jax.export.symbolic_shape("b")
+    assert bundle.vectors is not None
+    vectors = bundle.vectors.items
+    given = (
+        jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        jax.ShapeDtypeStruct(vectors.shape, vectors.dtype),
+    )
+    program = jax.export.export(jax.jit(contexts), platforms=("cpu", "cuda", "tpu"))(*given)
+    return Program(np.frombuffer(bytes(program.serialize()), np.uint8), length)

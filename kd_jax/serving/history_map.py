@@ -1,0 +1,122 @@
+"""Fits the model of users that are known by their history alone (``runtime.contexts.HistoryMap``).
+
+A student with a table of users has no vector for a new user. The map is fitted to the trained users
+by ridge regression, from the recency-weighted mean of the item vectors of their train history to
+their trained vectors. So a new user gets what users with such a history have learned from clicks
+and from the teacher. Its hyper-parameters are selected on the validation split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse
+
+from kd_jax.runtime.contexts import HistoryMap
+
+CSR = tuple[np.ndarray, np.ndarray]
+
+DECAYS = (3.0, 6.0, 12.0)  # interactions
+SHRINKS = (0.5, 2.0)
+RIDGES = (0.1, 10.0)
+FOLDS = 5
+SELECT = (3, 0)  # newest items of the histories that select the hyper-parameters; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters of the map.
+
+    decay, shrink: see ``HistoryMap``. ridge: the L2 penalty of a weight, in multiples of the mean
+    square of its feature.
+    """
+
+    decay: float
+    shrink: float
+    ridge: float
+
+
+class HistoryMaps:
+    """Maps for one table of users.
+
+    vectors: item vectors f32 [I, D]. users: user vectors f32 [U, D]; rows of zeros were never
+    trained and are left out. histories: the train interactions as a CSR array, oldest first.
+    """
+
+    def __init__(self, vectors: np.ndarray, users: np.ndarray, histories: CSR):
+        self.vectors = vectors
+        self.users = users
+        self.histories = histories
+        self.fold = np.random.default_rng(0).integers(0, FOLDS, len(users))
+        self.trained = (np.diff(histories[0]) > 0) & users.any(1)
+
+    def select(self, quality: Callable[[np.ndarray], float]) -> Settings:
+        """The settings with the best mean ``quality`` of the contexts of short and whole histories.
+
+        quality: maps cross-fitted contexts f32 [U, D] to a validation metric, higher is better.
+        """
+
+        def score(settings: Settings) -> float:
+            return float(np.mean([quality(self.contexts(settings, n)) for n in SELECT]))
+
+        grid = itertools.starmap(Settings, itertools.product(DECAYS, SHRINKS, RIDGES))
+        return max(grid, key=score)
+
+    def fit(self, settings: Settings) -> HistoryMap:
+        """The map that is fitted to all trained users."""
+        weights = self._solve(settings, self.trained).astype(np.float32)
+        return HistoryMap(weights[:-1], weights[-1], settings.decay, settings.shrink)
+
+    def contexts(self, settings: Settings, length: int, newer: CSR | None = None) -> np.ndarray:
+        """The contexts f32 [U, D] of every user's ``length`` newest items, 0 for all of them.
+
+        They are cross-fitted: the map of a user is fitted to the users of the other folds. newer:
+        histories in place of those that the maps are fitted to.
+        """
+        features = self._features(settings, newest(newer or self.histories, length))
+        found = np.zeros((len(features), self.users.shape[1]), np.float32)
+        for fold in range(FOLDS):
+            weights = self._solve(settings, self.trained & (self.fold != fold)).astype(np.float32)
+            rows = self.fold == fold
+            found[rows] = features[rows] @ weights
+        return found
+
+    def _features(self, settings: Settings, histories: CSR) -> np.ndarray:
+        """The mean vector of each history and a constant, f32 [U, D + 1]."""
+        found = means(histories, self.vectors, settings.decay, settings.shrink)
+        return np.concatenate([found, np.ones((len(found), 1), np.float32)], axis=1)
+
+    def _solve(self, settings: Settings, chosen: np.ndarray) -> np.ndarray:
+        """The weights f64 [D + 1, D] of a ridge regression; the constant has no penalty."""
+        x = self._features(settings, self.histories)[chosen].astype(np.float64)
+        gram = x.T @ x
+        penalty = settings.ridge * np.diag(gram) / max(1, len(x))
+        penalty += 1e-9 * max(float(np.trace(gram)), 1e-9)  # features that are 0 everywhere
+        penalty[-1] = 1e-9
+        return np.linalg.solve(gram + np.diag(penalty), x.T @ self.users[chosen].astype(np.float64))
+
+
+def newest(histories: CSR, length: int) -> CSR:
+    """The ``length`` newest items of each row of a CSR array; 0: all."""
+    indptr, items = histories
+    if not length:
+        return histories
+    counts = np.diff(indptr)
+    age = np.repeat(indptr[1:], counts) - 1 - np.arange(indptr[-1])
+    kept = np.minimum(counts, length)
+    return np.concatenate([[0], np.cumsum(kept)]), items[age < length]
+
+
+def means(histories: CSR, vectors: np.ndarray, decay: float, shrink: float) -> np.ndarray:
+    """``HistoryMap.mean`` of every row of a CSR array, f32 [U, D]."""
+    indptr, items = histories
+    age = np.repeat(indptr[1:], np.diff(indptr)) - 1.0 - np.arange(indptr[-1])
+    shape = len(indptr) - 1, len(vectors)
+    weights = scipy.sparse.csr_array(
+        (np.exp(-age / decay).astype(np.float32), items, indptr), shape=shape
+    )
+    total = np.asarray(weights.sum(axis=1), np.float32).reshape(-1, 1)
+    return (weights @ vectors) / np.maximum(total + np.float32(shrink), 1e-30)
