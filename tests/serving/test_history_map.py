@@ -80,7 +80,7 @@ def test_the_context_of_a_user_does_not_depend_on_their_own_vector():
 def test_settings_are_those_with_the_best_quality_of_short_and_whole_histories(monkeypatch):
     vectors, users, histories = problem()
     maps = HistoryMaps(vectors, users, histories)
-    want = Settings(6.0, 2.0, 10.0)
+    want = Settings(6.0, 2.0, history_map.RIDGES[0])
     best = {n: maps.contexts(want, n) for n in history_map.SELECT}
     quality = lambda contexts: -min(np.abs(contexts - one).sum() for one in best.values())  # noqa: E731
     assert maps.select(quality) == want
