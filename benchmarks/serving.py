@@ -23,12 +23,16 @@ ONE_CORE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREAD
 
 RUNTIME = """
 import time
+import resource
+def resident():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * resource.getpagesize() / 1e6
 began = time.perf_counter()
 from kd_jax import runtime
 found = runtime.load(sys.argv[1])
 ready = time.perf_counter() - began
 found.recommend(found.export.user_ids[0])
-pages = int(open("/proc/self/statm").read().split()[1])
+loaded = resident()
 import numpy as np
 rng = np.random.default_rng(0)
 users = [found.export.user_ids[i] for i in rng.integers(0, found.num_users, calls)]
@@ -44,7 +48,7 @@ def latency(call, values):
     return [float(np.median(times)), float(np.quantile(times, 0.99))]
 result = {
     "import and load, s": [ready],
-    "resident memory, MB": [pages * 4096 / 1e6],
+    "resident memory, MB": [loaded],
     "known user, ms": latency(lambda user: found.recommend(user), users),
     "history, ms": latency(lambda history: found.recommend(history=history), histories),
     "similar items, ms": latency(lambda h: found.similar(h[0]), histories),
@@ -53,6 +57,7 @@ result = {
 start = time.perf_counter()
 for _ in found.many(k=10):
     pass
+result["resident memory at the end, MB"] = [resident()]
 result["all users, users/s"] = [found.num_users / (time.perf_counter() - start)]
 """
 BEFORE = """

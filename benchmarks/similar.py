@@ -66,14 +66,20 @@ def main() -> None:
     shape = data.num_users, data.num_items
     first, trained = data.targets(TRAIN)  # all that the student was trained on
     matrix = scipy.sparse.csr_array((np.ones(len(trained)), trained, first), shape=shape)
-    together = (matrix.T @ matrix).toarray()
+    by_item = matrix.tocsc()
+
+    def together(item: int) -> np.ndarray:
+        """Users who have both items, [I]."""
+        found = matrix.T @ by_item[:, [item]]
+        return found.toarray()[:, 0]
+
     norms = np.sqrt(np.maximum(data.item_counts, 1))
     vectors = runtime.export.item_vectors
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     rivals: dict[str, Scores] = {
         "popularity": lambda item: data.item_counts.astype(float),
-        "co-occurrence, counts": lambda item: together[item],
-        "co-occurrence, cosine": lambda item: together[item] / norms / norms[item],
+        "co-occurrence, counts": together,
+        "co-occurrence, cosine": lambda item: together(item) / norms / norms[item],
         "cosine of the vectors": lambda item: unit @ unit[item],
     }
     for weight in WEIGHTS:

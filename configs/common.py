@@ -125,23 +125,23 @@ def teacher() -> ConfigDict:
     c.lm = language_model()
     c.model = teacher_model()
 
-    # items carry how popular they were of late, and training replays the past (needs timestamps)
+    # popularity features of items; training uses past snapshots (needs timestamps)
     c.popularity = ConfigDict()
     c.popularity.enabled = False
-    # moments of the past that are replayed
+    # number of past snapshots
     c.popularity.snapshots = 128
-    # days between two moments
+    # days between two snapshots
     c.popularity.snapshot_days = 1.0
-    # what a user does within so many days is to be predicted
+    # prediction window in days
     c.popularity.horizon_days = 14.0
-    # a moment this old is replayed 1/e as often as the newest
+    # a snapshot this old is drawn 1/e as often as the newest
     c.popularity.window_days = 60.0
 
     c.optimizer = ConfigDict()
     c.optimizer.steps = 1000
     c.optimizer.batch_size = 128
     c.optimizer.learning_rate = 1e-3
-    # of what is trained of the language model
+    # learning rate of the trained language-model weights
     c.optimizer.lm_learning_rate = 2e-5
     # 'constant' or 'cosine', after the warm-up
     c.optimizer.schedule = "constant"
@@ -267,8 +267,8 @@ def tables() -> dict[str, object]:
         "dim": 64,
         "dropout": 0.5,
         "init_scale": 0.1,
-        # item bias starts at: 'count', log(1 + count); 'trend', log of late; 'teacher', the
-        # teacher's
+        # item bias starts at: 'count', log(1 + count); 'trend', log of the recency-weighted count;
+        # 'teacher', the teacher's
         "bias": "count",
         # bias 'trend': an interaction this old counts 1/e
         "popularity_days": 3.0,
@@ -290,10 +290,11 @@ def recency() -> dict[str, object]:
 def distill() -> ConfigDict:
     c = ConfigDict()
     # What distilled and control learn from: a sum of terms, each a section. Fields of a term:
-    #   loss         'ce' (clicks), 'soft_ce' or 'kl' (a teacher)
-    #   weight       1.0: a number, or a section {start, end, schedule} of what it is in the first
-    #                and in the last step; schedule: 'linear' (default), 'cosine', 'constant'
-    #   temperature  1.0: of the losses that read a teacher, likewise
+    #   loss         a name of LOSSES (docs/losses.md); its hyper-parameters are further fields
+    #   weight       1.0: a number, or a section {start, end, schedule}, from the first step to the
+    #                last; schedule: 'linear' (default), 'cosine' (half a period) or 'constant' (at
+    #                start, without an end)
+    #   temperature  1.0: a number or such a section, of losses that compare two softmaxes
     #   items        'all', 'warm' (those with a training interaction), or an estimate of either
     #                from a sample, 'sampled' and 'sampled_warm' (all terms or none)
     #   teacher      the source of its labels: '' (the run's own) or a name of distill.sources
@@ -305,8 +306,8 @@ def distill() -> ConfigDict:
         {"clicks": {"loss": "ce", "items": "warm"}, "soft": {"loss": "kl", "weight": 3.0}}
     )
     # Teachers from outside (docs/labels.md), each a section {path, confidence}. path: a JSONL file
-    # of lists, a workdir, or a model in one; confidence: '' or 'entropy', the surer the teacher
-    # the more
+    # of lists, a workdir, or a model in one; confidence: '' or 'entropy', weights by
+    # 1 - normalised entropy
     c.sources = ConfigDict()
     # a list without scores: exp(-rank / rank_decay)
     c.rank_decay = 10.0

@@ -29,11 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the folder to write, for --config.teacher.lm.weights",
     )
     parser.add_argument(
-        "--model", default="", help="whose item vectors are learned (default: the teacher)"
+        "--model",
+        default="",
+        help="the model that supplies the item vectors (default: the teacher)",
     )
     parser.add_argument("--seed", type=int, help="of that model (default: the run's first)")
     parser.add_argument(
-        "--mix", type=float, default=MIX, help="how far to go to the trained weights (default: 0.5)"
+        "--mix",
+        type=float,
+        default=MIX,
+        help="interpolation weight between the first (0) and trained (1) weights (default: 0.5)",
     )
     parser.add_argument(
         "--set", action="append", default=[], help="how it learns: --set teacher.lm.train=lora"

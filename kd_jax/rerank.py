@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workdir", required=True, type=Path, help="the workdir of a finished run with task='rank'"
     )
     parser.add_argument(
-        "--model", default="", help="whose best items are reranked (default: the plain student)"
+        "--model",
+        default="",
+        help="the model that supplies the candidates (default: the plain student)",
     )
     parser.add_argument(
         "--candidates", type=int, default=20, help="how many of them, per user (default: 20)"

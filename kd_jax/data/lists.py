@@ -135,7 +135,7 @@ class _Names:
                 indices.append(same[0])
                 continue
             indices.append(None)
-            count = f" ({len(same)} items have this title)" if same else ""
+            count = f" ({len(same)} items have this id or title)" if same else ""
             self._miss(f"{value!r}{count}", line)
         return indices
 

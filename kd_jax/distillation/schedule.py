@@ -61,6 +61,11 @@ class Schedule:
         shape = value.get("schedule", "linear")
         if shape not in SHAPES:
             raise InputError(f"{field}.schedule={shape!r} is unknown{nearest(shape, SHAPES)}")
+        if shape == "constant" and end != start:
+            raise InputError(
+                f"{field}.end={end:g}: schedule='constant' stays at start={start:g}; leave end out,"
+                " or use schedule='linear' or 'cosine'"
+            )
         return cls(start, end, shape)
 
 

@@ -59,7 +59,7 @@ class Term:
     def identity(self) -> dict[str, Any]:
         """The identity of the term: all that determines its loss."""
         values = dataclasses.asdict(self)
-        loss = next(name for name, kind in LOSSES.items() if isinstance(self.loss, kind))
+        loss = next(name for name, kind in LOSSES.items() if type(self.loss) is kind)
         return values | {"loss": {"name": loss} | dataclasses.asdict(self.loss)}
 
 

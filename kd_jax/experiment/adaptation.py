@@ -66,7 +66,7 @@ def item_vectors(models: TrainedModels, role: Role, seed: int) -> tuple[np.ndarr
         )
     if role.is_teacher and "id" not in c.teacher.model.item_features.split("+"):
         raise InputError(
-            f"{where} knows of its items what their text says and no more; train it with"
+            f"{where} has no item embeddings beyond the text; train it with"
             " --config.teacher.model.item_features=text+id, or take another model of the run"
             f" (--model={roles.plain_student().name})"
         )

@@ -47,10 +47,19 @@ def window(experiment: Experiment, role: Role) -> int:
     """The number of newest interactions in a training example of a student.
 
     It is the student's own history length where it learns at all positions, else its teacher's.
+    Raises InputError for a student that would read more than that.
     """
+    section = student_section(experiment.settings(role))
     if positions(experiment, role) == "all":
-        return student_section(experiment.settings(role)).history
-    return experiment.settings(teacher_of(role)).teacher.model.history
+        return section.history
+    found = experiment.settings(teacher_of(role)).teacher.model.history
+    if section.get("history", 0) > found:
+        field = f"student.{experiment.settings(role).student.name}.history"
+        raise InputError(
+            f"{field}={section.history} is more than the {found} interactions of a training"
+            " example; lower it, or raise teacher.model.history"
+        )
+    return found
 
 
 def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:

@@ -57,7 +57,7 @@ def evaluate(store: LabelStore) -> None:
     barrier("evaluated")
     if not leader():
         return
-    # A role that is to learn from labels without text and has none is one more plain student.
+    # A control without any teacher equals the plain student.
     alike = {
         role.name
         for role in trained

@@ -60,7 +60,7 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
     for name, files in written.items():
         if not files:
-            experiment.log.note(f"export: nothing as {name}: it does not hold this kind of student")
+            experiment.log.note(f"export: format {name!r} does not support this student; skipped")
     experiment.log.note(f"export: {role.name} (seed {seed}) in {folder}")
 
 

@@ -15,7 +15,7 @@ from kd_jax.experiment.objectives import objective, teachers_of
 from kd_jax.experiment.roles import ROLES, Role
 from kd_jax.models.students.base import ITEM_TEXT
 
-# Fields that only a teacher with a language model has a use for.
+# Fields that only a teacher with a language model reads.
 OF_TEXT = {
     "model": (
         *("form", "softmax", "negatives", "hard_negatives"),
@@ -69,7 +69,7 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
             distill |= dict(labels=c.distill.labels, teacher=fingerprint(made))
         else:
             distill.setdefault("sources", {})[name] = identity_of_source(experiment, name)
-    # Of the students' sections, those that the chosen one has a use for.
+    # Of the students' sections, those that the chosen one reads.
     chosen = c.student.name
     sections = {chosen: student_section(c).to_dict(), "optimizer": c.student.optimizer.to_dict()}
     found = dict(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json, write_json, write_tensors
 from kd_jax.core.types import Params, PyTree
 from kd_jax.data.splits import TEST, VALID
@@ -23,7 +24,7 @@ from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving.history_map import HistoryMaps, Settings
 
 SETTINGS, WEIGHTS = "history_map.json", "history_map.safetensors"
-LENGTHS = (1, 3, 10, 0)  # newest items that a new user is known by; 0: all
+LENGTHS = {"1": 1, "3": 3, "10": 10, "all": 0}  # newest items of a new user; 0: all
 SELECT_USERS = 500  # that select the hyper-parameters of the map
 
 Best = tuple[Params, PyTree]  # parameters and constants
@@ -41,24 +42,25 @@ class NewUsers:
         self._folder = models.experiment.folder(role, seed)
         self._parts = parts
         self._best: Best = sharding.fetch(best[0]), sharding.fetch(best[1])
-        self._rank = isinstance(models.experiment.task, Rank)
-        self._table = self._rank and "user" in table_rows(parts.graphdef, best[0], "user")
+        self._model: Any = nnx.merge(parts.graphdef, *self._best)
+        self._table = isinstance(models.experiment.task, Rank) and self._model.has_user_vectors
+        self._step = models.result(role, seed)["best_step"]
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """The metric that selects models, by name, on test, by the number of newest train items.
 
-        '1', '3', '10' and 'all'; 'known' is the metric of the users with their trained vectors, and
-        'updated' that of the trained vectors after the interactions of the validation split.
+        '1', '3', '10' and 'all'. 'known' is the metric of the users with their trained vectors,
+        where there are such. 'updated' knows the interactions of the validation split, too: a
+        trained vector moves by the difference that they make to the map.
         """
         task = self._experiment.task
-        return {task.select: self._by_history()} if isinstance(task, Rank) else {}
+        if not isinstance(task, Rank) or (self._model.positions == "user" and not self._table):
+            return {}
+        return {task.select: self._with_map() if self._table else self._with_histories()}
 
-    def _by_history(self) -> dict[str, float]:
-        names = {str(n) if n else "all": n for n in LENGTHS}
-        if not self._table:
-            return {name: self._shortened(n or self._parts.history) for name, n in names.items()}
+    def _with_map(self) -> dict[str, float]:
         maps, settings = self.maps()
-        found = {name: self._of(maps.contexts(settings, n), TEST) for name, n in names.items()}
+        found = {name: self._of(maps.contexts(settings, n), TEST) for name, n in LENGTHS.items()}
         newer = self._experiment.dataset.history(TEST)
         shift = maps.contexts(settings, 0, newer) - maps.contexts(settings, 0)
         trained = np.where(maps.trained[:, None], maps.users, maps.contexts(settings, 0))
@@ -66,6 +68,14 @@ class NewUsers:
             "known": self._of(maps.users, TEST),
             "updated": self._of(trained + shift, TEST),
         }
+
+    def _with_histories(self) -> dict[str, float]:
+        params, longest = self._best[0], self._parts.history
+        found = {
+            name: self._evaluate(params, TEST, min(n or longest, longest), until=VALID)
+            for name, n in LENGTHS.items()
+        }
+        return found | {"updated": self._evaluate(params, TEST, longest, until=TEST)}
 
     def history_map(self) -> HistoryMap | None:
         """The fitted map; None for a model without a table of users."""
@@ -76,36 +86,41 @@ class NewUsers:
 
     def maps(self) -> tuple[HistoryMaps, Settings]:
         """The regression problem and its selected hyper-parameters, which are written once."""
-        model: Any = nnx.merge(self._parts.graphdef, *self._best)
+        model = self._model
         items = model.items()[0] if model.factorised else model.item[...]
         histories = self._experiment.dataset.history(VALID)
         maps = HistoryMaps(np.asarray(items), np.asarray(model.user[...]), histories)
         path = self._folder / SETTINGS
-        if agreed(path.exists()):
-            return maps, Settings(**read_json(path, f"delete {path}"))
+        fix = f"delete {path}"
+        found = read_json(path, fix) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds no JSON object; {fix}")
+        names = [field.name for field in dataclasses.fields(Settings)]
+        if agreed(found.get("step") == self._step and found.keys() == {"step", *names}):
+            return maps, Settings(**{name: found[name] for name in names})
         settings = maps.select(lambda contexts: self._of(contexts, VALID, SELECT_USERS))
         if leader():
             fitted = maps.fit(settings)
             tensors = {"weight": fitted.weight, "intercept": fitted.intercept}
             write_tensors(self._folder / WEIGHTS, tensors)
-            write_json(path, dataclasses.asdict(settings))
+            write_json(path, {"step": self._step} | dataclasses.asdict(settings))
         barrier("history map")
         return maps, settings
 
     def _of(self, users: np.ndarray, split: int, max_users: int = 0) -> float:
         """The metric with these vectors in the table of users."""
         params = self._best[0] | {"user": users}
-        return self._evaluate(params, self._parts.history, split, max_users)
+        return self._evaluate(params, split, self._parts.history, until=split, max_users=max_users)
 
-    def _shortened(self, history: int) -> float:
-        return self._evaluate(self._best[0], history, TEST)
-
-    def _evaluate(self, params: Params, history: int, split: int, max_users: int = 0) -> float:
+    def _evaluate(
+        self, params: Params, split: int, history: int, *, until: int, max_users: int = 0
+    ) -> float:
+        """The metric on ``split`` with the ``history`` newest items before the split ``until``."""
         experiment, graphdef = self._experiment, self._parts.graphdef
         task: Any = experiment.task
         placed = sharding.put_params(params, table_rows(graphdef, params), experiment.mesh)
         constants = sharding.put(self._best[1], experiment.mesh)
-        score_fn = score_function(experiment.dataset, graphdef, split, history)(placed, constants)
+        score_fn = score_function(experiment.dataset, graphdef, until, history)(placed, constants)
         at_once = users_at_once(
             graphdef, task.batch_size, experiment.dataset.num_items, sharding.data_parts(placed)
         )

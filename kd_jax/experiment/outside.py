@@ -73,7 +73,7 @@ class OutsideTeachers:
         if not role.is_teacher and not student_class(kind).factorised:
             raise InputError(
                 f"{where} the scores of {source.folder} ({kind!r}) do not factorise, and cannot be"
-                " kept as vectors; use an 'mf' or 'sasrec' as source"
+                " kept as vectors; use a student whose scores factorise"
             )
         if positions(self.experiment, student) != "all":
             return

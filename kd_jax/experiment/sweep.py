@@ -7,6 +7,7 @@ the workdir, and trains in ``tune/<number>``.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from kd_jax.core import fields
 from kd_jax.core.errors import InputError
 from kd_jax.core.logging import Log
 from kd_jax.experiment.config import selects
@@ -24,6 +26,7 @@ from kd_jax.experiment.roles import Kind, Role, role_of
 from kd_jax.experiment.sections import leaves
 from kd_jax.experiment.trained import TrainedModels, written
 from kd_jax.experiment.trainer import fit
+from kd_jax.models.students import student_class
 
 SPACES: dict[Kind, dict[str, tuple[Any, ...]]] = {
     Kind.TEACHER: {
@@ -41,10 +44,13 @@ SPACES: dict[Kind, dict[str, tuple[Any, ...]]] = {
         "student.optimizer.learning_rate": (3e-3, 1e-2, 2e-2),
         "student.optimizer.schedule": ("constant", "cosine"),
         "student.optimizer.weight_decay": (0.0, 0.01),
-        "student.mf.dropout": (0.1, 0.3, 0.5),
-        "student.mf.decay": (0.5, 1.0, 3.0, 10.0),
-        "student.mf.user_power": (0.0, 0.5),
     },
+}
+# Fields of a student's own section, for the students that have them.
+STUDENT_SPACE: dict[str, tuple[Any, ...]] = {
+    "dropout": (0.1, 0.3, 0.5),
+    "decay": (0.5, 1.0, 3.0, 10.0),
+    "user_power": (0.0, 0.5),
 }
 # Of a student's term "soft"; a plain student has none, and as many trials.
 TEMPERATURE = "distill.terms.soft.temperature"
@@ -53,12 +59,23 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 Point = tuple[tuple[str, Any], ...]  # (config field, value) pairs
 
 
-def draws(kind: Kind, trials: int, seed: int = 0) -> list[Point]:
-    """``trials`` different points of the space of a kind; a student's each with a temperature."""
+def space(kind: Kind, student: str) -> dict[str, tuple[Any, ...]]:
+    """The values of each field to search; student: its name, of which section to search fields."""
+    if kind is Kind.TEACHER:
+        return SPACES[kind]
+    known = fields.defaults(student_class(student).spec)
+    own = {name: values for name, values in STUDENT_SPACE.items() if name in known}
+    return SPACES[kind] | {f"student.{student}.{name}": values for name, values in own.items()}
+
+
+def draws(kind: Kind, student: str, trials: int, seed: int = 0) -> list[Point]:
+    """``trials`` different points of ``space``, or all; a student's each with a temperature."""
     rng = random.Random(seed)
+    values = space(kind, student)
+    trials = min(trials, math.prod(map(len, values.values())))
     points: dict[Point, None] = {}
     while len(points) < trials:
-        point = tuple((field, rng.choice(values)) for field, values in SPACES[kind].items())
+        point = tuple((field, rng.choice(choices)) for field, choices in values.items())
         points[point] = None
     if kind is Kind.TEACHER:
         return list(points)
@@ -82,7 +99,7 @@ class Sweep:
 
     def best(self, role: Role, trials: int, finalists: int) -> tuple[Point, float]:
         """The point with the best mean validation score over all seeds, and that score."""
-        points = draws(role.kind, trials)
+        points = draws(role.kind, self.config.student.name, trials)
         searched = {field for field, _ in points[0]}
         tuned = leaves(self.config.tuned.get(role.name, {}))
         fixed = tuple((field, value) for field, value in tuned if field not in searched)

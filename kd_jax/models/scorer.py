@@ -57,9 +57,9 @@ class Scorer(nnx.Module):
     Class attributes:
 
     - positions: the kind of its training examples. 'user': one context per user, all its items are
-      targets; such a model keeps its user table in ``self.user``, which ``serving/fold_in.py``
-      fits to new users. 'all': a context after every history item, the next one is the target.
-      'last': one context, the last item is the target.
+      targets; such a model keeps its user table in ``self.user``, to which
+      ``kd_jax/serving/history_map.py`` fits a model of new users. 'all': a context after every
+      history item, the next one is the target. 'last': one context, the last item is the target.
     - factorised: whether its scores are factors.
     - reads_history: whether it looks items up by the batch's ``history``.
     - tables: the parameters with a row per user or item, name -> 'user' or 'item'; all of a kind or

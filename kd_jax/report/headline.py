@@ -26,20 +26,21 @@ GAIN = (
     " was computed, so this may be chance.",
 )
 OVER_TRENDING = (
-    "Over what is popular of late, the same list for everybody, it is {size} ({interval}).",
-    "It is worse than what is popular of late, the same list for everybody: {size} ({interval}).",
-    "It cannot be told from what is popular of late, the same list for everybody: {size}"
+    "Over the recent-popularity baseline, the same list for every user, it is {size} ({interval}).",
+    "It is worse than the recent-popularity baseline, the same list for every user: {size}"
     " ({interval}).",
-    "Over what is popular of late, the same list for everybody, it is {size}; {interval} was"
-    " computed.",
+    "It does not differ significantly from the recent-popularity baseline (the same list for every"
+    " user): {size} ({interval}).",
+    "Over the recent-popularity baseline, the same list for every user, it is {size}; {interval}"
+    " was computed.",
 )
 LM_SHARE = (
     "The language model's own share, over a control distilled from an ID-only teacher, is {size}"
     " ({interval}).",
     "The language model has no share in it: against a control distilled from an ID-only teacher,"
     " {what} is worse, {size} ({interval}).",
-    "The language model's own share, over a control distilled from an ID-only teacher, cannot be"
-    " told from zero: {size} ({interval}).",
+    "The language model's own share, over a control distilled from an ID-only teacher, is not"
+    " significantly different from zero: {size} ({interval}).",
     "The language model's own share, over a control distilled from an ID-only teacher, is {size};"
     " {interval} was computed, so this may be chance.",
 )

@@ -19,9 +19,9 @@ COLUMNS = {  # field of ``new_users`` in metrics.json -> title
 
 
 def new_users_table(models: Models, legend: Legend) -> str:
-    """The quality of each model by what is known of a user; '' where it was not measured.
+    """The quality of each model by the length of the given history; '' where not measured.
 
-    Models without a row of their own give everybody the same list, new users included.
+    Baselines are not personalised: all columns have their quality on the test split.
     """
     measured = [entry for entries in models.values() for entry in entries if entry.get("new_users")]
     if not measured:
@@ -44,7 +44,8 @@ def new_users_table(models: Models, legend: Legend) -> str:
             continue
         rows.append(row)
     caption = (
-        f"{metric_label(metric)} on the test split, by the number of newest training items that are"
-        " given of a user. The model of new users is fitted to other users."
+        f"{metric_label(metric)} on the test split, by the length of the given history (the newest"
+        " training items); baselines are not personalised. Item vectors were trained with these"
+        " users' clicks; only the map from histories to user vectors is fitted to other users."
     )
     return html.table(caption, ("Model", *columns.values()), rows)

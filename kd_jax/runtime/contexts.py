@@ -3,13 +3,14 @@
 A context is a frozen dataclass. Its arrays are tensors of the export and its other fields are
 entries of the description. It is called with histories, int32 [B, L], oldest first, padded on the
 left with PAD, and the item vectors f32 [I, D]; it returns f32 [B, D]. ``length`` is the number of
-newest items that it reads, 0 for all.
+newest items that it reads; ``linear``, whether it is a ``HistoryMap``, beside trained user vectors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -47,8 +48,11 @@ class HistoryMap:
     decay: float
     shrink: float
 
-    length: ClassVar[int] = 0
     linear: ClassVar[bool] = True
+
+    @property
+    def length(self) -> int:
+        return math.ceil(16 * self.decay)  # older items have weights below 1.2e-7
 
     def shares(self, history: np.ndarray) -> np.ndarray:
         """The weight of each position in the mean, f32 [B, L], 0 at the padding."""

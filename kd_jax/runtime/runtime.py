@@ -14,8 +14,8 @@ import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.lookup import Lookup
-from kd_jax.runtime import store, topk
-from kd_jax.runtime.contexts import PAD, HistoryMap
+from kd_jax.runtime import explanation, store, topk
+from kd_jax.runtime.contexts import PAD
 from kd_jax.runtime.store import Export
 
 # Of the average user's score in that of a similar item, beside the cosine; docs/serving.md has the
@@ -33,20 +33,6 @@ class Recommendation(NamedTuple):
     item: Any
     title: str
     score: float
-
-
-class Part(NamedTuple):
-    """A part of an item's score.
-
-    part: 'bias', of the item; 'everybody', what an average user has; 'history', of the history's
-    ``item``; 'user', what training learned of a known user beyond that; 'rest'. item, title: None
-    and '' where the part is of no item.
-    """
-
-    part: str
-    item: Any
-    title: str
-    share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +125,12 @@ class Runtime:
 
     def query(self, user: object = None, history: Iterable[object] | None = None) -> Query:
         """The context and the seen items of one user."""
-        if isinstance(history, str):
-            raise InputError(
-                f"recommend: the history must be a list of ids or titles; use history=[{history!r}]"
-            )
-        newer = self.items(() if history is None else history)
+        if user is None and history is None:
+            raise InputError("give a user, a history or both")
         if user is None:
-            if history is None:
-                raise InputError("recommend: give a user, a history or both")
-            if not len(newer):
-                raise InputError("recommend: the history is empty; name at least one item")
-            return Query(self.contexts([newer]), [newer])
+            seen = self._history(history)
+            return Query(self.contexts([seen]), [seen])
+        newer = self.items(() if history is None else history)
         index = self.user(user)
         return Query(self._user_context(index, newer), [np.concatenate([self.seen(index), newer])])
 
@@ -169,18 +150,18 @@ class Runtime:
         """
         check_k(k)
         filters = filters or Filters()
-        if histories is not None:
-            if users is not None:
-                raise InputError("recommend: give a list of users or of histories, not both")
-            count = len(histories)
-        else:
-            count = self.num_users if users is None else len(users)
+        if histories is not None and users is not None:
+            raise InputError("give a list of users or of histories, not both")
+        histories = None if histories is None else as_list(histories, "histories")
+        users = None if users is None else as_list(users, "users")
+        chosen = users if histories is None else histories
+        count = self.num_users if chosen is None else len(chosen)
         k = min(k, self.num_items)
         step = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // max(1, self.num_items)))
         for start in range(0, count, step):
             block = range(start, min(count, start + step))
             if histories is not None:
-                seen = [self.items(histories[place]) for place in block]
+                seen = [self._history(histories[place]) for place in block]
                 query = Query(self.contexts(seen), seen)
             else:
                 indices = list(block) if users is None else [self.user(users[i]) for i in block]
@@ -212,7 +193,8 @@ class Runtime:
         """Unit vectors f32 [I, D], and the scores of the average user f32 [I]."""
         export = self.export
         warm = np.bincount(export.items, minlength=self.num_items) > 0
-        vectors = export.item_vectors - export.item_vectors[warm].mean(0)
+        centre = export.item_vectors[warm].mean(0) if warm.any() else np.float32(0)
+        vectors = export.item_vectors - centre
         norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
         trained = export.user_vectors[export.user_vectors.any(1)]
         average = trained.mean(0, keepdims=True) if len(trained) else trained.sum(0, keepdims=True)
@@ -220,38 +202,15 @@ class Runtime:
 
     def explain(
         self, item: object, user: object = None, history: Iterable[object] | None = None
-    ) -> list[Part]:
+    ) -> list[explanation.Part]:
         """The parts of the score of ``item`` for a user; their sum is the score.
 
-        The parts of history items come first, the greatest first. With a linear context
-        (``HistoryMap``) and factorised scores they are exact. For other students a history item's
-        share is what the score loses without that item, and 'rest' is the remainder.
+        The parts of history items come first, the greatest first (``explanation.explain``).
         """
         target, query = self.item(item), self.query(user, history)
-        seen, context = query.seen[0], query.contexts
-        score = float(self.scores(context)[0, target])
-        bias = float(self.export.item_bias[target])
-        model = self.export.context
-        if self.export.hidden is None and isinstance(model, HistoryMap):
-            vector = self.export.item_vectors[target]
-            rows = self.export.item_vectors[seen] * model.shares(seen[None])[0][:, None]
-            shares = rows @ (model.weight @ vector)
-            everybody = float(model.intercept @ vector)
-            other = [("everybody", everybody)]
-            if user is not None:
-                other.append(("user", score - bias - everybody - float(shares.sum())))
-        else:
-            without = [np.delete(seen, place) for place in range(len(seen))]
-            left = self.scores(self.contexts(without))[:, target] if without else np.zeros(0)
-            shares = score - left
-            other = [("rest", score - bias - float(shares.sum()))]
-        ids, titles = self.export.item_ids, self.export.titles
-        parts = [
-            Part("history", ids[index], titles[index], float(share))
-            for index, share in zip(seen.tolist(), shares, strict=True)
-        ]
-        parts.sort(key=lambda part: -part.share)
-        return parts + [Part(name, None, "", share) for name, share in [("bias", bias), *other]]
+        return explanation.explain(
+            self.export, target, query.contexts, query.seen[0], self.contexts, self.scores
+        )
 
     def user(self, name: object) -> int:
         """The index of a user."""
@@ -259,25 +218,32 @@ class Runtime:
         if found is None:
             some = ", ".join(str(value) for value in self.export.user_ids[:3])
             raise InputError(
-                f"recommend: user {str(name)!r} is not in the data set (ids are like {some}; users"
+                f"user {str(name)!r} is not in the data set (ids are like {some}; users"
                 " with few interactions are left out)"
             )
         return found
 
     def items(self, names: Iterable[object]) -> np.ndarray:
         """The indices of items, int64 [N]."""
-        return np.array([self.item(name) for name in names], np.int64)
+        return np.array([self.item(name) for name in as_list(names, "items")], np.int64)
+
+    def _history(self, names: object) -> np.ndarray:
+        """The items of a new user. Raises InputError if there is none."""
+        found = self.items(as_list(names, "a history"))
+        if not len(found):
+            raise InputError("the history is empty; name at least one item")
+        return found
 
     def item(self, name: object) -> int:
         """The index of an item."""
         same = self.lookup.items(name)
         if not same:
             hint = closest(str(name), self.export.titles)
-            raise InputError(f"recommend: item {str(name)!r} is not in the data set{hint}")
+            raise InputError(f"item {str(name)!r} is not in the data set{hint}")
         if len(same) > 1:
             ids = ", ".join(f"id:{self.export.item_ids[index]}" for index in same[:5])
             raise InputError(
-                f"recommend: {len(same)} items have the id or the title {name!r}; give one of {ids}"
+                f"{len(same)} items have the id or the title {name!r}; give one of {ids}"
             )
         return same[0]
 
@@ -290,7 +256,7 @@ class Runtime:
         """Context vectors f32 [B, D] of histories of item indices, oldest first."""
         context = self.export.context
         longest = max((len(history) for history in histories), default=0)
-        length = min(longest, context.length) if context.length else longest
+        length = min(longest, context.length)
         padded = np.full((len(histories), max(1, length)), PAD, np.int64)
         for row, history in enumerate(histories):
             newest = history[len(history) - min(len(history), length) :]
@@ -298,16 +264,18 @@ class Runtime:
                 padded[row, -len(newest) :] = newest
         return context(padded, self.export.item_vectors).astype(np.float32)
 
-    def scores(self, contexts: np.ndarray) -> np.ndarray:
-        """The scores of all items, f32 [B, I], for contexts [B, D]."""
+    def scores(self, contexts: np.ndarray, items: np.ndarray | None = None) -> np.ndarray:
+        """The scores f32 [B, N] of ``items`` (indices; None: all items) for contexts [B, D]."""
+        chosen: Any = slice(None) if items is None else items
         export = self.export
+        bias = export.item_bias[chosen]
         if export.hidden is None:
-            return contexts @ export.item_vectors.T + export.item_bias
+            return contexts @ export.item_vectors[chosen].T + bias
         hidden = export.hidden
         users = contexts @ hidden.user + hidden.user_bias
-        out = hidden.out[:, 0]
-        rows = [np.maximum(self._hidden + row, 0) @ out for row in users]
-        return np.stack(rows) + hidden.out_bias + export.item_bias
+        of_items, out = self._hidden[chosen], hidden.out[:, 0]
+        rows = [np.maximum(of_items + row, 0) @ out for row in users]
+        return np.stack(rows) + hidden.out_bias + bias
 
     def _hidden_items(self, export: Export) -> np.ndarray:
         if export.hidden is None:
@@ -315,7 +283,13 @@ class Runtime:
         return export.item_vectors @ export.hidden.item
 
     def _known(self, indices: Sequence[int], seen: Sequence[np.ndarray]) -> np.ndarray:
-        """The vectors of users of the data set; of those without a trained vector, the context."""
+        """The vectors of users of the data set.
+
+        They are the trained ones, and the contexts of users without a trained vector. A student
+        that reads histories has none.
+        """
+        if not self.export.context.linear:
+            return self.contexts(seen)
         vectors = self.export.user_vectors[indices]
         untrained = np.flatnonzero(~vectors.any(1))
         if len(untrained):
@@ -324,12 +298,12 @@ class Runtime:
 
     def _user_context(self, user: int, newer: np.ndarray) -> np.ndarray:
         seen = self.seen(user)
-        known = self._known([user], [seen])
-        if not len(newer):
-            return known
         whole = np.concatenate([seen, newer])
         if not self.export.context.linear:
             return self.contexts([whole])
+        known = self._known([user], [seen])
+        if not len(newer):
+            return known
         before, after = self.contexts([seen, whole])
         return known + (after - before)
 
@@ -348,15 +322,28 @@ class Runtime:
 def check_k(k: object) -> None:
     """Raises InputError unless ``k`` is a whole number from 1."""
     if not isinstance(k, numbers.Integral) or isinstance(k, bool):
-        raise InputError(f"recommend: k is {k!r}; it must be a whole number")
+        raise InputError(f"k is {k!r}; it must be a whole number")
     if k < 1:
-        raise InputError(f"top-k: k is {k}; it must be at least 1")
+        raise InputError(f"k is {k}; it must be at least 1")
+
+
+def as_list(values: Any, what: str) -> list[Any]:
+    """Ids or names as a list; whole floats, as pandas makes of integers, become integers.
+
+    Raises InputError for a single text or number.
+    """
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        raise InputError(f"{what} must be a list of ids or titles; use [{values!r}]")
+    return [
+        int(value) if isinstance(value, float | np.floating) and value.is_integer() else value
+        for value in values
+    ]
 
 
 def check_diversity(diversity: float) -> None:
     """Raises InputError unless ``diversity`` is between 0 and 1."""
-    if not 0 <= diversity <= 1:
-        raise InputError(f"recommend: diversity is {diversity!r}; it must be between 0 and 1")
+    if not isinstance(diversity, int | float) or not 0 <= diversity <= 1:
+        raise InputError(f"diversity is {diversity!r}; it must be between 0 and 1")
 
 
 def closest(value: str, titles: Sequence[str]) -> str:

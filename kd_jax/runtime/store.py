@@ -89,7 +89,10 @@ def write(path: Path, export: Export) -> None:
 
 
 def read(path: Path) -> Export:
-    """Reads what ``write`` wrote. Raises InputError if the file is missing, damaged or newer."""
+    """Reads what ``write`` wrote.
+
+    Raises InputError if the file is missing, damaged or of another version.
+    """
     fix = "run the stage 'export' of launch.py again (--config.stages=\"('export',)\")"
     try:
         with safe_open(path, framework="numpy") as file:
@@ -125,7 +128,10 @@ def _dataclass(cls: Any, part: str, tensors: dict[str, Any], settings: dict[str,
 def _pack(name: str, values: Ids | Sequence[str]) -> dict[str, np.ndarray]:
     """Integers as one array; strings as UTF-8 bytes and the end of each."""
     if len(values) and not isinstance(values[0], str):
-        return {name: np.asarray(values)}
+        try:
+            return {name: np.array(values, np.int64)}
+        except OverflowError:
+            return {name: np.array(values, np.uint64)}
     encoded = [str(value).encode() for value in values]
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return {f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8), f"{name}.ends": ends}

@@ -26,13 +26,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises InputError for bad arguments.
     """
-    chosen = [name for name in ("all", "users", "similar") if getattr(options, name)]
-    if len(chosen) > 1 or (chosen and (options.user or options.history or options.explain)):
-        raise InputError(
-            f"--{chosen[0]} is a request of its own; give it without --user, --history and others"
-        )
-    if bool(options.out) != (options.all or options.users is not None):
-        raise InputError("--out=FILE goes with --all or --users=FILE")
+    _check(options)
     recommender = load(options.workdir)
     if options.similar:
         _print(recommender.similar(options.similar, options.k), options.k)
@@ -40,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         history = _history(recommender, options.history)
         _print_parts(recommender.explain(options.explain, options.user, history))
     elif options.out:
-        users = None if options.all else _lines(Path(options.users))
+        users = None if options.all else _lines(Path(options.users).expanduser())
         _write(recommender, users, options)
     else:
         history = _history(recommender, options.history)
@@ -51,8 +45,33 @@ def run(options: argparse.Namespace) -> None:
         _print(table, options.k)
 
 
+# What goes with each request; a list for one user is the request without any of the others.
+REQUESTS = {
+    "all": ("out", "k", "exclude", "only", "include_seen"),
+    "users": ("out", "k", "exclude", "only", "include_seen"),
+    "similar": ("k",),
+    "explain": ("user", "history"),
+}
+ONE_USER = ("user", "history", "k", "exclude", "only", "include_seen", "diversity")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises InputError for arguments that do not go together."""
+    requests = [name for name in REQUESTS if getattr(options, name)]
+    request = requests[0] if requests else ""
+    known = {request, *REQUESTS.get(request, ONE_USER)}
+    for name in (*REQUESTS, *ONE_USER, "out"):
+        if getattr(options, name) and name not in known | {"k"}:
+            flag = f"--{name.replace('_', '-')}"
+            if not request:
+                raise InputError(f"{flag} goes with --all or --users=FILE")
+            raise InputError(f"--{request} cannot be combined with {flag}")
+    if request in ("all", "users") and not options.out:
+        raise InputError(f"--{request} needs --out=FILE, a .parquet or .csv file")
+
+
 def _history(recommender: Recommender, text: str | None) -> list[str] | None:
-    """The items of a history that is separated by |; a title may have a | of its own."""
+    """The items of a history that is separated by |; a title may contain |."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split("|")]
@@ -78,8 +97,9 @@ def _filters(recommender: Recommender, options: argparse.Namespace) -> dict[str,
 def _items(recommender: Recommender, text: str, where: str) -> list[Any]:
     """Item names of a file, one per line, or the ids of the items with column=value."""
     column, equals, value = text.partition("=")
-    if not equals or Path(text).is_file():
-        return _lines(Path(text))
+    path = Path(text).expanduser()
+    if not equals or path.is_file():
+        return _lines(path)
     items = recommender.dataset.items
     if column not in items.columns:
         raise InputError(f"{where}={text}: no column {column!r}{nearest(column, items.columns)}")
@@ -112,15 +132,14 @@ def _print_parts(table: pl.DataFrame) -> None:
 
 def _write(recommender: Recommender, users: list[str] | None, options: argparse.Namespace) -> None:
     """Streams the lists of users to a file, which appears when it is whole."""
-    path = Path(options.out)
+    path = Path(options.out).expanduser()
     if path.suffix not in OUTPUTS:
         raise InputError(f"--out={path}: unknown format{nearest(path.suffix, OUTPUTS)}")
     filters = _filters(recommender, options)
-    schema = recommender.recommend_all([], k=options.k, **filters).schema
+    schema = recommender.schema()
 
     def blocks(*_: Any) -> Iterator[pl.DataFrame]:
-        for part in recommender.blocks(users, k=options.k, **filters):
-            yield part.cast(dict(schema))  # type: ignore[arg-type]
+        return recommender.blocks(users, k=options.k, **filters)
 
     with atomic(path) as temporary:
         OUTPUTS[path.suffix](register_io_source(blocks, schema=schema), temporary)

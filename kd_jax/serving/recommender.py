@@ -15,6 +15,7 @@ from kd_jax import runtime
 from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
 from kd_jax.runtime import Filters, Runtime
+from kd_jax.runtime.runtime import as_list
 from kd_jax.runtime.store import FILE
 
 
@@ -63,10 +64,15 @@ class Recommender:
         users: ids; None: all users of the data set. histories: in place of users; then ``user`` is
         the place in the list. ``blocks`` gives the same part by part.
         """
-        items, scores = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.float32)
-        none = self._block(self.dataset.user_ids[:0], items, scores)
-        found = self.blocks(users, histories, k, **filters)
-        return pl.concat([none, *found], how="vertical_relaxed")
+        parts = self.blocks(users, histories, k, **filters)
+        return pl.concat([pl.DataFrame(schema=self.schema(histories is not None)), *parts])
+
+    def schema(self, histories: bool = False) -> pl.Schema:
+        """The columns of ``recommend_all``: users are ids, or places in a list of histories."""
+        user = pl.Int64() if histories else self.dataset.user_ids.dtype
+        item = self.dataset.item_ids.dtype
+        kinds = {"user": user, "rank": pl.Int64(), "item": item}
+        return pl.Schema(kinds | {"title": pl.String(), "score": pl.Float32()})
 
     def blocks(
         self,
@@ -76,15 +82,21 @@ class Recommender:
         **filters: Any,
     ) -> Iterator[pl.DataFrame]:
         """The table of ``recommend_all``, a block of users at a time."""
-        names: Any = users
-        if users is None:
-            names = self.dataset.user_ids if histories is None else range(len(histories))
-        chosen = self.filters(**filters)
+        schema, chosen = self.schema(histories is not None), self.filters(**filters)
+        if users is not None:
+            users = as_list(users, "users")
         for block, items, scores in self.runtime.many(users, histories, k, filters=chosen):
-            yield self._block(names[block.start : block.stop], items, scores)
+            if histories is not None:
+                names = pl.Series(block)
+            elif users is None:
+                names = self.dataset.user_ids[block.start : block.stop]
+            else:
+                indices = [self.runtime.user(users[place]) for place in block]
+                names = self.dataset.user_ids[indices]
+            yield self._block(names, items, scores).cast(dict(schema))  # type: ignore[arg-type]
 
     def similar(self, item: object, k: int = 10) -> pl.DataFrame:
-        """The ``k`` items that users of ``item`` choose next: columns rank, item, title, score."""
+        """The ``k`` most similar items (``Runtime.similarity``): rank, item, title, score."""
         return self._table(self.runtime.similar(item, k))
 
     def explain(
@@ -125,12 +137,12 @@ class Recommender:
             }
         )
 
-    def _block(self, names: Any, items: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
+    def _block(self, names: pl.Series, items: np.ndarray, scores: np.ndarray) -> pl.DataFrame:
         places, ranks = np.nonzero(items >= 0)
         found = items[places, ranks]
         return pl.DataFrame(
             {
-                "user": pl.Series(names).gather(places),
+                "user": names.gather(places),
                 "rank": ranks + 1,
                 "item": self.dataset.item_ids.gather(found),
                 "title": self._titles.gather(found),

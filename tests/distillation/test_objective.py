@@ -78,6 +78,9 @@ def test_a_schedule_is_a_number_or_a_section():
     refused(lambda: Schedule.of({"start": 1, "ends": 0}, "w"), "w.ends is unknown", "end")
     refused(lambda: Schedule.of({"end": 0}, "w"), "w.start=None")
     refused(lambda: Schedule.of({"start": 1, "schedule": "cos"}, "w"), "w.schedule='cos'", "cosine")
+    assert Schedule.of({"start": 2, "schedule": "constant"}, "w").constant
+    ignored = {"start": 2, "end": 0, "schedule": "constant"}
+    refused(lambda: Schedule.of(ignored, "w"), "w.end=0", "stays at start=2", "leave end out")
 
 
 def test_a_head_starts_as_the_student_and_learns_apart_from_it():
@@ -111,6 +114,15 @@ def test_a_term_of_its_section():
     refused(lambda: section(loss="ce", temperature=2.0), f"{known}.temperature")
     refused(lambda: section(loss="kl", items="sampled"), "distill.negatives=0", "at least 1")
     refused(lambda: section(loss="squared_distance", head=True), f"{known}.head=True")
+
+
+def test_the_identity_of_a_loss_is_its_own_not_its_parents(monkeypatch):
+    class Steeper(LOSSES["kl"]):
+        pass
+
+    monkeypatch.setitem(LOSSES, "steeper", Steeper)
+    assert section(loss="steeper").identity()["loss"] == {"name": "steeper"}
+    assert section(loss="kl").identity()["loss"] == {"name": "kl"}
 
 
 def test_what_no_engine_can_compute_is_refused_before_training():

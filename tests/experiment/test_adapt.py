@@ -280,7 +280,7 @@ def test_workdirs_that_have_nothing_to_teach_are_refused(world, tmp_path, capsys
     )
     run, small = tmp_path / "text", tmp_path / "small"
     assert pipeline.main(config(world, stages=("data", "teacher")), run) == 0
-    assert "what their text says and no more" in refused(
+    assert "has no item embeddings beyond the text" in refused(
         f"--workdir={run}", f"--out={tmp_path / 'out'}"
     )
     assert "exists and is not empty" in refused(f"--workdir={run}", f"--out={world}")

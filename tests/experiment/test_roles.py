@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 import kd_jax
 from helpers.runs import config, metrics_of, run
+from kd_jax.core import fields
 from kd_jax.experiment import roles, sweep
 from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.roles import ROLES, Kind, Role
+from kd_jax.models.students import STUDENTS
 from kd_jax.report.legend import Appearance
 
 pytestmark = pytest.mark.slow
@@ -103,9 +106,10 @@ def test_the_table_is_consistent():
 
 
 def test_roles_of_one_kind_are_searched_with_the_same_draws(further):
-    assert sweep.draws(Kind.STUDENT, 6) == sweep.draws(Kind.STUDENT, 6)
-    for kind, space in sweep.SPACES.items():
-        points = sweep.draws(kind, 8)
+    assert sweep.draws(Kind.STUDENT, "mf", 6) == sweep.draws(Kind.STUDENT, "mf", 6)
+    for kind, student in [(Kind.TEACHER, "mf"), *((Kind.STUDENT, name) for name in STUDENTS)]:
+        space = sweep.space(kind, student)
+        points = sweep.draws(kind, student, 8)
         assert len(set(points)) == 8
         for point in points:
             chosen = dict(point)
@@ -113,6 +117,11 @@ def test_roles_of_one_kind_are_searched_with_the_same_draws(further):
             assert (temperature is not None) == (kind is Kind.STUDENT)
             assert chosen.keys() == space.keys()
             assert all(value in space[field] for field, value in chosen.items())
+    for name, cls in STUDENTS.items():  # every searched field is one that the student reads
+        searched = [f.split(".")[2] for f in sweep.space(Kind.STUDENT, name) if name in f]
+        assert searched and set(searched) <= fields.defaults(cls.spec).keys()
+    every = math.prod(map(len, sweep.space(Kind.STUDENT, "sasrec").values()))
+    assert len(sweep.draws(Kind.STUDENT, "sasrec", 10_000)) == every
     assert sweep.tree((("student.mf.dropout", 0.1), ("student.mf.decay", 3.0))) == {
         "student": {"mf": {"dropout": 0.1, "decay": 3.0}}
     }

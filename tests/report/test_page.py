@@ -443,7 +443,7 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
             [
                 "no reliable difference to NDCG@10: +2.0 %",
                 "includes zero (95 % CI −1.0 % to +5.0 %)",
-                "cannot be told from zero: +1.0 % (95 % CI −2.0 % to +4.0 %)",
+                "is not significantly different from zero: +1.0 % (95 % CI −2.0 % to +4.0 %)",
             ],
         ),
         (

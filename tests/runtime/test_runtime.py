@@ -111,11 +111,18 @@ def test_many_users_get_the_lists_of_each_alone(runtime, monkeypatch):
         assert items[row].tolist() == items_of(one)
         np.testing.assert_allclose(scores[row], [r.score for r in one], rtol=1e-5)
     assert list(runtime.many(users=[], k=5)) == []
+    ((_, items, _),) = runtime.many(users=iter(["u3", "u1"]), k=5)
+    assert items[1].tolist() == rows[1]
+    for wrong in ({"histories": ["film 1"]}, {"users": "u0"}):
+        refused(lambda ask=wrong: list(runtime.many(**ask)), "must be a list")
+    refused(lambda: list(runtime.many(histories=[[1], []])), "history is empty")
+    refused(lambda: list(runtime.many(users=[], histories=[])), "not both")
 
 
 def test_arrays_and_series_are_histories(runtime):
     want = items_of(runtime.recommend(history=[7, 9]))
     assert items_of(runtime.recommend(history=np.array([7, 9]))) == want
+    assert items_of(runtime.recommend(history=np.array([7.0, 9.0]))) == want
     assert items_of(runtime.recommend(history=iter((np.int32(7), 9)))) == want
 
 
@@ -126,6 +133,7 @@ def test_arrays_and_series_are_histories(runtime):
         ({"user": "u9"}, ["'u9' is not in the data set", "u0, u1, u2"]),
         ({"history": []}, ["history is empty"]),
         ({"history": "film 1"}, ["must be a list", "['film 1']"]),
+        ({"history": 5}, ["must be a list", "[5]"]),
         ({"history": ["fim 1"]}, ["'fim 1'", "did you mean"]),
         ({"history": ["film 5"]}, ["2 items", "id:4, id:5"]),
         ({"history": ["12"]}, ["2 items", "id:3, id:12"]),
@@ -134,6 +142,7 @@ def test_arrays_and_series_are_histories(runtime):
         ({"user": "u0", "k": True}, ["k is True"]),
         ({"user": "u0", "diversity": 1.5}, ["diversity is 1.5"]),
         ({"user": "u0", "diversity": float("nan")}, ["diversity is nan"]),
+        ({"user": "u0", "diversity": "0.3"}, ["diversity is '0.3'"]),
     ],
 )
 def test_bad_requests_are_one_line_with_the_fix(runtime, ask, fragments):
@@ -164,18 +173,25 @@ def test_the_parts_of_a_score_add_up_and_are_those_of_the_history(runtime):
     assert parts[9] == pytest.approx(float((whole - less) @ e.item_vectors[8]), abs=1e-5)
 
 
-def test_without_a_linear_context_a_share_is_what_the_score_loses():
+def test_without_factors_a_share_is_what_the_score_of_the_history_loses():
     hidden = store.Hidden(
         np.eye(D, dtype=np.float32), np.zeros(D, np.float32), np.eye(D, dtype=np.float32),
         np.ones((D, 1), np.float32), np.zeros(1, np.float32),
     )  # fmt: skip
-    runtime = Runtime(export(hidden=hidden))
-    parts = runtime.explain(8, history=[7, 9])
-    score = runtime.scores(runtime.query(history=[7, 9]).contexts)[0, 8]
-    without = runtime.scores(runtime.query(history=[7]).contexts)[0, 8]
-    shares = {part.item: part.share for part in parts if part.part == "history"}
-    assert shares[9] == pytest.approx(float(score - without), abs=1e-5)
-    assert sum(part.share for part in parts) == pytest.approx(float(score), abs=1e-4)
+    distinct = np.arange(INDPTR[-1], dtype=np.int32)
+    runtime = Runtime(export(hidden=hidden, items=distinct))
+    seen = runtime.seen(0).tolist()
+    for ask, history in (({"history": [7, 9]}, [7, 9]), ({"user": "u0"}, seen)):
+        parts = runtime.explain(8, **ask)
+        score = runtime.scores(runtime.query(**ask).contexts)[0, 8]
+        assert sum(part.share for part in parts) == pytest.approx(float(score), abs=1e-4)
+        whole, less = (
+            runtime.scores(runtime.query(history=h).contexts)[0, 8] for h in (history, history[:-1])
+        )
+        shares = {part.item: part.share for part in parts if part.part == "history"}
+        assert shares[history[-1]] == pytest.approx(float(whole - less), abs=1e-5)
+        (user,) = [part.share for part in parts if part.part == "user"]
+        assert user == pytest.approx(float(score - whole), abs=1e-5)
 
 
 def test_similar_items_are_those_of_the_same_direction_and_not_the_item_itself(runtime):
@@ -209,6 +225,26 @@ def test_a_file_holds_what_was_written_strided_arrays_included(tmp_path):
     assert items_of(load(tmp_path).recommend(2**63, k=3)) == items_of(
         load(path).recommend(2**63, k=3)
     )
+
+
+def test_large_ids_stay_exact_beside_small_ones(tmp_path):
+    ids = [1, 2**53 + 1, 2**63, 2**64 - 1, 5, 6]
+    store.write(tmp_path / store.FILE, export(user_ids=ids))
+    assert list(load(tmp_path).export.user_ids) == ids
+
+
+def test_without_any_interaction_items_are_similar_by_their_vectors():
+    e = export(indptr=np.zeros(U + 1, np.int64), items=np.zeros(0, np.int32))
+    assert len(Runtime(e).similar(7, 5)) == 5
+
+
+def test_a_history_is_cut_where_its_weights_vanish(runtime):
+    context = runtime.export.context
+    long = np.random.default_rng(1).integers(0, ITEMS, 500)
+    whole = context(long[None], runtime.export.item_vectors)
+    cut = runtime.contexts([long])
+    assert context.length == 48
+    np.testing.assert_allclose(cut, whole, atol=1e-6)
 
 
 def test_damaged_missing_and_infinite_exports_are_refused(tmp_path):

@@ -121,6 +121,21 @@ def test_some_users_and_some_items(workdir, tmp_path, capsys):
     assert set(pl.read_parquet(path)["item"]) == set(chosen)
 
 
+def test_tables_of_users_and_of_histories_keep_the_types_of_their_ids(workdir):
+    found = kd_jax.load(workdir)
+    user = found.dataset.user_ids[4]
+    for users in ([user], [str(user)], np.array([user])):
+        table = found.recommend_all(users, k=3)
+        assert table.schema == found.schema() and table["user"].unique().to_list() == [user]
+        assert table["item"].to_list() == found.recommend(user, k=3)["item"].to_list()
+    table = found.recommend_all(histories=[[500], [501, 502]], k=3)
+    assert table["user"].to_list() == [0, 0, 0, 1, 1, 1]
+    assert found.recommend_all([], k=3).schema == table.schema == found.schema()
+    explained = found.explain(503, history=[500])
+    assert explained["part"].to_list() == ["history", "bias", "intercept", "user"]
+    assert explained["item"].to_list() == [500, None, None, None]
+
+
 def test_an_explanation_adds_up_to_the_score(workdir, capsys):
     *parts, total = printed(workdir, capsys, "--explain=503", "--history=500|501")
     shares = [float(line.split()[0]) for line in parts]
@@ -136,10 +151,14 @@ def test_an_explanation_adds_up_to_the_score(workdir, capsys):
         (["--history=| |"], "history is empty"),
         (["--history=nothing like it"], "is not in the data set"),
         (["--user=100", "--history=nothing like it"], "is not in the data set"),
-        (["--all"], "--out=FILE"),
-        (["--user=100", "--out=x.parquet"], "--out=FILE"),
+        (["--all"], "--all needs --out=FILE"),
+        (["--user=100", "--out=x.parquet"], "--out goes with --all"),
         (["--all", "--out=x.txt"], "unknown format"),
-        (["--all", "--user=100", "--out=x.csv"], "--all is a request of its own"),
+        (["--all", "--user=100", "--out=x.csv"], "--all cannot be combined with --user"),
+        (["--all", "--diversity=0.5", "--out=x.csv"], "cannot be combined with --diversity"),
+        (["--similar=500", "--exclude=x"], "--similar cannot be combined with --exclude"),
+        (["--similar=500", "--explain=501"], "--similar cannot be combined with --explain"),
+        (["--explain=500", "--history=501", "--include-seen"], "with --include-seen"),
         (["--users=missing.txt", "--out=x.csv"], "missing.txt can't be read"),
         (["--all", "--out=x.csv", "--only=colour=red"], "no column 'colour'"),
         (["--all", "--out=x.csv", "--only=genre=red"], "no item has this value"),

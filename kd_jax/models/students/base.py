@@ -96,6 +96,12 @@ class Student(Scorer):
     def __init__(self, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)
 
+    @property
+    def has_user_vectors(self) -> bool:
+        """Whether it has a table of users to which a model of new users can be fitted."""
+        vectors = self.factorised or self.runtime_hidden() is not None
+        return self.positions == "user" and "user" in self.tables and vectors
+
     def runtime_context(self) -> Context | None:
         """Its model of histories for ``kd_jax.runtime``, in NumPy.
 

@@ -21,7 +21,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
     """``runtime.safetensors``; nothing for a student that NumPy cannot score.
 
     That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
-    one with a table of users to which no map was fitted.
+    one without histories to which no map was fitted.
     """
     model: Any = bundle.model
     hidden = model.runtime_hidden()
