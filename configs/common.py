@@ -7,7 +7,7 @@ that is not here, or a field that a section lacks, has the default of the studen
 
 from ml_collections import ConfigDict, config_dict
 
-ROLES = ("teacher", "control_teacher", "student", "control", "distilled")
+from kd_jax.experiment import roles
 
 
 def get_config() -> ConfigDict:
@@ -16,18 +16,10 @@ def get_config() -> ConfigDict:
     c.task = "rank"
     # every model is trained once per seed; the report shows mean and spread
     c.seeds = (0, 1, 2)
-    c.stages = (
-        "data",
-        "teacher",
-        "control_teacher",
-        "labels",
-        "student",
-        "control",
-        "distilled",
-        "evaluate",
-        "export",
-        "report",
-    )
+    # 'data', each role, 'labels' before the students, then what is made of them
+    teachers = [role.name for role in roles.teachers()]
+    students = [role.name for role in roles.students()]
+    c.stages = ("data", *teachers, "labels", *students, "evaluate", "export", "report")
     c.data = data()
     c.rate = ConfigDict()
     # task 'rate': class = number of boundaries at or below the rating
@@ -39,7 +31,7 @@ def get_config() -> ConfigDict:
     # What the search (kd_jax.sweep) chose per role, over the values above: for each a part
     # of the sections teacher, student and distill, for example
     #   {"student": {"mf": {"dropout": 0.3}, "optimizer": {"learning_rate": 5e-3}}}
-    c.tuned = ConfigDict({role: {} for role in ROLES})
+    c.tuned = ConfigDict({role: {} for role in roles.ROLES})
 
     c.eval = evaluation()
     c.export = ConfigDict()
