@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from kd_jax.core import process
     from kd_jax.serving.server import command
 
+    process.keep_freed_memory()  # the scores of a group of requests take megabytes
     return process.status(lambda: command.run(options), Path(options.workdir))
 
 

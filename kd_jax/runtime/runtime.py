@@ -308,7 +308,9 @@ class Runtime:
         """The scores of all items, f32 [B, I], for contexts [B, D]."""
         export = self.export
         if export.hidden is None:
-            return contexts @ export.item_vectors.T + export.item_bias
+            scores = contexts @ export.item_vectors.T
+            scores += export.item_bias
+            return scores
         hidden = export.hidden
         users = contexts @ hidden.user + hidden.user_bias
         out = hidden.out[:, 0]

@@ -74,7 +74,10 @@ def answer(runtime: Runtime, feedback: Feedback, asks: Sequence[Ask]) -> list[It
 
 
 def rows(recommendations: Sequence[Recommendation]) -> Items:
-    return [row._asdict() for row in recommendations]
+    return [
+        {"rank": rank, "item": item, "title": title, "score": score}
+        for rank, item, title, score in recommendations
+    ]
 
 
 def _filters(runtime: Runtime, ask: Recommend) -> Filters:

@@ -8,21 +8,26 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from kd_jax import __version__
 from kd_jax.core.errors import InputError
 from kd_jax.serving.server import requests, schemas
 from kd_jax.serving.server.errors import Refused
 from kd_jax.serving.server.groups import Groups
-from kd_jax.serving.server.limits import OPEN, Gate, Limits
+from kd_jax.serving.server.limits import BROKEN, OPEN, Gate, Limits, Post, json_only
 from kd_jax.serving.server.metrics import Metrics
 from kd_jax.serving.server.requests import EVENTS, Recommend, Similar, parse
 from kd_jax.serving.server.state import State
 
 ROUTES = ("/v1/recommend", "/v1/similar", "/v1/feedback", "/v1/items", OPEN, "/metrics")
-ITEM_FIELDS = ("id", "title", "text", "vector", "bias")
+SCHEMAS = {
+    "/v1/recommend": schemas.RECOMMEND,
+    "/v1/similar": schemas.SIMILAR,
+    "/v1/feedback": schemas.FEEDBACK,
+    "/v1/items": schemas.ITEM,
+}
 
 
 def create(state: State, limits: Limits) -> Gate:
@@ -34,17 +39,20 @@ def create(state: State, limits: Limits) -> Gate:
         watching = asyncio.create_task(state.watch())
         yield
         watching.cancel()
-        groups.close()
         await state.close()
 
     # The pages of /docs load scripts from another host, so there is /openapi.json alone.
-    api = FastAPI(
-        title="kd_jax", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
-    )
+    api = FastAPI(title="kd_jax", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
-    _lists(api, groups)
-    _changes(api, state)
+    posts = {**_lists(groups), **_changes(state)}
+    for path, post in posts.items():
+        api.add_api_route(path, _endpoint(post), methods=["POST"], openapi_extra=SCHEMAS[path])
+
+    @api.get("/v1/recommend", openapi_extra=schemas.QUERY)
+    async def recommend(request: Request) -> Response:
+        """The best items of a user or a history; POST has more fields."""
+        return reply(await answered(groups, Recommend.of(_query(request))))
 
     @api.get(OPEN, tags=["server"])
     async def health() -> Response:
@@ -56,64 +64,70 @@ def create(state: State, limits: Limits) -> Gate:
         text = metrics.text(state.feedback.counts, model.runtime.num_items, model.loaded)
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    return Gate(api, limits, metrics)
+    return Gate(api, posts, limits, metrics)
 
 
-def _lists(api: FastAPI, groups: Groups) -> None:
-    async def answered(ask: Recommend | Similar) -> Response:
-        found, model = await groups.ask(ask)
-        if isinstance(found, Exception):
-            raise found
-        return reply({"items": found, "model": model})
-
-    @api.post("/v1/recommend", openapi_extra=schemas.RECOMMEND)
-    async def recommend(request: Request) -> Response:
-        return await answered(Recommend.of(await _json(request, requests.RECOMMEND)))
-
-    @api.get("/v1/recommend", openapi_extra=schemas.QUERY)
-    async def recommend_simply(request: Request) -> Response:
-        return await answered(Recommend.of(_query(request)))
-
-    @api.post("/v1/similar", openapi_extra=schemas.SIMILAR)
-    async def similar(request: Request) -> Response:
-        return await answered(Similar.of(await _json(request, ("item", "k"))))
+def server(app: Gate) -> uvicorn.Server:
+    """Serves the application with one process."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # a client could choose its address, and so escape the rate limit
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
 
 
-def _changes(api: FastAPI, state: State) -> None:
-    @api.post("/v1/feedback", openapi_extra=schemas.FEEDBACK)
-    async def feedback(request: Request) -> Response:
-        body = await _json(request, ("user", "item", "event"))
-        user, item = requests.name(body, "user"), requests.name(body, "item")
-        event = body.get("event")
+def _endpoint(post: Post) -> Any:
+    """The route that FastAPI describes, and serves where there is no ``Gate``."""
+
+    async def endpoint(request: Request) -> Response:
+        json_only(request.headers.get("content-type", "").encode())
+        return reply(await post(await request.body()))
+
+    endpoint.__doc__, endpoint.__name__ = post.__doc__, post.__name__
+    return endpoint
+
+
+async def answered(groups: Groups, ask: Recommend | Similar) -> dict[str, Any]:
+    found, model = await groups.ask(ask)
+    if isinstance(found, Exception):
+        raise found
+    return {"items": found, "model": model}
+
+
+def _lists(groups: Groups) -> dict[str, Post]:
+    async def recommend(body: bytes) -> Any:
+        """The best items of a user, of a history, or of both."""
+        return await answered(groups, Recommend.of(parse(body, requests.RECOMMEND)))
+
+    async def similar(body: bytes) -> Any:
+        """The items that fit to an item."""
+        return await answered(groups, Similar.of(parse(body, ("item", "k"))))
+
+    return {"/v1/recommend": recommend, "/v1/similar": similar}
+
+
+def _changes(state: State) -> dict[str, Post]:
+    async def feedback(body: bytes) -> Any:
+        """Stores an event; the user's next list has it."""
+        fields = parse(body, ("user", "item", "event"))
+        user, item = requests.name(fields, "user"), requests.name(fields, "item")
+        event = fields.get("event")
         if event not in EVENTS:
             raise Refused(400, f"event must be one of {', '.join(EVENTS)}")
-        return reply(await state.add_event(user, item, event))
+        return await state.add_event(user, item, event)
 
-    @api.post("/v1/items", openapi_extra=schemas.ITEM)
-    async def items(request: Request) -> Response:
-        body = await _json(request, ITEM_FIELDS)
-        key, title = requests.name(body, "id"), requests.name(body, "title")
-        if not isinstance(title, str) or not isinstance(body.get("text", ""), str):
-            raise Refused(400, "title and text must be texts")
-        if "vector" not in body:
-            raise Refused(
-                501, "this export cannot read texts; send the item's vector and bias as well"
-            )
-        if not isinstance(body["vector"], list):
-            raise Refused(400, "vector must be a list of numbers")
-        vector = [requests.number(value, "vector") for value in body["vector"]]
-        bias = requests.number(body.get("bias", 0.0), "bias")
-        item = {"id": str(key).strip(), "title": title, "text": body.get("text", "")}
-        model = await state.add_item(item | {"vector": vector, "bias": bias})
-        return reply({"item": item["id"], "title": title, "model": model.name})
+    async def items(body: bytes) -> Any:
+        """Adds an item, which can be recommended at once."""
+        item = requests.new_item(parse(body, requests.ITEM))
+        model = await state.add_item(item)
+        return {"item": item["id"], "title": item["title"], "model": model.name}
 
-
-async def _json(request: Request, fields: tuple[str, ...]) -> dict[str, Any]:
-    # A page in a browser cannot send this type to another host unasked.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, "send the body with Content-Type: application/json")
-    return parse(await request.body(), fields)
+    return {"/v1/feedback": feedback, "/v1/items": items}
 
 
 def _query(request: Request) -> dict[str, Any]:
@@ -150,7 +164,7 @@ async def _not_found(_: Request, error: Exception) -> Response:
 
 
 async def _broken(_: Request, error: Exception) -> Response:
-    return reply({"error": "internal error; the server's log has the reason"}, 500)
+    return reply({"error": BROKEN}, 500)
 
 
 HANDLERS: dict[Any, Any] = {

@@ -18,32 +18,18 @@ def run(options: argparse.Namespace) -> None:
     if options.rate < 0 or options.max_body < 1 or not 0 <= options.port < 1 << 16:
         raise InputError("--rate, --max-body and --port must be positive; the last below 65536")
     try:
-        import uvicorn
-
-        from kd_jax.serving.server.app import create
-        from kd_jax.serving.server.limits import Limits
-        from kd_jax.serving.server.state import State
+        from kd_jax.serving.server import app
     except ModuleNotFoundError as error:
         raise InputError(
             f"the server needs {error.name}, which is not installed; pip install -e '.[serve]'"
         ) from None
-    workdir = Path(options.workdir).expanduser()
-    listening = _listen(options.host, options.port)
-    state = State(workdir)
-    app = create(state, Limits(token, options.rate, options.max_body))
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,  # a client could choose its address, and so escape the rate limit
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=5,
-    )
-    host, port = listening.getsockname()[:2]
-    print(f"serving {state.model.name} on http://{host}:{port}", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+    with _listen(options.host, options.port) as listening:
+        state = app.State(Path(options.workdir).expanduser())
+        limits = app.Limits(token, options.rate, options.max_body)
+        host, port = listening.getsockname()[:2]
+        print(f"serving {state.model.name} on http://{host}:{port}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            app.server(app.create(state, limits)).run(sockets=[listening])
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -71,8 +57,12 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+        except OSError:
+            found.close()
+            raise
     except OSError as error:
         raise InputError(
             f"--host={host} --port={port} cannot be used ({error.strerror}); choose another"

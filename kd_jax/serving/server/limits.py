@@ -7,14 +7,19 @@ import dataclasses
 import hmac
 import json
 import time
+import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from kd_jax.core.errors import InputError
 from kd_jax.serving.server.errors import Refused
 from kd_jax.serving.server.metrics import Metrics
 
 CLIENTS = 10_000  # that are remembered
 BODY_SECONDS = 30.0  # for a body to arrive
 OPEN = "/healthz"
+BROKEN = "internal error; the log of the server has the reason"
+Post = Callable[[bytes], Awaitable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +56,15 @@ class Buckets:
 
 
 class Gate:
-    """An ASGI application around another: refuses, or hands on a request with its whole body."""
+    """An ASGI application that refuses a request, answers it, or hands it on with its whole body.
 
-    def __init__(self, app: Any, limits: Limits, metrics: Metrics):
+    posts: what answers the body of a POST, by path. They do not go through ``app``: the dispatch of
+    FastAPI takes as long as the answer.
+    """
+
+    def __init__(self, app: Any, posts: dict[str, Post], limits: Limits, metrics: Metrics):
         self._app = app
+        self._posts = posts
         self._limits = limits
         self._metrics = metrics
         self._buckets = Buckets(limits.rate) if limits.rate else None
@@ -63,7 +73,7 @@ class Gate:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, status = time.perf_counter(), 500
+        began, status, post = time.perf_counter(), 500, None
 
         async def sending(message: Any) -> None:
             nonlocal status
@@ -74,14 +84,19 @@ class Gate:
         try:
             self._check(scope)
             body = await self._body(scope, receive)
-            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-            async def replay() -> Any:
-                return next(messages, None) or await receive()
-
-            await self._app(scope, replay, sending)
-        except Refused as error:
-            await refuse(error, sending)
+            post = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+            if post is None:
+                await self._app(scope, _again(body, receive), sending)
+            else:
+                json_only(_header(scope, b"content-type"))
+                await respond(200, await post(body), sending)
+        except InputError as error:
+            await respond(getattr(error, "status", 400), {"error": str(error)}, sending)
+        except Exception:
+            if post is None:  # FastAPI has answered
+                raise
+            traceback.print_exc()
+            await respond(500, {"error": BROKEN}, sending)
         finally:
             self._metrics.observe(scope["path"], status, time.perf_counter() - began)
 
@@ -124,17 +139,33 @@ class Gate:
         return body
 
 
-async def refuse(error: Refused, send: Any) -> None:
-    """Sends the one line of an error."""
-    body = json.dumps({"error": str(error)}).encode()
+def json_only(kind: bytes | None) -> None:
+    """Raises Refused for a Content-Type that a browser sends to another host unasked."""
+    if (kind or b"").partition(b";")[0].strip().lower() != b"application/json":
+        raise Refused(415, "send the body with Content-Type: application/json")
+
+
+async def respond(status: int, value: Any, send: Any) -> None:
+    """Sends JSON."""
+    body = json.dumps(value).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
     ]
-    if error.status == 401:
+    if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _again(body: bytes, receive: Any) -> Any:
+    """A ``receive`` that gives a body that has been read."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def replay() -> Any:
+        return next(messages, None) or await receive()
+
+    return replay
 
 
 def _header(scope: Any, name: bytes) -> bytes | None:

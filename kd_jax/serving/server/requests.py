@@ -56,8 +56,10 @@ def _name(value: Any, field: str) -> Name:
         return value
     if not value.strip() or len(value) > MAX_NAME:
         raise Refused(400, f"{field} must have 1 to {MAX_NAME} characters")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise Refused(400, f"{field} is not valid Unicode")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Refused(400, f"{field} is not valid Unicode") from None
     return value
 
 
@@ -135,3 +137,20 @@ class Similar:
     @classmethod
     def of(cls, body: dict[str, Any]) -> Similar:
         return cls(name(body, "item"), list_size(body))
+
+
+ITEM = ("id", "title", "text", "vector", "bias")
+
+
+def new_item(body: dict[str, Any]) -> dict[str, Any]:
+    """A new item: texts ``id``, ``title`` and ``text``, numbers ``vector`` and ``bias``."""
+    key, title, text = name(body, "id"), name(body, "title"), body.get("text", "")
+    if not isinstance(title, str) or not isinstance(text, str):
+        raise Refused(400, "title and text must be texts")
+    if "vector" not in body:
+        raise Refused(501, "this export cannot read texts; send the item's vector and bias too")
+    if not isinstance(body["vector"], list):
+        raise Refused(400, "vector must be a list of numbers")
+    vector = [number(value, "vector") for value in body["vector"]]
+    bias = number(body.get("bias", 0.0), "bias")
+    return {"id": str(key).strip(), "title": title, "text": text, "vector": vector, "bias": bias}

@@ -58,9 +58,9 @@ def load(path: Path) -> Model:
             raise InputError(
                 f"{path} is damaged ({error!r}); run the stage 'export' again"
             ) from error
-    description = runtime.export.description
     digest = hashlib.sha256(data).hexdigest()[:12]
-    name = "/".join([*(str(description.get(part)) for part in ("model", "student")), digest])
+    texts = [value for value in runtime.export.description.values() if isinstance(value, str)]
+    name = "/".join([*texts, digest])  # for example distilled/mf/1f825aa2f0e4
     return Model(runtime, name, time.time())
 
 
