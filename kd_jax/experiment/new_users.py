@@ -45,14 +45,16 @@ class NewUsers:
         self._rank = isinstance(models.experiment.task, Rank)
         self._table = self._rank and "user" in table_rows(parts.graphdef, best[0], "user")
 
-    def metrics(self) -> dict[str, float]:
-        """The metric that selects models, on test, by the number of newest train items.
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The metric that selects models, by name, on test, by the number of newest train items.
 
         '1', '3', '10' and 'all'; 'known' is the metric of the users with their trained vectors, and
         'updated' that of the trained vectors after the interactions of the validation split.
         """
-        if not self._rank:
-            return {}
+        task = self._experiment.task
+        return {task.select: self._by_history()} if isinstance(task, Rank) else {}
+
+    def _by_history(self) -> dict[str, float]:
         names = {str(n) if n else "all": n for n in LENGTHS}
         if not self._table:
             return {name: self._shortened(n or self._parts.history) for name, n in names.items()}

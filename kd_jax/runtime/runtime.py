@@ -199,22 +199,26 @@ class Runtime:
             yield block, *topk.best_rows(self._masked(query, filters), k)
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
-        """The ``k`` items that fit best to an item, best first.
-
-        The score is the cosine of the two item vectors, less the mean vector of items with
-        interactions, plus SIMILAR_POPULARITY times the score of an average user: a cosine alone
-        puts items without interactions first.
-        """
+        """The ``k`` items that fit best to an item, best first, by ``similarity``."""
         check_k(k)
         index = self.item(item)
-        directions, average = self._similarity
-        scores = directions @ directions[index] + np.float32(SIMILAR_POPULARITY) * average
+        scores = self.similarity(index)
         scores[index] = -np.inf
         found = topk.best(scores, k)
         return self.rows(found, scores[found])
 
+    def similarity(self, item: int, popularity: float = SIMILAR_POPULARITY) -> np.ndarray:
+        """How well all items fit to the item with index ``item``, f32 [I].
+
+        The cosine of the two item vectors, less the mean vector of items with interactions, plus
+        ``popularity`` times the score of an average user: a cosine alone puts items without
+        interactions first.
+        """
+        directions, average = self._directions
+        return directions @ directions[item] + np.float32(popularity) * average
+
     @functools.cached_property
-    def _similarity(self) -> tuple[np.ndarray, np.ndarray]:
+    def _directions(self) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors f32 [I, D], and the scores of the average user f32 [I]."""
         export = self.export
         warm = np.bincount(export.items, minlength=self.num_items) > 0

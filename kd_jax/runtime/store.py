@@ -100,7 +100,7 @@ def read(path: Path) -> Export:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         description = json.loads(metadata["description"])
-        if description["version"] != VERSION:
+        if description.pop("version") != VERSION:
             raise InputError(f"{path} is of another version of kd_jax; {fix}")
         settings = description.pop("context")
         context = _dataclass(CONTEXTS[settings["kind"]], "context", tensors, settings)

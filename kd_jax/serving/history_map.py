@@ -21,7 +21,7 @@ CSR = tuple[np.ndarray, np.ndarray]
 
 DECAYS = (3.0, 6.0, 12.0)  # interactions
 SHRINKS = (0.5, 2.0)
-RIDGES = (0.1, 10.0)
+RIDGES = (1.0,)
 FOLDS = 5
 SELECT = (3, 0)  # newest items of the histories that select the hyper-parameters; 0: all
 
@@ -52,6 +52,7 @@ class HistoryMaps:
         self.histories = histories
         self.fold = np.random.default_rng(0).integers(0, FOLDS, len(users))
         self.trained = (np.diff(histories[0]) > 0) & users.any(1)
+        self._known: dict[tuple[float, float], list[tuple[int, np.ndarray, np.ndarray]]] = {}
 
     def select(self, quality: Callable[[np.ndarray], float]) -> Settings:
         """The settings with the best mean ``quality`` of the contexts of short and whole histories.
@@ -67,7 +68,7 @@ class HistoryMaps:
 
     def fit(self, settings: Settings) -> HistoryMap:
         """The map that is fitted to all trained users."""
-        weights = self._solve(settings, self.trained).astype(np.float32)
+        weights = self._solve(settings).astype(np.float32)
         return HistoryMap(weights[:-1], weights[-1], settings.decay, settings.shrink)
 
     def contexts(self, settings: Settings, length: int, newer: CSR | None = None) -> np.ndarray:
@@ -76,27 +77,40 @@ class HistoryMaps:
         They are cross-fitted: the map of a user is fitted to the users of the other folds. newer:
         histories in place of those that the maps are fitted to.
         """
-        features = self._features(settings, newest(newer or self.histories, length))
+        histories = newest(newer or self.histories, length)
+        features = self._features(settings.decay, settings.shrink, histories)
         found = np.zeros((len(features), self.users.shape[1]), np.float32)
         for fold in range(FOLDS):
-            weights = self._solve(settings, self.trained & (self.fold != fold)).astype(np.float32)
             rows = self.fold == fold
-            found[rows] = features[rows] @ weights
+            found[rows] = features[rows] @ self._solve(settings, without=fold).astype(np.float32)
         return found
 
-    def _features(self, settings: Settings, histories: CSR) -> np.ndarray:
+    def _features(self, decay: float, shrink: float, histories: CSR) -> np.ndarray:
         """The mean vector of each history and a constant, f32 [U, D + 1]."""
-        found = means(histories, self.vectors, settings.decay, settings.shrink)
+        found = means(histories, self.vectors, decay, shrink)
         return np.concatenate([found, np.ones((len(found), 1), np.float32)], axis=1)
 
-    def _solve(self, settings: Settings, chosen: np.ndarray) -> np.ndarray:
+    def _moments(self, decay: float, shrink: float) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """The trained users of each fold: their number, X'X [D + 1, D + 1] and X'Y [D + 1, D]."""
+        key = decay, shrink
+        if key not in self._known:
+            features = self._features(decay, shrink, self.histories).astype(np.float64)
+            self._known[key] = []
+            for fold in range(FOLDS):
+                rows = self.trained & (self.fold == fold)
+                x = features[rows]
+                self._known[key].append((len(x), x.T @ x, x.T @ self.users[rows]))
+        return self._known[key]
+
+    def _solve(self, settings: Settings, without: int | None = None) -> np.ndarray:
         """The weights f64 [D + 1, D] of a ridge regression; the constant has no penalty."""
-        x = self._features(settings, self.histories)[chosen].astype(np.float64)
-        gram = x.T @ x
-        penalty = settings.ridge * np.diag(gram) / max(1, len(x))
+        folds = enumerate(self._moments(settings.decay, settings.shrink))
+        counts, grams, moments = zip(*(fold for n, fold in folds if n != without), strict=True)
+        gram = np.sum(grams, axis=0)
+        penalty = settings.ridge * np.diag(gram) / max(1, sum(counts))
         penalty += 1e-9 * max(float(np.trace(gram)), 1e-9)  # features that are 0 everywhere
         penalty[-1] = 1e-9
-        return np.linalg.solve(gram + np.diag(penalty), x.T @ self.users[chosen].astype(np.float64))
+        return np.linalg.solve(gram + np.diag(penalty), np.sum(moments, axis=0))
 
 
 def newest(histories: CSR, length: int) -> CSR:
