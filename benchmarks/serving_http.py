@@ -1,4 +1,4 @@
-"""Requests per second, latency and memory of a running ``python -m kd_jax.serve``.
+"""Requests per second, latency, CPU time and memory of a running ``python -m kd_jax.serve``.
 
 python -m kd_jax.serve --workdir=runs/quickstart --port=8000 &
 python benchmarks/serving_http.py --workdir=runs/quickstart --port=8000 --seconds=10 --pid=$!
@@ -87,9 +87,17 @@ def resident(pid: int | None) -> str:
     return f"{int(status.partition('VmRSS:')[2].split()[0]) / 1024:.1f} MiB"
 
 
+def cpu_seconds(pid: int | None) -> float:
+    if pid is None:
+        return float("nan")
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def measure(options: argparse.Namespace) -> int:
     requests, before = requests_of(options), resident(options.pid)
     loop = asyncio.get_running_loop()
+    cpu = cpu_seconds(options.pid)
     began = time.perf_counter()
     until = began + options.seconds
     connections = [
@@ -108,6 +116,7 @@ async def measure(options: argparse.Namespace) -> int:
     print(
         f"{len(latencies) / seconds:,.0f} requests/s, {len(latencies):,} in {seconds:.1f} s,"
         f" p50 {p50:.1f} ms, p99 {p99:.1f} ms, {errors} errors,"
+        f" {(cpu_seconds(options.pid) - cpu) / len(latencies) * 1000:.2f} ms CPU each,"
         f" RSS {before} before, {resident(options.pid)} after"
     )
     return int(errors > 0)
@@ -119,7 +128,7 @@ def main() -> int:
     add("--workdir", required=True, help="of the run that is served")
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000)
-    add("--pid", type=int, help="of the server, for its memory")
+    add("--pid", type=int, help="of the server, for its memory and CPU time")
     add("--seconds", type=float, default=10)
     add("--connections", type=int, default=32)
     add("--length", type=int, default=10, help="items of a history")

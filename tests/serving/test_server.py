@@ -441,6 +441,15 @@ def test_the_server_imports_no_jax():
     assert found.stdout == "[]\n", found.stdout + found.stderr
 
 
+def test_what_is_not_installed_is_named(workdir):
+    code = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        f"from kd_jax import serve; sys.exit(serve.main(['--workdir={workdir}']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2 and "fastapi" in found.stderr and "[serve]" in found.stderr
+
+
 class Process:
     """A server process; ``url`` once it answers."""
 
