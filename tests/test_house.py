@@ -96,6 +96,16 @@ def test_no_module_imports_itself_through_others():
     tuple(graphlib.TopologicalSorter(graph).static_order())  # CycleError shows the cycle
 
 
+def test_tensors_are_written_in_one_place():
+    """``write_tensors`` makes arrays C-contiguous, which safetensors does not."""
+    wrong = [
+        module
+        for module, path in modules().items()
+        if "save_file" in path.read_text() and module != "kd_jax.core.files"
+    ]
+    assert not wrong
+
+
 def test_files_are_short():
     lines = {
         path.relative_to(ROOT): len(path.read_text().splitlines()) for path in modules().values()

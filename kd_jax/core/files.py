@@ -9,13 +9,13 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from kd_jax.core.errors import InputError
 
@@ -67,6 +67,19 @@ def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is missing; {fix}") from None
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}); {fix}") from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file atomically.
+
+    Arrays are made C-contiguous first: safetensors 0.8 writes the memory of a transposed or strided
+    array as it lies, without an error.
+    """
+    plain = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(plain, temporary, metadata=metadata)
 
 
 def disk_is_full(error: BaseException | None) -> bool:

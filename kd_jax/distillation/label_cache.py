@@ -19,10 +19,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import atomic, read_json, read_tensors, write_json
+from kd_jax.core.files import read_json, read_tensors, write_json, write_tensors
 from kd_jax.core.types import Array, Batch
 from kd_jax.data.examples.base import Examples
 
@@ -89,17 +88,12 @@ def write(
                     f"labels: the teacher of {folder} gives {name} that are not finite; look at its"
                     " metrics.jsonl and train it again with a lower learning rate"
                 )
-        _save(path, arrays)
+        write_tensors(path, arrays)
     if part[0] == 0:
-        _save(folder / ITEMS, labeller.shared | {"size": np.asarray(examples.size)})
+        write_tensors(folder / ITEMS, labeller.shared | {"size": np.asarray(examples.size)})
 
 
 ITEMS = "items.safetensors"
-
-
-def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    with atomic(path) as temporary:
-        save_file(tensors, temporary)
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
-from kd_jax.core.files import atomic, read_json, write_json
+from kd_jax.core.files import read_json, write_json, write_tensors
 from kd_jax.core.types import Params, PyTree
 from kd_jax.data.splits import TEST, VALID
 from kd_jax.devices import sharding
@@ -87,9 +86,8 @@ class NewUsers:
         settings = maps.select(lambda contexts: self._of(contexts, VALID, SELECT_USERS))
         if leader():
             fitted = maps.fit(settings)
-            with atomic(self._folder / WEIGHTS) as temporary:
-                tensors = {"weight": fitted.weight, "intercept": fitted.intercept}
-                save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
+            tensors = {"weight": fitted.weight, "intercept": fitted.intercept}
+            write_tensors(self._folder / WEIGHTS, tensors)
             write_json(path, dataclasses.asdict(settings))
         barrier("history map")
         return maps, settings

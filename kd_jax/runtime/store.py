@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import atomic
+from kd_jax.core.files import write_tensors
 from kd_jax.runtime.contexts import CONTEXTS, Context
 
 FILE = "runtime.safetensors"
@@ -86,10 +85,7 @@ def write(path: Path, export: Export) -> None:
                 f"{path}: tensor {name} is not finite; lower the learning rate and train again"
             )
     description = export.description | {"version": VERSION, "context": settings}
-    # safetensors writes the memory of a strided array as it lies.
-    plain = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with atomic(path) as temporary:
-        save_file(plain, temporary, metadata={"description": json.dumps(description)})
+    write_tensors(path, tensors, {"description": json.dumps(description)})
 
 
 def read(path: Path) -> Export:

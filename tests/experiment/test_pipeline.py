@@ -29,7 +29,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import locked
 from kd_jax.core.logging import Log
 from kd_jax.devices import sharding
-from kd_jax.experiment import pipeline
+from kd_jax.experiment import pipeline, roles
 from kd_jax.experiment.build_student import spec_of
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.experiment import Experiment
@@ -155,6 +155,17 @@ def test_recommendations_for_a_new_user_follow_the_history(finished, capsys):
     assert recommend_command.main(arguments) == 0
     assert len(capsys.readouterr().out.strip().splitlines()) == 2
     assert recommend_command.main(["--workdir", str(finished), "--user", "107"]) == 0
+
+
+def test_students_are_evaluated_as_if_their_users_were_new(finished):
+    rows = {row["name"]: row for row in metrics_of(finished)["models"]}
+    for role in roles.students():
+        (values,) = rows[role.name]["new_users"].values()
+        assert values.keys() == {"1", "3", "10", "all", "known", "updated"}
+        assert values["known"] == pytest.approx(rows[role.name]["test"]["ndcg@10"], abs=1e-6)
+        assert (finished / role.name / "history_map.safetensors").exists()
+    assert "new_users" not in rows["teacher"] and "new_users" not in rows["popularity"]
+    assert "served by their history" in (finished / "report/index.html").read_text()
 
 
 def test_a_known_history_ranks_like_the_trained_user(finished):

@@ -291,6 +291,23 @@ def test_what_was_loaded_is_what_is_saved(family, folder, tmp_path_factory):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.parametrize("names", [("dtype",), ("torch_dtype",), ("dtype", "torch_dtype"), ()])
+def test_what_is_saved_is_called_float32_under_every_name(folder, tmp_path, names):
+    path = folder / "config.json"
+    before = path.read_text()
+    config = json.loads(before)
+    for name in ("dtype", "torch_dtype"):
+        config.pop(name, None)
+    path.write_text(json.dumps(config | dict.fromkeys(names, "bfloat16")))
+    try:
+        save_encoder(*load_encoder(folder), folder, tmp_path / "saved")
+    finally:
+        path.write_text(before)
+    saved = json.loads((tmp_path / "saved/config.json").read_text())
+    found = {name: saved[name] for name in ("dtype", "torch_dtype") if name in saved}
+    assert found == dict.fromkeys(names or ("torch_dtype",), "float32")
+
+
 # Errors
 
 

@@ -26,7 +26,9 @@ from kd_jax.report import page
 from kd_jax.report.console import console_table
 from kd_jax.report.headline import headline
 from kd_jax.report.legend import Appearance, Legend
+from kd_jax.report.new_users import new_users_table
 from kd_jax.report.page import render, write
+from kd_jax.report.summary import by_model
 
 LEGEND = roles.legend()
 
@@ -72,6 +74,9 @@ def rank_metrics() -> dict[str, Any]:
                     "slices": slices,
                 }
             )
+            if name == "distilled":
+                known = {"1": value / 4, "3": value / 2, "all": value * 0.9, "known": value}
+                models[-1]["new_users"] = {"ndcg@10": known}
     return {
         "schema": 1,
         "task": "rank",
@@ -550,3 +555,20 @@ def test_nothing_is_written_outside_the_workdir_when_matplotlib_starts_here(tmp_
     subprocess.run(command, check=True, cwd=root, env=environment | {"HOME": str(home)})
     assert list(home.rglob("*")) == []
     assert (workdir / "report/index.html").stat().st_size > 10_000
+
+
+def test_new_users_stand_beside_the_lists_that_are_the_same_for_everybody():
+    metrics = rank_metrics()
+    metrics["models"][0]["seed"] = None  # popularity: nothing was trained
+    table = new_users_table(by_model(metrics, LEGEND), LEGEND)
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    text = [re.sub(r"<[^>]*>", " ", row).lower() for row in rows]
+    assert all(title in text[0] for title in ("1 item", "3 items", "all items", "known user"))
+    (popularity,) = [row for row in text if "popularity" in row]
+    (distilled,) = [row for row in text if "distilled" in row]
+    assert popularity.count(".0561") == 4
+    assert ".0184" in distilled and ".0368" in distilled and ".0662" in distilled
+    assert not [row for row in text if "teacher" in row]  # it was not measured as new users
+    for row in metrics["models"]:
+        row.pop("new_users", None)
+    assert new_users_table(by_model(metrics, LEGEND), LEGEND) == ""

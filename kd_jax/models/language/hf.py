@@ -12,10 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.core.files import atomic, write_json
+from kd_jax.core.files import write_json, write_tensors
 from kd_jax.models.language import bert, distilbert, gguf, gpt2, llama, mpnet
 from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder, merged
 from kd_jax.models.language.gguf_tokenizer import read_tokenizer
@@ -104,11 +103,11 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
     for name, value in values.items():
         old, transposed = saved_name(name, names)
         assert old is not None
-        tensors[names[old]] = np.ascontiguousarray(value.T if transposed else value)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    write_json(folder / "config.json", config | {"torch_dtype": "float32"})
+        tensors[names[old]] = value.T if transposed else value
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    # transformers from 4.56 on writes ``dtype`` and reads it first.
+    dtypes = [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
+    write_json(folder / "config.json", config | dict.fromkeys(dtypes, "float32"))
     tokenizer.save_pretrained(folder)
     _save_modules(encoder, folder)
 

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import atomic, read_json, read_tensors, write_json
+from kd_jax.core.files import read_json, read_tensors, write_json, write_tensors
 from kd_jax.core.types import Params
 from kd_jax.data.dataset import Dataset
 from kd_jax.models.scorer import Scorer, split
@@ -34,8 +33,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
     tensors = _flat(split(bundle.model)[1])
     tensors |= {INPUT + name: np.asarray(value) for name, value in bundle.inputs.items()}
     weights, description = folder / WEIGHTS, folder / DESCRIPTION
-    with atomic(weights) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(weights, tensors)
     write_json(description, bundle.description)
     return weights, description
 
@@ -82,6 +80,4 @@ def read(folder: Path, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
 
 def _flat(params: Params) -> dict[str, np.ndarray]:
     plain = serialization.to_state_dict(params)
-    return {
-        name: np.ascontiguousarray(value) for name, value in flatten_dict(plain, sep=".").items()
-    }
+    return {name: np.asarray(value) for name, value in flatten_dict(plain, sep=".").items()}
