@@ -45,9 +45,26 @@ class Lookup:
             alike.setdefault(folded(title), []).append(index)
         return exact, alike
 
+    def extended(self, ids: Sequence[object], titles: Sequence[str]) -> Lookup:
+        """A look-up of these items as well; their ids must be new. This one is unchanged."""
+        found = Lookup(self.user_ids, [*self.item_ids, *ids], [*self.titles, *map(str, titles)])
+        first = len(self.item_ids)
+        new = {str(value): first + place for place, value in enumerate(ids)}
+        exact, alike = (dict(index) for index in self._titles)
+        for place, title in enumerate(titles, first):
+            exact[title] = [*exact.get(title, ()), place]
+            alike[folded(title)] = [*alike.get(folded(title), ()), place]
+        # What is derived from the ids and titles is taken over, not computed again.
+        vars(found).update(_users=self._users, _ids=self._ids | new, _titles=(exact, alike))
+        return found
+
     def user(self, value: object) -> int | None:
         """The index of the user with this id; None where it is unknown."""
         return self._users.get(str(value).strip())
+
+    def item(self, value: object) -> int | None:
+        """The index of the item with this id; None where it is unknown."""
+        return self._ids.get(str(value))
 
     def items(self, value: object) -> list[int]:
         """The indices of the items with this name; empty where there is none.

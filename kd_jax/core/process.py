@@ -10,7 +10,6 @@ from collections.abc import Callable
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
-import jax
 from absl import logging
 
 from kd_jax.core.errors import InputError
@@ -54,6 +53,8 @@ def keep_freed_memory() -> None:
 
 def keep_compiled(workdir: Path) -> None:
     """Caches compiled programs in ``workdir``, or in JAX_COMPILATION_CACHE_DIR where it is set."""
+    import jax  # not at import time: kd_jax.serve runs without it
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str((workdir / "cache/xla").absolute()))
 

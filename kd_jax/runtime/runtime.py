@@ -14,9 +14,9 @@ import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.lookup import Lookup
-from kd_jax.runtime import explanation, store, topk
+from kd_jax.runtime import additions, explanation, store, topk
 from kd_jax.runtime.contexts import PAD
-from kd_jax.runtime.store import Export
+from kd_jax.runtime.store import Export, Ids
 
 # Of the average user's score in that of a similar item, beside the cosine; docs/serving.md has the
 # measurement.
@@ -72,10 +72,20 @@ class Runtime:
     or as 'id:…' and 'title:…'. All methods raise InputError for an unknown or ambiguous name.
     """
 
-    def __init__(self, export: Export):
+    def __init__(self, export: Export, lookup: Lookup | None = None):
         self.export = export
-        self.lookup = Lookup(export.user_ids, export.item_ids, export.titles)
+        self.lookup = lookup or Lookup(export.user_ids, export.item_ids, export.titles)
         self._hidden = self._hidden_items(export)
+
+    def add_items(
+        self, ids: Ids, titles: Sequence[str], vectors: np.ndarray, biases: np.ndarray
+    ) -> Runtime:
+        """A runtime with these items as well; this one is unchanged, so that threads may read it.
+
+        vectors: f32 [N, D]. biases: f32 [N]. Raises InputError for ids that exist or do not fit.
+        """
+        export = additions.extended(self.export, self.lookup, ids, titles, (vectors, biases))
+        return Runtime(export, self.lookup.extended(export.item_ids[self.num_items :], titles))
 
     @property
     def num_items(self) -> int:
@@ -166,7 +176,7 @@ class Runtime:
             else:
                 indices = list(block) if users is None else [self.user(users[i]) for i in block]
                 seen = [self.seen(index) for index in indices]
-                query = Query(self._known(indices, seen), seen)
+                query = Query(self.vectors(indices, seen), seen)
             yield block, *topk.best_rows(self._masked(query, filters), k)
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
@@ -270,7 +280,9 @@ class Runtime:
         export = self.export
         bias = export.item_bias[chosen]
         if export.hidden is None:
-            return contexts @ export.item_vectors[chosen].T + bias
+            scores = contexts @ export.item_vectors[chosen].T
+            scores += bias
+            return scores
         hidden = export.hidden
         users = contexts @ hidden.user + hidden.user_bias
         of_items, out = self._hidden[chosen], hidden.out[:, 0]
@@ -282,7 +294,7 @@ class Runtime:
             return np.zeros((0, 0), np.float32)
         return export.item_vectors @ export.hidden.item
 
-    def _known(self, indices: Sequence[int], seen: Sequence[np.ndarray]) -> np.ndarray:
+    def vectors(self, indices: Sequence[int], seen: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of users of the data set.
 
         They are the trained ones, and the contexts of users without a trained vector. A student
@@ -301,7 +313,7 @@ class Runtime:
         whole = np.concatenate([seen, newer])
         if not self.export.context.linear:
             return self.contexts([whole])
-        known = self._known([user], [seen])
+        known = self.vectors([user], [seen])
         if not len(newer):
             return known
         before, after = self.contexts([seen, whole])

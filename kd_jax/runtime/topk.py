@@ -18,10 +18,11 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     groups = len(scores) // GROUP
     bound = -np.inf
     if groups > k:
-        maxima = np.fmax.reduce(scores[: groups * GROUP].reshape(groups, GROUP), axis=1)
-        maxima = np.nan_to_num(maxima, nan=-np.inf)
+        # A group is a column, because NumPy reduces over rows several times faster.
+        maxima = np.fmax.reduce(scores[: groups * GROUP].reshape(GROUP, groups), axis=0)
+        maxima = np.fmax(maxima, -np.inf)  # -inf in place of NaN
         bound = np.partition(maxima, groups - k)[groups - k]
-    kept = np.flatnonzero((scores >= bound) & (scores > -np.inf))
+    kept = np.flatnonzero(scores >= bound if bound > -np.inf else scores > bound)
     order = np.argsort(-scores[kept], kind="stable")[:k]
     return kept[order]
 
