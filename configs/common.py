@@ -40,6 +40,9 @@ def get_config() -> ConfigDict:
     c.export.runtime = ConfigDict()
     c.export.safetensors = ConfigDict()
     c.export.parquet = ConfigDict()
+    # further logs of the training curves: 'tensorboard' (event files in tensorboard/, written
+    # without TensorFlow) and 'wandb' (if it is installed)
+    c.trackers = ()
     # write an XProf trace of a few steps of every model's training to trace/, and its sums to the
     # log
     c.trace = False

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from kd_jax.core.trackers import Tracker, scalars
 
 LINES_EVERY = 5.0  # seconds between two plain lines of one stage
 
@@ -66,16 +68,22 @@ class Log:
     """Writes events to ``path`` (JSON lines) and progress to the console.
 
     metric: the validation metric by which models are selected. silent: write and show nothing, as
-    in all processes but the first.
+    in all processes but the first. trackers: get the events, too, and are closed at the end.
     """
 
     def __init__(
-        self, path: Path, metric: str, console: Console | None = None, silent: bool = False
+        self,
+        path: Path,
+        metric: str,
+        console: Console | None = None,
+        silent: bool = False,
+        trackers: Sequence[Tracker] = (),
     ):
         self.console = console or Console(highlight=False, quiet=silent)
         if console is None and not self.console.is_terminal and "COLUMNS" not in os.environ:
             self.console.width = 160  # a file has no width, and tables must not be cut
         self.metric = metric
+        self._trackers = () if silent else trackers
         self.progress: Progress | None = None
         self._path = Path(os.devnull) if silent else path
         # Opened by the first event, so that a run that cannot start creates no file.
@@ -100,6 +108,8 @@ class Log:
             self.progress.stop()
         if self._file is not None:
             self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def write(self, **event: object) -> None:
         """Appends one event as a line of JSON, with the time in seconds since the epoch."""
@@ -107,6 +117,11 @@ class Log:
             self._file = self._path.open("a")
         self._file.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
         self._file.flush()
+        if self._trackers and "step" in event:
+            values = {key: event[key] for key in event if key not in ("model", "seed", "step")}
+            for tracker in self._trackers:
+                run = f"{event['model']}.seed{event['seed']}"
+                tracker.write(run, int(str(event["step"])), scalars(values))
 
     def note(self, line: str) -> None:
         """Prints a line to the console."""

@@ -73,7 +73,8 @@ def item_vectors(models: TrainedModels, role: Role, seed: int) -> tuple[np.ndarr
     parts = build(experiment, role, seed)
     if not factorises(parts.graphdef):
         raise InputError(
-            f"{where} ({c.student.name!r}) has no vectors of items; take a 'mf' or 'sasrec' student"
+            f"{where} ({c.student.name!r}) has no vectors of items; take a student with"
+            " factorised scores"
         )
     source: Any = nnx.merge(parts.graphdef, *models.best(role, seed, parts))
     # Popularity features follow, which are no knowledge of the item.

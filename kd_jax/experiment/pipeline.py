@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from kd_jax.core import trackers
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import locked, write_json
 from kd_jax.core.logging import Log
 from kd_jax.core.process import keep_compiled, status
+from kd_jax.core.trackers import TRACKERS
 from kd_jax.data.splits import TEST
 from kd_jax.devices.processes import barrier, leader, leader_first, preempted
 from kd_jax.experiment import manifest, roles
@@ -99,12 +101,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for stage in config.stages:
         if stage not in known:
             raise InputError(f"stages: {stage!r} is unknown{nearest(stage, known)}")
+    trackers.check(config.trackers)
     # The first collective waits half a minute for the others, later ones much longer.
     barrier("started")
     with contextlib.ExitStack() as held:
         leader_first(lambda: held.enter_context(locked(workdir)) if leader() else None)
         keep_compiled(workdir)
-        with Log(workdir / "metrics.jsonl", metric=selects(config), silent=not leader()) as log:
+        log_to = [TRACKERS[name](workdir, config.to_dict()) for name in config.trackers if leader()]
+        path, metric = workdir / "metrics.jsonl", selects(config)
+        with Log(path, metric, silent=not leader(), trackers=log_to) as log:
             if (workdir / "config.json").exists():
                 written(workdir)  # raises for a workdir of an earlier version
             experiment = Experiment(config, workdir, log)
