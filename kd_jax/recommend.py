@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    return process.status(lambda: command.run(options), Path(options.workdir))
+    return process.status(lambda: command.run(options), Path(options.out or options.workdir))
 
 
 if __name__ == "__main__":

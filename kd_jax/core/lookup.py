@@ -69,22 +69,20 @@ class Lookup:
     def items(self, value: object) -> list[int]:
         """The indices of the items with this name; empty where there is none.
 
-        value: a number is an id. A text is an id or an exact title, else a title that differs in
-        case, spaces or Unicode composition only, else 'id:' or 'title:' and a name of that kind.
-        Several items may share a title, and a text may be one item's id and another's title.
+        value: a number is an id. A text is an id, an exact title, or 'id:' or 'title:' and a name
+        of that kind; else a title that differs in case, spaces or Unicode composition only. Several
+        items may share a title, and a text may be one item's id and another's title.
         """
         text = str(value).strip()
         by_id = [self._ids[text]] if text in self._ids else []
         if not isinstance(value, str):
             return by_id
         exact, alike = self._titles
-        found = sorted({*by_id, *exact.get(value, [])}) or alike.get(folded(value), [])
-        if found:
-            return found
+        found = {*by_id, *exact.get(value, [])}
         if text.startswith(ID):
             name = text.removeprefix(ID).strip()
-            return [self._ids[name]] if name in self._ids else []
+            found |= {self._ids[name]} if name in self._ids else set()
         if text.startswith(TITLE):
             name = text.removeprefix(TITLE)
-            return exact.get(name) or alike.get(folded(name), [])
-        return []
+            found |= set(exact.get(name) or alike.get(folded(name), []))
+        return sorted(found) or alike.get(folded(value), [])

@@ -69,6 +69,9 @@ def status(body: Callable[[], int | None], workdir: Path) -> int:
         return body() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # the reader of stdout, such as head, has stopped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except PermissionError as error:
         print(
             f"error: {error.filename}: {error.strerror}; change its permissions, or give another"
@@ -83,7 +86,7 @@ def status(body: Callable[[], int | None], workdir: Path) -> int:
         if disk_is_full(error):
             print(
                 f"error: the disk of {workdir} is full; free some space and run the same command"
-                " again: it resumes",
+                " again",
                 file=sys.stderr,
             )
         elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's status code for lack of memory

@@ -48,12 +48,17 @@ class Filters:
     include_seen: bool = False
 
     def banned(self, num_items: int) -> np.ndarray | None:
-        """The items that no user gets, as indices; None: there are none."""
+        """The items that no user gets, as indices; None: there are none.
+
+        Raises InputError if no item is left.
+        """
         if self.only is None:
             return self.exclude if len(self.exclude) else None
         allowed = np.zeros(num_items, bool)
         allowed[self.only] = True
         allowed[self.exclude] = False
+        if not allowed.any():
+            raise InputError("the filters leave no item; change 'only' or 'exclude'")
         return np.flatnonzero(~allowed)
 
 
@@ -378,4 +383,5 @@ def load(path: str | Path) -> Runtime:
     path = Path(path).expanduser()
     folders = [path, path / store.FILE, path / "export" / store.FILE]
     file = next((place for place in folders if place.is_file()), None)
-    return Runtime(store.read(file or path / store.FILE))
+    missing = path if path.name == store.FILE else path / store.FILE
+    return Runtime(store.read(file or missing))

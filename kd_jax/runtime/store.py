@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def write(path: Path, export: Export) -> None:
                 f"{path}: tensor {name} is not finite; lower the learning rate and train again"
             )
     description = export.description | {"version": VERSION, "context": settings}
+    description["checksum"] = _checksum(tensors)
     write_tensors(path, tensors, {"description": json.dumps(description)})
 
 
@@ -93,7 +95,7 @@ def read(path: Path) -> Export:
 
     Raises InputError if the file is missing, damaged or of another version.
     """
-    fix = "run the stage 'export' of launch.py again (--config.stages=\"('export',)\")"
+    fix = "run the launch.py command that made this workdir again: it exports what is trained"
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -101,6 +103,8 @@ def read(path: Path) -> Export:
         description = json.loads(metadata["description"])
         if description.pop("version") != VERSION:
             raise InputError(f"{path} is of another version of kd_jax; {fix}")
+        if description.pop("checksum") != _checksum(tensors):
+            raise ValueError("its checksum differs")
         settings = description.pop("context")
         context = _dataclass(CONTEXTS[settings["kind"]], "context", tensors, settings)
         hidden = None
@@ -115,6 +119,14 @@ def read(path: Path) -> Export:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error}); {fix}") from None
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    """16 hex digits of BLAKE2b over the values, in the order of the names."""
+    digest = hashlib.blake2b(digest_size=8)
+    for _, value in sorted(tensors.items()):
+        digest.update(np.asarray(value, order="C").data)
+    return digest.hexdigest()
 
 
 def _dataclass(cls: Any, part: str, tensors: dict[str, Any], settings: dict[str, Any]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,11 @@ def run(options: argparse.Namespace) -> None:
     """
     _check(options)
     recommender = load(options.workdir)
+    _answer(recommender, options)
+    sys.stdout.flush()  # while a closed pipe can still be caught
+
+
+def _answer(recommender: Recommender, options: argparse.Namespace) -> None:
     if options.similar:
         _print(recommender.similar(options.similar, options.k), options.k)
     elif options.explain:
@@ -35,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
         _print_parts(recommender.explain(options.explain, options.user, history))
     elif options.out:
         users = None if options.all else _lines(Path(options.users).expanduser())
+        if users == []:
+            raise InputError(f"--users={options.users} names no user")
         _write(recommender, users, options)
     else:
         history = _history(recommender, options.history)
@@ -57,6 +66,9 @@ ONE_USER = ("user", "history", "k", "exclude", "only", "include_seen", "diversit
 
 def _check(options: argparse.Namespace) -> None:
     """Raises InputError for arguments that do not go together."""
+    for name in ("users", "similar", "explain", "exclude", "only", "out"):
+        if getattr(options, name) == "":
+            raise InputError(f"--{name} is empty")
     requests = [name for name in REQUESTS if getattr(options, name)]
     request = requests[0] if requests else ""
     known = {request, *REQUESTS.get(request, ONE_USER)}
@@ -105,7 +117,10 @@ def _items(recommender: Recommender, text: str, where: str) -> list[Any]:
         raise InputError(f"{where}={text}: no column {column!r}{nearest(column, items.columns)}")
     ids = recommender.dataset.item_ids.filter(items[column] == value).to_list()
     if not ids:
-        raise InputError(f"{where}={text}: no item has this value")
+        values = items[column].unique().to_list()
+        close = difflib.get_close_matches(value, values, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{where}={text}: no item has exactly this value{hint}")
     return [f"id:{found}" for found in ids]
 
 
@@ -135,6 +150,8 @@ def _write(recommender: Recommender, users: list[str] | None, options: argparse.
     path = Path(options.out).expanduser()
     if path.suffix not in OUTPUTS:
         raise InputError(f"--out={path}: unknown format{nearest(path.suffix, OUTPUTS)}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--out={path} can't be written; give a file in a folder that exists")
     filters = _filters(recommender, options)
     schema = recommender.schema()
 
@@ -144,4 +161,4 @@ def _write(recommender: Recommender, users: list[str] | None, options: argparse.
     with atomic(path) as temporary:
         OUTPUTS[path.suffix](register_io_source(blocks, schema=schema), temporary)
     count = recommender.dataset.num_users if users is None else len(users)
-    print(f"{count:,} users, {options.k} items each: {path}")
+    print(f"{count:,} users, up to {options.k} items each: {path}")

@@ -201,7 +201,7 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
     copy = tmp_path / "copy"
     copy.mkdir()
     subprocess.run(["cp", "-r", finished / "dataset", copy], check=True)
-    with pytest.raises(InputError, match=r"runtime\.safetensors is missing; .*'export'"):
+    with pytest.raises(InputError, match=r"runtime\.safetensors is missing; .*launch\.py"):
         kd_jax.load(copy)
     subprocess.run(["cp", "-r", finished / "export", copy], check=True)
     weights = copy / "export/runtime.safetensors"

@@ -28,6 +28,7 @@ def export(seed=0, **changes):
     titles[3] = "12"  # the id of item 12 in the order of the ids is its place
     titles[4] = "film 5"
     titles[6] = "Amélie"
+    titles[17] = "id:18"
     values = dict(
         description={"student": "mf", "dataset": {"name": "toy", "checksum": "x"}},
         user_ids=[f"u{n}" for n in range(U)],
@@ -107,7 +108,7 @@ def test_many_users_get_the_lists_of_each_alone(runtime, monkeypatch):
     histories = [[1], [2, 3], [4, 5, 6]]
     ((_, items, scores),) = runtime.many(histories=histories, k=5)
     for row, history in enumerate(histories):
-        one = runtime.recommend(history=[f"id:{i}" for i in history], k=5)
+        one = runtime.recommend(history=[i for i in history], k=5)
         assert items[row].tolist() == items_of(one)
         np.testing.assert_allclose(scores[row], [r.score for r in one], rtol=1e-5)
     assert list(runtime.many(users=[], k=5)) == []
@@ -137,6 +138,7 @@ def test_arrays_and_series_are_histories(runtime):
         ({"history": ["fim 1"]}, ["'fim 1'", "did you mean"]),
         ({"history": ["film 5"]}, ["2 items", "id:4, id:5"]),
         ({"history": ["12"]}, ["2 items", "id:3, id:12"]),
+        ({"history": ["id:18"]}, ["2 items", "17", "18"]),
         ({"user": "u0", "k": 0}, ["k is 0"]),
         ({"user": "u0", "k": 2.5}, ["k is 2.5"]),
         ({"user": "u0", "k": True}, ["k is True"]),
@@ -249,12 +251,15 @@ def test_a_history_is_cut_where_its_weights_vanish(runtime):
 
 def test_damaged_missing_and_infinite_exports_are_refused(tmp_path):
     path = tmp_path / store.FILE
-    refused(lambda: load(tmp_path), "runtime.safetensors is missing", "'export'")
+    refused(lambda: load(tmp_path), "runtime.safetensors is missing", "launch.py")
     store.write(path, export())
     whole = path.read_bytes()
     for size in (0, 7, 200, len(whole) - 5):
         path.write_bytes(whole[:size])
-        refused(lambda: load(tmp_path), "runtime.safetensors is damaged", "'export'")
+        refused(lambda: load(tmp_path), "runtime.safetensors is damaged", "launch.py")
+    for place in (len(whole) // 2, len(whole) - 1):  # inside the tensors
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        refused(lambda: load(tmp_path), "runtime.safetensors is damaged", "checksum")
     bad = export()
     bad.item_bias[3] = np.nan
     refused(lambda: store.write(path, bad), "item_bias is not finite")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -161,21 +164,29 @@ def test_an_explanation_adds_up_to_the_score(workdir, capsys):
         (["--explain=500", "--history=501", "--include-seen"], "with --include-seen"),
         (["--users=missing.txt", "--out=x.csv"], "missing.txt can't be read"),
         (["--all", "--out=x.csv", "--only=colour=red"], "no column 'colour'"),
-        (["--all", "--out=x.csv", "--only=genre=red"], "no item has this value"),
+        (["--all", "--out=x.csv", "--only=genre=red"], "no item has exactly this value"),
         (["--user=100", "--exclude=missing.txt"], "missing.txt can't be read"),
         (["--user=100", "-k", "0"], "k is 0"),
         (["--all", "--out=x.csv", "-k", "0"], "k is 0"),
         (["--user=100", "--diversity=2"], "diversity is 2.0"),
+        (["--similar="], "--similar is empty"),
+        (["--users=empty.txt", "--out=x.csv"], "empty.txt names no user"),
+        (["--user=100", "--only=empty.txt"], "the filters leave no item"),
+        (["--all", "--out=missing/x.csv"], "missing/x.csv can't be written"),
+        (["--all", "--out=folder.csv"], "folder.csv can't be written"),
+        (["--all", "--out=x.csv", "--only=genre=dramas"], "did you mean 'drama'?"),
         (["--similar=nobody"], "is not in the data set"),
         (["--explain=500"], "give a user, a history or both"),
     ],
 )
 def test_bad_arguments_are_one_line(workdir, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "folder.csv").mkdir()
     assert recommend.main([f"--workdir={workdir}", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "folder.csv"]
 
 
 def test_an_export_of_another_data_set_is_refused(workdir, tmp_path, capsys):
@@ -184,3 +195,13 @@ def test_an_export_of_another_data_set_is_refused(workdir, tmp_path, capsys):
     store.write(tmp_path / "export" / store.FILE, export)
     assert recommend.main([f"--workdir={tmp_path}", "--user=100"]) == 2
     assert "is of another data set" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_is_no_error(workdir):
+    """As ``recommend … | head -1``: no traceback, the status of a closed pipe."""
+    command = [sys.executable, "-m", "kd_jax.recommend", f"--workdir={workdir}", "--user=100"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")

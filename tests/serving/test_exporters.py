@@ -176,7 +176,7 @@ def test_a_workdir_without_the_runtime_is_refused_with_the_stage(tmp_path):
     bundle = bundle_of("mf")
     bundle.dataset.save(tmp_path / "dataset")
     exporters.write(bundle, tmp_path / "export", ("parquet",))
-    refused(lambda: kd_jax.load(tmp_path), "runtime.safetensors is missing", "'export'")
+    refused(lambda: kd_jax.load(tmp_path), "runtime.safetensors is missing", "launch.py")
 
 
 def test_a_description_of_another_version_is_refused(tmp_path):
