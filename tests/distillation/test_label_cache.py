@@ -388,6 +388,7 @@ def losses_of(workdir):
     return found
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, capsys):
     workdir, path = finished
     logged = losses_of(workdir)
@@ -404,6 +405,7 @@ def test_a_run_learns_from_lists_and_from_another_workdir(finished, world, big, 
     assert "labels:" not in capsys.readouterr().out, "nothing is parsed again"
 
 
+@pytest.mark.slow
 def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished, tmp_path, capsys):
     workdir, _ = finished
     assert labels_command.main(["--workdir", str(workdir), "--rows", "30"]) == 0
@@ -457,6 +459,7 @@ def test_unread_sources_and_those_that_the_control_lacks_are_printed(world, big,
     assert "distilled" in gain and "lm_share" not in gain
 
 
+@pytest.mark.slow
 def test_other_lists_are_another_run(finished, world, big, capsys):
     workdir, path = finished
     before = path.read_text()

@@ -210,6 +210,7 @@ def test_a_user_with_one_interaction_and_a_repeated_one_are_counted(world, tmp_p
     assert "users with fewer than 3: 1" in printed and "repeated: 1" in printed
 
 
+@pytest.mark.slow
 def test_a_single_user_is_enough(world, tmp_path, capsys):
     c = mended(world, tmp_path / "data", lambda r: r[:12], stages=(*SHORT, "evaluate"))
     assert pipeline.main(c, tmp_path / "run") == 0

@@ -67,6 +67,7 @@ def test_students_that_read_histories_have_a_context_or_become_a_program():
     assert own == reading == {"sasrec", "two_tower"}
 
 
+@pytest.mark.slow
 def test_a_program_of_jax_gives_the_contexts_of_the_student(monkeypatch):
     data, model = random_student("sasrec")
     description = {"model": "student", "task": "rank", "history": HISTORY}

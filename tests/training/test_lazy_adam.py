@@ -85,7 +85,7 @@ def test_with_every_row_touched_it_is_dense_adam():
             np.testing.assert_allclose(one, other, rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+@pytest.mark.parametrize("moments", first_fast(["float32", "bfloat16"]))
 def test_untouched_rows_and_their_moments_stay_bit_for_bit(moments):
     start, state = optimise(lazy(moments=moments), lambda step: jnp.asarray([1, 4, 8]), steps=0)
     end, after = optimise(lazy(moments=moments), lambda step: jnp.asarray([1, 4, 8]))
