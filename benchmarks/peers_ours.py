@@ -110,7 +110,7 @@ def main() -> None:
     examples = (
         user_examples(data, history=1, decay=DECAY)
         if options.model == "mf"
-        else sequence_examples(data, history=LENGTH, positions=student.positions)
+        else sequence_examples(data, history=LENGTH, example_kind=student.example_kind)
     )
     per_epoch = -(-examples.size // recipe["batch_size"])
     steps = Recipe(steps=per_epoch * 10_000, **recipe)
@@ -170,7 +170,7 @@ def main() -> None:
     flops = (
         matmul_flops(step, state, batch, tables, constants, None) / len(batch) * per_epoch
     )  # of an epoch
-    if student.positions == "all":  # no work on padding counts
+    if student.example_kind == "all":  # no work on padding counts
         flops *= learned / (per_epoch * steps.batch_size * LENGTH)
     report(
         settings=f"{options.model}, d={size['dim']}, full softmax, batch {steps.batch_size}, "

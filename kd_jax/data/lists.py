@@ -53,17 +53,17 @@ class Lists:
         return max((len(key) // 4 for key in self.by_history), default=1)
 
     def place(
-        self, user: np.ndarray, history: Int32[np.ndarray, "B L"], positions: str
+        self, user: np.ndarray, history: Int32[np.ndarray, "B L"], example_kind: str
     ) -> Int32[np.ndarray, "B P"]:
         """The row of the list for each predicted position; 0 where there is none.
 
-        user: [B]. history: as in a batch, [B, L]. positions: 'all' or 'last'. At the last
+        user: [B]. history: as in a batch, [B, L]. example_kind: 'all' or 'last'. At the last
         position it is the user's own list, if any; else, and at all other positions, the list of
         the longest history that ends with the items up to the position. A history longer than L is
         cut to its newest L items.
         """
         length = history.shape[1]
-        found = np.zeros((len(history), length if positions == "all" else 1), np.int32)
+        found = np.zeros((len(history), length if example_kind == "all" else 1), np.int32)
         known: dict[int, dict[bytes, int]] = {}
         # Shorter ones first, so that a complete history comes before one that is cut to the same.
         for key, row in sorted(self.by_history.items(), key=lambda pair: len(pair[0])):
@@ -71,7 +71,7 @@ class Lists:
             known.setdefault(len(key) // 4, {}).setdefault(key, row)
         for size, rows in sorted(known.items()):  # a longer history replaces a shorter one
             windows = np.lib.stride_tricks.sliding_window_view(history, size, axis=1)
-            if positions != "all":
+            if example_kind != "all":
                 windows = windows[:, -1:]
             newest = [np.frombuffer(key, np.int32)[-1] for key in rows]
             for example, start in np.argwhere(np.isin(windows[..., -1], newest)):

@@ -23,13 +23,13 @@ def of_model(
     params: PyTree,
     constants: PyTree,
     *,
-    positions: str,
+    example_kind: str,
     rates: bool = False,
     confidence: str = "",
 ) -> Labeller:
     """Labels by a trained model, whole on every device of this process, which share the examples.
 
-    positions: those of the student. rates: whether it rates pairs, and has no item vectors.
+    example_kind: those of the student. rates: whether it rates pairs, and has no item vectors.
     confidence: '' or 'entropy', see ``certainty``.
     """
 
@@ -41,7 +41,7 @@ def of_model(
             if confidence:
                 found["weights"] = certainty(found["logits"])
             return found
-        found = {"contexts": last_context(model.contexts(batch, items[0]), positions)}
+        found = {"contexts": last_context(model.contexts(batch, items[0]), example_kind)}
         if confidence:
             flat = found["contexts"].reshape(-1, found["contexts"].shape[-1])
             one = jax.lax.map(
@@ -62,7 +62,7 @@ def of_model(
     )
 
 
-def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = "") -> Labeller:
+def of_lists(lists: Lists, num_items: int, *, example_kind: str, confidence: str = "") -> Labeller:
     """Labels by lists; list 0 has weight 0 and is that of positions without a list."""
     weights = lists.weights
     if confidence:
@@ -70,7 +70,7 @@ def of_lists(lists: Lists, num_items: int, *, positions: str, confidence: str = 
         weights = (weights * (1 - np.asarray(entropy) / np.log(num_items))).astype(np.float32)
     shared = {"list_items": lists.items, "list_logits": lists.logits, "list_weights": weights}
     return Labeller(
-        shared, lambda batch: {"list": lists.place(batch["user"], batch["history"], positions)}
+        shared, lambda batch: {"list": lists.place(batch["user"], batch["history"], example_kind)}
     )
 
 

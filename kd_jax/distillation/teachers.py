@@ -35,16 +35,16 @@ class Teacher:
     bias: Callable[[], Array | np.ndarray]
 
 
-def last_context(contexts: Array, positions: str) -> Array:
-    return contexts if positions == "all" else contexts[:, -1:]
+def last_context(contexts: Array, example_kind: str) -> Array:
+    return contexts if example_kind == "all" else contexts[:, -1:]
 
 
 def online_teacher(
-    graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, positions: str
+    graphdef: nnx.GraphDef, params: PyTree, constants: PyTree, *, example_kind: str
 ) -> Teacher:
     """The teacher's forward pass inside the student's step.
 
-    positions: those of the student, 'last' or 'all'.
+    example_kind: those of the student, 'last' or 'all'.
     """
 
     def scores(teacher: PyTree, batch: Batch) -> TeacherScores:
@@ -53,7 +53,7 @@ def online_teacher(
             return TeacherScores(model.logits(batch))
         vectors, bias = model.items()
         return TeacherScores(
-            Factors(last_context(model.contexts(batch, vectors), positions), vectors, bias)
+            Factors(last_context(model.contexts(batch, vectors), example_kind), vectors, bias)
         )
 
     model: Any = nnx.merge(graphdef, params, constants)

@@ -54,8 +54,8 @@ class Task(Protocol):
         """The number of rating classes; 0 for a ranking."""
         ...
 
-    def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
-        """The training examples of a model with these ``positions`` (``Scorer.positions``)."""
+    def examples(self, example_kind: str, *, history: int, **weighting: Any) -> Examples:
+        """The training examples of a model with this ``Scorer.example_kind``."""
         ...
 
     def evaluation_function(
@@ -108,11 +108,11 @@ class Rank:
         if self.batch_size < 1:
             raise InputError(f"eval.batch_size={self.batch_size} must be at least 1")
 
-    def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
+    def examples(self, example_kind: str, *, history: int, **weighting: Any) -> Examples:
         """See ``Task.examples``; weighting: arguments of ``user_examples``, for 'user' only."""
-        if positions == "user":
+        if example_kind == "user":
             return user_examples(self.dataset, history=history, **weighting)
-        return sequence_examples(self.dataset, history=history, positions=positions)
+        return sequence_examples(self.dataset, history=history, example_kind=example_kind)
 
     def evaluate(
         self,
@@ -257,8 +257,8 @@ class Rate:
         np.add.at(counts, (self.dataset.item[train], self.classes[train]), 1.0)
         return counts
 
-    def examples(self, positions: str, *, history: int, **weighting: Any) -> Examples:
-        """See ``Task.examples``; positions and weighting have no effect."""
+    def examples(self, example_kind: str, *, history: int, **weighting: Any) -> Examples:
+        """See ``Task.examples``; example_kind and weighting have no effect."""
         return rate_examples(self.dataset, self.classes, TRAIN, history=history)
 
     def evaluate(self, logits: Callable[[np.ndarray], Array], pairs: Batch) -> Evaluation:

@@ -30,12 +30,12 @@ BIASES = ("count", "trend", roles.TEACHER_BIAS)  # the last is filled in when th
 WEIGHTING = ("decay", "decay_unit", "user_power")  # fields of a student
 
 
-def positions(experiment: Experiment, role: Role) -> str:
-    """The positions at which a student learns: 'user', 'last' or 'all' (``Scorer.positions``).
+def example_kind(experiment: Experiment, role: Role) -> str:
+    """The ``Scorer.example_kind`` of a student: 'user', 'last' or 'all'.
 
     With 'user' it predicts all items of a user at once.
     """
-    return student_class(experiment.settings(role).student.name).positions
+    return student_class(experiment.settings(role).student.name).example_kind
 
 
 def teacher_of(role: Role) -> Role:
@@ -50,7 +50,7 @@ def window(experiment: Experiment, role: Role) -> int:
     Raises InputError for a student that would read more than that.
     """
     section = student_section(experiment.settings(role))
-    if positions(experiment, role) == "all":
+    if example_kind(experiment, role) == "all":
         return section.history
     found = experiment.settings(teacher_of(role)).teacher.model.history
     if section.get("history", 0) > found:
@@ -82,7 +82,7 @@ def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
     graphdef, params, _ = split(nnx.eval_shape(made, *given))
     constants = jax.jit(lambda *given: split(made(*given))[2])(*given)
     start = jax.tree_util.Partial(lambda *given: split(made(*given))[1], *given)
-    where, history = positions(experiment, role), window(experiment, role)
+    where, history = example_kind(experiment, role), window(experiment, role)
     return ModelParts(graphdef, params, constants, where, history, start=start)
 
 
@@ -146,4 +146,4 @@ def examples_of(experiment: Experiment, role: Role, history: int) -> Examples:
     """
     section = student_section(experiment.settings(role))
     weighting = {name: section[name] for name in WEIGHTING if name in section}
-    return experiment.task.examples(positions(experiment, role), history=history, **weighting)
+    return experiment.task.examples(example_kind(experiment, role), history=history, **weighting)

@@ -48,7 +48,7 @@ def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
         encoder = lm.encoder if lm.live else None
         frozen = lm.frozen_params if lm.live else lm.encoder.num_params
     module = BiEncoder(spec, items, contexts, encoder, rngs=nnx.Rngs(seed))
-    return ModelParts(*split(module), module.positions, spec.history, frozen)
+    return ModelParts(*split(module), module.example_kind, spec.history, frozen)
 
 
 def _spec(experiment: Experiment, role: Role) -> TeacherSpec:
@@ -150,7 +150,7 @@ def _build_cross(experiment: Experiment, role: Role, seed: int) -> ModelParts:
     vectors = None if lm.live else reader.pair_vectors(task, c.history)
     frozen = lm.frozen_params if lm.live else lm.encoder.num_params
     module = CrossEncoder(spec, vectors, lm.encoder if lm.live else None, rngs=nnx.Rngs(seed))
-    return ModelParts(*split(module), module.positions, c.history, frozen)
+    return ModelParts(*split(module), module.example_kind, c.history, frozen)
 
 
 def refresh(
@@ -177,7 +177,7 @@ def examples_of(
     rows: number of examples of a batch that this process looks up.
     """
     c = experiment.settings(role).teacher
-    found = experiment.task.examples(parts.positions, history=parts.history)
+    found = experiment.task.examples(parts.example_kind, history=parts.history)
     if c.popularity.enabled and experiment.task.num_classes == 0:
         found = snapshot_examples(
             experiment.dataset,

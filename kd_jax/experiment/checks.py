@@ -7,8 +7,8 @@ from kd_jax.data import text
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import (
+    example_kind,
     input_names,
-    positions,
     spec_of,
     teacher_of,
     window,
@@ -116,7 +116,7 @@ def _check_history(experiment: Experiment, student: Role) -> None:
     A student that learns after every item of a history needs a teacher that labels as many of them.
     Raises InputError otherwise.
     """
-    if experiment.config.task != "rank" or positions(experiment, student) != "all":
+    if experiment.config.task != "rank" or example_kind(experiment, student) != "all":
         return
     name = experiment.settings(student).student.name
     teacher = experiment.settings(ROLES[student.labels_from]).teacher

@@ -47,7 +47,7 @@ class Experiment:
     @functools.cached_property
     def task(self) -> Task:
         c = self.config
-        if c.data.split == "strong" and student_class(c.student.name).positions == "user":
+        if c.data.split == "strong" and student_class(c.student.name).example_kind == "user":
             raise InputError(
                 f"data.split='strong' holds users out, and student.name={c.student.name!r} knows"
                 " only the users it was trained on; use student.name='sasrec' or another"

@@ -22,7 +22,7 @@ from kd_jax.distillation import label_cache, labellers
 from kd_jax.distillation.teachers import Teacher, cached_teacher, online_teacher, with_top_items
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
-from kd_jax.experiment.build_student import examples_of, positions, window
+from kd_jax.experiment.build_student import example_kind, examples_of, window
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.identity import identity_of, identity_of_source
 from kd_jax.experiment.objectives import objective, teachers_of
@@ -159,18 +159,18 @@ class LabelStore:
         role = ROLES[student.labels_from]
         teacher = build(self.experiment, role, seed)
         best = self.models.best(role, seed, teacher, (TRAIN,))
-        return online_teacher(teacher.graphdef, *best, positions=parts.positions)
+        return online_teacher(teacher.graphdef, *best, example_kind=parts.example_kind)
 
     def _of_teacher(self, student: Role, seed: int) -> LabelSet:
         """The labels of the run's own teacher for every training example of ``student``."""
         role, experiment = ROLES[student.labels_from], self.experiment
-        history, where = window(experiment, student), positions(experiment, student)
+        history, where = window(experiment, student), example_kind(experiment, student)
         rates = experiment.task.num_classes > 0
 
         def make() -> tuple[label_cache.Labeller, Examples]:
             parts = build(experiment, role, seed)
             best = self.models.best(role, seed, parts, (TRAIN,))
-            labeller = labellers.of_model(parts.graphdef, *best, positions=where, rates=rates)
+            labeller = labellers.of_model(parts.graphdef, *best, example_kind=where, rates=rates)
             return labeller, examples_of(experiment, student, history)
 
         identity = fingerprint([identity_of(experiment, role, seed), where, history])
@@ -183,13 +183,13 @@ class LabelStore:
         There is one folder per content, which students of the same kind share.
         """
         experiment, source = self.experiment, self.experiment.sources[name]
-        where = positions(experiment, student)
+        where = example_kind(experiment, student)
         # Otherwise the teacher alone determines how much of a history it reads.
         length = window(experiment, student) if where == "all" else 0
         rates = experiment.task.num_classes > 0
 
         def make() -> tuple[label_cache.Labeller, Examples]:
-            how: dict[str, Any] = {"positions": where, "confidence": source.confidence}
+            how: dict[str, Any] = {"example_kind": where, "confidence": source.confidence}
             if source.folder is None:
                 lists = self.outside.lists(name)
                 labeller = labellers.of_lists(lists, experiment.dataset.num_items, **how)

@@ -54,7 +54,7 @@ class NewUsers:
         trained vector moves by the difference that they make to the map.
         """
         task = self._experiment.task
-        if not isinstance(task, Rank) or (self._model.positions == "user" and not self._table):
+        if not isinstance(task, Rank) or (self._model.example_kind == "user" and not self._table):
             return {}
         return {task.select: self._with_map() if self._table else self._with_histories()}
 

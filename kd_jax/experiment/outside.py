@@ -5,7 +5,7 @@ from __future__ import annotations
 from kd_jax.core.errors import InputError
 from kd_jax.data import lists
 from kd_jax.data.lists import Lists
-from kd_jax.experiment.build_student import positions, window
+from kd_jax.experiment.build_student import example_kind, window
 from kd_jax.experiment.config import student_section
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.roles import Role, role_of
@@ -75,14 +75,14 @@ class OutsideTeachers:
                 f"{where} the scores of {source.folder} ({kind!r}) do not factorise, and cannot be"
                 " kept as vectors; use a student whose scores factorise"
             )
-        if positions(self.experiment, student) != "all":
+        if example_kind(self.experiment, student) != "all":
             return
         if role.is_teacher:
             history = c.teacher.model.history
             follows = not c.teacher.popularity.enabled and c.teacher.model.context == "items"
         else:
             history = student_section(c).get("history", 0)
-            follows = student_class(kind).positions == "all"
+            follows = student_class(kind).example_kind == "all"
         length = window(self.experiment, student)
         if not follows or history < length:
             mine = self.experiment.settings(student).student.name

@@ -14,7 +14,7 @@ from kd_jax.core.types import Params, PyTree
 class ModelParts:
     """A model as the train step takes it: ``nnx.merge(graphdef, params, constants)``.
 
-    positions: which examples it learns from ('user', 'last', 'all'). history: newest interactions
+    example_kind: the examples it learns from ('user', 'last', 'all'). history: newest interactions
     that those hold. frozen_params: of a language model that is read through its cached vectors.
     start: makes the first parameters, in a program that splits them where a table may be larger
     than a device's memory; ``params`` are then their shapes alone. None: they are ``params``.
@@ -23,7 +23,7 @@ class ModelParts:
     graphdef: nnx.GraphDef
     params: Params
     constants: PyTree
-    positions: str
+    example_kind: str
     history: int
     frozen_params: int = 0
     start: jax.tree_util.Partial | None = None

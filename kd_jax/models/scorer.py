@@ -56,7 +56,7 @@ class Scorer(nnx.Module):
 
     Class attributes:
 
-    - positions: the kind of its training examples. 'user': one context per user, all its items are
+    - example_kind: of its training examples. 'user': one context per user, all its items are
       targets; such a model keeps its user table in ``self.user``, to which
       ``kd_jax/serving/history_map.py`` fits a model of new users. 'all': a context after every
       history item, the next one is the target. 'last': one context, the last item is the target.
@@ -75,7 +75,7 @@ class Scorer(nnx.Module):
     (``kd_jax/losses/sampled.py``).
     """
 
-    positions = "user"
+    example_kind = "user"
     factorised = True
     reads_history = True
     tables: ClassVar[dict[str, str]] = {}

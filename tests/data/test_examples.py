@@ -67,7 +67,7 @@ def test_user_examples_weigh_by_age_and_a_row_sums_to_one(unit):
 
 def test_sequence_examples_predict_the_next_item():
     d = data()
-    got = sequence_examples(d, history=6, positions="all")
+    got = sequence_examples(d, history=6, example_kind="all")
     batch = got.gather(np.arange(got.size))
     for row, user in enumerate(batch["user"]):
         mine = [i for _, i in events(d, user, [TRAIN])]
@@ -130,7 +130,7 @@ def test_rated_pairs_see_neither_their_own_class_nor_anything_later(split):
 
 
 def test_indices_beyond_32_bits_stay_on_the_host():
-    got = sequence_examples(data(), history=3, positions="last")
+    got = sequence_examples(data(), history=3, example_kind="last")
     assert got.on_device
     far = 2**31 + 5  # interactions, of which the second user has the last seven
     items = np.broadcast_to(np.int32(9), far)

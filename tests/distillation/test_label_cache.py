@@ -479,7 +479,7 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
     )
     examples = Rank(data, "ndcg@10", ("ndcg",), (10,), 16).examples("all", history=6)
     labeller = labellers.of_lists(
-        lists.read(path, data), data.num_items, positions="all", confidence="entropy"
+        lists.read(path, data), data.num_items, example_kind="all", confidence="entropy"
     )
     label_cache.write(tmp_path / "labels", labeller, examples, batch_size=16)
     found = label_cache.read(tmp_path / "labels")

@@ -77,8 +77,8 @@ def teacher_of(task, seed=5):
     return split(BiEncoder(spec, rngs=nnx.Rngs(seed)))
 
 
-def examples_of(task, positions):
-    return task.examples(positions, history=HISTORY, decay=3.0, user_power=0.5)
+def examples_of(task, example_kind):
+    return task.examples(example_kind, history=HISTORY, decay=3.0, user_power=0.5)
 
 
 def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
@@ -87,7 +87,7 @@ def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
     recipe = Recipe(steps, batch_size, 1e-2)
     spec = StepSpec(graphdef, OBJECTIVE, recipe.tx(), steps, {OWN: teacher.scores})
     step, state = compiled_step(spec, params, mesh=mesh, seed=0)
-    examples = examples or examples_of(task, student.positions)
+    examples = examples or examples_of(task, student.example_kind)
     constants, arrays = (
         sharding.put(constants, mesh),
         sharding.put_labels({OWN: teacher.arrays}, mesh),

@@ -239,7 +239,7 @@ def test_labels_on_disk_are_the_logits_of_the_pairs(task, both, tmp_path):
     examples, batch = batch_of(task, TRAIN)
     label_cache.write(
         tmp_path,
-        labellers.of_model(*split(frozen), positions="last", rates=True),
+        labellers.of_model(*split(frozen), example_kind="last", rates=True),
         examples,
         batch_size=64,
     )

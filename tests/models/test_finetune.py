@@ -129,7 +129,7 @@ def test_frozen_layers_are_computed_once_and_kept(folder, tmp_path, monkeypatch)
 
 def test_live_items_have_room_and_little_padding():
     dataset = toy.dataset(items=24, users=40)
-    examples = sequence_examples(dataset, history=6, positions="all")
+    examples = sequence_examples(dataset, history=6, example_kind="all")
     lengths = np.random.default_rng(0).integers(3, 40, dataset.num_items)
     live = live_items(examples, lengths, np.ones(24) / 24, rows=4, negatives=0, seed=0)
     assert 1 <= len(live.groups) <= 3 and sum(size for size, _ in live.groups) <= 24
@@ -152,7 +152,7 @@ def test_live_items_have_room_and_little_padding():
 
 def test_drawn_negatives_follow_their_share_and_the_batch():
     dataset = toy.dataset(items=24, users=40)
-    examples = sequence_examples(dataset, history=2, positions="all")
+    examples = sequence_examples(dataset, history=2, example_kind="all")
     share = np.where(np.arange(24) < 6, 1 / 6, 0.0)
     live = live_items(examples, np.full(24, 5), share, rows=4, negatives=200, seed=0)
     found = with_live_items(examples, live)

@@ -62,7 +62,7 @@ def test_a_context_in_numpy_is_that_of_the_student(name, text):
 
 
 def test_students_that_read_histories_have_a_context_or_become_a_program():
-    reading = {name for name, cls in STUDENTS.items() if cls.positions != "user"}
+    reading = {name for name, cls in STUDENTS.items() if cls.example_kind != "user"}
     own = {name for name in reading if random_student(name)[1].runtime_context() is not None}
     assert own == reading == {"sasrec", "two_tower"}
 

@@ -53,7 +53,7 @@ def fit(folder, stop_at=0, mesh=(1, 1)):
             checkpoints,
             sharding.make_mesh(*mesh),
             log,
-            teachers={OWN: online_teacher(*teacher_of(task), positions="user")},
+            teachers={OWN: online_teacher(*teacher_of(task), example_kind="user")},
         )
         return train(job)
 

@@ -142,7 +142,7 @@ def run(name, objective, mesh, steps=4, batch_size=16, ratings=False, **recipe):
     student = training.student_of(task, name, dropout=0.0)
     if objective[0].sampled:
         student.proposal = Frozen(jnp.asarray(sampled.proposal(task.dataset.item_counts, 0.5)))
-    teacher = online_teacher(*training.teacher_of(task), positions=student.positions)
+    teacher = online_teacher(*training.teacher_of(task), example_kind=student.example_kind)
     graphdef, params, constants = split(student)
     recipe = Recipe(steps, batch_size, 1e-2, weight_decay=0.01, **recipe)
     spec = StepSpec(
@@ -150,7 +150,8 @@ def run(name, objective, mesh, steps=4, batch_size=16, ratings=False, **recipe):
     )
     step, state = compiled_step(spec, params, mesh=mesh, seed=0)
     start = jax.tree.map(np.asarray, state)
-    examples = task.examples(student.positions, history=training.HISTORY, decay=3.0, user_power=0.5)
+    weighting = {"decay": 3.0, "user_power": 0.5}
+    examples = task.examples(student.example_kind, history=training.HISTORY, **weighting)
     constants, arrays = sharding.put((constants, {OWN: teacher.arrays}), mesh)
     found = []
     for batch in batches(examples, batch_size=batch_size, num_batches=steps, seed=0):
@@ -223,7 +224,7 @@ def test_sharded_is_unsharded(name, shape, objective, monkeypatch):
     assert moments and all(leaf.sharding.spec == spec for leaf in (other.params["item"], *moments))
 
 
-def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=8):
+def compiled(users, items, mesh, objective=SAMPLED[:1], example_kind=4, batch_size=8):
     """The compiled step of an MF of that size, three steps in one program."""
     spec = UserSpec(users, items, 0, np.zeros(items, np.float32), np.ones(items, bool), dim=8)
     student = MatrixFactorization(spec, {}, rngs=nnx.Rngs(0))
@@ -236,8 +237,8 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], positions=4, batch_size=
     batch = {
         "user": np.zeros(shape[:2], np.int32),
         "weights": np.ones(shape, np.float32),
-        "targets": np.zeros((*shape, positions), np.int32),
-        "target_weights": np.ones((*shape, positions), np.float32),
+        "targets": np.zeros((*shape, example_kind), np.int32),
+        "target_weights": np.ones((*shape, example_kind), np.float32),
     }
     constants = sharding.put(constants, mesh)
     return step.lower(state, batch, None, constants, None).compile()

@@ -129,10 +129,10 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
     task = task_of(ratings)
     student = student_of(task, name)
     graphdef, params, constants = teacher_of(task)
-    live = online_teacher(graphdef, params, constants, positions=student.positions)
-    examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
+    live = online_teacher(graphdef, params, constants, example_kind=student.example_kind)
+    examples = task.examples(student.example_kind, history=HISTORY, decay=3.0, user_power=0.5)
     labeller = labellers.of_model(
-        graphdef, params, constants, positions=student.positions, rates=ratings
+        graphdef, params, constants, example_kind=student.example_kind, rates=ratings
     )
     label_cache.write(tmp_path / "labels", labeller, examples, batch_size=7, batches_per_file=2)
     mesh, teacher = sharding.make_mesh(1, 1), cached_teacher(tmp_path / "labels")
@@ -165,7 +165,7 @@ def test_writing_labels_goes_on_where_it_was_cut_off(tmp_path):
     task = task_of(False)
     examples, labeller = (
         examples_of(task, "user"),
-        labellers.of_model(*teacher_of(task), positions="user"),
+        labellers.of_model(*teacher_of(task), example_kind="user"),
     )
     label_cache.prepare(tmp_path / "labels", "made by this")
     label_cache.write(tmp_path / "labels", labeller, examples, batch_size=7, batches_per_file=1)
@@ -217,7 +217,7 @@ def test_labels_of_several_teachers_are_the_mean_of_their_logits(ratings, tmp_pa
     for folder, seed in zip(folders, (5, 6), strict=True):
         label_cache.write(
             folder,
-            labellers.of_model(*teacher_of(task, seed), positions="user", rates=ratings),
+            labellers.of_model(*teacher_of(task, seed), example_kind="user", rates=ratings),
             examples,
         )
 
@@ -240,7 +240,7 @@ def test_labels_of_several_teachers_are_the_mean_of_their_logits(ratings, tmp_pa
 def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task = task_of(False)
-    teacher = online_teacher(*teacher_of(task), positions=student_of(task, name).positions)
+    teacher = online_teacher(*teacher_of(task), example_kind=student_of(task, name).example_kind)
     alone, _ = losses(task, student_of(task, name), sharding.make_mesh(1, 1), teacher)
     many, state = losses(task, student_of(task, name), sharding.make_mesh(*shape), teacher)
     for one, other in zip(alone, many, strict=True):
@@ -265,9 +265,9 @@ def test_losses_do_not_depend_on_whether_the_mesh_divides_the_tables(
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task, folder = task_of(False, **ODD), tmp_path / "labels"
     student = student_of(task, name)
-    examples = task.examples(student.positions, history=HISTORY, decay=3.0, user_power=0.5)
+    examples = task.examples(student.example_kind, history=HISTORY, decay=3.0, user_power=0.5)
     label_cache.write(
-        folder, labellers.of_model(*teacher_of(task), positions=student.positions), examples
+        folder, labellers.of_model(*teacher_of(task), example_kind=student.example_kind), examples
     )
     teacher = cached_teacher(folder)
     alone, one = losses(task, student_of(task, name), sharding.make_mesh(1, 1), teacher)

@@ -28,10 +28,10 @@ def history_texts(dataset: Dataset, texts: Sequence[str], history: int) -> list[
     return written
 
 
-def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Examples:
+def sequence_examples(dataset: Dataset, *, history: int, example_kind: str) -> Examples:
     """One example per user with at least two train items: the newest window and the next item.
 
-    history: items of the window, L. positions: 'all' for a target after every item of the window
+    history: items of the window, L. example_kind: 'all' for a target after every item of the window
     [B, L, 1], 'last' for one after the last item [B, 1, 1].
     """
     indptr, items = dataset.targets(TRAIN)
@@ -43,7 +43,7 @@ def sequence_examples(dataset: Dataset, *, history: int, positions: str) -> Exam
         stop = tables["indptr"][user + 1] - 1
         inputs, index, valid = window(xp, tables["items"], first, stop, history)
         target = xp.where(valid, tables["items"][index + 1], PAD).astype(xp.int32)[..., None]
-        if positions == "last":
+        if example_kind == "last":
             target = target[:, -1:]
         return {
             "user": user,

@@ -61,7 +61,7 @@ class StudentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class UserSpec(StudentSpec):
-    """The spec of students with one training example per user (``positions = "user"``)."""
+    """The spec of students with one training example per user (``example_kind = "user"``)."""
 
     decay: float = 3.0  # a target of this age counts 1/e
     # 'interactions' (of the user, since then) or 'days' (before the end of training)
@@ -100,7 +100,7 @@ class Student(Scorer):
     def has_user_vectors(self) -> bool:
         """Whether it has a table of users to which a model of new users can be fitted."""
         vectors = self.factorised or self.runtime_hidden() is not None
-        return self.positions == "user" and "user" in self.tables and vectors
+        return self.example_kind == "user" and "user" in self.tables and vectors
 
     def runtime_context(self) -> Context | None:
         """Its model of histories for ``kd_jax.runtime``, in NumPy.

@@ -48,7 +48,7 @@ class SASRec(Student):
     """
 
     spec = SASRecSpec
-    positions = "all"
+    example_kind = "all"
     tables = {"item": "item", "bias": "item"}
 
     def __init__(self, spec: SASRecSpec, inputs: Inputs, *, rngs: nnx.Rngs):

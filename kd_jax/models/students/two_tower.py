@@ -69,7 +69,7 @@ class TwoTower(Student):
 
     spec = TwoTowerSpec
     inputs = (ITEM_TEXT,)
-    positions = "last"
+    example_kind = "last"
 
     def __init__(self, spec: TwoTowerSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)

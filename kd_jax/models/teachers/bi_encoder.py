@@ -71,10 +71,10 @@ class BiEncoder(Scorer):
         self.text = _tower(item_texts, spec, encoder, rngs)
         self.written = _tower(contexts, spec, encoder, rngs)
         self.transformer = _transformer(spec, rngs) if contexts is None else None
-        self.positions = "all" if contexts is None and not spec.num_classes else "last"
+        self.example_kind = "all" if contexts is None and not spec.num_classes else "last"
         self.trends = Frozen(jnp.asarray(spec.trends)) if spec.trends is not None else None
         if spec.trends is not None:
-            self.positions = "last"
+            self.example_kind = "last"
             k = spec.trends.shape[-1]
             self.trend = nnx.Param(jnp.zeros(k).at[TREND_SCALE].set(TREND_WEIGHT))
             self.trend_of_item = nnx.Param(jnp.zeros((spec.dim, k)))
@@ -146,7 +146,7 @@ class BiEncoder(Scorer):
         self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B P D"]:
         """The context vector after each predicted position."""
-        return self._contexts(batch, vectors, rngs, self.positions == "last")
+        return self._contexts(batch, vectors, rngs, self.example_kind == "last")
 
     def context(self, batch: Batch, vectors: Array) -> Float[Array, "B D"]:
         """The context vector after the whole history."""

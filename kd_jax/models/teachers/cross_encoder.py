@@ -78,7 +78,7 @@ class CrossEncoder(Scorer):
     ``vectors``, f32 [N, F], which is NaN where it is not computed (``with_vectors``).
     """
 
-    positions = "last"
+    example_kind = "last"
     factorised = False
 
     def __init__(
@@ -132,7 +132,7 @@ class PairRanker(Scorer):
     (``experiment/rerank.py``).
     """
 
-    positions = "last"
+    example_kind = "last"
     factorised = False
 
     def __init__(self, encoder: Any, hidden: int, rate: float, *, rngs: nnx.Rngs):

@@ -118,7 +118,7 @@ class ItemTower(Scorer):
     See ``experiment/adapt.py``.
     """
 
-    positions = "last"
+    example_kind = "last"
 
     def __init__(self, head: TextTower, encoder: Any):
         super().__init__(None)

@@ -27,14 +27,15 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
     hidden = model.runtime_hidden()
     if bundle.description["task"] != "rank" or (hidden is None and not model.factorised):
         return ()
-    if model.runtime_context() is None and bundle.history_map is None and model.positions == "user":
+    context = model.runtime_context() or bundle.history_map
+    if context is None and model.example_kind == "user":
         return ()
     if hidden is not None:
         users, items, bias = (np.asarray(v[...]) for v in (model.user, model.item, model.bias))
     else:
         assert bundle.vectors is not None
         users, items, bias = bundle.vectors.contexts, bundle.vectors.items, bundle.vectors.bias
-    context = model.runtime_context() or bundle.history_map or _program(bundle)
+    context = context or _program(bundle)
     dataset = bundle.dataset
     indptr, seen = dataset.history(TEST + 1)
     description = {key: value for key, value in bundle.description.items() if key != "spec"}

@@ -100,7 +100,7 @@ def trained(name, with_text=False, ratings=False):
 
 
 def batch_of(student, ratings=False, size=6):
-    examples = examples_of(task(ratings), student.positions)
+    examples = examples_of(task(ratings), student.example_kind)
     return {key: jnp.asarray(value) for key, value in examples.gather(np.arange(size)).items()}
 
 
@@ -112,7 +112,7 @@ def test_factors_logits_and_scores_are_the_same_numbers(name, with_text):
     logits = student.logits(batch)
     positions = batch["targets"].shape[1]
     assert logits.shape == (6, positions, items) and logits.dtype == jnp.float32
-    assert positions == 1 or student.positions == "all"
+    assert positions == 1 or student.example_kind == "all"
     if student.factorised:
         factors = student.factors(batch)
         width = factors.vectors.shape[1]
@@ -154,7 +154,7 @@ def test_a_student_that_reads_texts_scores_by_them_and_builds_without(name):
     for student, there in ((with_text, True), (without, False)):
         shapes = [leaf.shape for leaf in jax.tree.leaves(split(student)[2])]
         assert (text in shapes) == there
-        assert student.positions == student_class(name).positions
+        assert student.example_kind == student_class(name).example_kind
     other = student_of(task(), name, inputs={ITEM_TEXT: np.ones(text, np.float32)})
     graphdef, _, constants = split(other)
     other = nnx.merge(graphdef, split(with_text)[1], constants)
