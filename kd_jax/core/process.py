@@ -86,7 +86,7 @@ def status(body: Callable[[], int | None], workdir: Path) -> int:
         if disk_is_full(error):
             print(
                 f"error: the disk of {workdir} is full; free some space and run the same command"
-                " again",
+                " again: it resumes",
                 file=sys.stderr,
             )
         elif "RESOURCE_EXHAUSTED" in str(error):  # JAX's status code for lack of memory

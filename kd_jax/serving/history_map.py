@@ -52,6 +52,7 @@ class HistoryMaps:
         self.histories = histories
         self.fold = np.random.default_rng(0).integers(0, FOLDS, len(users))
         self.trained = (np.diff(histories[0]) > 0) & users.any(1)
+        self._last: tuple[Settings, list[np.ndarray]] | None = None
         self._known: dict[tuple[float, float], list[tuple[int, np.ndarray, np.ndarray]]] = {}
 
     def select(self, quality: Callable[[np.ndarray], float]) -> Settings:
@@ -80,10 +81,17 @@ class HistoryMaps:
         histories = newest(newer or self.histories, length)
         features = self._features(settings.decay, settings.shrink, histories)
         found = np.zeros((len(features), self.users.shape[1]), np.float32)
-        for fold in range(FOLDS):
+        for fold, weights in enumerate(self._folds(settings)):
             rows = self.fold == fold
-            found[rows] = features[rows] @ self._solve(settings, without=fold).astype(np.float32)
+            found[rows] = features[rows] @ weights
         return found
+
+    def _folds(self, settings: Settings) -> list[np.ndarray]:
+        """The weights f32 for each fold's users; those of the last settings are kept."""
+        if self._last is None or self._last[0] != settings:
+            weights = [self._solve(settings, without=fold) for fold in range(FOLDS)]
+            self._last = settings, [weight.astype(np.float32) for weight in weights]
+        return self._last[1]
 
     def _features(self, decay: float, shrink: float, histories: CSR) -> np.ndarray:
         """The mean vector of each history and a constant, f32 [U, D + 1]."""

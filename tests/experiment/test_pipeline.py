@@ -225,7 +225,13 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
             "distill.teachers": "all",
         },
         {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
-        {"teacher.model.item_features": "text+id", "distill.labels": "online"},
+        {
+            "teacher.model.item_features": "text+id",
+            "distill.labels": "online",
+            "teacher.lm.backend": "hf_flax",
+            "teacher.lm.normalize": True,
+            "teacher.lm.template": "{genre}: {title}",
+        },
         {
             "teacher.lm.train": "lora",
             "teacher.optimizer.batch_size": 4,
@@ -240,11 +246,6 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
             "teacher.lm.top_n": 1,
             "teacher.model.context": "text",
             "data.split": "ratio",
-        },
-        {
-            "teacher.lm.backend": "hf_flax",
-            "teacher.lm.normalize": True,
-            "teacher.lm.template": "{genre}: {title}",
         },
     ],
     ids=lambda fields: "-".join(str(v) for v in fields.values() if isinstance(v, str)),

@@ -52,7 +52,7 @@ class Job:
 
     def wait(self):
         """Exit statuses and what was printed, once all have ended."""
-        printed = [child.communicate(timeout=240)[0] for child in self.children]
+        printed = [child.communicate(timeout=480)[0] for child in self.children]
         return [child.returncode for child in self.children], printed
 
     def after_step(self, step):
