@@ -130,7 +130,9 @@ def parameters(node: ast.FunctionDef) -> int:
 
 
 def texts() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    inside = [path for kind in ("md", "html") for path in PACKAGE.rglob(f"*.{kind}")]
+    docs = sorted((ROOT / "docs").glob("*.md"))
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *docs, *sorted(inside)]
 
 
 def test_lines_are_narrow():
