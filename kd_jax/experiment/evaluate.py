@@ -117,7 +117,8 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
             experiment.dataset, parts.graphdef, *best, parts.history
         )
     if not role.is_teacher:
-        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics()
+        known = found["test"].metrics[selects(experiment.config)]
+        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics(known)
     if role.distilled:
         finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
         row["label_seconds"] = sum(done["seconds"] for done in finished if done)

@@ -46,36 +46,35 @@ class NewUsers:
         self._table = isinstance(models.experiment.task, Rank) and self._model.has_user_vectors
         self._step = models.result(role, seed)["best_step"]
 
-    def metrics(self) -> dict[str, dict[str, float]]:
+    def metrics(self, known: float) -> dict[str, dict[str, float]]:
         """The metric that selects models, by name, on test, by the number of newest train items.
 
         '1', '3', '10' and 'all'. 'known' is the metric of the users with their trained vectors,
         where there are such. 'updated' knows the interactions of the validation split, too: a
-        trained vector moves by the difference that they make to the map.
+        trained vector moves by the difference that they make to the map. known: the metric of the
+        model on test.
         """
         task = self._experiment.task
         if not isinstance(task, Rank) or (self._model.example_kind == "user" and not self._table):
             return {}
-        return {task.select: self._with_map() if self._table else self._with_histories()}
+        return {task.select: self._with_map(known) if self._table else self._with_histories(known)}
 
-    def _with_map(self) -> dict[str, float]:
+    def _with_map(self, known: float) -> dict[str, float]:
         maps, settings = self.maps()
-        found = {name: self._of(maps.contexts(settings, n), TEST) for name, n in LENGTHS.items()}
-        newer = self._experiment.dataset.history(TEST)
-        shift = maps.contexts(settings, 0, newer) - maps.contexts(settings, 0)
-        trained = np.where(maps.trained[:, None], maps.users, maps.contexts(settings, 0))
-        return found | {
-            "known": self._of(maps.users, TEST),
-            "updated": self._of(trained + shift, TEST),
-        }
+        contexts = {name: maps.contexts(settings, n) for name, n in LENGTHS.items()}
+        found = {name: self._of(users, TEST) for name, users in contexts.items()}
+        whole, newer = contexts["all"], self._experiment.dataset.history(TEST)
+        trained = np.where(maps.trained[:, None], maps.users, whole)
+        updated = trained + (maps.contexts(settings, 0, newer) - whole)
+        return found | {"known": known, "updated": self._of(updated, TEST)}
 
-    def _with_histories(self) -> dict[str, float]:
+    def _with_histories(self, known: float) -> dict[str, float]:
         params, longest = self._best[0], self._parts.history
         found = {
             name: self._evaluate(params, TEST, min(n or longest, longest), until=VALID)
             for name, n in LENGTHS.items()
         }
-        return found | {"updated": self._evaluate(params, TEST, longest, until=TEST)}
+        return found | {"updated": known}  # the model on test reads all before it
 
     def history_map(self) -> HistoryMap | None:
         """The fitted map; None for a model without a table of users."""

@@ -47,19 +47,23 @@ class Filters:
     only: np.ndarray | None = None
     include_seen: bool = False
 
-    def banned(self, num_items: int) -> np.ndarray | None:
-        """The items that no user gets, as indices; None: there are none.
+    def mask(self, scores: np.ndarray, seen: Sequence[np.ndarray]) -> None:
+        """Sets the scores f32 [B, I] of items that may not be recommended to -inf.
 
-        Raises InputError if no item is left.
+        seen: the history of each row. Raises InputError if no item is left.
         """
-        if self.only is None:
-            return self.exclude if len(self.exclude) else None
-        allowed = np.zeros(num_items, bool)
-        allowed[self.only] = True
-        allowed[self.exclude] = False
-        if not allowed.any():
-            raise InputError("the filters leave no item; change 'only' or 'exclude'")
-        return np.flatnonzero(~allowed)
+        if not self.include_seen:
+            for row, items in zip(scores, seen, strict=True):
+                row[items] = -np.inf
+        if self.only is not None:
+            allowed = np.zeros(scores.shape[1], bool)
+            allowed[self.only] = True
+            allowed[self.exclude] = False
+            if not allowed.any():
+                raise InputError("the filters leave no item; change 'only' or 'exclude'")
+            scores[:, ~allowed] = -np.inf
+        elif len(self.exclude):
+            scores[:, self.exclude] = -np.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +124,10 @@ class Runtime:
         check_diversity(diversity)
         filters = filters or Filters()
         query = self.query(user, history)
-        scores = self._masked(query, filters)[0]
+        return self.best(self._masked(query, filters)[0], k, diversity)
+
+    def best(self, scores: np.ndarray, k: int, diversity: float = 0.0) -> list[Recommendation]:
+        """The ``k`` best items by their scores f32 [I], without those of score -inf."""
         if diversity:
             vectors = self.export.item_vectors
             found = topk.diversified(scores, vectors, k, diversity, POOL * k)
@@ -190,8 +197,7 @@ class Runtime:
         index = self.item(item)
         scores = self.similarity(index)
         scores[index] = -np.inf
-        found = topk.best(scores, k)
-        return self.rows(found, scores[found])
+        return self.best(scores, k)
 
     def similarity(self, item: int, popularity: float = SIMILAR_POPULARITY) -> np.ndarray:
         """How well all items fit to the item with index ``item``, f32 [I].
@@ -327,12 +333,7 @@ class Runtime:
     def _masked(self, query: Query, filters: Filters) -> np.ndarray:
         """Scores f32 [B, I] with -inf at the items that may not be recommended."""
         scores = self.scores(query.contexts)
-        if not filters.include_seen:
-            for row, items in zip(scores, query.seen, strict=True):
-                row[items] = -np.inf
-        banned = filters.banned(self.num_items)
-        if banned is not None:
-            scores[:, banned] = -np.inf
+        filters.mask(scores, query.seen)
         return scores
 
 

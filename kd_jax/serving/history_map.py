@@ -15,9 +15,8 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse
 
+from kd_jax.data.dataset import CSR
 from kd_jax.runtime.contexts import HistoryMap
-
-CSR = tuple[np.ndarray, np.ndarray]
 
 DECAYS = (3.0, 6.0, 12.0)  # interactions
 SHRINKS = (0.5, 2.0)
@@ -126,19 +125,21 @@ def newest(histories: CSR, length: int) -> CSR:
     indptr, items = histories
     if not length:
         return histories
-    counts = np.diff(indptr)
-    age = np.repeat(indptr[1:], counts) - 1 - np.arange(indptr[-1])
-    kept = np.minimum(counts, length)
-    return np.concatenate([[0], np.cumsum(kept)]), items[age < length]
+    kept = np.minimum(np.diff(indptr), length)
+    return np.concatenate([[0], np.cumsum(kept)]), items[_ages(indptr) < length]
 
 
 def means(histories: CSR, vectors: np.ndarray, decay: float, shrink: float) -> np.ndarray:
     """``HistoryMap.mean`` of every row of a CSR array, f32 [U, D]."""
     indptr, items = histories
-    age = np.repeat(indptr[1:], np.diff(indptr)) - 1.0 - np.arange(indptr[-1])
     shape = len(indptr) - 1, len(vectors)
     weights = scipy.sparse.csr_array(
-        (np.exp(-age / decay).astype(np.float32), items, indptr), shape=shape
+        (np.exp(-_ages(indptr) / decay).astype(np.float32), items, indptr), shape=shape
     )
     total = np.asarray(weights.sum(axis=1), np.float32).reshape(-1, 1)
     return (weights @ vectors) / np.maximum(total + np.float32(shrink), 1e-30)
+
+
+def _ages(indptr: np.ndarray) -> np.ndarray:
+    """How many items of the same row are newer, int64 [N]."""
+    return np.repeat(indptr[1:], np.diff(indptr)) - 1 - np.arange(indptr[-1])

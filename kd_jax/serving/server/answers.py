@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kd_jax.core.errors import InputError
-from kd_jax.runtime import Filters, Recommendation, Runtime, topk
+from kd_jax.runtime import Filters, Recommendation, Runtime
 from kd_jax.runtime.live import Live, contexts, histories
-from kd_jax.runtime.runtime import POOL, SCORES_AT_ONCE
+from kd_jax.runtime.runtime import SCORES_AT_ONCE
 from kd_jax.serving.server.errors import Refused
 from kd_jax.serving.server.feedback import Feedback
 from kd_jax.serving.server.requests import Name, Recommend, Similar
@@ -113,16 +113,7 @@ def _lists(
     scores = runtime.scores(contexts(runtime, users, chosen))
     found = []
     for row, seen, live, filter_, ask in zip(scores, chosen, users, filters, asks, strict=True):
-        if not ask.include_seen:
-            row[seen] = -np.inf
+        filter_.mask(row[None], [seen])
         row[live.without] = -np.inf
-        banned = filter_.banned(runtime.num_items)
-        if banned is not None:
-            row[banned] = -np.inf
-        if ask.diversity:
-            vectors = runtime.export.item_vectors
-            best = topk.diversified(row, vectors, ask.k, ask.diversity, POOL * ask.k)
-        else:
-            best = topk.best(row, ask.k)
-        found.append(rows(runtime.rows(best, row[best])))
+        found.append(rows(runtime.best(row, ask.k, ask.diversity)))
     return found
