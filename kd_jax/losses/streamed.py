@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import Axes, pad_rows, tile_shape, tile_size
-from kd_jax.losses.pair import Pair
+from kd_jax.losses.student_teacher import StudentTeacher
 from kd_jax.losses.terms import Engine, Inputs, SoftmaxTerm
 
 
@@ -105,12 +105,14 @@ def local(
         student_rows, teacher_rows, here = part
         student_part = _with_rows(student, student_rows)
         teacher_part = teacher and _with_rows(teacher, teacher_rows)
-        pair = Pair(terms, student_part, teacher_part, here, warm, temperatures, offset, axes)
-        statistics = pair.statistics(width)
-        means = means + pair.means(statistics)
+        both = StudentTeacher(
+            terms, student_part, teacher_part, here, warm, temperatures, offset, axes
+        )
+        statistics = both.statistics(width)
+        means = means + both.means(statistics)
         if not gradients:
             return (means, tables), None
-        contexts, tables = pair.gradients(coefficients, statistics, tables, width)
+        contexts, tables = both.gradients(coefficients, statistics, tables, width)
         return (means, tables), contexts
 
     parts = (

@@ -18,7 +18,7 @@ from kd_jax.losses.terms import Rows, Softmax, SoftmaxTerm
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class StudentTeacher:
     """The logits of student and teacher for the same rows: their statistics and gradients.
 
     They are computed a chunk of items at a time.
