@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> list[str]:
     """
     try:
         renamed.check_flags(argv)
-        argv, given = overrides.take_out(_last(argv))
+        argv, given = overrides.take_out(overrides.quoted(_last(argv)))
         config_flags.DEFINE_config_file(
             "config", str(ROOT / "configs/quickstart.py"), "FILE or FILE:ARG", sys_argv=argv
         )

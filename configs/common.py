@@ -94,6 +94,17 @@ def data() -> ConfigDict:
             "item_id": "item",
         }
     )
+    # whether the first line of a text file names the columns; otherwise they are 1, 2, 3, …
+    c.files.header = True
+    c.files.items_header = True
+    # between fields; '' = a comma in .csv, a tab in .tsv
+    c.files.separator = ""
+    # 'auto'; '"': fields may be in double quotes; '': quotes are a part of the text
+    c.files.quote = "auto"
+    # of dates as text, such as '%d/%m/%Y'; '' = recognised
+    c.files.date_format = ""
+    # of timestamps that are numbers: 's', 'ms', 'us' or 'ns' since 1970; 'auto': by their size
+    c.time_unit = "auto"
     # item columns that make up the text, in order; () = all of them
     c.text_columns = ()
     # item without text: 'error', or 'id' to write its id instead

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from kd_jax.core.errors import InputError
+
+BLOCK = 1 << 23  # bytes that are hashed at once; threads hash blocks side by side
 
 
 @contextlib.contextmanager
@@ -109,23 +113,53 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def stamp(*paths: str) -> list[str] | None:
-    """Size and hash of both ends (1 MiB each) of every file; None if a path does not exist.
+def data_files(path: Path) -> list[Path]:
+    """The file, or all data files in a folder and its folders, in natural order of their names.
 
-    paths: files, or folders, of which only the files directly inside count.
+    Names that begin with '_' or '.' are no data: Spark's _SUCCESS and .crc files, for example.
+    """
+    if not path.is_dir():
+        return [path]
+    found = [
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and not any(part.startswith(("_", ".")) for part in file.relative_to(path).parts)
+    ]
+    return sorted(found, key=lambda file: _natural(str(file.relative_to(path))))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key by which part-2 comes before part-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def stamp(*paths: str) -> list[str] | None:
+    """Name, size and SHA-256 of every data file; None if a path does not exist.
+
+    paths: files, or folders with all that is in them (``data_files``).
     """
     stamps = []
     for path in (Path(name).expanduser() for name in paths if name):
         if not path.exists():
             return None
-        for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-            with file.open("rb") as handle:
-                ends = handle.read(1 << 20)
-                size = handle.seek(0, os.SEEK_END)
-                handle.seek(max(0, size - (1 << 20)))
-                ends += handle.read()
-            stamps.append(f"{file.name} {size} {hashlib.sha256(ends).hexdigest()[:16]}")
+        for file in data_files(path):
+            name = file.relative_to(path) if path.is_dir() else file.name
+            stamps.append(f"{name} {file.stat().st_size} {content_hash(file)}")
     return stamps
+
+
+def content_hash(path: Path) -> str:
+    """Sixteen hex digits of SHA-256 over the hashes of the file's blocks of ``BLOCK`` bytes."""
+
+    def of_block(start: int) -> bytes:
+        with path.open("rb") as handle:
+            handle.seek(start)
+            return hashlib.sha256(handle.read(BLOCK)).digest()
+
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        blocks = threads.map(of_block, range(0, path.stat().st_size, BLOCK))
+        return hashlib.sha256(b"".join(blocks)).hexdigest()[:16]
 
 
 def difference(old: Any, new: Any, prefix: str = "") -> str:

@@ -20,12 +20,14 @@ from jaxtyping import Bool, Float32, Int8, Int32, Int64
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import atomic, read_json, write_json
-from kd_jax.data import filters
+from kd_jax.data import filters, item_text
 from kd_jax.data.raw import RawData, accept
 from kd_jax.data.splits import FOLD_IN, NAMES, SPLITS, TRAIN, assign
+from kd_jax.data.time_units import UNITS, per_day, resolve
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
+NOTED = ("name", "split_name", "counts", "checksum", "time_unit")
 UNTIMED = (
     "; there is no timestamp (data.files.columns.timestamp): rows are taken to be in the order of"
     " time"
@@ -39,8 +41,9 @@ class Dataset:
     Within a user, train comes first, then valid, then test. user_ids, item_ids: the ids of the
     source, sorted; a user or item index is an index into them. items: the text columns of every
     item, in the order of item_ids; '' where an item has none. rating: 1 where the source has none.
-    timestamp: as in the source, or the row number where it has none. split: 0 train, 1 valid,
-    2 test, 3 fold-in (history of the users that split 'strong' holds out; never trained on).
+    timestamp: in ``time_unit`` ('s', 'ms', 'us' or 'ns'), or the row number where there is none.
+    split: 0 train, 1 valid, 2 test, 3 fold-in (history of the users that split 'strong' holds out;
+    never trained on).
     indptr: user u has the rows indptr[u]:indptr[u + 1]. counts: rows read, rows left out by reason,
     and rows that remain. checksum: 16 hex digits of SHA-256 over ids, texts and arrays.
     """
@@ -58,6 +61,7 @@ class Dataset:
     indptr: Int64[np.ndarray, " U+1"]
     counts: dict[str, int]
     checksum: str
+    time_unit: str = "s"
 
     @property
     def num_users(self) -> int:
@@ -66,6 +70,11 @@ class Dataset:
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def day(self) -> int:
+        """How many units of ``timestamp`` a day has."""
+        return per_day(self.time_unit)
 
     @cached_property
     def titles(self) -> list[str]:
@@ -112,7 +121,7 @@ class Dataset:
         }.items():
             with atomic(Path(folder) / f"{name}.parquet") as path:
                 frame.write_parquet(path)
-        note = {name: getattr(self, name) for name in ("name", "split_name", "counts", "checksum")}
+        note = {name: getattr(self, name) for name in NOTED}
         write_json(Path(folder) / "dataset.json", note)
 
 
@@ -138,6 +147,7 @@ def load(folder: Path) -> Dataset:
             texts,
             arrays,
             note["counts"],
+            note.get("time_unit", "s"),
         )
         written = note["checksum"]
     except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
@@ -165,11 +175,14 @@ def _assemble(
     items: pl.DataFrame,
     arrays: dict[str, Any],
     counts: dict[str, int],
+    time_unit: str,
 ) -> Dataset:
     """A Dataset with its ``indptr`` and checksum; arrays: those named in ``ARRAYS``."""
     digest = hashlib.sha256(json.dumps([split_name, items.columns]).encode())
     for column in (user_ids, item_ids, *items):
         digest.update(json.dumps(column.to_list()).encode())
+    if time_unit != "s":
+        digest.update(time_unit.encode())
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).data)
     return Dataset(
@@ -182,6 +195,7 @@ def _assemble(
         indptr=_indptr(arrays["user"], len(user_ids)),
         counts=counts,
         checksum=digest.hexdigest()[:16],
+        time_unit=time_unit,
     )
 
 
@@ -202,7 +216,8 @@ class DatasetOptions:
     malformed rows. missing_text: an item without text is an 'error', or gets its 'id' as text.
     seed: of the random choice of users under 'strong'. text_columns: the item columns that form its
     text, in order; None or () = all. max_users: keep only the first so many of the remaining users,
-    for quick trials; 0 = all.
+    for quick trials; 0 = all. time_unit: of timestamps that are numbers: 's', 'ms', 'us' or 'ns'
+    since 1970; 'auto': by their size.
     """
 
     split: str = "temporal"
@@ -215,8 +230,13 @@ class DatasetOptions:
     seed: int = 0
     text_columns: Sequence[str] | None = None
     max_users: int = 0
+    time_unit: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.time_unit not in UNITS:
+            raise InputError(
+                f"data.time_unit={self.time_unit!r} is unknown{nearest(self.time_unit, UNITS)}"
+            )
         if self.split not in SPLITS:
             raise InputError(f"data.split={self.split!r} is unknown{nearest(self.split, SPLITS)}")
         ratios = tuple(self.ratios)
@@ -268,10 +288,13 @@ def build(raw: RawData, **fields: Any) -> Dataset:
         catalogue = pl.concat([item_ids, raw.items["item"]]).unique().sort()
         item = catalogue.search_sorted(item_ids).to_numpy().astype(np.int32)[item]
         item_ids = catalogue
-    texts = filters.texts(raw, item_ids, options.text_columns, options.missing_text)
+    texts = item_text.texts(raw, item_ids, options.text_columns, options.missing_text)
 
     indptr = _indptr(user, len(user_ids))
-    timestamp = rows["timestamp"].to_numpy()
+    timestamp, unit = rows["timestamp"].to_numpy(), "s"
+    if has_time:
+        given = raw.time_unit, raw.time_digits
+        timestamp, unit, _ = resolve(timestamp, *given, options.time_unit)
     codes = assign(
         options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
     )
@@ -285,7 +308,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     if options.split == "leave_one_out":
         counts["users_with_fewer_than_3"] = int((np.diff(indptr) < 3).sum())
     counts |= {"users": len(user_ids), "items": len(item_ids), "interactions": len(user)}
-    dataset = _assemble(raw.name, options.split, user_ids, item_ids, texts, arrays, counts)
+    dataset = _assemble(raw.name, options.split, user_ids, item_ids, texts, arrays, counts, unit)
     untimed = options.split != "column" and not has_time
     _check_splits(dataset, options.minima, UNTIMED if untimed else "")
     return dataset

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int32
 
-from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.errors import InputError
 from kd_jax.data import splits
-from kd_jax.data.raw import RawData, listed
+from kd_jax.data.raw import RawData
 
 
 def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame:
@@ -74,7 +72,7 @@ def core(
 def to_indices(column: pl.Series) -> tuple[pl.Series, pl.Series]:
     """The sorted distinct ids of ``column``, and the index of each value among them (Int32)."""
     ids = column.unique().sort()
-    if column.dtype.is_integer() and ids[-1] < 2 * len(column):
+    if column.dtype.is_integer() and ids[0] >= 0 and ids[-1] < 2 * len(column):
         # A look-up table is several times faster than ranks.
         index = np.zeros(ids[-1] + 1, np.int32)
         index[ids.to_numpy()] = np.arange(len(ids))
@@ -89,68 +87,3 @@ def compact(
     used = np.zeros(len(ids), bool)
     used[indices] = True
     return (np.cumsum(used) - 1).astype(np.int32)[indices], ids.filter(pl.Series(used))
-
-
-def texts(
-    raw: RawData, item_ids: pl.Series, columns: Sequence[str] | None, missing: str
-) -> pl.DataFrame:
-    """The text columns of the items, in the order of ``item_ids``; '' where a text is missing.
-
-    columns: those to keep; None or () = all. missing: an item without any text is an 'error', or
-    gets its 'id' as the text of its first column. Raises InputError for such an item under 'error',
-    and for an unknown column.
-    """
-    have = [name for name in raw.items.columns if name != "item"]
-    for name in columns or ():
-        if name not in have:
-            place = raw.items_path or raw.place
-            raise InputError(
-                f"{place}: data.text_columns: the items have no column"
-                f" {name!r}{nearest(name, have)}"
-            )
-    if missing not in ("error", "id"):
-        raise InputError(
-            f"data.missing_text={missing!r} is unknown{nearest(missing, ('error', 'id'))}"
-        )
-    table = raw.items.select("item", *(columns or have))
-    if table.width == 1:
-        table = table.with_columns(title=pl.lit(""))
-    found = (
-        item_ids.rename("item").to_frame().join(table, on="item", how="left", maintain_order="left")
-    )
-    found = found.with_columns(pl.exclude("item").cast(pl.String).fill_null("").str.strip_chars())
-    blank = found.select(pl.all_horizontal(pl.exclude("item") == "")).to_series()
-    if blank.any() and missing == "error":
-        raise InputError(
-            f"{_textless(raw, found['item'], blank)}, or set data.missing_text='id' to use the id"
-            " as text"
-        )
-    first = found.columns[1]
-    ids = pl.col("item").cast(pl.String)
-    named = pl.when(pl.Series(blank)).then(ids).otherwise(pl.col(first))
-    return found.with_columns(named.alias(first)).drop("item")
-
-
-def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
-    """The message of the error for the ``blank`` items: why they have no text, and the fix."""
-    if raw.items.width == 1 and not raw.items_path:
-        return (
-            f"{raw.place}: {len(items):,} items have no text, because there is no items table; name"
-            " one that has text with data.files.items_path"
-        )
-    place = raw.items_path or f"{raw.name}, items table"
-    if raw.items.width == 1:
-        return (
-            f"{place}: the {len(items):,} items have no text, only an id; give them a column of"
-            " text"
-        )
-    absent = ~items.is_in(raw.items["item"].implode())
-    parts = [
-        f"{len(ids):,} of {len(items):,} items {what} ({listed(ids)})"
-        for ids, what in (
-            (items.filter(blank & absent), f"of {raw.place} are not in it"),
-            (items.filter(blank & ~absent), "have an empty text"),
-        )
-        if len(ids)
-    ]
-    return f"{place}: {' and '.join(parts)}; complete it"

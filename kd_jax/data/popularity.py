@@ -15,7 +15,6 @@ from jaxtyping import Float32, Int64
 from kd_jax.core.errors import InputError
 from kd_jax.data.dataset import Dataset
 
-DAY = 86_400  # timestamps are in seconds
 SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days: age at which an interaction counts 1/e
 _FLOOR = 0.03  # interactions: keeps the log finite, and is small against one recent interaction
 
@@ -24,7 +23,7 @@ def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
     """Train interactions per item, weighted by exp(-age / days) at the end of training; f64 [I]."""
     train = dataset.split == 0
     time = dataset.timestamp[train]
-    worth = np.exp(-(time.max() - time) / (DAY * days))
+    worth = np.exp(-(time.max() - time) / (dataset.day * days))
     return np.bincount(dataset.item[train], worth, minlength=dataset.num_items)
 
 
@@ -32,9 +31,9 @@ def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
 class Trends:
     """Popularity features of all items at S times.
 
-    times: i64 [S], seconds, the last being the end of training. features: f32 [S, I, K], where the
-    K features are the scaled log of 1 + count / floor for each of ``SCALES``, whether the item is
-    new (no interaction yet), and a constant.
+    times: i64 [S], in ``Dataset.time_unit``, the last being the end of training. features: f32
+    [S, I, K], where the K features are the scaled log of 1 + count / floor for each of ``SCALES``,
+    whether the item is new (no interaction yet), and a constant.
     """
 
     times: Int64[np.ndarray, " S"]
@@ -59,10 +58,10 @@ def trends(dataset: Dataset, *, snapshots: int = 128, days: float = 1.0) -> Tren
     time = time[order]
     item = dataset.item[train][order]
     end = int(time[-1]) + 1
-    count = int(min(snapshots - 1, (end - time[0]) // (DAY * days)))
-    times = np.append(end - np.arange(count, 0, -1) * int(DAY * days), end).astype(np.int64)
+    count = int(min(snapshots - 1, (end - time[0]) // (dataset.day * days)))
+    times = np.append(end - np.arange(count, 0, -1) * int(dataset.day * days), end).astype(np.int64)
     stops = np.searchsorted(time, times)
-    scales = np.array(SCALES) * DAY
+    scales = np.array(SCALES) * dataset.day
     counts = np.zeros((dataset.num_items, len(SCALES)))
     features = np.empty((len(times), dataset.num_items, len(SCALES) + 2), np.float32)
     start = 0

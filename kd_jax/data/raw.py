@@ -17,16 +17,18 @@ class RawData:
     """Interactions and items as read, before any filter.
 
     interactions: ``user``, ``item`` (Int64 or String) and, where known, ``rating`` (Float32),
-    ``timestamp`` (Int64: seconds, or any count that grows with time) and ``split`` (String); in the
-    order of the source. items: ``item`` (of the same type), then text columns in the order of the
-    template; the first is shown as the title. counts: 'rows' that were read, and 'malformed' rows
+    ``timestamp`` (Int64) and ``split`` (String); in the order of the source. items: ``item`` (of
+    the same type), then text columns, the first of which is shown as the title; columns may be
+    nested. counts: 'rows' that were read, and 'malformed' rows
     among them, which are left out. problems: the first malformed row of each kind, as 'file:line:
     what is wrong'. path, items_path: the files of the two tables; '' where there is none. untimed:
     a hint how to name a timestamp column that may have been forgotten, with the unused columns; ''
     otherwise. impressions: what users were shown, one row per list, or None where the source has no
     record of it: ``user`` and ``timestamp`` as above, ``items`` (List of item ids, in the order
     shown; they need not be in ``items``) and ``clicked`` (List of Boolean, one per item). Nothing
-    reads it yet.
+    reads it yet. time_unit, time_digits: a timestamp is the written number times 10^time_digits, in
+    's', 'ms', 'us' or 'ns' since 1970; '' where the source does not tell its unit. notes: lines
+    about what was read, for people.
     """
 
     name: str
@@ -38,6 +40,9 @@ class RawData:
     items_path: str = ""
     untimed: str = ""
     impressions: pl.DataFrame | None = None
+    time_unit: str = ""
+    time_digits: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -74,8 +79,6 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
                 f" {name!r}{nearest(name, frame.columns)}"
             )
         refuse(raw, name, frame[name].is_null(), "is missing")
-        if frame[name].dtype.is_integer():
-            refuse(raw, name, frame[name] < 0, "is negative; ids start at 0")
     for name in {"rating", "timestamp"} & set(frame.columns):
         refuse(
             raw,
@@ -130,20 +133,24 @@ def refuse(raw: RawData, name: str, bad: pl.Series, reason: str) -> None:
         )
 
 
+def nested(kind: pl.DataType) -> bool:
+    """Whether a column has structs, or lists of lists: more than words."""
+    inner = getattr(kind, "inner", None)
+    if inner is None:
+        return isinstance(kind, pl.Struct)
+    return isinstance(inner, (pl.List, pl.Array, pl.Struct))
+
+
 def check_items(
     frame: pl.DataFrame, place: Callable[[int], str] = "items table, row {}".format
 ) -> None:
-    """Raises InputError if an id is null, negative or repeated; place: row -> text for messages."""
+    """Raises InputError if an id is null or repeated; place: row -> text for messages."""
     ids = frame["item"]
     if ids.has_nulls():
         raise InputError(
             f"{place(ids.is_null().arg_true()[0])}: the item has no id, or one of another type "
             f"({ids.null_count()} such rows); give each item its id"
         )
-    negative = ids < 0 if ids.dtype.is_integer() else ids.str.contains(r"^-\d+$")
-    if negative.any():
-        row = negative.arg_true()[0]
-        raise InputError(f"{place(row)}: item id {ids[row]} is negative; ids start at 0")
     again = (~ids.is_first_distinct()).arg_true()
     if len(again):
         raise InputError(

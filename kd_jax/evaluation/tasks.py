@@ -239,7 +239,7 @@ class Rate:
     @property
     def classes(self) -> np.ndarray:
         """The class of each interaction, int32 [N]."""
-        boundaries = np.asarray(self.boundaries)
+        boundaries = np.asarray(self.boundaries, self.dataset.rating.dtype)  # as ratings are kept
         return np.searchsorted(boundaries, self.dataset.rating, side="right").astype(np.int32)
 
     @property

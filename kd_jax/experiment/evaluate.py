@@ -9,6 +9,8 @@ import numpy as np
 
 from kd_jax.core.files import write_json
 from kd_jax.core.logging import Bar
+from kd_jax.data import summary
+from kd_jax.data.splits import NAMES
 from kd_jax.devices import sharding
 from kd_jax.devices.processes import barrier, leader
 from kd_jax.evaluation import latency
@@ -135,6 +137,10 @@ def _dataset(experiment: Experiment, counts: dict[str, dict[str, int]]) -> dict[
         "cold_items": int(np.sum(~d.warm)),
         "split": d.split_name,
         "judged": counts,
+        "not_judged": {
+            NAMES[split]: {"users": users, "targets": targets}
+            for split, (users, targets) in summary.unjudged(d).items()
+        },
     }
 
 

@@ -27,6 +27,11 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 REMOVED = "None"
 
 
+# Fields with several words, which may be given bare: --config.eval.metrics=ndcg,recall.
+WORDS = ("data.text_columns", "eval.metrics", "export.formats", "stages", "trackers")
+BARE = re.compile(rf"--?config\.({'|'.join(map(re.escape, WORDS))})=([^'\"()\[\]{{}}]*)")
+
+
 class Override(NamedTuple):
     """--config.<field>=<text>."""
 
@@ -36,6 +41,20 @@ class Override(NamedTuple):
     @property
     def flag(self) -> str:
         return f"--config.{self.field}={self.text}"
+
+
+def quoted(argv: Sequence[str]) -> list[str]:
+    """The arguments with bare words of fields of ``WORDS`` as tuples of texts.
+
+    ml_collections takes 'title,genres' for one word.
+    """
+    found = []
+    for argument in argv:
+        if flag := BARE.fullmatch(argument):
+            words = tuple(word.strip() for word in flag[2].split(",") if word.strip())
+            argument = f"--config.{flag[1]}={words!r}"
+        found.append(argument)
+    return found
 
 
 def take_out(argv: Sequence[str]) -> tuple[list[str], list[Override]]:

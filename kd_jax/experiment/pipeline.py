@@ -20,6 +20,7 @@ from kd_jax.core.files import locked, write_json
 from kd_jax.core.logging import Log
 from kd_jax.core.process import keep_compiled, status
 from kd_jax.core.trackers import TRACKERS
+from kd_jax.data import summary
 from kd_jax.data.splits import TEST
 from kd_jax.devices.processes import barrier, leader, leader_first, preempted
 from kd_jax.experiment import manifest, roles
@@ -50,9 +51,13 @@ def describe_data(experiment: Experiment) -> None:
         f" interactions ({sizes[0]:,} train, {sizes[1]:,} valid, {sizes[2]:,} test; split"
         f" {d.split_name}); {int(np.sum(~d.warm)):,} items have no train interaction"
     )
+    for line in summary.lines(d, experiment.config.teacher.lm.template):
+        log.note(line)
     for what, count in d.counts.items():
-        if count and what not in ("users", "items", "interactions"):
+        if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
             log.note(f"data: {what.replace('_', ' ')}: {count:,}")
+    for line in summary.warnings(d, chosen=experiment.config.task == "rank"):
+        log.note(f"warning: {line}")
     if len(np.unique(d.user[d.split == TEST])) == 1:
         log.note("warning: the test split has one user: its metrics are no estimate for others")
 

@@ -76,9 +76,12 @@ def _read(config: ConfigDict, log: Log) -> datasets.Dataset:
         missing_text=c.missing_text,
         text_columns=tuple(c.text_columns) or None,
         max_users=c.max_users,
+        time_unit=c.time_unit,
     )
     if raw.untimed and c.split != "column":
         log.note(
             f"warning: data.split={c.split!r} takes the order of the rows as time: {raw.untimed}"
         )
+    for line in raw.notes:
+        log.note(f"data: {line}")
     return built

@@ -334,14 +334,20 @@ def _learning(path: Path, legend: Legend) -> str:
     )
 
 
+def _fact(name: str, text: str) -> str:
+    return f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
+
+
 def _setup(metrics: dict[str, Any], models: Models, workdir: Path) -> str:
     facts = ""
     for key, value in (metrics.get("dataset") or {}).items():
         if not isinstance(value, dict | list):
             text = thousands(as_number(value)) if as_number(value) is not None else str(value)
-            facts += (
-                f"<div><dt>{escape(spoken(key).capitalize())}</dt><dd>{escape(text)}</dd></div>"
-            )
+            facts += _fact(spoken(key).capitalize(), text)
+    for split, lost in ((metrics.get("dataset") or {}).get("not_judged") or {}).items():
+        if lost["users"]:
+            text = f"{lost['users']:,} users without a history, {lost['targets']:,} interactions"
+            facts += _fact(f"Not judged in {split}", text)
     keys = sorted(
         {key for entries in models.values() for entry in entries for key in entry.get("test") or {}}
     )

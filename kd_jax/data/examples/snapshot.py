@@ -10,7 +10,6 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.types import PAD, Batch
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import Examples, compact, window
-from kd_jax.data.popularity import DAY
 from kd_jax.data.splits import TRAIN
 
 
@@ -26,14 +25,14 @@ def snapshot_examples(
 ) -> Examples:
     """Examples of the past as a model in service would have seen it.
 
-    One example per time of ``times`` (i64 [S], seconds; all but the last) and user with a history
-    before it and targets within ``horizon_days`` after it. The rows of a batch have the same time,
-    drawn with probability proportional to exp(-age / ``window_days``). user_power: the weight of an
-    example is (number of its targets) ** user_power. Raises InputError if no time has an example.
+    One example per time of ``times`` (i64 [S], in ``dataset.time_unit``; all but the last) and user
+    with a history before it and targets within ``horizon_days`` after it. The rows of a batch have
+    the same time, drawn with probability proportional to exp(-age / ``window_days``). user_power:
+    the weight of an example is (number of its targets) ** user_power. Raises InputError if no time has an example.
     """
     if len(times) < 2:
         raise InputError(
-            "teacher.popularity.enabled=True needs timestamps in seconds that span more than one"
+            "teacher.popularity.enabled=True needs timestamps that span more than one"
             " day of training; set it to False"
         )
     found = _windows(dataset, times, horizon_days, max_targets)
@@ -44,7 +43,8 @@ def snapshot_examples(
             " it; set it to False"
         )
     bounds = np.searchsorted(snapshots, np.arange(len(times)))
-    probability = np.exp((times[:-1] - times[-1]) / (window_days * DAY)) * (np.diff(bounds) > 0)
+    age = (times[:-1] - times[-1]) / (window_days * dataset.day)
+    probability = np.exp(age) * (np.diff(bounds) > 0)
     probability /= probability.sum()
 
     def draw(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -100,7 +100,7 @@ def _windows(
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for snapshot, moment in enumerate(times[:-1]):  # after the last one there are no targets
         past = time < moment
-        near = (time >= moment) & (time < moment + horizon_days * DAY)
+        near = (time >= moment) & (time < moment + horizon_days * dataset.day)
         before = np.bincount(user[past], minlength=dataset.num_users)
         soon = np.bincount(user[near], minlength=dataset.num_users)
         users = np.flatnonzero((before > 0) & (soon > 0))

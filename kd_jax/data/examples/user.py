@@ -11,7 +11,6 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.types import Batch
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import Examples, compact, window
-from kd_jax.data.popularity import DAY
 from kd_jax.data.splits import TRAIN
 
 MAX_TARGETS = 256  # only the newest train items of a user are targets
@@ -39,7 +38,7 @@ def target_ages(
     age = np.repeat(indptr[1:] - 1.0, np.diff(indptr)) - np.arange(indptr[-1])
     if unit == "days":
         time = dataset.timestamp[dataset.split == TRAIN]
-        return np.where(age < width, (time.max(initial=0) - time) / DAY, np.inf)
+        return np.where(age < width, (time.max(initial=0) - time) / dataset.day, np.inf)
     return np.where(age < width, age, np.inf)
 
 

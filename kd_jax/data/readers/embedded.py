@@ -26,4 +26,5 @@ def _embedded(name: str) -> RawData:
         with (folder / f"{kind}.parquet").open("rb") as file:
             frames[kind] = pl.read_parquet(file).cast({pl.Int32: pl.Int64})
     interactions, items = frames["interactions"], frames["items"]
-    return RawData(name, interactions, items, {"rows": interactions.height, "malformed": 0})
+    counts = {"rows": interactions.height, "malformed": 0}
+    return RawData(name, interactions, items, counts, time_unit="s")

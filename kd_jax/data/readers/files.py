@@ -1,7 +1,8 @@
-"""Tables of interactions and items in your own files: Parquet, CSV or TSV."""
+"""Tables of interactions and items in your own files: Parquet, CSV, TSV or JSON lines."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,8 +11,9 @@ import polars as pl
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import tables
-from kd_jax.data.readers.tables import Table
+from kd_jax.data.readers import ids, sources, tables
+from kd_jax.data.readers.sources import Style
+from kd_jax.data.readers.table import LINE, Table
 
 COLUMNS = MappingProxyType(
     {
@@ -23,17 +25,32 @@ COLUMNS = MappingProxyType(
         "item_id": "item",
     }
 )
+ALIASES = {"user": "user_id", "item": "item_id", "item_id": "item_id"}  # role -> second default
 OPTIONAL = ("rating", "timestamp", "split")
+INDEX = ("", "Unnamed: 0", "__index_level_0__", "index")  # as pandas writes the numbers of rows
 SECTION = "data.files"
 
 
-def read(path: str = "", items_path: str = "", columns: Mapping[str, str] = COLUMNS) -> RawData:
-    """Interactions and, if given, items with their text, each a .parquet, .csv or .tsv file.
+def read(
+    path: str = "",
+    items_path: str = "",
+    columns: Mapping[str, str] = COLUMNS,
+    header: bool = True,
+    items_header: bool = True,
+    separator: str = "",
+    quote: str = "auto",
+    date_format: str = "",
+) -> RawData:
+    """Interactions and, if given, items with their text.
 
-    path: the interactions. items_path: the items; '' if there is no table of them. columns: role ->
-    name of its column. In the interactions: 'user', 'item' and, where known, 'rating', 'timestamp',
-    'split' ('' = ignore that column). In the items: 'item_id', the id; all other columns are text.
-    Ids are whole numbers if all of them are, in both tables; otherwise strings.
+    path: the interactions, a file or a folder of files. items_path: the items; '' if there is no
+    table of them. columns: role -> name of its column. In the interactions: 'user', 'item' and,
+    where known, 'rating', 'timestamp', 'split' ('' = ignore that column). In the items: 'item_id',
+    the id; all other columns are text. Ids are whole numbers if all of them are, in both tables;
+    otherwise strings. header, items_header: whether the first line of a text file names the
+    columns; otherwise their names are 1, 2, 3, …. separator, quote: see ``sources.Style``.
+    date_format: how dates are written as text, in strftime's notation, such as %d/%m/%Y; '': it is
+    recognised.
     """
     if not path:
         raise InputError(f"data.reader='files' needs {SECTION}.path; give the file of interactions")
@@ -44,38 +61,39 @@ def read(path: str = "", items_path: str = "", columns: Mapping[str, str] = COLU
     names = {**COLUMNS, **columns}
     names = {role: column for role, column in names.items() if column or role not in OPTIONAL}
     item_id = names.pop("item_id")
+    style, items_style = (Style(separator, quote, first) for first in (header, items_header))
 
-    whole = _interactions(path, lambda table: _whole_ids(table, names))
-    items = None
+    def interactions(use: sources.Use[sources.T]) -> sources.T:
+        field = f"{SECTION}.path"
+        return sources.opened(path, use, what="interactions", field=field, style=style)
+
+    whole = interactions(lambda table: _whole_ids(table, names))
+    items: pl.DataFrame | None = None
+    notes: list[str] = []
     if items_path:
-        numbers = _items(items_path, lambda table: _whole_item_ids(table, item_id))
-        both = numbers and "item" in whole
+
+        def texts(use: sources.Use[sources.T]) -> sources.T:
+            field = f"{SECTION}.items_path"
+            return sources.opened(items_path, use, what="items", field=field, style=items_style)
+
+        both = texts(lambda table: _whole_item_ids(table, item_id)) and "item" in whole
         whole = whole if both else whole - {"item"}
-        items = _items(
-            items_path, lambda table: tables.items(table, _item_column(table, item_id), both)
-        )
-    rows, counts, problems, untimed = _interactions(path, lambda table: _rows(table, names, whole))
-    return RawData(
-        Path(path).stem,
-        rows,
-        rows.select(pl.col("item").unique().sort()) if items is None else items,
-        counts,
-        problems,
-        str(path),
-        str(items_path),
-        untimed,
-    )
-
-
-def _interactions(path: str, use: tables.Use[tables.T]) -> tables.T:
-    return tables.opened(path, use, what="interactions", field=f"{SECTION}.path")
-
-
-def _items(path: str, use: tables.Use[tables.T]) -> tables.T:
-    return tables.opened(path, use, what="items", field=f"{SECTION}.items_path")
+        items = texts(lambda table: _items(table, item_id, both, notes))
+    rows, untimed = interactions(lambda table: _rows(table, names, whole, date_format))
+    if items is None:
+        items = rows.interactions.select(pl.col("item").unique().sort())
+    raw = tables.raw_data(Path(path).stem, rows, items, path=str(path), items_path=str(items_path))
+    return dataclasses.replace(raw, untimed=untimed, notes=(*raw.notes, *notes))
 
 
 def _found(table: Table, names: Mapping[str, str]) -> dict[str, str]:
+    have = table.columns()
+    names = {
+        role: ALIASES[role]
+        if column == COLUMNS[role] and column not in have and ALIASES.get(role) in have
+        else column
+        for role, column in names.items()
+    }
     # A column that is not called what it is by default was named on purpose, so it must be there.
     optional = frozenset(role for role in OPTIONAL if names.get(role) == COLUMNS[role])
     fix = f"name it with {SECTION}.columns.{{role}}"
@@ -84,9 +102,7 @@ def _found(table: Table, names: Mapping[str, str]) -> dict[str, str]:
 
 def _whole_ids(table: Table, names: Mapping[str, str]) -> frozenset[str]:
     found = _found(table, names)
-    return frozenset(
-        role for role in ("user", "item") if tables.whole_numbers(table.rows, found[role])
-    )
+    return frozenset(role for role in ("user", "item") if ids.are_whole(table.rows, found[role]))
 
 
 def _item_column(table: Table, item_id: str) -> str:
@@ -94,15 +110,32 @@ def _item_column(table: Table, item_id: str) -> str:
 
 
 def _whole_item_ids(table: Table, item_id: str) -> bool:
-    return tables.whole_numbers(table.rows, _item_column(table, item_id))
+    return ids.are_whole(table.rows, _item_column(table, item_id))
+
+
+def _items(table: Table, item_id: str, whole: bool, notes: list[str]) -> pl.DataFrame:
+    column = _item_column(table, item_id)
+    index = [name for name in table.columns() if name in INDEX and name != column]
+    for name in index:
+        if _numbers_rows(table, name):
+            table = dataclasses.replace(table, rows=table.rows.drop(name))
+            notes.append(f"{table.path}: column {name!r} numbers the rows and is left out")
+    return tables.items(table, column, whole)
+
+
+def _numbers_rows(table: Table, name: str) -> bool:
+    """Whether a column holds whole numbers that grow from row to row."""
+    number = pl.col(name).cast(pl.Int64, strict=False)
+    grows = (number.is_not_null() & (number.diff().fill_null(1) > 0)).all()
+    return bool(table.rows.sort(LINE).select(grows).collect().item())
 
 
 def _rows(
-    table: Table, names: Mapping[str, str], whole: frozenset[str]
-) -> tuple[pl.DataFrame, dict[str, int], tuple[str, ...], str]:
-    """The usable interactions, counts, problems and ``RawData.untimed``."""
+    table: Table, names: Mapping[str, str], whole: frozenset[str], date_format: str
+) -> tuple[tables.Rows, str]:
+    """The usable interactions, and ``RawData.untimed``."""
     found = _found(table, names)
-    rows, counts, problems = tables.interactions(table, found, whole)
+    rows = tables.interactions(table, found, whole, date_format)
     untimed = ""
     if "timestamp" in names and "timestamp" not in found:
         used = found.values()
@@ -112,4 +145,4 @@ def _rows(
             f" {SECTION}.columns.timestamp (columns that nothing reads: {others}), or set it to ''"
             " if the rows are in order of time"
         )
-    return rows, counts, problems, untimed
+    return rows, untimed

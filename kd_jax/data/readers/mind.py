@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import polars as pl
 
 from kd_jax.core.errors import InputError
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import tables
-from kd_jax.data.readers.tables import LINE, Table
+from kd_jax.data.readers import sources, tables
+from kd_jax.data.readers.table import LINE, Table
 
 FIELD = "data.mind.path"
 BEHAVIORS = ("impression", "user", "time", "history", "shown")
@@ -27,10 +29,10 @@ def read(path: str = "", history: bool = True) -> RawData:
     """
     if not path:
         raise InputError(f"{FIELD} is not set; give an unpacked MIND folder")
-    folder = tables.existing(path, "MIND folder", FIELD)
-    news = tables.lines(tables.existing(folder / "news.tsv", "news", FIELD), "\t", NEWS)
-    file = tables.existing(folder / "behaviors.tsv", "behaviors", FIELD)
-    behaviors = _parsed(tables.lines(file, "\t", BEHAVIORS))
+    folder = sources.existing(path, "MIND folder", FIELD)
+    news = sources.lines(sources.existing(folder / "news.tsv", "news", FIELD), "\t", NEWS)
+    file = sources.existing(folder / "behaviors.tsv", "behaviors", FIELD)
+    behaviors = _parsed(sources.lines(file, "\t", BEHAVIORS))
     usable = pl.col("fault").is_null()
     broken = behaviors.filter(~usable)
     problem = ""
@@ -40,7 +42,7 @@ def read(path: str = "", history: bool = True) -> RawData:
     clicks = [_clicked(shown), *([_earlier(shown)] if history else [])]
     table = Table(str(file), pl.concat(clicks).lazy(), broken=broken.height, problem=problem)
     names = {"user": "user", "item": "item", "timestamp": "timestamp"}
-    rows, counts, problems = tables.interactions(table, names, whole=frozenset())
+    found = dataclasses.replace(tables.interactions(table, names, whole=frozenset()), time_unit="s")
     items = tables.items(Table(news.path, news.rows.drop("rest")), "item", whole=False)
     impressions = shown.select(
         "user",
@@ -50,7 +52,8 @@ def read(path: str = "", history: bool = True) -> RawData:
     )
     text = items.select("item", "title", "abstract", "category", "subcategory")
     name = folder.resolve().name
-    return RawData(name, rows, text, counts, problems, str(file), news.path, "", impressions)
+    raw = tables.raw_data(name, found, text, path=str(file), items_path=news.path)
+    return dataclasses.replace(raw, impressions=impressions)
 
 
 def _parsed(table: Table) -> pl.DataFrame:

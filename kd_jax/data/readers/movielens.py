@@ -8,8 +8,8 @@ import polars as pl
 
 from kd_jax.core.errors import InputError
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import tables
-from kd_jax.data.readers.tables import LINE
+from kd_jax.data.readers import sources, tables
+from kd_jax.data.readers.table import LINE, Table
 
 RATINGS = {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"}
 CSV = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
@@ -47,20 +47,20 @@ def read(path: str = "") -> RawData:
         raise InputError(
             f"data.reader='movielens' needs {FIELD}; give an unpacked MovieLens folder"
         )
-    folder = tables.existing(path, "MovieLens folder", FIELD)
+    folder = sources.existing(path, "MovieLens folder", FIELD)
 
     def file(name: str, what: str) -> Path:
-        return tables.existing(folder / name, what, FIELD)
+        return sources.existing(folder / name, what, FIELD)
 
     if (folder / "u.data").exists():
-        ratings = tables.lines(file("u.data", "ratings"), "\t", list(RATINGS))
+        ratings = sources.lines(file("u.data", "ratings"), "\t", list(RATINGS))
         return _raw(folder, ratings, RATINGS, _films_100k(file("u.item", "films")))
     if (folder / "ratings.dat").exists():
-        ratings = tables.lines(file("ratings.dat", "ratings"), "::", list(RATINGS))
+        ratings = sources.lines(file("ratings.dat", "ratings"), "::", list(RATINGS))
         return _raw(folder, ratings, RATINGS, _films_dat(file("movies.dat", "films")))
     if (folder / "ratings.csv").exists():
-        films = tables.opened(folder / "movies.csv", _films_csv, what="films", field=FIELD)
-        return tables.opened(
+        films = sources.opened(folder / "movies.csv", _films_csv, what="films", field=FIELD)
+        return sources.opened(
             folder / "ratings.csv",
             lambda table: _raw(folder, table, CSV, films),
             what="ratings",
@@ -72,17 +72,15 @@ def read(path: str = "") -> RawData:
     )
 
 
-def _raw(
-    folder: Path, ratings: tables.Table, columns: dict[str, str], films: pl.DataFrame
-) -> RawData:
+def _raw(folder: Path, ratings: Table, columns: dict[str, str], films: pl.DataFrame) -> RawData:
     genres = (
         pl.col("genres").replace("(no genres listed)", "").str.replace_all("|", ", ", literal=True)
     )
-    rows, counts, problems = tables.interactions(ratings, tables.find_columns(ratings, columns))
-    return RawData(folder.resolve().name, rows, films.with_columns(genres), counts, problems)
+    found = tables.interactions(ratings, tables.find_columns(ratings, columns))
+    return tables.raw_data(folder.resolve().name, found, films.with_columns(genres))
 
 
-def _films_csv(table: tables.Table) -> pl.DataFrame:
+def _films_csv(table: Table) -> pl.DataFrame:
     columns = tables.find_columns(table, {"item": "movieId", "title": "title", "genres": "genres"})
     return tables.items(table, columns["item"]).select("item", "title", "genres")
 
@@ -130,5 +128,5 @@ def _checked(path: Path, films: pl.DataFrame) -> pl.DataFrame:
             f"{path}:{broken[LINE][0]}: {broken['text'][0]!r} is no film ({broken.height} such"
             " lines); fix them, or download the file again"
         )
-    table = tables.Table(str(path), films.lazy().select(LINE, "item", "title", "genres"))
+    table = Table(str(path), films.lazy().select(LINE, "item", "title", "genres"))
     return tables.items(table, "item")

@@ -17,8 +17,8 @@ import polars as pl
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import tables
-from kd_jax.data.readers.tables import LINE
+from kd_jax.data.readers import ids, tables
+from kd_jax.data.readers.table import LINE, Table
 
 ROLES = ("user", "item", "rating", "timestamp")
 FIELDS = MappingProxyType(
@@ -106,20 +106,18 @@ def _opened(tfds: Any, name: str, path: str) -> tuple[Any, bool]:
 def _raw(name: str, frame: pl.DataFrame, roles: list[str]) -> RawData:
     """The RawData of a table of records with a column for each role."""
     rows = frame.with_row_index(LINE, offset=1).lazy()
-    table = tables.Table(f"tfds:{name}", rows, unit="record")
-    whole = frozenset(role for role in ("user", "item") if tables.whole_numbers(rows, role))
-    interactions, counts, problems = tables.interactions(
-        table, {role: role for role in ROLES if role in roles}, whole
-    )
+    table = Table(f"tfds:{name}", rows, unit="record")
+    whole = frozenset(role for role in ("user", "item") if ids.are_whole(rows, role))
+    found = tables.interactions(table, {role: role for role in ROLES if role in roles}, whole)
     text = [role for role in roles if role not in ROLES]
     first = (
         rows.select(LINE, "item", *text)
         .drop_nulls("item")
         .unique("item", keep="first", maintain_order=True)
     )
-    items = tables.items(tables.Table(table.path, first, unit="record"), "item", "item" in whole)
-    return RawData(
-        name.replace("/", "-"), interactions, items, counts, problems, table.path, table.path
+    items = tables.items(Table(table.path, first, unit="record"), "item", "item" in whole)
+    return tables.raw_data(
+        name.replace("/", "-"), found, items, path=table.path, items_path=table.path
     )
 
 

@@ -1,0 +1,120 @@
+"""A data set in a few lines: what it has, what was left out, and what looks wrong."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import polars as pl
+
+from kd_jax.data.dataset import Dataset
+from kd_jax.data.splits import NAMES, TEST, VALID
+from kd_jax.data.text import item_texts
+from kd_jax.data.time_units import COUNTS, EXPONENTS
+
+UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+DROPPED = ("malformed", "below_min_rating", "repeated", "below_min_interactions")
+SHOWN = 200  # characters of the example of a text
+SAME = 0.5  # share of items whose text is another's, from which on that is reported
+
+
+def lines(dataset: Dataset, template: str = "") -> list[str]:
+    """What was read and kept, one line per table.
+
+    template: of the item texts, as ``teacher.lm.template``.
+    """
+    counts = dataset.counts
+    dropped = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in DROPPED if counts.get(name)]
+    left_out = ", ".join(dropped) or "none left out"
+    texts = dataset.items.columns
+    example = item_texts(dataset.items[:1], texts, template)[0]
+    return [
+        f"data: interactions: {counts.get('rows', len(dataset.user)):,} rows read,"
+        f" {len(dataset.user):,} kept ({left_out}); users are {_ids(dataset.user_ids)}, items are"
+        f" {_ids(dataset.item_ids)}; {_times(dataset)}",
+        f"data: items: {dataset.num_items:,}, shown by {texts[0]!r}; text columns: "
+        f"{', '.join(texts)}; for example: {example[:SHOWN]!r}",
+    ]
+
+
+def warnings(dataset: Dataset, chosen: bool) -> list[str]:
+    """What looks wrong, with its number and the field that changes it.
+
+    chosen: whether every interaction counts as a choice of the item (task 'rank').
+    """
+    found = []
+    low = int((dataset.rating <= 0).sum())
+    if chosen and low:
+        found.append(
+            f"{low:,} interactions with a rating of 0 or less count as chosen items; leave them out"
+            " with data.min_rating"
+        )
+    for code, (users, targets) in unjudged(dataset).items():
+        if users:
+            total = int((dataset.split == code).sum())
+            found.append(
+                f"{users:,} {NAMES[code]} users with {targets:,} of {total:,} interactions have no"
+                " earlier interaction and are not judged"
+            )
+    ties, judged = _ties(dataset)
+    if ties:
+        found.append(
+            f"{ties:,} of {judged:,} test interactions have the time of the user's one before them:"
+            " which is later is taken from the order of the rows; data.split='temporal' keeps them"
+            " together"
+        )
+    same = _same_texts(dataset)
+    if same >= SAME * dataset.num_items and dataset.num_items > 1:
+        found.append(
+            f"{same:,} of {dataset.num_items:,} items have the same text as another; choose other"
+            " columns with data.text_columns"
+        )
+    return found
+
+
+def unjudged(dataset: Dataset) -> dict[int, tuple[int, int]]:
+    """Split (1 and 2) -> users with targets but no history, and the number of these targets."""
+    found = {}
+    for code in (VALID, TEST):
+        before = np.diff(dataset.history(code)[0])
+        targets = np.diff(dataset.targets(code)[0])
+        lost = (targets > 0) & (before == 0)
+        found[code] = int(lost.sum()), int(targets[lost].sum())
+    return found
+
+
+def _ids(ids: pl.Series) -> str:
+    return "whole numbers" if ids.dtype.is_integer() else "strings"
+
+
+def _times(dataset: Dataset) -> str:
+    times = dataset.timestamp
+    if not len(times) or "rows_without_a_timestamp,_whose_order_is_taken_as_time" in dataset.counts:
+        return "no timestamps"
+    size = 10 ** EXPONENTS[dataset.time_unit]
+    if int(np.abs(times).max()) < COUNTS * size:
+        return "timestamps are small numbers, taken for seconds where days count"
+    first, last = (_day(int(end) // size) for end in (times.min(), times.max()))
+    return f"timestamps in {UNITS[dataset.time_unit]} from {first} to {last} (UTC)"
+
+
+def _day(seconds: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:,} seconds"
+
+
+def _ties(dataset: Dataset) -> tuple[int, int]:
+    """First test interactions of users at the time of the one before, and how many there are."""
+    test = np.flatnonzero(dataset.split == TEST)
+    test = test[test > 0]
+    before = test - 1
+    earlier = (dataset.user[before] == dataset.user[test]) & (dataset.split[before] != TEST)
+    same = dataset.timestamp[before] == dataset.timestamp[test]
+    return int((earlier & same).sum()), int(earlier.sum())
+
+
+def _same_texts(dataset: Dataset) -> int:
+    """The number of items whose cells are all those of an earlier item."""
+    return dataset.num_items - dataset.items.n_unique()
