@@ -56,6 +56,16 @@ def warnings(dataset: Dataset, chosen: bool) -> list[str]:
                 f"{users:,} {NAMES[code]} users with {targets:,} of {total:,} interactions have no"
                 " earlier interaction and are not judged"
             )
+    for what, ids, index in (
+        ("users", dataset.user_ids, dataset.user),
+        ("items", dataset.item_ids, dataset.item),
+    ):
+        if ids.dtype.is_integer() and int((ids < 0).sum()) == 1 and ids[0] == -1:
+            rows = int((index == 0).sum())
+            found.append(
+                f"one of the {what} has the id -1, with {rows:,} interactions; leave these rows out"
+                " if it stands for an unknown one"
+            )
     ties, judged = _ties(dataset)
     if ties:
         found.append(

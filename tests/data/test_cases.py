@@ -1,4 +1,4 @@
-"""Inputs that went wrong once, where they are at hand; test_sources.py has own ones of each kind."""
+"""Inputs that went wrong once, where they are at hand; test_sources.py has some of each kind."""
 
 import shutil
 from pathlib import Path

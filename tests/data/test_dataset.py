@@ -424,8 +424,6 @@ def test_empty_split():
 @pytest.mark.parametrize(
     ("rows", "fragments"),
     [
-        ([(1, 1, 1.0, 1), (-4, 2, 1.0, 1)], ["row 1: user -4 is negative"]),
-        ([(1, -1, 1.0, 1), (1, 2, 1.0, 1)], ["row 0: item -1 is negative"]),
         ([(1, 1, 1.0, 1), (None, 2, 1.0, 1)], ["row 1: user None is missing"]),
         ([(1, 1, float("nan"), 1), (1, 2, 1.0, 1)], ["row 0: rating nan is not a finite number"]),
         ([(1, 1, 1.0, None), (1, 2, 1.0, 1)], ["row 0: timestamp None is not a finite number"]),
@@ -443,7 +441,6 @@ def test_items_from_elsewhere_are_checked():
         return lambda: dataset.build(RawData("x", raw.interactions, table))
 
     refused(build([1, 2, 1]), "row 2: item id 1 is there twice")
-    refused(build([1, -2]), "row 1: item id -2 is negative")
     refused(build([1, None]), "row 1: the item has no id")
     refused(
         build(["1", "2"]), "item ids are Int64 in the interactions and String in the items table"
