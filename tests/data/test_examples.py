@@ -14,8 +14,9 @@ from kd_jax.data.examples.rating import rate_examples
 from kd_jax.data.examples.sequence import sequence_examples
 from kd_jax.data.examples.snapshot import snapshot_examples
 from kd_jax.data.examples.user import user_examples
-from kd_jax.data.popularity import DAY, SCALES, trends
+from kd_jax.data.popularity import SCALES, trends
 from kd_jax.data.splits import TEST, TRAIN, VALID
+from kd_jax.data.time_units import DAY
 from kd_jax.evaluation import scoring
 
 
