@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import polars as pl
 
@@ -30,8 +31,13 @@ def read(path: str = "", history: bool = True) -> RawData:
     if not path:
         raise InputError(f"{FIELD} is not set; give an unpacked MIND folder")
     folder = sources.existing(path, "MIND folder", FIELD)
-    news = sources.lines(sources.existing(folder / "news.tsv", "news", FIELD), "\t", NEWS)
-    file = sources.existing(folder / "behaviors.tsv", "behaviors", FIELD)
+    news = sources.existing(folder / "news.tsv", "news", FIELD)
+    behaviors = sources.existing(folder / "behaviors.tsv", "behaviors", FIELD)
+    with sources.readable(folder):
+        return _raw(behaviors, sources.lines(news, "\t", NEWS), history)
+
+
+def _raw(file: Path, news: Table, history: bool) -> RawData:
     behaviors = _parsed(sources.lines(file, "\t", BEHAVIORS))
     usable = pl.col("fault").is_null()
     broken = behaviors.filter(~usable)
@@ -51,7 +57,7 @@ def read(path: str = "", history: bool = True) -> RawData:
         clicked=pl.col("tokens").list.eval(pl.element().str.ends_with("-1")),
     )
     text = items.select("item", "title", "abstract", "category", "subcategory")
-    name = folder.resolve().name
+    name = file.parent.resolve().name
     raw = tables.raw_data(name, found, text, path=str(file), items_path=news.path)
     return dataclasses.replace(raw, impressions=impressions)
 

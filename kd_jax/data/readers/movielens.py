@@ -54,10 +54,12 @@ def read(path: str = "") -> RawData:
 
     if (folder / "u.data").exists():
         ratings = sources.lines(file("u.data", "ratings"), "\t", list(RATINGS))
-        return _raw(folder, ratings, RATINGS, _films_100k(file("u.item", "films")))
+        with sources.readable(folder / "u.data"):
+            return _raw(folder, ratings, RATINGS, _films_100k(file("u.item", "films")))
     if (folder / "ratings.dat").exists():
         ratings = sources.lines(file("ratings.dat", "ratings"), "::", list(RATINGS))
-        return _raw(folder, ratings, RATINGS, _films_dat(file("movies.dat", "films")))
+        with sources.readable(folder / "ratings.dat"):
+            return _raw(folder, ratings, RATINGS, _films_dat(file("movies.dat", "films")))
     if (folder / "ratings.csv").exists():
         films = sources.opened(folder / "movies.csv", _films_csv, what="films", field=FIELD)
         return sources.opened(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import mmap
 import re
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,13 +102,20 @@ def opened(
     kind = kinds.pop()
     for file in files:
         check_content(file, kind)
-    try:
+    with readable(path):
         try:
             return use(_joined(path, [_part(file, kind, style) for file in files], kind))
         except pl.exceptions.ComputeError:
             if kind == "parquet":
                 raise
             return use(_joined(path, [_well_formed(file, kind, style) for file in files], kind))
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what polars and the system say of a file into an InputError of one line."""
+    try:
+        yield
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = "".join(c if c.isprintable() else "?" for c in str(error).splitlines()[0])
         raise InputError(
