@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -15,47 +14,21 @@ import numpy as np
 import onnxruntime
 import polars as pl
 import pytest
-from flax import nnx
 
 import kd_jax
 from configs import common
 from helpers.marks import first_fast
+from helpers.students import bundle_of, task
 from helpers.toy import refused
-from helpers.training import HISTORY, spec_of, student_of, task_of
+from helpers.training import HISTORY
 from kd_jax import runtime
 from kd_jax.core.scores import Factors
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
-from kd_jax.models.scorer import split
-from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving import exporters
-from kd_jax.serving.exporters import EXPORTERS, Bundle, programs, weights
+from kd_jax.serving.exporters import EXPORTERS, programs, weights
 
 USERS = 5
-
-
-@functools.cache
-def task():
-    return task_of(False)
-
-
-def bundle_of(name, task_name="rank"):
-    """A student with random parameters."""
-    graphdef, params, constants = split(student_of(task(), name))
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(4)
-    leaves = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    description = {
-        "model": "student",
-        "student": name,
-        "task": task_name,
-        "history": HISTORY,
-        "spec": spec_of(task().dataset, name, dim=16).plain(),
-    }
-    model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
-    maps = HistoryMap(np.eye(16, dtype=np.float32), np.zeros(16, np.float32), 5.0, 1.0)
-    table = "user" in type(model).tables
-    return Bundle(task().dataset, model, description, history_map=maps if table else None)
 
 
 def scores_of(model):
@@ -241,3 +214,10 @@ def test_vectors_of_more_than_two_gigabytes_are_refused(tmp_path, monkeypatch):
             f"export.formats: '{form}' holds at most 2 GB",
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_user_out_of_range_gets_no_scores_of_another_user(tmp_path):
+    exporters.write(bundle_of("mf"), tmp_path, ("jax_export",))
+    program = jax.export.deserialize(bytearray((tmp_path / "user_scores.jax_export").read_bytes()))
+    scores = np.asarray(program.call(np.array([-1, 0, task().dataset.num_users], np.int32)))
+    assert np.isnan(scores[[0, 2]]).all() and not np.isnan(scores[1]).any()
