@@ -219,7 +219,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
         model = nnx.merge(graphdef, params, constants)
         bundle = exporters.Bundle(data, model, description)
-        exporters.write(bundle, folder / "export", ("safetensors", "parquet"))
+        exporters.write(bundle, folder / "export", ("weights", "vectors"))
     kept = {"users": data.num_users, "items": data.num_items, "interactions": len(data.item)}
     return {"stages": stage.rows, "kept": kept} | measuring.machine()
 

@@ -36,10 +36,15 @@ def get_config() -> ConfigDict:
     c.eval = evaluation()
     c.export = ConfigDict()
     # names of EXPORTERS, what the folder export/ holds; each has a section of its own
-    c.export.formats = ("runtime", "safetensors", "parquet")
+    c.export.formats = ("runtime", "weights", "vectors")
     c.export.runtime = ConfigDict()
-    c.export.safetensors = ConfigDict()
-    c.export.parquet = ConfigDict()
+    c.export.weights = ConfigDict()
+    c.export.vectors = ConfigDict()
+    c.export.numpy = ConfigDict()
+    # zip the arrays, which saves a tenth and costs time
+    c.export.numpy.compressed = False
+    c.export.jax_export = ConfigDict()
+    c.export.onnx = ConfigDict()
     # further logs of the training curves: 'tensorboard' (event files in tensorboard/, written
     # without TensorFlow) and 'wandb' (if it is installed)
     c.trackers = ()

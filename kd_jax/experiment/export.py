@@ -15,6 +15,7 @@ from kd_jax.experiment.builders import build, trains_language_model
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
+from kd_jax.models.teachers import head
 from kd_jax.serving import exporters
 from kd_jax.serving.exporters import Bundle
 
@@ -69,7 +70,7 @@ def _has_language_model(models: TrainedModels, role: Role, seed: int) -> bool:
 
 
 def _export_language_model(models: TrainedModels, role: Role, seed: int) -> None:
-    """Exports the language model of a teacher as a Hugging Face folder."""
+    """Exports the language model of a teacher as a Hugging Face folder, with the head beside it."""
     experiment = models.experiment
     parts = build(experiment, role, seed)
     params = models.best_params(role, seed, parts)
@@ -79,4 +80,8 @@ def _export_language_model(models: TrainedModels, role: Role, seed: int) -> None
         # Its constants, vectors of all texts, are not exported.
         lm, data = experiment.texts(role).language_model, experiment.dataset.checksum
         lm.save(folder, parts.graphdef, params, parts.constants, data)
+        teacher: Any = nnx.merge(parts.graphdef, params, parts.constants)
+        c = experiment.settings(role).teacher.to_dict()
+        del c["lm"]["weights"]  # those that training started from
+        head.write(folder, teacher, {name: c[name] for name in ("lm", "model", "popularity")})
         experiment.log.note(f"export: the fine-tuned language model (seed {seed}) in {folder}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def _each(old: str, fields: str, new: str) -> dict[str, str]:
 
 
 _TEACHER, _STUDENT = (kind.value for kind in Kind)
+FORMATS = {"safetensors": "weights", "parquet": "vectors", "npz": "numpy"}  # of export.formats
 
 # Old field -> new name. <name> is a student's, <reader> one of data.<reader>.
 RENAMED = {
@@ -58,6 +59,8 @@ RENAMED = {
     "student.hidden": "student.mlp.hidden",
     **_each(_STUDENT, "history blocks heads", "student.sasrec"),
     "distill.clicks": "teacher.clicks and student.clicks",
+    **{f"export.{old}": f"export.{new}" for old, new in FORMATS.items()},
+    "export.npz.compressed": "export.numpy.compressed",
 }
 _TREE = '{"student": {"mf": {"dropout": 0.1}}}'
 # Fields that have their old name and hold sections in place of tuples -> what they hold.
@@ -94,16 +97,26 @@ def check_flags(argv: Sequence[str]) -> None:
 
 
 def check_names(config: Mapping[str, Any] | ConfigDict) -> None:
-    """Raises InputError for a config with a renamed field."""
-    for field, value in _fields(config):
+    """Raises InputError for a config with a renamed field or export format."""
+    _check_fields(_fields(config))
+    for name in config.get("export", {}).get("formats", ()):
+        if name in FORMATS:
+            raise InputError(f"export.formats: {name!r} is now {FORMATS[name]!r}")
+
+
+def _check_fields(found: Iterable[tuple[str, Any]]) -> None:
+    for field, value in found:
         if field in RENAMED or (field in RESHAPED and isinstance(value, (list, tuple))):
             raise InputError(new_name(field))
 
 
 def check_written(config: Mapping[str, Any], path: Path) -> None:
-    """Raises InputError for the config of a workdir, read from ``path``, with an old field."""
+    """Raises InputError for the config of a workdir, read from ``path``, with an old field.
+
+    Old names in its section ``export`` are accepted: nothing that is trained depends on them.
+    """
     try:
-        check_names(config)
+        _check_fields(item for item in _fields(config) if not item[0].startswith("export."))
     except InputError as error:
         raise InputError(
             f"{path} is of an earlier version of kd_jax ({error}), whose workdirs cannot be read;"

@@ -218,6 +218,16 @@ def test_every_old_tuple_is_refused_with_what_it_is_now(old):
     toy.refused(lambda: renamed.check_flags([f"--config.{old}=(('x', 1),)"]), f"{old} is now a")
 
 
+@pytest.mark.parametrize("old", renamed.FORMATS)
+def test_every_old_export_format_is_refused_with_its_new_name(old, tmp_path, capsys):
+    c = csv.get_config("runlocal")
+    c.export.formats = ("runtime", old)
+    assert pipeline.main(c, tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error == f"error: export.formats: {old!r} is now {renamed.FORMATS[old]!r}\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_config_has_new_names_alone():
     for module in (common, quickstart, online_retail, csv, movielens):
         renamed.check_names(module.get_config())
@@ -263,6 +273,14 @@ def test_a_workdir_of_an_earlier_version_is_refused_in_one_line(tmp_path, capsys
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "config.json is of an earlier version of kd_jax" in error
     toy.refused(lambda: written(tmp_path / "run"), "data.source is now data.reader")
+
+
+def test_a_workdir_with_old_export_formats_is_read(tmp_path):
+    """They say what is written at the end, and nothing that is trained depends on them."""
+    c = csv.get_config().to_dict()
+    c["export"] = {"formats": ["runtime", "safetensors", "parquet"], "parquet": {}, "npz": {}}
+    (tmp_path / "config.json").write_text(json.dumps(c))
+    assert list(written(tmp_path).export.formats) == c["export"]["formats"]
 
 
 # Named sections on the command line

@@ -140,6 +140,18 @@ def test_exported_vectors_and_weights_give_the_scores_of_the_recommender(finishe
     np.testing.assert_array_equal(tensors["item"], items["vector"].to_numpy())
 
 
+def test_a_checkpoint_is_read_as_documented(finished):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.S)
+    (code,) = (block for block in blocks if "orbax" in block)
+    assert "kd_jax" not in code and code.count("runs/quickstart/") == 1
+    names: dict[str, object] = {}
+    exec(code.replace("runs/quickstart", str(finished)), names)
+    tensors = load_file(finished / "export/student.safetensors")
+    assert names["params"].keys() == tensors.keys()
+    for name, value in names["params"].items():
+        np.testing.assert_array_equal(value, tensors[name])
+
+
 def test_recommendations_for_a_new_user_follow_the_history(finished, capsys):
     recommender = kd_jax.load(finished)
     titles = recommender.dataset.titles
@@ -259,6 +271,11 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
     if trained:
         hf.load_encoder(tmp_path / "run/export/teacher")
+        head = tmp_path / "run/export/teacher/head.safetensors"
+        described = json.loads(head.with_suffix(".json").read_text())
+        assert described["tensors"].keys() == load_file(head).keys()
+        assert "text.up.kernel" in described["tensors"]
+        assert described["settings"]["lm"]["train"] == fields["teacher.lm.train"]
 
 
 @pytest.mark.slow

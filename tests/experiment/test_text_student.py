@@ -82,7 +82,7 @@ def test_a_section_that_no_config_lists_is_made_from_the_spec():
         ("student.linear_test.dim=4", "did you mean 'linear_text'"),
         ("student.linear_text.dim=x", "give another int"),
         ("data.moviolens.path=x", "did you mean 'movielens'"),
-        ("export.parqet.x=1", "did you mean 'parquet'"),
+        ("export.vectorz.x=1", "did you mean 'vectors'"),
     ):
         _, given = overrides.take_out([f"--config.{argument}"])
         refused(lambda given=given: overrides.apply(c, given), f"--config.{argument}", message)

@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import polars as pl
 import pytest
-from flax import nnx
 
 import kd_jax
 from configs import common
 from helpers.marks import first_fast
+from helpers.students import bundle_of, task
 from helpers.toy import refused
-from helpers.training import HISTORY, spec_of, student_of, task_of
+from helpers.training import HISTORY
 from kd_jax import runtime
 from kd_jax.core.scores import Factors
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
-from kd_jax.models.scorer import split
-from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving import exporters
-from kd_jax.serving.exporters import EXPORTERS, Bundle, safetensors
+from kd_jax.serving.exporters import EXPORTERS, programs, weights
 
 USERS = 5
-
-
-@functools.cache
-def task():
-    return task_of(False)
-
-
-def bundle_of(name, task_name="rank"):
-    """A student with random parameters."""
-    graphdef, params, constants = split(student_of(task(), name))
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(4)
-    leaves = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    description = {
-        "model": "student",
-        "student": name,
-        "task": task_name,
-        "history": HISTORY,
-        "spec": spec_of(task().dataset, name, dim=16).plain(),
-    }
-    model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
-    maps = HistoryMap(np.eye(16, dtype=np.float32), np.zeros(16, np.float32), 5.0, 1.0)
-    table = "user" in type(model).tables
-    return Bundle(task().dataset, model, description, history_map=maps if table else None)
 
 
 def scores_of(model):
@@ -63,8 +40,8 @@ def scores_of(model):
     return np.asarray(scores.dense() if isinstance(scores, Factors) else scores)
 
 
-def from_safetensors(folder: Path) -> np.ndarray:
-    return scores_of(safetensors.read(folder, task().dataset)[0])
+def from_weights(folder: Path) -> np.ndarray:
+    return scores_of(weights.read(folder, task().dataset)[0])
 
 
 def from_runtime(folder: Path) -> np.ndarray:
@@ -74,7 +51,7 @@ def from_runtime(folder: Path) -> np.ndarray:
     return found.scores(found.export.user_vectors[:USERS])
 
 
-def from_parquet(folder: Path) -> np.ndarray:
+def from_vectors(folder: Path) -> np.ndarray:
     data = task().dataset
     users, items = (
         pl.read_parquet(folder / f"{kind}_vectors.parquet") for kind in ("user", "item")
@@ -87,7 +64,7 @@ def from_parquet(folder: Path) -> np.ndarray:
     )
 
 
-def from_npz(folder: Path) -> np.ndarray:
+def from_numpy(folder: Path) -> np.ndarray:
     data = task().dataset
     with np.load(folder / "vectors.npz", allow_pickle=False) as found:
         assert found["users"].tolist() == data.user_ids.to_list()
@@ -95,12 +72,42 @@ def from_npz(folder: Path) -> np.ndarray:
         return found["user_vectors"][:USERS] @ found["item_vectors"].T + found["item_bias"]
 
 
+def given(folder: Path, form: str) -> dict[str, np.ndarray]:
+    """The input of a program: users, or the histories that ``scores_of`` reads."""
+    data = task().dataset
+    found = json.loads((folder / f"{form}.json").read_text())
+    assert found["users"] == data.user_ids.to_list() and found["items"] == data.item_ids.to_list()
+    if found["model"]["student"] == "sasrec":
+        return {"history": last_items(*data.history(TEST), HISTORY)[:USERS].astype(np.int32)}
+    return {"user": np.arange(USERS, dtype=np.int32)}
+
+
+def from_jax_export(folder: Path) -> np.ndarray:
+    ((name, value),) = given(folder, "jax_export").items()
+    program = jax.export.deserialize(bytearray((folder / f"{name}_scores.jax_export").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    return np.asarray(program.call(value))
+
+
+def from_onnx(folder: Path) -> np.ndarray:
+    inputs = given(folder, "onnx")
+    (name,) = inputs
+    session = onnxruntime.InferenceSession(folder / f"{name}_scores.onnx")
+    asked = ["scores", "top_items", "top_scores"]
+    scores, items, best = session.run(asked, inputs | {"k": np.array([7])})
+    np.testing.assert_array_equal(items, np.argsort(-scores, axis=1, kind="stable")[:, :7])
+    np.testing.assert_array_equal(best, np.take_along_axis(scores, items, axis=1))
+    return scores
+
+
 # Format -> the scores of the first users, from the files alone.
 SCORES: dict[str, Callable[[Path], np.ndarray]] = {
     "runtime": from_runtime,
-    "safetensors": from_safetensors,
-    "parquet": from_parquet,
-    "npz": from_npz,
+    "weights": from_weights,
+    "vectors": from_vectors,
+    "numpy": from_numpy,
+    "jax_export": from_jax_export,
+    "onnx": from_onnx,
 }
 
 
@@ -154,9 +161,9 @@ def test_a_file_is_whole_or_absent(form, tmp_path, monkeypatch):
 def test_an_unknown_format_or_field_is_refused_before_anything_is_written(form, tmp_path):
     bundle, folder = bundle_of("mf"), tmp_path / "export"
     refused(
-        lambda: exporters.write(bundle, folder, (form, "parqet")),
-        "export.formats: 'parqet' is unknown",
-        "did you mean 'parquet'?",
+        lambda: exporters.write(bundle, folder, (form, "vectorz")),
+        "export.formats: 'vectorz' is unknown",
+        "did you mean 'vectors'?",
     )
     refused(
         lambda: exporters.write(bundle, folder, (form,), {form: {"colour": "red"}}),
@@ -167,7 +174,7 @@ def test_an_unknown_format_or_field_is_refused_before_anything_is_written(form, 
 
 def test_the_sections_of_configs_common_have_the_exporters_defaults():
     export = common.get_config().export
-    assert export.formats == ("runtime", "safetensors", "parquet")
+    assert export.formats == ("runtime", "weights", "vectors")
     for name in set(EXPORTERS) & set(export):
         assert export[name].to_dict() == exporters.exporter_section(name, {})
 
@@ -175,12 +182,42 @@ def test_the_sections_of_configs_common_have_the_exporters_defaults():
 def test_a_workdir_without_the_runtime_is_refused_with_the_stage(tmp_path):
     bundle = bundle_of("mf")
     bundle.dataset.save(tmp_path / "dataset")
-    exporters.write(bundle, tmp_path / "export", ("parquet",))
+    exporters.write(bundle, tmp_path / "export", ("vectors",))
     refused(lambda: kd_jax.load(tmp_path), "runtime.safetensors is missing", "launch.py")
 
 
 def test_a_description_of_another_version_is_refused(tmp_path):
     bundle = bundle_of("mf")
     bundle.description["spec"]["colour"] = "red"
-    safetensors.write(bundle, tmp_path)
-    refused(lambda: safetensors.read(tmp_path, bundle.dataset), "student.json", "export again")
+    weights.write(bundle, tmp_path)
+    refused(lambda: weights.read(tmp_path, bundle.dataset), "student.json", "export again")
+
+
+def test_a_missing_package_is_refused_with_the_extra_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    folder = tmp_path / "export"
+    refused(
+        lambda: exporters.write(bundle_of("mf"), folder, ("vectors", "onnx")),
+        "export.formats: 'onnx' needs the package onnx",
+        "pip install 'kd_jax[onnx]'",
+    )
+    assert not folder.exists()
+
+
+def test_vectors_of_more_than_two_gigabytes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "MAX_BYTES", 100)
+    for form in ("jax_export", "onnx"):
+        refused(
+            lambda form=form: exporters.write(bundle_of("mf"), tmp_path, (form,)),
+            f"export.formats: '{form}' holds at most 2 GB",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_user_out_of_range_gets_no_scores_of_another_user(tmp_path):
+    exporters.write(bundle_of("mf"), tmp_path, ("jax_export",))
+    program = jax.export.deserialize(bytearray((tmp_path / "user_scores.jax_export").read_bytes()))
+    scores = np.asarray(program.call(np.array([-1, 0, task().dataset.num_users], np.int32)))
+    assert np.isnan(scores[[0, 2]]).all() and not np.isnan(scores[1]).any()

@@ -7,13 +7,14 @@ wrote, each whole or not at all, and none for a model that its format cannot hol
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.serving.exporters import npz, parquet, runtime, safetensors
+from kd_jax.serving.exporters import jax_export, numpy, onnx, runtime, vectors, weights
 from kd_jax.serving.exporters.bundle import Bundle
 
 __all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
@@ -22,19 +23,28 @@ Exporter = Callable[..., tuple[Path, ...]]
 
 EXPORTERS: dict[str, Exporter] = {
     "runtime": runtime.write,
-    "safetensors": safetensors.write,
-    "parquet": parquet.write,
-    "npz": npz.write,
+    "weights": weights.write,
+    "vectors": vectors.write,
+    "numpy": numpy.write,
+    "jax_export": jax_export.write,
+    "onnx": onnx.write,
 }
+PACKAGES = {"onnx": "onnx"}  # a format -> the package it needs, and the extra of kd_jax with it
 
 
 def exporter_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """The ``section`` of a format, completed with the exporter's defaults.
 
-    Raises InputError for an unknown format or field.
+    Raises InputError for an unknown format or field, and for a format whose package is missing.
     """
     if name not in EXPORTERS:
         raise InputError(f"export.formats: {name!r} is unknown{nearest(name, EXPORTERS)}")
+    package = PACKAGES.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"export.formats: {name!r} needs the package {package}; pip install"
+            f" 'kd_jax[{package}]', or leave the format out"
+        )
     return fields.complete(section, EXPORTERS[name], f"export.{name}")
 
 
@@ -47,7 +57,7 @@ def write(
     """Writes ``bundle`` in each of the ``formats``; returns the files by format.
 
     settings: ``config.export.<format>`` by format; defaults for what it lacks. Raises InputError
-    for an unknown format or field, before anything is written.
+    as ``exporter_section``, before anything is written.
     """
     chosen = {name: exporter_section(name, (settings or {}).get(name, {})) for name in formats}
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,22 @@ from flax import nnx
 from kd_jax.data.splits import TEST
 from kd_jax.runtime import store
 from kd_jax.runtime.contexts import Program
-from kd_jax.serving.exporters.bundle import Bundle
+from kd_jax.runtime.runtime import Runtime
+from kd_jax.serving.exporters.bundle import USERS_AT_ONCE, Bundle
 
 
 def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
-    """``runtime.safetensors``; nothing for a student that NumPy cannot score.
+    """``runtime.safetensors``; nothing for a student that ``export_of`` has no arrays of."""
+    export = export_of(bundle)
+    if export is None:
+        return ()
+    path = folder / store.FILE
+    store.write(path, export)
+    return (path,)
+
+
+def export_of(bundle: Bundle) -> store.Export | None:
+    """What the runtime reads, as arrays; None for a student that NumPy cannot score.
 
     That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
     one without histories to which no map was fitted.
@@ -26,10 +37,10 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
     model: Any = bundle.model
     hidden = model.runtime_hidden()
     if bundle.description["task"] != "rank" or (hidden is None and not model.factorised):
-        return ()
+        return None
     context = model.runtime_context() or bundle.history_map
     if context is None and model.example_kind == "user":
-        return ()
+        return None
     if hidden is not None:
         users, items, bias = (np.asarray(v[...]) for v in (model.user, model.item, model.bias))
     else:
@@ -40,7 +51,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
     indptr, seen = dataset.history(TEST + 1)
     description = {key: value for key, value in bundle.description.items() if key != "spec"}
     description["dataset"] = {"name": dataset.name, "checksum": dataset.checksum}
-    export = store.Export(
+    return store.Export(
         description,
         dataset.user_ids.to_list(),
         dataset.item_ids.to_list(),
@@ -53,9 +64,15 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
         context,
         hidden,
     )
-    path = folder / store.FILE
-    store.write(path, export)
-    return (path,)
+
+
+def served_vectors(export: store.Export) -> np.ndarray:
+    """The vectors with which the runtime serves the users of the data set, f32 [U, D]."""
+    served = Runtime(export)
+    starts = range(0, served.num_users, USERS_AT_ONCE)
+    blocks = [range(at, min(served.num_users, at + USERS_AT_ONCE)) for at in starts]
+    found = [served.vectors(list(block), [served.seen(user) for user in block]) for block in blocks]
+    return np.concatenate(found)
 
 
 def _program(bundle: Bundle) -> Program:

@@ -26,7 +26,7 @@ from kd_jax.models.scorer import Frozen, split, table_rows
 from kd_jax.models.students import STUDENTS, build_student, student_class
 from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.models.students.mf import MatrixFactorization
-from kd_jax.serving.exporters import Bundle, safetensors
+from kd_jax.serving.exporters import Bundle, weights
 from kd_jax.training.step import StepSpec, gathered
 
 
@@ -238,8 +238,8 @@ def test_what_is_exported_loads_with_the_same_scores(name, with_text, tmp_path):
         "history": HISTORY,
         "spec": spec_of(data, name, dim=16).plain(),
     }
-    safetensors.write(Bundle(data, student, description, inputs_of(name, with_text)), tmp_path)
-    loaded, found = safetensors.read(tmp_path, data)
+    weights.write(Bundle(data, student, description, inputs_of(name, with_text)), tmp_path)
+    loaded, found = weights.read(tmp_path, data)
     assert found == description and type(loaded) is STUDENTS[name]
     batch = batch_of(student)
     np.testing.assert_array_equal(loaded.logits(batch), student.logits(batch))

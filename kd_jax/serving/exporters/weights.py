@@ -45,7 +45,7 @@ def read(folder: Path, dataset: Dataset) -> tuple[Scorer, dict[str, Any]]:
     """
     fix = (
         f"{folder.parent} holds no exported student: run the command that made it again, with"
-        " 'export' and a student among its stages and 'safetensors' in export.formats"
+        " 'export' and a student among its stages and 'weights' in export.formats"
     )
     description = read_json(folder / DESCRIPTION, fix)
     tensors = read_tensors(folder / WEIGHTS, fix)
