@@ -369,6 +369,36 @@ def test_recbole_names_lose_their_types(tmp_path):
     assert found.interactions.rows() == [(1, 2, 5)] and found.items.rows() == [(2, "A film")]
 
 
+# Sessions
+
+
+def test_rows_of_lists_are_sessions(tmp_path):
+    frame = pl.DataFrame(
+        {
+            "user": ["a", "b", "c"],
+            "item": [[3, 1], [2], []],
+            "timestamp": [[1_600_000_000, 1_600_000_001], [5], []],
+        }
+    )
+    frame.write_parquet(tmp_path / "r.parquet")
+    want = [("a", 3, 1_600_000_000), ("a", 1, 1_600_000_001), ("b", 2, 5)]
+    assert read(tmp_path / "r.parquet").rows() == want
+    frame.write_ndjson(tmp_path / "r.jsonl")
+    assert read(tmp_path / "r.jsonl").rows() == want
+    one_time = frame.with_columns(timestamp=pl.Series([7, 8, 9]))
+    one_time.write_parquet(tmp_path / "o.parquet")
+    assert read(tmp_path / "o.parquet")["timestamp"].to_list() == [7, 7, 8]
+    short = frame.with_columns(timestamp=pl.Series([[1], [5], []]))
+    short.write_parquet(tmp_path / "s.parquet")
+    refused(lambda: read(tmp_path / "s.parquet"), "row 1", "'item', 'timestamp'", "length")
+    gap = frame.with_columns(item=pl.Series([[3, None], [2], []]))
+    gap.write_parquet(tmp_path / "g.parquet")
+    raw = files.read(tmp_path / "g.parquet")
+    assert (
+        raw.counts == {"rows": 3, "malformed": 1} and "row 1: there is no item" in raw.problems[0]
+    )
+
+
 # Texts
 
 

@@ -17,6 +17,8 @@ def are_whole(rows: pl.LazyFrame, column: str) -> bool:
     """Whether all ids in ``column`` can be converted to Int64 and back."""
     kind = rows.collect_schema()[column]
     raw = pl.col(column)
+    if isinstance(kind, pl.List):
+        return are_whole(rows.select(raw.explode()), column)
     if isinstance(kind, (pl.Categorical, pl.Enum)):
         return False
     if kind == pl.String:

@@ -101,6 +101,7 @@ def interactions(
     those of 'user' and 'item' that have integer ids; other ids are strings. date_format: of dates
     as text; '': it is recognised. Raises InputError for a column of a wrong type.
     """
+    table = _one_item_a_row(table, columns)
     found = times.find(table, columns["timestamp"], date_format) if "timestamp" in columns else None
     parsed = {role: _parsed(table, role, name, role in whole) for role, name in columns.items()}
     if found is not None:
@@ -117,8 +118,9 @@ def interactions(
     firsts = faulty.unique("fault", keep="first", maintain_order=True)
     for line, code in firsts.select(LINE, "fault").iter_rows():
         role, reason, _ = checks[code - 1]
-        row = table.rows.filter(pl.col(LINE) == line)
-        text = row.select(pl.col(columns[role]).cast(pl.String)).collect().item()
+        row = table.rows.select(LINE, bad=checks[code - 1][2], text=columns[role])
+        row = row.filter((pl.col(LINE) == line) & pl.col("bad")).head(1)
+        text = row.select(pl.col("text").cast(pl.String)).collect().item()
         problem = f"{role} {text!r} {reason}" if text else f"there is no {role}"
         problems.append(f"{table.place(line)}: {problem}")
     counts = {"rows": frame.height + table.broken, "malformed": faulty.height + table.broken}
@@ -132,6 +134,28 @@ def interactions(
             moments, unit = coarsest(rows["timestamp"].to_numpy(), unit)
             rows = rows.with_columns(timestamp=pl.Series(moments, dtype=pl.Int64))
     return Rows(rows, counts, tuple(problems), unit, digits, notes)
+
+
+def _one_item_a_row(table: Table, columns: Mapping[str, str]) -> Table:
+    """The table with a row per item, where its rows are sessions with lists of items.
+
+    Lists of ratings and times have one value per item. Raises InputError where their lengths
+    differ.
+    """
+    kinds = table.columns()
+    lists = [name for name in columns.values() if isinstance(kinds[name], (pl.List, pl.Array))]
+    if columns["item"] not in lists:
+        return table
+    sizes = [pl.col(name).list.len() for name in lists]
+    unlike = pl.any_horizontal(size.ne_missing(sizes[0]) for size in sizes)
+    bad = table.rows.filter(unlike).select(LINE).head(1).collect()
+    if bad.height:
+        raise InputError(
+            f"{table.place(bad[LINE][0])}: the lists in {', '.join(map(repr, lists))} differ in"
+            " length; give each item its value"
+        )
+    rows = table.rows.filter(pl.col(columns["item"]).list.len() > 0).explode(lists)
+    return dataclasses.replace(table, rows=rows)
 
 
 Parsed = tuple[pl.Expr, list[tuple[str, pl.Expr]]]
