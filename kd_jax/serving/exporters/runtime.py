@@ -1,4 +1,4 @@
-"""What ``kd_jax.runtime`` reads: vectors, the model of new users, histories, ids and titles."""
+"""What ``kd_jax.runtime`` reads: vectors, models of new users and items, histories and names."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
         seen,
         context,
         hidden,
+        bundle.text_map,
     )
     path = folder / store.FILE
     store.write(path, export)
