@@ -44,7 +44,7 @@ class NewItems:
         self._folder = models.experiment.folder(role, seed)
         self._parts = parts
         self._best: Best = sharding.fetch(best[0]), sharding.fetch(best[1])
-        self._model: Any = nnx.merge(parts.graphdef, *self._best)
+        self.model: Any = nnx.merge(parts.graphdef, *self._best)
         self._step = models.result(role, seed)["best_step"]
 
     def metrics(self, trained: float | None) -> dict[str, dict[str, float]]:
@@ -55,7 +55,7 @@ class NewItems:
         targets, and for a student whose scores do not factorise.
         """
         task = self._experiment.task
-        if trained is None or not isinstance(task, Rank) or not self._model.factorised:
+        if trained is None or not isinstance(task, Rank) or not self.model.factorised:
             return {}
         found = self._cold(self._maps.predicted(self.settings()), "test")
         return {task.select: {"trained": trained, "text": found}} if found is not None else {}
@@ -66,12 +66,12 @@ class NewItems:
 
     @property
     def _served(self) -> bool:
-        known = self._model.factorised or self._model.runtime_hidden() is not None
+        known = self.model.factorised or self.model.runtime_hidden() is not None
         return isinstance(self._experiment.task, Rank) and known
 
     @functools.cached_property
     def _rows(self) -> Rows:
-        model = self._model
+        model = self.model
         rows = model.items() if model.factorised else (model.item[...], model.bias[...])
         return np.asarray(rows[0]), np.asarray(rows[1])
 
@@ -112,7 +112,7 @@ class NewItems:
         rows.
         """
         experiment, task = self._experiment, self._experiment.task
-        if not isinstance(task, Rank) or not self._model.factorised:
+        if not isinstance(task, Rank) or not self.model.factorised:
             return None
         vectors, bias = map(jnp.asarray, rows)
         bind = score_function(

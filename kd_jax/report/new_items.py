@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from kd_jax.report import html
 from kd_jax.report.summary import Models, metric_label, spoken
 
 
@@ -14,9 +15,10 @@ def new_items_text(models: Models) -> str:
     if entry is None:
         return ""
     metric, found = next(iter(entry["new_items"].items()))
+    text, trained = (html.decimals(found[key]) for key in ("text", "trained"))
     return (
         f"<p>{escape(spoken(entry['name']))}, {metric_label(metric)} of test items without any"
-        f" training interaction, ranked among such items: {found['text']:.4f} with vectors and"
-        f" biases from their texts, {found['trained']:.4f} with those that training gave them. The"
-        " map is fitted to the other items.</p>"
+        f" training interaction, ranked among such items: {text} with vectors and biases from their"
+        f" texts, {trained} with those that training gave them. The map is fitted to the other"
+        " items.</p>"
     )

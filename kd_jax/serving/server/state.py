@@ -162,7 +162,11 @@ def _with_items(model: Model, records: Sequence[Record]) -> Model:
         report(f"{len(records) - len(new)} added items are in the export now")
     usable = [one for one in new if _has_vector(model, one) or _has_text(model, one)]
     if len(usable) < len(new):
-        report(f"{len(new) - len(usable)} added items are of another model: left out")
+        left = len(new) - len(usable)
+        report(
+            f"{left} added items are left out: this model has no text map, and reads no"
+            " vectors of another model"
+        )
     try:
         return _grown(model, usable)
     except (ValueError, OverflowError):  # a damaged record: the others are added one by one
