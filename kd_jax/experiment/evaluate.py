@@ -21,6 +21,7 @@ from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.new_items import SLICE, NewItems
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.objectives import teachers_of
 from kd_jax.experiment.roles import Role
@@ -119,8 +120,13 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
             experiment.dataset, parts.graphdef, *best, parts.history
         )
     if not role.is_teacher:
-        known = found["test"].metrics[selects(experiment.config)]
-        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics(known)
+        select, test = selects(experiment.config), found["test"]
+        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics(
+            test.metrics[select]
+        )
+        if (role, seed) == (models.exported(), experiment.seeds[0]):
+            cold = test.slices.get(SLICE, {}).get(select)
+            row["new_items"] = NewItems(models, role, seed, parts, trained).metrics(cold)
     if role.distilled:
         finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
         row["label_seconds"] = sum(done["seconds"] for done in finished if done)

@@ -12,6 +12,7 @@ from kd_jax.devices.processes import leader
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import inputs_of, spec_of
 from kd_jax.experiment.builders import build, trains_language_model
+from kd_jax.experiment.new_items import NewItems
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
@@ -21,18 +22,17 @@ from kd_jax.serving.exporters import Bundle
 
 
 def export(models: TrainedModels) -> None:
-    """Exports the student of the first seed, and the trained language models.
+    """Exports ``TrainedModels.exported``, its vectors and weights, and trained language models.
 
-    The student is the first of ``roles.by_export`` that is trained; its vectors and weights are
-    exported. Raises InputError if there is nothing to export.
+    Raises InputError if there is nothing to export.
     """
     seed = models.experiment.seeds[0]
-    trained = [role for role in roles.by_export() if models.has(role, seed)]
+    student = models.exported()
     teachers = [role for role in roles.teachers() if _has_language_model(models, role, seed)]
     for role in teachers:
         _export_language_model(models, role, seed)
-    if trained:
-        _export_student(models, trained[0], seed)
+    if student is not None:
+        _export_student(models, student, seed)
     elif not teachers:
         raise InputError(
             "nothing to export: no student is trained; run one of the stages"
@@ -46,6 +46,7 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     # Orbax reads, and texts are encoded, in all processes together.
     best, inputs = models.best(role, seed, parts), inputs_of(experiment, role)
     history_map = NewUsers(models, role, seed, parts, best).history_map()
+    text_map = NewItems(models, role, seed, parts, best).text_map()
     if not leader():
         return
     description = dict(
@@ -56,7 +57,7 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
         spec=spec_of(experiment, role).plain(),
     )
     model: Any = nnx.merge(parts.graphdef, *best)
-    bundle = Bundle(experiment.dataset, model, description, inputs, history_map)
+    bundle = Bundle(experiment.dataset, model, description, inputs, history_map, text_map)
     folder, c = experiment.workdir / "export", experiment.config.export
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
     for name, files in written.items():

@@ -14,6 +14,7 @@ from kd_jax.core.logging import Log
 from kd_jax.core.types import Params, PyTree
 from kd_jax.data import dataset as datasets
 from kd_jax.data.splits import TEST, VALID
+from kd_jax.experiment import roles
 from kd_jax.experiment.build_teacher import refresh
 from kd_jax.experiment.builders import trains_language_model
 from kd_jax.experiment.experiment import Experiment
@@ -34,6 +35,11 @@ class TrainedModels:
     def has(self, role: Role, seed: int) -> bool:
         """Whether a model is fully trained."""
         return (self.experiment.folder(role, seed) / RESULT).exists()
+
+    def exported(self) -> Role | None:
+        """The student whose first seed is exported: the first of ``roles.by_export``."""
+        seed = self.experiment.seeds[0]
+        return next((role for role in roles.by_export() if self.has(role, seed)), None)
 
     def result(self, role: Role, seed: int) -> dict[str, Any]:
         """The result of training: the fields of ``Trained`` without the parameters."""

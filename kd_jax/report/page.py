@@ -30,6 +30,7 @@ from kd_jax.report.charts import (
 from kd_jax.report.curves import highest, read_curves
 from kd_jax.report.headline import claim, main_gain
 from kd_jax.report.legend import Legend
+from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
 from kd_jax.report.summary import (
     CONFIDENCE,
@@ -90,6 +91,7 @@ def render(workdir: Path, legend: Legend) -> str:
         "gains": _gains(metrics, models, shown, legend),
         "cost": _cost(metrics, models, shown, legend),
         "new_users": new_users_table(models, legend),
+        "new_items": new_items_text(models),
         "slices": _slices(models, shown, legend),
         "learning": _learning(workdir / "metrics.jsonl", legend),
         "setup": _setup(metrics, models, workdir),

@@ -12,6 +12,38 @@ from kd_jax.core.lookup import Lookup
 from kd_jax.runtime.store import Export, Ids
 
 
+def factors(
+    export: Export,
+    vectors: np.ndarray | None,
+    biases: np.ndarray | None,
+    texts: Sequence[str] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors and biases of new items: those given, or those of their texts.
+
+    Raises InputError unless there are either both or texts that the export can read.
+    """
+    if texts is None:
+        if vectors is None or biases is None:
+            raise InputError("add_items: give texts, or both vectors and biases")
+        return vectors, biases
+    if vectors is not None or biases is not None:
+        raise InputError("add_items: give texts, or vectors and biases, not both")
+    if export.text_map is None:
+        raise InputError(
+            "add_items: this export has no text map; run the stage 'export' again, or give vectors"
+            " and biases"
+        )
+    if isinstance(texts, str):
+        raise InputError(f"add_items: texts must be a list; use [{texts[:100]!r}]")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"add_items: text {place} is {str(text)[:100]!r}; give the item's columns as one"
+                " text, like the texts of the data set"
+            )
+    return export.text_map(texts)
+
+
 def extended(
     export: Export,
     lookup: Lookup,

@@ -87,13 +87,23 @@ class Runtime:
         self._hidden = self._hidden_items(export)
 
     def add_items(
-        self, ids: Ids, titles: Sequence[str], vectors: np.ndarray, biases: np.ndarray
+        self,
+        ids: Ids,
+        titles: Sequence[str],
+        vectors: np.ndarray | None = None,
+        biases: np.ndarray | None = None,
+        *,
+        texts: Sequence[str] | None = None,
     ) -> Runtime:
         """A runtime with these items as well; this one is unchanged, so that threads may read it.
 
-        vectors: f32 [N, D]. biases: f32 [N]. Raises InputError for ids that exist or do not fit.
+        texts: of the items, as the template of the data set makes them of its columns; the text map
+        computes their vectors and biases. Without it, vectors: f32 [N, D] and biases: f32 [N].
+        Raises InputError for ids that exist or do not fit, an empty text, and an export without a
+        text map.
         """
-        export = additions.extended(self.export, self.lookup, ids, titles, (vectors, biases))
+        factors = additions.factors(self.export, vectors, biases, texts)
+        export = additions.extended(self.export, self.lookup, ids, titles, factors)
         return Runtime(export, self.lookup.extended(export.item_ids[self.num_items :], titles))
 
     @property

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import write_tensors
 from kd_jax.runtime.contexts import CONTEXTS, Context
+from kd_jax.runtime.text_map import TextMap
 
 FILE = "runtime.safetensors"
 VERSION = 1
@@ -43,7 +44,8 @@ class Export:
     item_ids: integers or strings. item_vectors f32 [I, D], item_bias f32 [I], user_vectors f32
     [U, D]. indptr [U + 1], items: the interactions of each user, oldest first, as a CSR array.
     context: the model of users that are known by their history alone. hidden: None where score =
-    user vector · item vector + item bias.
+    user vector · item vector + item bias. text_map: the model of items that are known by their text
+    alone; None in files of earlier versions.
     """
 
     description: dict[str, Any]
@@ -57,10 +59,12 @@ class Export:
     items: np.ndarray
     context: Context
     hidden: Hidden | None = None
+    text_map: TextMap | None = None
 
 
 ARRAYS = ("item_vectors", "item_bias", "user_vectors", "indptr", "items")
 TEXTS = ("user_ids", "item_ids", "titles")
+OPTIONAL: dict[str, Any] = {"hidden": Hidden, "text_map": TextMap}
 
 
 def write(path: Path, export: Export) -> None:
@@ -71,8 +75,9 @@ def write(path: Path, export: Export) -> None:
     kind = next(name for name, cls in CONTEXTS.items() if isinstance(export.context, cls))
     settings: dict[str, Any] = {"kind": kind}
     parts: list[tuple[str, Any]] = [("context", export.context)]
-    if export.hidden is not None:
-        parts.append(("hidden", export.hidden))
+    for part in OPTIONAL:
+        if getattr(export, part) is not None:
+            parts.append((part, getattr(export, part)))
     for part, values in parts:
         for field in dataclasses.fields(values):
             value = getattr(values, field.name)
@@ -107,12 +112,14 @@ def read(path: Path) -> Export:
             raise ValueError("its checksum differs")
         settings = description.pop("context")
         context = _dataclass(CONTEXTS[settings["kind"]], "context", tensors, settings)
-        hidden = None
-        if "hidden.user" in tensors:
-            hidden = _dataclass(Hidden, "hidden", tensors, {})
+        optional = {
+            part: _dataclass(cls, part, tensors, {})
+            for part, cls in OPTIONAL.items()
+            if any(name.startswith(f"{part}.") for name in tensors)
+        }
         texts = {name: _unpack(name, tensors) for name in TEXTS}
         arrays = {name: tensors[name] for name in ARRAYS}
-        return Export(description, **texts, **arrays, context=context, hidden=hidden)
+        return Export(description, **texts, **arrays, context=context, **optional)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {fix}") from None
     except (SafetensorError, KeyError, ValueError) as error:

@@ -16,7 +16,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
 from kd_jax.runtime import Filters, Runtime
 from kd_jax.runtime.runtime import as_list
-from kd_jax.runtime.store import FILE
+from kd_jax.runtime.store import FILE, Ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,13 @@ class Recommender:
                 names = self.dataset.user_ids[indices]
             yield self._block(names, items, scores).cast(dict(schema))  # type: ignore[arg-type]
 
+    def add_items(self, ids: Ids, titles: Sequence[str], texts: Sequence[str]) -> Recommender:
+        """A recommender with these items as well; this one is unchanged.
+
+        texts: see ``Runtime.add_items``, which raises InputError for bad ones.
+        """
+        return Recommender(self.dataset, self.runtime.add_items(ids, titles, texts=texts))
+
     def similar(self, item: object, k: int = 10) -> pl.DataFrame:
         """The ``k`` most similar items (``Runtime.similarity``): rank, item, title, score."""
         return self._table(self.runtime.similar(item, k))
@@ -144,7 +151,7 @@ class Recommender:
             {
                 "user": names.gather(places),
                 "rank": ranks + 1,
-                "item": self.dataset.item_ids.gather(found),
+                "item": self._ids.gather(found),
                 "title": self._titles.gather(found),
                 "score": scores[places, ranks],
             }
@@ -152,7 +159,11 @@ class Recommender:
 
     @functools.cached_property
     def _titles(self) -> pl.Series:
-        return pl.Series(self.dataset.titles, dtype=pl.String)
+        return pl.Series(self.runtime.export.titles, dtype=pl.String)
+
+    @functools.cached_property
+    def _ids(self) -> pl.Series:
+        return pl.Series(self.runtime.export.item_ids, dtype=self.dataset.item_ids.dtype)
 
 
 def load(workdir: str | Path) -> Recommender:

@@ -28,6 +28,7 @@ from kd_jax.core import process
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import locked
 from kd_jax.core.logging import Log
+from kd_jax.data.text import item_texts
 from kd_jax.devices import sharding
 from kd_jax.experiment import pipeline, roles
 from kd_jax.experiment.build_student import spec_of
@@ -178,6 +179,37 @@ def test_students_are_evaluated_as_if_their_users_were_new(finished):
         assert (finished / role.name / "history_map.safetensors").exists()
     assert "new_users" not in rows["teacher"] and "new_users" not in rows["popularity"]
     assert "served by their history" in (finished / "report/index.html").read_text()
+
+
+def test_the_exported_students_items_are_evaluated_as_if_they_were_new(finished):
+    rows = [row for row in metrics_of(finished)["models"] if "new_items" in row]
+    (row,) = rows
+    assert (row["name"], row["seed"]) == ("distilled", 0)
+    data = kd_jax.load(finished).dataset
+    if data.warm.all():
+        assert row["new_items"] == {}
+    else:
+        (values,) = row["new_items"].values()
+        assert values["trained"] == row["slices"]["cold_only"]["ndcg@10"]
+        assert 0 <= values["text"] <= 1
+    assert (finished / "distilled/text_map.safetensors").exists()
+
+
+def test_a_new_item_is_recommended_from_its_text(finished):
+    recommender = kd_jax.load(finished)
+    data = recommender.dataset
+    (text,) = item_texts(data.items[3:4], data.items.columns)
+    new = 10**6 if data.item_ids.dtype.is_integer() else "new item"
+    grown = recommender.add_items([new], ["A new title"], [text])
+    everything = grown.recommend_all(k=data.num_items + 1)
+    mine = everything.filter(pl.col("item") == new)
+    assert mine.height == data.num_users and set(mine["title"]) == {"A new title"}
+    assert recommender.recommend_all(k=data.num_items + 1).filter(pl.col("item") == new).is_empty()
+    export = recommender.runtime.export
+    vectors, _ = export.text_map([text])
+    fitted = np.corrcoef(vectors[0], export.item_vectors[3])[0, 1]
+    others = [np.corrcoef(vectors[0], row)[0, 1] for row in export.item_vectors]
+    assert fitted > np.mean(others)
 
 
 def test_a_known_history_ranks_like_the_trained_user(finished):

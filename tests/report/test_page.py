@@ -26,6 +26,7 @@ from kd_jax.report import page
 from kd_jax.report.console import console_table
 from kd_jax.report.headline import headline
 from kd_jax.report.legend import Appearance, Legend
+from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
 from kd_jax.report.page import render, write
 from kd_jax.report.summary import by_model
@@ -77,6 +78,7 @@ def rank_metrics() -> dict[str, Any]:
             if name == "distilled":
                 known = {"1": value / 4, "3": value / 2, "all": value * 0.9, "known": value}
                 models[-1]["new_users"] = {"ndcg@10": known}
+                models[-1]["new_items"] = {"ndcg@10": {"trained": 0.0812, "text": 0.0735}}
     return {
         "schema": 1,
         "task": "rank",
@@ -555,6 +557,18 @@ def test_nothing_is_written_outside_the_workdir_when_matplotlib_starts_here(tmp_
     subprocess.run(command, check=True, cwd=root, env=environment | {"HOME": str(home)})
     assert list(home.rglob("*")) == []
     assert (workdir / "report/index.html").stat().st_size > 10_000
+
+
+def test_new_items_are_one_sentence():
+    metrics = rank_metrics()
+    text = new_items_text(by_model(metrics, LEGEND))
+    assert "NDCG@10" in text and ".0735 with vectors and biases from their texts" in text
+    assert ".0812 with those that training gave" in text and text.count("<p>") == 1
+    for row in metrics["models"]:
+        row.pop("new_items", None)
+    assert new_items_text(by_model(metrics, LEGEND)) == ""
+    metrics["models"][0]["new_items"] = {}  # a student without a cold target
+    assert new_items_text(by_model(metrics, LEGEND)) == ""
 
 
 def test_new_users_stand_beside_the_lists_that_are_the_same_for_everybody():

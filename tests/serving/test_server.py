@@ -23,6 +23,7 @@ import pytest
 from kd_jax import runtime, serve
 from kd_jax.runtime import Filters, store
 from kd_jax.runtime.contexts import HistoryMap, MeanTower
+from kd_jax.runtime.text_map import TextMap, keys_of
 from kd_jax.serving.server.app import create, server
 from kd_jax.serving.server.limits import Limits
 from kd_jax.serving.server.state import State
@@ -33,7 +34,7 @@ SEEN = 3  # items of a user
 TOKEN = {"Authorization": "Bearer secret"}
 
 
-def export_of(seed=0, tower=False, texts=False):
+def export_of(seed=0, tower=False, texts=False, text_map=False):
     """Random vectors; user n has seen the items 3n to 3n + 2."""
     rng = np.random.default_rng(seed)
 
@@ -55,6 +56,14 @@ def export_of(seed=0, tower=False, texts=False):
         indptr=np.arange(USERS + 1, dtype=np.int64) * SEEN,
         items=np.arange(USERS * SEEN, dtype=np.int32),
         context=context,
+        text_map=read_words(normal) if text_map else None,
+    )
+
+
+def read_words(normal):
+    keys = np.array(sorted(keys_of("a red film")), np.uint64)
+    return TextMap(
+        keys, np.ones(len(keys), np.float32), normal(len(keys), DIM + 1), normal(DIM + 1)
     )
 
 
@@ -198,6 +207,13 @@ BAD = {
     "feedback item": ("/v1/feedback", b'{"user": 1, "item": 5, "event": "click"}', 404),
     "no user": ("/v1/feedback", b'{"item": 1000, "event": "click"}', 400),
     "no vector": ("/v1/items", b'{"id": 1, "title": "New", "text": "A film"}', 501),
+    "no text": ("/v1/items", b'{"id": 1, "title": "New", "text": " "}', 400),
+    "bias alone": ("/v1/items", b'{"id": 1, "title": "New", "text": "A film", "bias": 1}', 400),
+    "long text": (
+        "/v1/items",
+        b'{"id": 1, "title": "New", "text": "' + b"a " * 10_001 + b'"}',
+        400,
+    ),
     "short vector": ("/v1/items", b'{"id": 1, "title": "New", "vector": [1.0]}', 400),
     "vector of texts": ("/v1/items", b'{"id": 1, "title": "New", "vector": ["1"]}', 400),
     "great vector": ("/v1/items", b'{"id": 1, "title": "New", "vector": [1e39]}', 400),
@@ -406,6 +422,62 @@ def test_a_new_item_is_recommended_at_once(tmp_path, texts):
     with client_of(tmp_path) as client:  # and after a restart
         assert ids(client, history=[first])[0] == new
         assert new not in ids(client, user="ann", k=1000)
+
+
+def test_a_new_item_is_recommended_from_its_text(tmp_path, capsys):
+    write(tmp_path, text_map=True)
+    path = tmp_path / "export" / store.FILE
+    item = {"id": 5000, "title": "New é", "text": "A red film"}
+    known = {"id": 5001, "title": "Vector", "text": "film", "vector": [1.0] * DIM, "bias": 2.0}
+
+    def score(client, key):
+        asked = {"user": 100, "only": [f"id:{key}"], "k": 1}
+        (row,) = client.post("/v1/recommend", json=asked).json()["items"]
+        return row["score"]
+
+    def expected(text):
+        direct = runtime.load(tmp_path)
+        vectors, biases = direct.export.text_map([text])
+        return float((direct.export.user_vectors[0] @ vectors[0]) + biases[0])
+
+    with client_of(tmp_path) as client:
+        for body in (item, known):
+            assert client.post("/v1/items", json=body).status_code == 200
+        assert score(client, 5000) == pytest.approx(expected("A red film"), rel=1e-5)
+        again = client.post("/v1/items", json=item)
+        assert again.status_code == 409 and "exists" in again.json()["error"]
+        given = runtime.load(tmp_path).export.user_vectors[0].sum() + 2
+        assert score(client, 5001) == pytest.approx(given, rel=1e-5)
+    (first, _) = (tmp_path / "serving/items.jsonl").read_text().splitlines()
+    assert "vector" not in json.loads(first)
+    with client_of(tmp_path) as client:  # after a restart
+        assert score(client, 5000) == pytest.approx(expected("A red film"), rel=1e-5)
+    write(tmp_path, seed=1, text_map=True)  # a new export reads the texts with its own map
+    with client_of(tmp_path) as client:
+        assert score(client, 5000) == pytest.approx(expected("A red film"), rel=1e-5)
+        assert score(client, 5001) == pytest.approx(expected("film"), rel=1e-5)
+    grown = runtime.load(tmp_path).add_items([5000], ["In the data now"], texts=["red"])
+    store.write(path, grown.export)  # the new export has the item
+    with client_of(tmp_path) as client:
+        assert score(client, 5000) == pytest.approx(expected("red"), rel=1e-5)
+    assert "1 added items are in the export now" in capsys.readouterr().err
+    write(tmp_path, seed=1)  # and one without a map leaves texts out
+    with client_of(tmp_path) as client:
+        assert f"kd_jax_items {ITEMS}" in client.get("/metrics").text
+    assert "2 added items are left out" in capsys.readouterr().err
+
+
+def test_a_damaged_item_does_not_keep_the_others_out(tmp_path, capsys):
+    write(tmp_path, text_map=True)
+    with client_of(tmp_path) as client:
+        client.post("/v1/items", json={"id": 5000, "title": "New", "text": "A red film"})
+    path = tmp_path / "serving/items.jsonl"
+    line = path.read_text()
+    path.write_text(line.replace("5000", "no number") + line.replace('"A', "5") + line)
+    with client_of(tmp_path) as client:
+        assert f"kd_jax_items {ITEMS + 1}" in client.get("/metrics").text
+    found = capsys.readouterr().err
+    assert "line 2 is damaged" in found and "'no number' is left out" in found
 
 
 def test_adding_items_leaves_the_runtime_as_it_was(workdir):

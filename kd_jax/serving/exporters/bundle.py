@@ -14,6 +14,7 @@ from kd_jax.data.splits import TEST
 from kd_jax.models.scorer import Scorer
 from kd_jax.models.students.base import Inputs
 from kd_jax.runtime.contexts import HistoryMap
+from kd_jax.runtime.text_map import TextMap
 
 USERS_AT_ONCE = 1024
 
@@ -45,6 +46,7 @@ class Bundle:
     description: dict[str, Any]
     inputs: Inputs = dataclasses.field(default_factory=dict)
     history_map: HistoryMap | None = None
+    text_map: TextMap | None = None
 
     @functools.cached_property
     def vectors(self) -> Vectors | None:

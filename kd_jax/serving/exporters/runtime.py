@@ -1,4 +1,4 @@
-"""What ``kd_jax.runtime`` reads: vectors, the model of new users, histories, ids and titles."""
+"""What ``kd_jax.runtime`` reads: vectors, models of new users and items, histories and names."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def export_of(bundle: Bundle) -> store.Export | None:
         seen,
         context,
         hidden,
+        bundle.text_map,
     )
 
 

@@ -14,6 +14,7 @@ MAX_K = 1000
 MAX_HISTORY = 1000
 MAX_DIVERSE = 100  # items of a diversified list: its time grows with k²
 MAX_NAME = 1000  # characters of an id or a title
+MAX_TEXT = 20_000  # characters of an item's text
 EVENTS = ("click", "like", "dislike")
 Name = str | int
 
@@ -143,14 +144,19 @@ ITEM = ("id", "title", "text", "vector", "bias")
 
 
 def new_item(body: dict[str, Any]) -> dict[str, Any]:
-    """A new item: texts ``id``, ``title`` and ``text``, numbers ``vector`` and ``bias``."""
+    """A new item: texts ``id``, ``title`` and ``text``; where given, ``vector`` and ``bias``."""
     key, title, text = name(body, "id"), name(body, "title"), body.get("text", "")
+    item = {"id": str(key).strip(), "title": title, "text": text}
     if not isinstance(title, str) or not isinstance(text, str):
         raise Refused(400, "title and text must be texts")
+    if len(text) > MAX_TEXT:
+        raise Refused(400, f"text has {len(text)} characters; at most {MAX_TEXT} are allowed")
     if "vector" not in body:
-        raise Refused(501, "this export cannot read texts; send the item's vector and bias too")
+        if not text.strip() or "bias" in body:
+            raise Refused(400, "send the item's text, or its vector and bias")
+        return item
     if not isinstance(body["vector"], list):
         raise Refused(400, "vector must be a list of numbers")
     vector = [number(value, "vector") for value in body["vector"]]
     bias = number(body.get("bias", 0.0), "bias")
-    return {"id": str(key).strip(), "title": title, "text": text, "vector": vector, "bias": bias}
+    return item | {"vector": vector, "bias": bias}

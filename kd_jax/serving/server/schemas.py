@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_jax.serving.server.requests import EVENTS, MAX_HISTORY, MAX_K
+from kd_jax.serving.server.requests import EVENTS, MAX_HISTORY, MAX_K, MAX_TEXT
 
 NAME = {"oneOf": [{"type": "string"}, {"type": "integer"}]}
 NAMES = {"type": "array", "items": NAME}
@@ -34,7 +34,7 @@ ITEM = body(
     ["id", "title"],
     id=NAME,
     title={"type": "string"},
-    text={"type": "string"},
+    text={"type": "string", "maxLength": MAX_TEXT, "description": "as the texts of the data set"},
     vector={"type": "array", "items": {"type": "number"}},
     bias={"type": "number", "default": 0},
 )

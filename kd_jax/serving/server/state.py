@@ -82,7 +82,7 @@ class State:
         self._added = list(self._items.records(_is_item))
         self._items.on_stored = self._store_items
         self._reserved: set[str] = set()  # ids of items that are being written
-        self.model = self._with_items(self.model)
+        self.model = _with_items(self.model, self._added)
 
     def answer(self, asks: Sequence[answers.Ask]) -> list[tuple[Any, str]]:
         """The list of each request, or an exception, with the name of the model."""
@@ -99,21 +99,24 @@ class State:
         return record
 
     async def add_item(self, item: Record) -> Model:
-        """Stores an item with ``id``, ``title``, ``vector`` and ``bias``, and serves it."""
+        """Stores an item (``requests.new_item``), and serves it."""
         model, key = self.model, item["id"]
+        record = item | {"model": model.name, "timestamp": int(time.time())}
         if key in self._reserved:
             raise Refused(409, f"item {key[:100]!r} is being added by another request")
+        if "vector" not in item and model.runtime.export.text_map is None:
+            raise Refused(501, "this export cannot read texts; send the item's vector and bias too")
         try:
-            _grown(model.runtime, [item])
+            _grown(model, [record])
         except InputError as error:
             exists = model.runtime.lookup.item(key) is not None
             raise Refused(409 if exists else 400, str(error)) from None
         self._reserved.add(key)
         try:
-            await self._items.append(item | {"model": model.name, "timestamp": int(time.time())})
+            await self._items.append(record)
         finally:
             self._reserved.discard(key)
-        if self.model.name != model.name:
+        if self.model.runtime.lookup.item(key) is None:
             raise Refused(409, "the model was replaced; send a vector of the new one")
         return self.model
 
@@ -131,7 +134,7 @@ class State:
                 report(f"the old model is kept: {error}")
                 continue
             if new.name != self.model.name:
-                self.model = self._with_items(new)
+                self.model = _with_items(new, self._added)
                 report(f"model {new.name} is served")
 
     async def close(self) -> None:
@@ -140,21 +143,7 @@ class State:
 
     def _store_items(self, records: list[Record]) -> None:
         self._added += records
-        mine = [record for record in records if record["model"] == self.model.name]
-        self.model = dataclasses.replace(self.model, runtime=_grown(self.model.runtime, mine))
-
-    def _with_items(self, model: Model) -> Model:
-        """The model with the items that were added to it; vectors of another do not fit."""
-        mine = [record for record in self._added if record["model"] == model.name]
-        if len(mine) < len(self._added):
-            report(f"{len(self._added) - len(mine)} added items are of another model: left out")
-        runtime = model.runtime
-        for record in mine if mine else ():
-            try:
-                runtime = _grown(runtime, [record])
-            except (ValueError, OverflowError) as error:
-                report(f"item {record['id'][:100]!r} is left out: {error}")
-        return dataclasses.replace(model, runtime=runtime)
+        self.model = _with_items(self.model, records)
 
 
 def stamp(path: Path) -> tuple[int, int, int] | None:
@@ -166,22 +155,63 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _grown(runtime: Runtime, items: Sequence[Record]) -> Runtime:
-    if not items:
-        return runtime
-    ids, titles, vectors, biases = zip(
-        *((item["id"], item["title"], item["vector"], item["bias"]) for item in items), strict=True
-    )
-    return runtime.add_items(
-        ids, titles, np.array(vectors, np.float32), np.array(biases, np.float32)
-    )
+def _with_items(model: Model, records: Sequence[Record]) -> Model:
+    """The model with the items that were added to it; those that it cannot read are reported."""
+    new = [one for one in records if model.runtime.lookup.item(one["id"]) is None]
+    if len(new) < len(records):
+        report(f"{len(records) - len(new)} added items are in the export now")
+    usable = [one for one in new if _has_vector(model, one) or _has_text(model, one)]
+    if len(usable) < len(new):
+        left = len(new) - len(usable)
+        report(
+            f"{left} added items are left out: this model has no text map, and reads no"
+            " vectors of another model"
+        )
+    try:
+        return _grown(model, usable)
+    except (ValueError, OverflowError):  # a damaged record: the others are added one by one
+        pass
+    for record in usable:
+        try:
+            model = _grown(model, [record])
+        except (ValueError, OverflowError) as error:
+            report(f"item {record['id'][:100]!r} is left out: {error}")
+    return model
+
+
+def _has_vector(model: Model, item: Record) -> bool:
+    """Whether an item has a vector of this model."""
+    return "vector" in item and item["model"] == model.name
+
+
+def _has_text(model: Model, item: Record) -> bool:
+    """Whether an item has a text that the model can read."""
+    return model.runtime.export.text_map is not None and bool(item["text"].strip())
+
+
+def _grown(model: Model, items: Sequence[Record]) -> Model:
+    """The model with more items; those without a vector of this model get that of their text."""
+    runtime = model.runtime
+    for given in (True, False):
+        chosen = [item for item in items if _has_vector(model, item) == given]
+        if not chosen:
+            continue
+        ids, titles, texts = ([item[key] for item in chosen] for key in ("id", "title", "text"))
+        if given:
+            vectors = np.array([item["vector"] for item in chosen], np.float32)
+            biases = np.array([item["bias"] for item in chosen], np.float32)
+            runtime = runtime.add_items(ids, titles, vectors, biases)
+        else:
+            runtime = runtime.add_items(ids, titles, texts=texts)
+    return dataclasses.replace(model, runtime=runtime)
 
 
 def _is_item(value: Any) -> bool:
-    texts, numbers = ("id", "title", "model"), (int, float)
-    return (
-        isinstance(value, dict)
-        and all(isinstance(value.get(field), str) for field in texts)
-        and isinstance(value.get("vector"), list)
-        and all(isinstance(one, numbers) for one in [value.get("bias"), *value["vector"]])
+    texts, numbers = ("id", "title", "text", "model"), (int, float)
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in texts):
+        return False
+    if "vector" not in value:
+        return bool(value["text"].strip())
+    return isinstance(value["vector"], list) and all(
+        isinstance(one, numbers) for one in [value.get("bias"), *value["vector"]]
     )
