@@ -24,6 +24,16 @@ from helpers import toy
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Fixtures of a module that run the pipeline. One worker runs all tests of the module that use them.
+RUNS = {"big", "finished", "measured", "run", "trained"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if RUNS & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
