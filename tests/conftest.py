@@ -1,5 +1,4 @@
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 # Before jax starts: eight virtual devices for the sharding tests; the other tests use the first
@@ -13,12 +12,13 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/xla")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# Tests compile for longer than they compute: these save half of the time. XLA ends a process that
-# has a flag it does not know, so the third is for the releases that were tried.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if version("jaxlib").startswith("0.10."):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Tests compile for longer than they compute: without optimisation a whole run of the toy data takes
+# half of the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",
+)
 
 import jax
 import pytest
