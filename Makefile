@@ -7,10 +7,10 @@ quickstart: .venv/.installed
 	.venv/bin/python launch.py
 
 test: .venv/.tested
-	.venv/bin/python -m pytest -n 2 -m "not slow"
+	.venv/bin/python -m pytest -n 2 --dist=loadgroup -m "not slow"
 
 test-slow: .venv/.tested
-	.venv/bin/python -m pytest -n 2 -m slow
+	.venv/bin/python -m pytest -n 2 --dist=loadgroup -m slow
 
 test-all: test test-slow
 

@@ -12,9 +12,12 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/xla")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# Tests compile for longer than they compute: less optimised programs save a quarter of the time.
+# Tests compile for longer than they compute: without optimisation a whole run of the toy data takes
+# half of the time.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",
 )
 
 import jax
@@ -23,6 +26,16 @@ import pytest
 from helpers import toy
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Fixtures of a module that run the pipeline. One worker runs all tests of the module that use them.
+RUNS = {"big", "finished", "measured", "run", "trained"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if RUNS & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")

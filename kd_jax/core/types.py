@@ -39,12 +39,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from kd_jax.core.padding import PAD as PAD
+
 Array = jax.Array
 Batch = dict[str, Any]
 Params = dict[str, Any]
 PyTree = Any
-
-PAD = -1
 
 
 class TrainState(NamedTuple):

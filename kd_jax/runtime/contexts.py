@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-PAD = -1
+from kd_jax.core.padding import PAD
+
 EPSILON = 1e-6  # of layer normalisation, as in flax.nnx.LayerNorm
 
 

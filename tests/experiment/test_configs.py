@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import common, csv, movielens, online_retail, quickstart
 from helpers import toy
+from helpers.runs import launched
 from kd_jax.core.logging import Log
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.distillation.term import of_section
@@ -75,8 +76,10 @@ def test_runlocal_shrinks_every_config():
 
 @pytest.mark.slow
 def test_quickstart(tmp_path, bert):
-    names = run(quickstart.get_config("runlocal"), tmp_path, bert, **{"data.max_users": 60})
-    assert names >= {"popularity", *roles.ROLES}
+    stages = ("data", "teacher", "labels", "distilled", "evaluate", "export", "report")
+    fields = {"data.max_users": 60, "stages": stages}
+    names = run(quickstart.get_config("runlocal"), tmp_path, bert, **fields)
+    assert names >= {"popularity", "teacher", "distilled"}
     assert (tmp_path / "export/item_vectors.parquet").exists() and (
         tmp_path / "report/index.html"
     ).exists()
@@ -141,10 +144,13 @@ def test_movielens(tmp_path, bert, release):
     c = movielens.get_config(f"{release},runlocal")
     assert c.data.movielens.path == f"data/ml-{release}"
     folder = write_release(tmp_path / f"ml-{release}", release)
-    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"data.movielens.path": str(folder)})
-    assert names >= {"popularity", "student"}
-    report = json.loads((tmp_path / "run/report/metrics.json").read_text())
-    assert report["dataset"]["name"] == f"ml-{release}" and report["dataset"]["interactions"] == 480
+    c.data.movielens.path = str(folder)
+    with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
+        found = Experiment(c, tmp_path / "alone", log).dataset
+    assert found.name == f"ml-{release}" and len(found.item) == 480
+    if release == "100k":  # what comes after the reader is the same for all
+        names = run(c, tmp_path / "run", bert, stages=QUICK)
+        assert names >= {"popularity", "student"}
 
 
 @pytest.mark.parametrize("arg", ["2m", "1m,20m", "runlocl", "1M"])
@@ -252,16 +258,15 @@ def get_config():
         ("c.tuned.teacher = ()", "tuned.teacher is now a part of the sections"),
     ],
 )
-def test_old_fields_of_a_configuration_file_are_refused(tmp_path, line, message):
+def test_old_fields_of_a_configuration_file_are_refused(
+    tmp_path, monkeypatch, capsys, line, message
+):
     (tmp_path / "old.py").write_text(OLD_FILE.format(line=line))
-    done = launch(f"--config={tmp_path / 'old.py'}", f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ") and not (tmp_path / "run").exists()
-
-
-def launch(*arguments):
-    command = [sys.executable, "launch.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    arguments = (f"--config={tmp_path / 'old.py'}", f"--workdir={tmp_path / 'run'}")
+    assert launched(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_of_an_earlier_version_is_refused_in_one_line(tmp_path, capsys):

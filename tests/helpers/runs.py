@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from absl import flags as absl_flags
+
+import launch
 from configs import csv
+from kd_jax.core import process
 from kd_jax.experiment import pipeline
 from kd_jax.experiment.sections import leaves
 
@@ -45,6 +49,20 @@ def config(world, **fields):
 
 def run(c, workdir):
     assert pipeline.main(c, workdir) == 0
+
+
+def launched(monkeypatch, *arguments):
+    """The exit status of ``launch.py`` with these arguments, in this process."""
+    monkeypatch.setattr(process, "start", lambda: None)
+    known = set(absl_flags.FLAGS)
+    try:
+        launch.main(launch.parse(["launch.py", *arguments]))
+    except SystemExit as end:
+        return end.code
+    finally:
+        for name in set(absl_flags.FLAGS) - known:
+            delattr(absl_flags.FLAGS, name)
+        absl_flags.FLAGS.unparse_flags()
 
 
 def metrics_of(workdir):

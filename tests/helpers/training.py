@@ -28,7 +28,7 @@ from kd_jax.training.step import StepSpec
 HISTORY = 8
 
 
-OBJECTIVE = (term("ce", items="warm"), term("kl", 2.0, 1.5), term("soft_ce", 0.1))
+OBJECTIVE = (term("ce", items="warm"), term("kl", 2.0, 1.5))
 
 
 ODD = {"users": 39, "items": 23}  # nothing divides them
@@ -39,13 +39,13 @@ def task_of(ratings, **sizes):
     return Rate(data, (3.0,), "auc") if ratings else Rank(data, "ndcg@10", ("ndcg",), (10,), 16)
 
 
-def student_of(task, name, seed=0, dropout=0.3, inputs=None):
+def student_of(task, name, seed=0, dropout=0.3, inputs=None, **section):
     data = task.dataset
-    spec = spec_of(data, name, task.num_classes, dim=16, dropout=dropout)
+    spec = spec_of(data, name, task.num_classes, dim=16, dropout=dropout, **section)
     return build_student(name, spec, inputs or {}, rngs=nnx.Rngs(seed))
 
 
-SMALL = {"history": HISTORY, "hidden": 8}  # where a student has such a field
+SMALL = {"history": HISTORY, "hidden": 8, "blocks": 1}  # where a student has such a field
 
 
 def spec_of(data, name, num_classes=0, **section):
@@ -71,6 +71,7 @@ def teacher_of(task, seed=5):
         None if task.num_classes else data.warm,
         item_features="id",
         dim=16,
+        blocks=1,
         history=HISTORY,
         num_classes=task.num_classes,
     )

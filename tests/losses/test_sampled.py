@@ -80,7 +80,7 @@ def test_nobody_warm_is_loss_and_gradient_zero():
     student, teacher, rows, _ = world()
     for loss in (whole.softmax_term("ce", warm=True), whole.softmax_term("kl", 2.0, warm=True)):
         run = functools.partial(value, ONCE, losses=(loss,))
-        (total, _), gradients = jax.value_and_grad(run, has_aux=True)(
+        (total, _), gradients = jax.jit(jax.value_and_grad(run, has_aux=True))(
             student, teacher, rows, jnp.zeros(N, bool)
         )
         assert total == 0
@@ -217,6 +217,11 @@ def test_a_run_samples_the_catalogue_from_its_config_alone(tmp_path):
         "student.optimizer.moments": "bfloat16",
         "mesh.data": 1,
         "eval.bootstrap": 50,
+        "student.mf.dim": 8,
+        "teacher.model.dim": 16,
+        "teacher.model.blocks": 1,
+        "teacher.model.history": 6,
+        "teacher.model.hidden": 16,
     }
     for section in ("teacher.optimizer", "student.optimizer"):
         small |= {f"{section}.steps": 20, f"{section}.eval_every": 10, f"{section}.batch_size": 8}

@@ -1,5 +1,7 @@
 """The documented example, classes that do not take part, and precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,9 @@ RNG = np.random.default_rng(0)
 TEACHER, STUDENT = jnp.log(jnp.array([0.8, 0.2])), jnp.log(jnp.array([0.6, 0.4]))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def row(name, logits, other, *more):
-    return per_row(LOSSES[name](), jnp.asarray(logits), other, *more)
+    return per_row(LOSSES[name](), logits, other, *more)
 
 
 def clicks(logits, targets, weights, where=None):

@@ -29,9 +29,10 @@ def both(engine, chosen=ALL, **options):
 
     plainly = functools.partial(value, lambda terms, student, inputs: plain(terms, student, inputs))
     streamed = functools.partial(value, functools.partial(mean_losses, engine=engine))
-    found = [jax.value_and_grad(plainly, argnums=(0, 1, 2), has_aux=True)(*student[:3])]
-    differentiate = jax.value_and_grad(streamed, argnums=(0, 1, 2), has_aux=True)
-    return [*found, jax.jit(differentiate)(*student[:3])]
+    return [
+        jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2), has_aux=True))(*student[:3])
+        for function in (plainly, streamed)
+    ]
 
 
 def tiled(tile):

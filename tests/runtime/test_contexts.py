@@ -24,7 +24,8 @@ def random_student(name, text=False):
     inputs = {}
     if text:
         inputs[ITEM_TEXT] = np.random.default_rng(1).normal(size=(task.dataset.num_items, 6))
-    graphdef, params, constants = split(student_of(task, name, inputs=inputs))
+    more = {"blocks": 2} if name == "sasrec" else {}  # a block behind another
+    graphdef, params, constants = split(student_of(task, name, inputs=inputs, **more))
     rng = np.random.default_rng(2)
     drawn = nnx.to_pure_dict(nnx.state(nnx.merge(graphdef, params, constants), nnx.Param))
 

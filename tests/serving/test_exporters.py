@@ -36,8 +36,12 @@ def scores_of(model):
     data = task().dataset
     windows = last_items(*data.history(TEST), HISTORY)[:USERS]
     batch = {"user": jnp.arange(USERS), "history": jnp.asarray(windows)}
-    scores = model.scores(batch, model.catalogue())
-    return np.asarray(scores.dense() if isinstance(scores, Factors) else scores)
+
+    def dense(model, batch):
+        scores = model.scores(batch, model.catalogue())
+        return scores.dense() if isinstance(scores, Factors) else scores
+
+    return np.asarray(nnx.jit(dense)(model, batch))
 
 
 def from_weights(folder: Path) -> np.ndarray:

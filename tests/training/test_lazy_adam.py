@@ -58,16 +58,21 @@ def optimise(tx, touched, steps=6, count=10, seed=0):
         "table": jnp.asarray(rng.normal(size=(count, 3)), jnp.float32),
         "rest": {"bias": jnp.ones(3)},
     }
-    state = tx.init(params)
-    for step in range(steps):
-        slope = jnp.asarray(rng.normal(size=(count, 3)), jnp.float32)
-        rows = {} if touched is None else {"table": touched(step)}
+
+    @jax.jit
+    def step(params, state, slope, rows):
         given = gather_rows(params, rows)
         gradients = gather_rows({"table": slope, "rest": {"bias": slope[0]}}, rows)
         updates, state = optax.with_extra_args_support(tx).update(
             gradients, state, given, rows=rows
         )
-        params = scatter_rows(params, rows, optax.apply_updates(given, updates))
+        return scatter_rows(params, rows, optax.apply_updates(given, updates)), state
+
+    state = tx.init(params)
+    for number in range(steps):
+        slope = jnp.asarray(rng.normal(size=(count, 3)), jnp.float32)
+        rows = {} if touched is None else {"table": touched(number)}
+        params, state = step(params, state, slope, rows)
     return params, state
 
 

@@ -104,12 +104,17 @@ def batch_of(student, ratings=False, size=6):
     return {key: jnp.asarray(value) for key, value in examples.gather(np.arange(size)).items()}
 
 
+@nnx.jit
+def logits_of(student, batch):
+    return student.logits(batch)
+
+
 @pytest.mark.parametrize(("name", "with_text"), VARIANTS)
 def test_factors_logits_and_scores_are_the_same_numbers(name, with_text):
     case_of(name)
     student = trained(name, with_text)
     batch, items = batch_of(student), task().dataset.num_items
-    logits = student.logits(batch)
+    logits = logits_of(student, batch)
     positions = batch["targets"].shape[1]
     assert logits.shape == (6, positions, items) and logits.dtype == jnp.float32
     assert positions == 1 or student.example_kind == "all"
@@ -138,7 +143,7 @@ def test_every_parameter_is_learned_and_no_input_is(name, with_text):
 
     zero = [
         jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.grad(total)(params))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(total))(params))
         if not np.any(leaf)
     ]
     assert not zero
@@ -159,7 +164,7 @@ def test_a_student_that_reads_texts_scores_by_them_and_builds_without(name):
     graphdef, _, constants = split(other)
     other = nnx.merge(graphdef, split(with_text)[1], constants)
     batch = batch_of(with_text)
-    assert not np.allclose(other.logits(batch), with_text.logits(batch), atol=1e-3)
+    assert not np.allclose(logits_of(other, batch), logits_of(with_text, batch), atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "with_text"), VARIANTS)
@@ -180,11 +185,11 @@ def test_rows_in_place_of_the_tables_give_the_same_scores(name, with_text):
     spec = StepSpec(graphdef, objective, optax.identity(), 1, lazy=True)
     given = gathered(spec, student, StepInputs(batch), jax.random.key(0))
     small = nnx.merge(graphdef, gather_rows(params, given.rows), constants)
-    logits = student.logits(batch)
+    logits = logits_of(student, batch)
     if samples:
         rows = next(given.rows[name] for name in kinds["item"])
         logits = logits[..., rows[rows < sizes["item"]]]
-    found = small.logits(given.inputs.batch)[..., : logits.shape[-1]]
+    found = logits_of(small, given.inputs.batch)[..., : logits.shape[-1]]
     np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
@@ -204,7 +209,9 @@ def test_pairs_are_rated_from_the_rows_of_the_tables_that_there_are(tables):
     given = gathered(spec, student, StepInputs(batch), jax.random.key(0))
     assert {tables[name] for name in given.rows} == set(tables.values())
     small = nnx.merge(graphdef, gather_rows(params, given.rows), constants)
-    np.testing.assert_allclose(small.logits(given.inputs.batch), student.logits(batch), atol=1e-5)
+    np.testing.assert_allclose(
+        logits_of(small, given.inputs.batch), logits_of(student, batch), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -242,7 +249,7 @@ def test_what_is_exported_loads_with_the_same_scores(name, with_text, tmp_path):
     loaded, found = weights.read(tmp_path, data)
     assert found == description and type(loaded) is STUDENTS[name]
     batch = batch_of(student)
-    np.testing.assert_array_equal(loaded.logits(batch), student.logits(batch))
+    np.testing.assert_array_equal(logits_of(loaded, batch), logits_of(student, batch))
 
 
 @pytest.mark.parametrize("name", ALL)
