@@ -177,14 +177,19 @@ def language_model() -> ConfigDict:
     c.weights = "sentence-transformers/all-MiniLM-L6-v2"
     # 'native': kd_jax's models; 'hf_flax': transformers' own Flax classes
     c.backend = "native"
-    # 'mean', 'cls', 'last', 'max'
-    c.pooling = "mean"
+    # Where pooling, normalize, prompt and max_tokens are not set, they are what the folder of the
+    # weights says (modules.json of sentence-transformers), else mean, False, none and 64. The
+    # default weights are read with the latter (docs/teachers.md)
+    # 'mean', 'cls', 'last', 'max', 'weightedmean', 'mean_sqrt_len_tokens', or several: 'cls+mean'
+    c.pooling = config_dict.placeholder(str)
     # scale the vectors to length 1
-    c.normalize = False
+    c.normalize = config_dict.placeholder(bool)
+    # put before every text: a text, or the name of one of the folder's prompts; '' = none
+    c.prompt = config_dict.placeholder(str)
     # item text, 'A film called {title}, {genres}'; '' = all columns joined by '. '
     c.template = ""
     # longer texts are cut; form 'cross': pairs of texts, from the old end of the history
-    c.max_tokens = 64
+    c.max_tokens = config_dict.placeholder(int)
     # of the activations; 'bfloat16' on GPU and TPU. Weights are float32
     c.dtype = "float32"
     # 'head' (language model frozen), 'top_n', 'lora', 'full'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,49 @@ def tokenize(
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=table.ids, indptr=table.indptr, pad_id=table.pad_id)
     return table
+
+
+def token_problems(
+    texts: Sequence[str], table: TokenTable, tokenizer: Any, max_length: int
+) -> str:
+    """What the tokens do not show of the texts, in one line for the log; '' where nothing is wrong.
+
+    Counted are distinct texts with the same tokens as another one, those of which more than half of
+    the tokens are the unknown one (special tokens aside), and those that are cut. table: of
+    ``texts``, cut to ``max_length`` tokens.
+    """
+    first = {text: row for row, text in reversed(list(enumerate(texts)))}
+    rows = np.fromiter(first.values(), np.int64, len(first))
+    data, width = table.ids.tobytes(), table.ids.itemsize
+    starts, ends = table.indptr[rows] * width, table.indptr[rows + 1] * width
+    keys = [data[start:end] for start, end in zip(starts, ends, strict=True)]
+    copies = Counter(keys)
+    same = sum(copies[key] > 1 for key in keys)
+    special = set(tokenizer.all_special_ids)
+    unknown_id = tokenizer.unk_token_id
+    roles = ("bos", "eos", "sep", "pad", "cls")
+    if unknown_id in {getattr(tokenizer, f"{role}_token_id") for role in roles}:
+        unknown_id = None  # of a byte-level tokenizer, which knows every text
+    others = ~np.isin(table.ids, list(special - {unknown_id}))
+    unknown = table.ids == (-1 if unknown_id is None else unknown_id)
+    counts = [np.concatenate([[0], np.cumsum(found)]) for found in (unknown, others)]
+    unknowns, known = (count[table.indptr[rows + 1]] - count[table.indptr[rows]] for count in counts)
+    strange = int(np.sum(2 * unknowns > known))
+    full = [list(first)[n] for n in np.flatnonzero(table.lengths[rows] >= max_length)]
+    long = tokenizer(full, verbose=False)["input_ids"] if full else []
+    cut = sum(len(row) > max_length for row in long)
+    counted = [
+        (same, "have the same tokens as another, so that their vectors are equal"),
+        (strange, "are mostly unknown tokens"),
+        (cut, f"are longer than {max_length} tokens and are cut"),
+    ]
+    problems = [f"{count:,} {what}" for count, what in counted if count]
+    fixes = ["choose teacher.lm.weights that know their script"] * bool(strange)
+    fixes += ["set teacher.lm.max_tokens higher, up to what the model reads"] * bool(cut)
+    fixes += ["set teacher.model.item_features='text+id'"] * bool(same or strange)
+    if not problems:
+        return ""
+    return f"of {len(first):,} distinct texts {', '.join(problems)}: {', or '.join(fixes)}"
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

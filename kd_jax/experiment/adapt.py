@@ -53,11 +53,9 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
 }
 LEARNS = tuple(name for name, _ in leaves(RECIPE))
-# How it reads a text, with the defaults of launch.py: other values are needed where it is used.
+# How it reads a text, beyond what the saved folder says, with the defaults of launch.py: other
+# values are needed where it is used.
 READS = {
-    "lm.pooling": "mean",
-    "lm.normalize": False,
-    "lm.max_tokens": 64,
     "lm.template": "",
     "lm.backend": "native",
 }

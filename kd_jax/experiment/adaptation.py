@@ -197,7 +197,7 @@ class Adaptation:
         The vectors are those of ``items``; they are predicted from the items' texts.
         """
         texts = [self.texts[item] for item in items]
-        table = text.tokenize(self.lm.tokenizer, texts, self.lm.encoder.max_length)
+        table = self.lm.table(texts)
         weights, wanted = self.weights[items, None], self.targets[items]
         spread = np.sum(weights * (wanted - np.average(wanted, axis=0, weights=weights[:, 0])) ** 2)
 

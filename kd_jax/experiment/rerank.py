@@ -55,7 +55,7 @@ from kd_jax.training.recipe import Recipe
 # Fields of section ``teacher`` that a cross-encoder for reranking uses.
 LM = (
     *("weights", "backend", "pooling", "normalize", "template", "max_tokens", "train", "top_n"),
-    *("lora_rank", "lora_targets", "dtype", "remat"),
+    *("prompt", "lora_rank", "lora_targets", "dtype", "remat"),
 )
 FIELDS = (
     *(f"lm.{name}" for name in LM),

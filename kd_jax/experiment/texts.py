@@ -39,6 +39,8 @@ class TextReader:
     @functools.cached_property
     def language_model(self) -> LanguageModel:
         found = language_model(self.section, self.cache)
+        for note in found.encoder.notes:
+            self.log.note(note)
         if set(found.learned_from) - {self.dataset.checksum}:
             self.log.note(
                 f"warning: {found.folder} was trained on other data, or another split of these; if"
@@ -64,13 +66,14 @@ class TextReader:
                         tower, texts, lambda done, _: bar.update(done)
                     )
                 )
-            most = self.language_model.encoder.max_length
-            if full := int(np.sum(self.language_model.lengths(tower) >= most)):
-                self.log.note(
-                    f"{full:,} of {len(texts):,} texts reach {most} tokens, where they are cut (the"
-                    " lesser of teacher.lm.max_tokens and what the language model reads)"
-                )
+            self.note_problems(texts)
         return self._encoded[tower]
+
+    def note_problems(self, texts: Sequence[str]) -> None:
+        """Notes what the tokens of ``texts`` do not show."""
+        lm = self.language_model
+        if note := lm.problems(texts):
+            self.log.note(note)
 
     def encoded_items(self) -> Texts:
         """The vectors of the items' texts."""
@@ -80,6 +83,12 @@ class TextReader:
         """Tokens of (history, item) pairs, as a cross-encoder reads them."""
         if num_classes not in self._pair_tokens:
             lm = self.language_model
+            if lm.encoder.prompt:
+                self.log.note(
+                    f"the prompt {lm.encoder.prompt!r} is not put before pairs of texts, only before"
+                    " single ones"
+                )
+            self.note_problems(self.items)
             self._pair_tokens[num_classes] = PairTokens(
                 lm.tokenizer, self.items, num_classes, lm.encoder.max_length
             )

@@ -34,7 +34,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-POOLINGS = ("mean", "cls", "last", "max")
+POOLINGS = ("mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len_tokens")
+
+
+def check_pooling(pooling: str) -> None:
+    """Raises InputError unless ``pooling`` is names of ``POOLINGS``, joined by '+'."""
+    for name in pooling.split("+"):
+        if name not in POOLINGS:
+            raise InputError(f"pooling {name!r} is unknown{nearest(name, POOLINGS)}")
 
 
 def freeze(module: nnx.Module) -> None:
@@ -46,30 +53,51 @@ def freeze(module: nnx.Module) -> None:
 
 
 def pool(
-    hidden: Float[Array, "B L D"], mask: Array, pooling: str, normalize: bool = False
-) -> Float[Array, "B D"]:
-    """One f32 vector per text: the mean or maximum over its tokens, or its first or last token.
+    hidden: Float[Array, "B L D"],
+    mask: Array,
+    pooling: str,
+    normalize: bool = False,
+    skipped: Int[Array, " B"] | None = None,
+) -> Float[Array, "B P"]:
+    """One f32 vector per text, from the hidden states of its tokens.
 
-    mask: [B, L], 0 at padding, which may be on either side. pooling: 'mean', 'max', 'cls' (first)
-    or 'last'. normalize: whether vectors get unit length.
+    mask: [B, L], 0 at padding, which may be on either side. pooling: 'mean', 'max', 'cls' (first
+    token), 'last', 'mean_sqrt_len_tokens' (the sum divided by the root of the number of tokens),
+    'weightedmean' (weights 1, 2, 3 … by position: Muennighoff, "SGPT: GPT Sentence Embeddings for
+    Semantic Search", 2022, equation 2), or several joined by '+', whose vectors are concatenated.
+    normalize: whether vectors get unit length. skipped: tokens at the start of each text that are
+    not pooled.
     """
     hidden = hidden.astype(jnp.float32)
-    if pooling == "mean":
+    places = jnp.arange(mask.shape[1])[None] - (mask > 0).argmax(1)[:, None]
+    if skipped is not None:
+        mask = jnp.where(places < skipped[:, None], 0, mask)
+    parts = [_pooled(hidden, mask, places, name) for name in pooling.split("+")]
+    pooled = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+    return unit_length(pooled) if normalize else pooled
+
+
+def unit_length(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Vectors scaled to length 1; a vector of zeros stays."""
+    return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
+
+
+def _pooled(hidden: Array, mask: Array, places: Array, pooling: str) -> Float[Array, "B D"]:
+    if pooling in ("mean", "weightedmean", "mean_sqrt_len_tokens"):
         weights = mask.astype(jnp.float32)
+        if pooling == "weightedmean":
+            weights = weights * (places + 1)
         total = jnp.einsum("bld,bl->bd", hidden, weights)
-        pooled = total / jnp.maximum(weights.sum(1), 1e-9)[:, None]
-    elif pooling == "max":
+        divisor = jnp.maximum(weights.sum(1), 1e-9)[:, None]
+        return total / (jnp.sqrt(divisor) if pooling == "mean_sqrt_len_tokens" else divisor)
+    if pooling == "max":
         found = jnp.max(jnp.where(mask[:, :, None] > 0, hidden, jnp.finfo(jnp.float32).min), axis=1)
-        pooled = jnp.where((mask > 0).any(1)[:, None], found, 0.0)
-    else:
-        real = mask > 0
-        index = real.argmax(1)
-        if pooling == "last":
-            index = mask.shape[1] - 1 - real[:, ::-1].argmax(1)
-        pooled = jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
-    if normalize:
-        pooled = pooled * jax.lax.rsqrt(jnp.maximum((pooled**2).sum(-1, keepdims=True), 1e-24))
-    return pooled
+        return jnp.where((mask > 0).any(1)[:, None], found, 0.0)
+    real = mask > 0
+    index = real.argmax(1)
+    if pooling == "last":
+        index = mask.shape[1] - 1 - real[:, ::-1].argmax(1)
+    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
 
 
 def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
@@ -131,21 +159,40 @@ class TextEncoder(nnx.Module):
 
     The mask is 0 at padding, 1 at a token, and ``SECOND`` at a token of the second text of a pair;
     a model without token types treats all tokens alike. Subclasses implement ``hidden`` and
-    ``freeze_below``. max_length: the largest L. settings: a string that identifies everything
-    besides weights, pooling and dtype on which the vectors depend, for the keys of caches.
+    ``freeze_below``. width: of the hidden states. max_length: the largest L. settings: a string
+    that identifies everything besides weights, pooling and dtype on which the vectors depend, for
+    the keys of caches. head: modules between pooling and normalisation, called with [B, F]; a
+    module without ``dim`` keeps the width. prompt, lower_case: what happens to a text before it is
+    tokenized, see ``read``. skipped: tokens of the prompt, at the start of a text, that are not
+    pooled; a pair has no prompt. notes: lines for the log.
     """
 
-    dim: int
+    width: int
     num_layers: int
     max_length: int
     dtype: Any
     settings: str
+    prompt: str = ""
+    lower_case: bool = False
+    skipped: int = 0
+    notes: tuple[str, ...] = ()
 
     def __init__(self, *, pooling: str = "mean", normalize: bool = False):
-        if pooling not in POOLINGS:
-            raise InputError(f"pooling {pooling!r} is unknown{nearest(pooling, POOLINGS)}")
+        check_pooling(pooling)
         self.pooling = pooling
         self.normalize = normalize
+        self.head = nnx.List([])
+
+    @property
+    def dim(self) -> int:
+        """The width of the vectors."""
+        widths = [part.dim for part in self.head if hasattr(part, "dim")]
+        return widths[-1] if widths else self.width * len(self.pooling.split("+"))
+
+    def read(self, texts: Iterable[str]) -> list[str]:
+        """The texts as they are tokenized: after the prompt, in lower case where that is meant."""
+        full = [self.prompt + text for text in texts]
+        return [text.lower() for text in full] if self.lower_case else full
 
     def hidden(
         self,
@@ -198,7 +245,16 @@ class TextEncoder(nnx.Module):
                 f" {self.max_length}"
             )
         hidden = self.hidden(input_ids, attention_mask, rngs, states)
-        return pool(hidden, attention_mask > 0, self.pooling, self.normalize)
+        skipped = None
+        if self.skipped:
+            skipped = jnp.where((attention_mask == SECOND).any(1), 0, self.skipped)
+        mask = attention_mask > 0
+        if not self.head:
+            return pool(hidden, mask, self.pooling, self.normalize, skipped)
+        vectors = pool(hidden, mask, self.pooling, skipped=skipped)
+        for part in self.head:
+            vectors = part(vectors)
+        return unit_length(vectors) if self.normalize else vectors
 
     @property
     def num_params(self) -> int:
@@ -219,7 +275,7 @@ class NativeEncoder(TextEncoder):
         if hasattr(model, "pooler"):
             model.pooler = None  # unused: vectors are pooled from the hidden states
         self.model = model
-        self.dim = model.dim
+        self.width = model.dim
         self.num_layers = model.num_layers
         self.max_length = model.max_length
         self.dtype = model.dtype

@@ -27,6 +27,8 @@ def fingerprint(encoder: TextEncoder) -> str:
         type(encoder).__name__,
         *(str(getattr(encoder, name)) for name in names),
     ]
+    if encoder.head or encoder.skipped:
+        parts.append(str(([repr(part.config()) for part in encoder.head], encoder.skipped)))
     for path, leaf in sorted(nnx.to_flat_state(nnx.state(encoder)), key=lambda item: str(item[0])):
         value = np.asarray(leaf[...])
         parts += [str((path, value.dtype, value.shape)), np.ascontiguousarray(value).tobytes()]
@@ -88,7 +90,7 @@ def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.nd
     parts = (f"cut {encoder.frozen_layers}", fingerprint(encoder), *texts)
     path = cache / f"states-{digest(parts)}.npy"
     if not path.is_file():
-        states = np.zeros((len(table.ids), encoder.dim), np.dtype(encoder.dtype))
+        states = np.zeros((len(table.ids), encoder.width), np.dtype(encoder.dtype))
         for rows, mask, result in _batches(encoder, table, np.arange(len(table)), _states):
             states[table.token_indices(rows, mask.shape[1])[mask]] = result[mask]
         _save(path, states.view(np.uint16) if states.dtype.itemsize == 2 else states)

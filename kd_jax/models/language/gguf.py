@@ -97,10 +97,52 @@ def is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"
 
 
-class Reader:
-    """The metadata and tensors of a GGUF file.
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
-    Raises InputError if the file is damaged or its architecture is not supported.
+
+def parts(path: Path) -> list[Path]:
+    """The files of a model: of 'x-00002-of-00003.gguf' all three, else the file alone.
+
+    Raises InputError if one is missing.
+    """
+    found = PART.fullmatch(path.name)
+    if found is None:
+        return [path]
+    count = int(found[3])
+    files = [
+        path.with_name(f"{found[1]}-{number:05}-of-{count:05}.gguf")
+        for number in range(1, count + 1)
+    ]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{path.parent} lacks {', '.join(missing)}; copy or download all {count} parts"
+        )
+    return files
+
+
+def only_file(folder: Path) -> Path | None:
+    """The GGUF file of a folder, the first of its parts; None if it has none.
+
+    Raises InputError if it has several models.
+    """
+    first = sorted(
+        path
+        for path in folder.glob("*.gguf")
+        if not (found := PART.fullmatch(path.name)) or int(found[2]) == 1
+    )
+    if len(first) > 1:
+        raise InputError(
+            f"{folder} holds {', '.join(path.name for path in first)}; set teacher.lm.weights to"
+            " one of them"
+        )
+    return first[0] if first else None
+
+
+class Reader:
+    """The metadata and tensors of a GGUF file, or of all its parts.
+
+    Raises InputError if a file is damaged or missing, or its architecture is not supported.
     """
 
     def __init__(self, path: Path):
@@ -111,16 +153,18 @@ class Reader:
                 f"{path}: reading GGUF needs the gguf package; pip install gguf"
             ) from None
         self.path = path
-        try:
-            reader = self.package.GGUFReader(path)
-            self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # various errors of NumPy, where the data ends
-            size = path.stat().st_size if path.is_file() else 0
+        self.tensors: dict[str, Any] = {}
+        self.fields: dict[str, Any] = {}
+        files = parts(path)
+        for file in files:
+            tensors, fields = self._read(file)
+            self.tensors |= tensors
+            self.fields = fields | self.fields  # only the first part has all of them
+        if (count := int(self.fields.get("split.count", 0))) > len(files):
             raise InputError(
-                f"{path} ({size:,} bytes) cannot be read as GGUF ({type(error).__name__}: {error});"
-                " it is truncated or damaged: copy or download it again"
-            ) from None
+                f"{path} is one of {count} parts; name them as they were, such as"
+                f" {path.stem}-00001-of-{count:05}.gguf, side by side"
+            )
         self.kind = str(self.fields.get("general.architecture"))
         if self.kind not in FAMILIES:
             raise InputError(
@@ -128,6 +172,21 @@ class Reader:
                 f" {', '.join(FAMILIES)}); choose other weights"
             )
         self.family = FAMILIES[self.kind]
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The tensors and fields of one file."""
+        try:
+            reader = self.package.GGUFReader(path)
+            return (
+                {tensor.name: tensor for tensor in reader.tensors},
+                {name: field.contents() for name, field in reader.fields.items()},
+            )
+        except Exception as error:  # various errors of NumPy, where the data ends
+            size = path.stat().st_size if path.is_file() else 0
+            raise InputError(
+                f"{path} ({size:,} bytes) cannot be read as GGUF ({type(error).__name__}: {error});"
+                " it is truncated or damaged: copy or download it again"
+            ) from None
 
     def field(self, name: str) -> Any:
         """A setting of the architecture, or None; raises InputError if it differs by layer."""

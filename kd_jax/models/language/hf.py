@@ -5,7 +5,6 @@ No pickle is loaded and no remote code is run.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,19 @@ from flax import nnx
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import write_json, write_tensors
 from kd_jax.models.language import bert, distilbert, gguf, gpt2, llama, mpnet
+from kd_jax.models.language.dense import Dense, UnitLength, load_dense
 from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder, merged
-from kd_jax.models.language.gguf_tokenizer import read_tokenizer
 from kd_jax.models.language.hf_flax import FAMILIES as FLAX
 from kd_jax.models.language.hf_flax import HFFlaxEncoder
+from kd_jax.models.language.sentence import (
+    FLAGS,
+    MAX_TOKENS,
+    MODULES,
+    PROMPTS,
+    choose,
+    read_folder,
+)
+from kd_jax.models.language.tokenizer import load_tokenizer
 from kd_jax.models.language.weights import (
     load_tensors,
     open_weights,
@@ -91,6 +99,7 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
     source: the folder or file that the encoder was loaded from; its tensors that the encoder does
     not have (a pooler) are copied. Raises InputError for a folder that is not empty.
     """
+    source = read_folder("", source).weights
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder, or delete this one first")
     config = read_config(source)
@@ -113,27 +122,36 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
 
 
 def _save_modules(encoder: TextEncoder, folder: Path) -> None:
-    """Writes the configuration of sentence-transformers: modules, pooling, the longest text."""
+    """Writes the configuration of sentence-transformers: modules, prompt, the longest text."""
     package = "sentence_transformers.models"
+    ends = [UnitLength()] if encoder.normalize else []
+    kinds = ["Dense" if isinstance(part, Dense) else "Normalize" for part in (*encoder.head, *ends)]
     parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if encoder.normalize:
-        parts.append(("2_Normalize", "Normalize"))
+    parts += [(f"{number}_{kind}", kind) for number, kind in enumerate(kinds, 2)]
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"{package}.{kind}"}
         for index, (path, kind) in enumerate(parts)
     ]
-    write_json(folder / "modules.json", modules)
-    modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
-    pooling = {f"pooling_mode_{name}": mode == encoder.pooling for mode, name in modes.items()}
-    write_json(
-        folder / "1_Pooling/config.json", {"word_embedding_dimension": encoder.dim} | pooling
-    )
+    write_json(folder / MODULES, modules)
+    used = encoder.pooling.split("+")
+    pooling: dict[str, Any] = {field: mode in used for field, mode in FLAGS.items()}
+    if used != [mode for mode in FLAGS.values() if mode in used]:  # another order: version 5.4 on
+        pooling["pooling_mode"] = ["lasttoken" if mode == "last" else mode for mode in used]
+    size = {"word_embedding_dimension": encoder.width, "include_prompt": not encoder.skipped}
+    write_json(folder / "1_Pooling/config.json", size | pooling)
     write_json(
         folder / "sentence_bert_config.json",
-        {"max_seq_length": encoder.max_length, "do_lower_case": False},
+        {"max_seq_length": encoder.max_length, "do_lower_case": encoder.lower_case},
     )
-    if encoder.normalize:
-        (folder / "2_Normalize").mkdir(exist_ok=True)
+    if encoder.prompt:
+        prompts = {"prompts": {"default": encoder.prompt}, "default_prompt_name": "default"}
+        write_json(folder / PROMPTS, prompts)
+    for (path, _), part in zip(parts[2:], (*encoder.head, *ends), strict=True):
+        (folder / path).mkdir(exist_ok=True)
+        if isinstance(part, Dense):
+            write_json(folder / path / "config.json", part.config())
+            tensors = {name: np.asarray(value) for name, value in part.tensors().items()}
+            write_tensors(folder / path / "model.safetensors", tensors, {"format": "pt"})
 
 
 def load_head(folder: Path) -> jnp.ndarray | None:
@@ -145,85 +163,60 @@ def load_head(folder: Path) -> jnp.ndarray | None:
     return files["lm_head.weight"].astype("float32")
 
 
-def load_tokenizer(folder: Path, vocab_size: int | None = None) -> Any:
-    """The tokenizer in a folder or a GGUF file; only local files are read.
-
-    Without a padding token, the end-of-text token is used. vocab_size: embeddings of the model.
-    Raises InputError if there is no tokenizer, or if it has ids from ``vocab_size`` on.
-    """
-    folder = Path(folder)
-    tokenizer = read_tokenizer(folder) if gguf.is_gguf(folder) else _folder_tokenizer(folder)
-    if tokenizer.pad_token is None:
-        substitute = tokenizer.eos_token or tokenizer.unk_token
-        if substitute is None:
-            raise InputError(
-                f"{folder}: the tokenizer cannot pad; set pad_token in tokenizer_config.json"
-            )
-        tokenizer.pad_token = substitute
-    known = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if vocab_size is not None and known > vocab_size:
-        raise InputError(
-            f"{folder}: the tokenizer has ids up to {known - 1} but the configuration has"
-            f" vocab_size {vocab_size}; take tokenizer and weights from the same model"
-        )
-    return tokenizer
-
-
-def _folder_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:  # transformers raises various types for missing or damaged files
-        reason = ""
-        if (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists():
-            lines = str(error).strip().splitlines()
-            reason = f" ({lines[0] if lines else type(error).__name__})"
-        raise InputError(
-            f"{folder}: no tokenizer could be loaded{reason}; the folder needs tokenizer.json or"
-            " vocab.txt"
-        ) from None
-
-
 def load_encoder(
     name: str | Path,
     *,
     backend: str = "native",
-    pooling: str = "mean",
-    normalize: bool = False,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    prompt: str | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
-    max_length: int = 128,
+    max_length: int | None = None,
 ) -> tuple[TextEncoder, Any]:
     """A pretrained text encoder and its tokenizer.
 
     name: see ``resolve_weights``. backend: 'native' (this package) or 'hf_flax' (transformers' Flax
-    classes). pooling, normalize: see ``encoder.pool``. dtype: of the activations; weights are f32.
-    remat: whether layers are computed again in the backward pass, at a third more time, so that
-    only their inputs are kept. max_length: tokens of the longest text to encode, limited to the
-    model's own maximum. Raises InputError as ``load_model`` and for an unknown backend.
+    classes). pooling, normalize: see ``encoder.pool``. prompt: see ``sentence.choose``. max_length:
+    tokens of the longest text to encode, limited to the model's own maximum. None: as the folder
+    says. dtype: of the activations; weights are f32. remat: whether layers are computed again in
+    the backward pass, at a third more time, so that only their inputs are kept. Raises InputError
+    as ``load_model``, for an unknown backend, and for modules that cannot be applied.
     """
     folder = resolve_weights(name)
+    found = read_folder(name, folder)
+    reading, notes = choose(
+        found, pooling=pooling, normalize=normalize, max_tokens=max_length, prompt=prompt
+    )
+    how: dict[str, Any] = {"pooling": reading.pooling, "normalize": reading.normalize}
+    most = reading.max_tokens or MAX_TOKENS
     if backend == "native":
-        model = load_model(folder, dtype)
+        model = load_model(reading.weights, dtype)
         model.remat = remat
-        encoder: TextEncoder = NativeEncoder(model, pooling=pooling, normalize=normalize)
+        encoder: TextEncoder = NativeEncoder(model, **how)
         vocab_size = model.config.vocab_size
-        encoder.max_length = min(encoder.max_length, max_length)
+        encoder.max_length = min(encoder.max_length, most)
     elif backend == "hf_flax":
         if remat:
             raise InputError(
                 "teacher.lm.remat=True needs teacher.lm.backend='native'; hf_flax keeps all"
                 " activations"
             )
-        encoder = HFFlaxEncoder(
-            folder, pooling=pooling, normalize=normalize, dtype=dtype, max_length=max_length
-        )
+        encoder = HFFlaxEncoder(reading.weights, dtype=dtype, max_length=most, **how)
         vocab_size = encoder.vocab_size
     else:
         raise InputError(f"teacher.lm.backend={backend!r} is unknown{nearest(backend, BACKENDS)}")
-    return encoder, load_tokenizer(folder, vocab_size)
+    for part in reading.head:
+        encoder.head.append(load_dense(Path(part), encoder.dim) if part else UnitLength())
+    encoder.prompt, encoder.lower_case = reading.prompt or "", reading.lower_case
+    encoder.notes = notes
+    tokenizer = load_tokenizer(reading.weights, vocab_size)
+    if encoder.prompt and not reading.include_prompt:
+        encoder.skipped = _prompt_length(tokenizer, encoder.read([""])[0])
+    return encoder, tokenizer
+
+
+def _prompt_length(tokenizer: Any, prompt: str) -> int:
+    """The tokens of a prompt alone, without a special token at the end (sentence-transformers)."""
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)

@@ -64,7 +64,7 @@ class HFFlaxEncoder(TextEncoder):
         super().__init__(pooling=pooling, normalize=normalize)
         model, self.max_length = _build(Path(folder), dtype, max_length)
         config = model.config
-        self.dim = config.hidden_size
+        self.width = config.hidden_size
         self.num_layers = config.num_hidden_layers
         self.vocab_size = config.vocab_size
         self.dtype = dtype

@@ -18,7 +18,7 @@ from kd_jax.core.files import fingerprint, read_json, write_json
 from kd_jax.core.types import Params, PyTree
 from kd_jax.data import text
 from kd_jax.models.language import encoding, hf
-from kd_jax.models.language.encoder import TextEncoder
+from kd_jax.models.language.encoder import TextEncoder, check_pooling
 from kd_jax.models.language.encoding import Texts
 from kd_jax.models.language.weights import resolve_weights
 from kd_jax.models.scorer import Frozen, split
@@ -34,17 +34,18 @@ Progress = Callable[[int, int], None]
 class LanguageModelSpec:
     """The fields of the section ``teacher.lm`` that define a language model.
 
-    weights: see ``resolve_weights``. backend, pooling, normalize, remat: see ``hf.load_encoder``.
-    max_tokens: of a text. train: 'head' (the language model is frozen), 'top_n' (the last ``top_n``
+    weights: see ``resolve_weights``. backend, remat: see ``hf.load_encoder``. pooling, normalize,
+    max_tokens (of a text), prompt: see ``sentence.choose``; None: as the folder says. train: 'head' (the language model is frozen), 'top_n' (the last ``top_n``
     layers are trained), 'lora' (adapters of ``lora_rank`` on the linear maps called
     ``lora_targets``) or 'full'. dtype: of the activations, 'float32' or 'bfloat16'.
     """
 
     weights: str
     backend: str
-    pooling: str
-    normalize: bool
-    max_tokens: int
+    pooling: str | None
+    normalize: bool | None
+    max_tokens: int | None
+    prompt: str | None
     train: str
     top_n: int
     lora_rank: int
@@ -57,7 +58,9 @@ class LanguageModelSpec:
             raise InputError(
                 f"teacher.lm.train={self.train!r} is unknown{nearest(self.train, TRAINED)}"
             )
-        if self.max_tokens < 3:
+        if self.pooling is not None:
+            check_pooling(self.pooling)
+        if self.max_tokens is not None and self.max_tokens < 3:
             raise InputError(
                 f"teacher.lm.max_tokens={self.max_tokens} leaves no room for words; give at least 3"
             )
@@ -77,13 +80,14 @@ class LanguageModel:
     def __init__(self, spec: LanguageModelSpec, cache: Path):
         self.folder = resolve_weights(spec.weights)
         self.encoder, self.tokenizer = hf.load_encoder(
-            self.folder,
+            spec.weights,
             backend=spec.backend,
-            pooling=spec.pooling,
-            normalize=spec.normalize,
             dtype=jnp.dtype(spec.dtype),
             remat=spec.remat,
+            pooling=spec.pooling,
+            normalize=spec.normalize,
             max_length=spec.max_tokens,
+            prompt=spec.prompt,
         )
         self.live = spec.train != "head"
         self.cache = cache
@@ -109,9 +113,20 @@ class LanguageModel:
         starts = None if states is None else table.indptr[:-1].astype(np.int32)
         return Texts(vectors, *table.padded(), states, starts)
 
+    def table(self, texts: Sequence[str], cache: Path | None = None) -> text.TokenTable:
+        """The tokens of ``texts``, after the prompt; cache: see ``text.tokenize``."""
+        read = self.encoder.read(texts)
+        return text.tokenize(self.tokenizer, read, self.encoder.max_length, cache)
+
+    def problems(self, texts: Sequence[str]) -> str:
+        """What the tokens of ``texts`` do not show, see ``text.token_problems``."""
+        table = self.table(texts, self.cache)
+        read, most = self.encoder.read(texts), self.encoder.max_length
+        return text.token_problems(read, table, self.tokenizer, most)
+
     def _states(self, table: text.TokenTable) -> np.ndarray | None:
         """The hidden states of every token after the frozen layers, if there are any that fit."""
-        size = len(table.ids) * self.encoder.dim * np.dtype(self.encoder.dtype).itemsize
+        size = len(table.ids) * self.encoder.width * np.dtype(self.encoder.dtype).itemsize
         if not self.live or not self.encoder.frozen_layers or size > MAX_STATES:
             return None
         return encoding.frozen_states(self.encoder, table, self.cache)
@@ -121,7 +136,7 @@ class LanguageModel:
 
         name: of the tower.
         """
-        table = text.tokenize(self.tokenizer, texts, self.encoder.max_length, self.cache)
+        table = self.table(texts, self.cache)
         self._tables[name] = table, self._states(table)
         return self._tables[name]
 
@@ -131,10 +146,15 @@ class LanguageModel:
 
     @functools.cached_property
     def checksum(self) -> str:
-        """A hash of the weights, as they were loaded, and of the tokenizer's rules."""
+        """A hash of the weights, as they were loaded, and of how texts become tokens."""
         rules = getattr(self.tokenizer, "backend_tokenizer", None)
+        lm = self.encoder
         return fingerprint(
-            [encoding.fingerprint(self.encoder), rules.to_str() if rules else repr(self.tokenizer)]
+            [
+                encoding.fingerprint(lm),
+                rules.to_str() if rules else repr(self.tokenizer),
+                [lm.max_length, lm.prompt, lm.lower_case],
+            ]
         )
 
     @property
@@ -144,7 +164,7 @@ class LanguageModel:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """The vectors of ``texts``, f32 [N, F], computed without the cache."""
-        table = text.tokenize(self.tokenizer, texts, self.encoder.max_length)
+        table = self.table(texts)
         return encoding.encode(self.encoder, table)
 
     def refresh(self, graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> PyTree:

