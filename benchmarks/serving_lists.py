@@ -12,6 +12,7 @@ titles. The last lists are compared.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -75,24 +76,25 @@ def make_export(folder: Path) -> None:
 
 
 def serve_turns(folder: Path) -> None:
-    """Every line on stdin is a turn, 'arrays' or 'parquet'; its seconds are a line on stdout."""
+    """Every line on stdin is a turn, 'arrays' or 'parquet'; its seconds, and those of CPU time, are
+    a line on stdout."""
     import kd_jax
 
     found = kd_jax.load(folder)
     print("ready", flush=True)
     for line in sys.stdin:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         if line.strip() == "parquet":
             found.recommend_all(k=K).write_parquet(folder / "lists.parquet")
         else:
             parts = list(found.runtime.many(k=K))
-        print(time.perf_counter() - began, flush=True)
+        print(time.perf_counter() - began, time.process_time() - cpu, flush=True)
     items, scores = (np.concatenate([part[place] for part in parts]) for place in (1, 2))
     np.savez(folder / "ours.npz", lists=items, scores=scores)
 
 
 class Turns:
-    """A process that answers every line on its stdin with the seconds that a turn took."""
+    """A process that answers every line on its stdin with the seconds and the CPU seconds it took."""
 
     def __init__(self, command: list[str], env: dict[str, str]):
         self.process = subprocess.Popen(
@@ -105,11 +107,12 @@ class Turns:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def turn(self, name: str) -> float:
+    def turn(self, name: str) -> tuple[float, float]:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{name}\n")
         self.process.stdin.flush()
-        return float(self._line())
+        seconds, cpu = map(float, self._line().split())
+        return seconds, cpu
 
     def end(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -120,7 +123,7 @@ class Turns:
 
 
 def measure(implicit: str, threads: int, turns: int) -> dict[str, Any]:
-    """Users/s of the best turn of each, and how many lists are the same items."""
+    """Users/s and CPU seconds of the best turn of each, and how many lists are the same items."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder)
@@ -134,21 +137,21 @@ def measure(implicit: str, threads: int, turns: int) -> dict[str, Any]:
             [sys.executable, __file__, f"--serve={folder}"],
             peers.environment(threads) | {"POLARS_MAX_THREADS": str(threads)},
         )
-        seconds: dict[str, list[float]] = {"arrays": [], "parquet": [], "implicit": []}
+        took: dict[str, list[tuple[float, float]]] = {"arrays": [], "parquet": [], "implicit": []}
         for _ in range(turns + 1):  # the first starts threads and is not counted
-            for kind, times in seconds.items():
+            for kind, times in took.items():
                 times.append((theirs if kind == "implicit" else ours).turn(kind))
         ours.end()
         theirs.end()
         with np.load(folder / "ours.npz") as one, np.load(folder / "lists.npz") as other:
-            users = len(one["lists"])
-            same = sum(
-                set(a) == set(b)
-                for a, b in zip(one["lists"].tolist(), other["lists"].tolist(), strict=True)
-            )
+            pairs = zip(one["lists"].tolist(), other["lists"].tolist(), strict=True)
+            same = [set(mine) == set(their) for mine, their in pairs]
             apart = float(np.abs(one["scores"] - other["scores"]).max())
-        found: dict[str, Any] = {kind: users / min(times[1:]) for kind, times in seconds.items()}
-        return found | {"users": users, "same": same, "scores": apart, "seconds": seconds}
+    found: dict[str, Any] = {"users": len(same), "same": sum(same), "scores": apart}
+    for kind, times in took.items():
+        seconds, cpu = (min(column) for column in zip(*times[1:], strict=True))
+        found[kind] = {"users_per_s": len(same) / seconds, "cpu": cpu}
+    return found
 
 
 def main() -> None:
@@ -158,16 +161,23 @@ def main() -> None:
     parser.add_argument("--implicit", help="the interpreter of the environment that has implicit")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve_turns(options.serve)
         return
     found = measure(options.implicit, options.threads, options.turns)
+    if options.json:
+        print(json.dumps(found))
+        return
     for name in ("arrays", "parquet", "implicit"):
-        print(f"{name}: {found[name]:,.0f} users/s")
-    print(f"{found['same']:,} of {found['users']:,} lists are the same items,"
-          f" scores differ by at most {found['scores']:.1e}")
+        one = found[name]
+        print(f"{name}: {one['users_per_s']:,.0f} users/s, {one['cpu']:.2f} s of CPU time")
+    print(
+        f"{found['same']:,} of {found['users']:,} lists are the same items,"
+        f" scores differ by at most {found['scores']:.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from kd_jax.runtime.store import Export, Ids
 # measurement.
 SIMILAR_POPULARITY = 0.1
 POOL = 10  # diversified lists of k items are chosen from the POOL · k best
-USERS_AT_ONCE = 512
+USERS_AT_ONCE = 256
 SCORES_AT_ONCE = 1 << 24  # of users times items in one block
 
 
