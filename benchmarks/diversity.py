@@ -58,9 +58,7 @@ def measure(
             quality[row, place] = ndcg(found, chosen[place])
             apart[row, place] = distance(vectors[found])
             listed[row, found] = True
-    return list(
-        zip(DIVERSITIES, quality.mean(1), apart.mean(1), listed.mean(1), strict=True)
-    )
+    return list(zip(DIVERSITIES, quality.mean(1), apart.mean(1), listed.mean(1), strict=True))
 
 
 def main() -> None:

@@ -146,10 +146,7 @@ def lists(options: argparse.Namespace) -> list[Row]:
     }
     same = f"{found['same']:,} of {found['users']:,} lists"
     return [
-        *(
-            Row(f"all users of MovieLens-1M's shape, {name}", *row)
-            for name, row in figures.items()
-        ),
+        *(Row(f"all users of MovieLens-1M's shape, {name}", *row) for name, row in figures.items()),
         Row("the same items as implicit", same, "", "all", found["same"] == found["users"]),
     ]
 

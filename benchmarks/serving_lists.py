@@ -94,7 +94,7 @@ def serve_turns(folder: Path) -> None:
 
 
 class Turns:
-    """A process that answers every line on its stdin with the seconds and the CPU seconds it took."""
+    """A process that takes a turn for every line on its stdin."""
 
     def __init__(self, command: list[str], env: dict[str, str]):
         self.process = subprocess.Popen(
@@ -108,6 +108,7 @@ class Turns:
         return self.process.stdout.readline().strip()
 
     def turn(self, name: str) -> tuple[float, float]:
+        """Its seconds, and those of CPU time."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{name}\n")
         self.process.stdin.flush()

@@ -174,9 +174,7 @@ def equal(workdir: Path, calls: int) -> dict[str, Any]:
         score = score_function(data, graphdef, TEST, parts.history)(params, constants)
         # A user without a trained vector is served by the map of new users, which is not in JAX.
         users = np.flatnonzero(found.export.user_vectors.any(1))
-        items, scores = top_k(
-            score, users, K, data.history(TEST + 1), num_items=data.num_items
-        )
+        items, scores = top_k(score, users, K, data.history(TEST + 1), num_items=data.num_items)
     blocks = list(found.many(k=K))
     ours, values = (np.concatenate([block[n] for block in blocks])[users] for n in (1, 2))
     same = (ours == items).all(1)

@@ -28,10 +28,10 @@ def best_rows(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     values = np.full((rows, k), -np.inf, np.float32)
     kept = np.flatnonzero(_candidates(scores, k))
     if len(kept) > CROWDED * k * rows:  # a sort of all rows together would take much memory
-        for row, row_scores in enumerate(scores):
+        for place, row_scores in enumerate(scores):
             found = best(row_scores, k)
-            items[row, : len(found)] = found
-            values[row, : len(found)] = row_scores[found]
+            items[place, : len(found)] = found
+            values[place, : len(found)] = row_scores[found]
         return items, values
     row, item = np.divmod(kept, width)
     found = scores[row, item]
