@@ -1,10 +1,12 @@
-"""Requests per second, latency, CPU time and memory of a running ``python -m kd_jax.serve``.
+"""Requests per second, latency, CPU time and memory of a server, and of implicit's beside it.
 
-python -m kd_jax.serve --workdir=runs/quickstart --port=8000 &
-python benchmarks/serving_http.py --workdir=runs/quickstart --port=8000 --seconds=10 --pid=$!
+    python benchmarks/serving_http.py --workdir=runs/quickstart [--seconds=60] \\
+        [--implicit=peers/implicit/bin/python]
 
-Every request is a history of --length random items; a connection sends the next one when it has the
-answer. The load is made by this one process, on one core.
+It starts ``python -m kd_jax.serve`` for the workdir, and a minimal FastAPI server with implicit,
+fitted to the same interactions with as many factors. Every request is a history of --length random
+items; a connection sends the next one when it has the answer. The load is made by this one
+process. Memory is read after a second of load, and at the end.
 """
 
 from __future__ import annotations
@@ -14,15 +16,24 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kd_jax import runtime  # noqa: E402
+import numpy as np
+
+from benchmarks.serving_process import Server, environment, ours
+from kd_jax import runtime
+from kd_jax.runtime import store
 
 REQUESTS = 2000  # different ones
+WARM_UP = 1.0  # seconds
 
 
 class Connection(asyncio.Protocol):
@@ -66,74 +77,131 @@ class Connection(asyncio.Protocol):
             self.done.set_result(None)
 
 
-def requests_of(options: argparse.Namespace) -> list[bytes]:
-    ids = runtime.load(options.workdir).export.item_ids
+def requests_of(items: Sequence[Any], length: int, k: int) -> list[bytes]:
     rng = random.Random(0)
     found = []
     for _ in range(REQUESTS):
-        body = json.dumps({"history": rng.sample(ids, options.length), "k": options.k}).encode()
+        body = json.dumps({"history": rng.sample(items, length), "k": k}).encode()
         head = (
-            f"POST /v1/recommend HTTP/1.1\r\nHost: {options.host}\r\n"
+            "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         found.append(head.encode() + body)
     return found
 
 
-def resident(pid: int | None) -> str:
-    if pid is None:
-        return "-"
+def resident(pid: int) -> float:
+    """MB."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return f"{int(status.partition('VmRSS:')[2].split()[0]) / 1024:.1f} MiB"
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
 
 
-def cpu_seconds(pid: int | None) -> float:
-    if pid is None:
-        return float("nan")
+def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def measure(options: argparse.Namespace) -> int:
-    requests, before = requests_of(options), resident(options.pid)
+async def load(
+    server: Server, requests: list[bytes], seconds: float, connections: int
+) -> tuple[list[float], int, float]:
+    """The latencies in s, the number of errors, and the seconds it took."""
     loop = asyncio.get_running_loop()
-    cpu = cpu_seconds(options.pid)
     began = time.perf_counter()
-    until = began + options.seconds
-    connections = [
-        (
-            await loop.create_connection(
-                lambda: Connection(requests, until), options.host, options.port
-            )
-        )[1]
-        for _ in range(options.connections)
+    opened = [
+        await loop.create_connection(
+            lambda: Connection(requests, began + seconds), server.host, server.port
+        )
+        for _ in range(connections)
     ]
-    await asyncio.gather(*(connection.done for connection in connections))
-    seconds = time.perf_counter() - began
-    latencies = sorted(one for connection in connections for one in connection.latencies)
-    errors = sum(connection.errors for connection in connections)
+    await asyncio.gather(*(connection.done for _, connection in opened))
+    latencies = sorted(one for _, connection in opened for one in connection.latencies)
+    errors = sum(connection.errors for _, connection in opened)
+    return latencies, errors, time.perf_counter() - began
+
+
+def measure(
+    server: Server, requests: list[bytes], seconds: float, connections: int
+) -> dict[str, float]:
+    pid = server.process.pid
+    asyncio.run(load(server, requests, WARM_UP, connections))
+    before, cpu = resident(pid), cpu_seconds(pid)
+    latencies, errors, took = asyncio.run(load(server, requests, seconds, connections))
     p50, p99 = (latencies[int(share * (len(latencies) - 1))] * 1000 for share in (0.5, 0.99))
-    print(
-        f"{len(latencies) / seconds:,.0f} requests/s, {len(latencies):,} in {seconds:.1f} s,"
-        f" p50 {p50:.1f} ms, p99 {p99:.1f} ms, {errors} errors,"
-        f" {(cpu_seconds(options.pid) - cpu) / len(latencies) * 1000:.2f} ms CPU each,"
-        f" RSS {before} before, {resident(options.pid)} after"
-    )
-    return int(errors > 0)
+    return {
+        "requests_per_s": len(latencies) / took,
+        "requests": len(latencies),
+        "seconds": took,
+        "p50": p50,
+        "p99": p99,
+        "errors": errors,
+        "cpu_ms": (cpu_seconds(pid) - cpu) / len(latencies) * 1000,
+        "rss_before": before,
+        "rss_after": resident(pid),
+    }
+
+
+def measure_all(
+    workdir: Path,
+    implicit: str | None = None,
+    *,
+    seconds: float = 60.0,
+    connections: int = 32,
+    length: int = 10,
+    k: int = 10,
+) -> dict[str, dict[str, float]]:
+    """The figures of our server, and of implicit's where its interpreter is given."""
+    export = runtime.load(workdir).export
+    requests = requests_of(export.item_ids, length, k)
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "export").mkdir()
+        shutil.copy(workdir / "export" / store.FILE, folder / "export")
+        with ours(folder) as server:
+            found["kd_jax"] = measure(server, requests, seconds, connections)
+        if implicit:
+            np.savez(
+                folder / "interactions.npz",
+                indptr=export.indptr,
+                items=export.items,
+                num_items=len(export.item_ids),
+                item_ids=np.array(export.item_ids),
+                titles=np.array(export.titles),
+            )
+            factors = export.item_vectors.shape[1]
+            script = Path(__file__).parent / "peer_implicit_server.py"
+            command = [implicit, str(script), f"--data={folder}", f"--factors={factors}"]
+            with Server(command, environment(1)) as server:
+                found["implicit"] = measure(server, requests, seconds, connections)
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--workdir", required=True, help="of the run that is served")
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8000)
-    add("--pid", type=int, help="of the server, for its memory and CPU time")
-    add("--seconds", type=float, default=10)
+    add("--workdir", type=Path, required=True, help="of the run that is served")
+    add("--implicit", help="the interpreter of the environment that has implicit")
+    add("--seconds", type=float, default=60)
     add("--connections", type=int, default=32)
     add("--length", type=int, default=10, help="items of a history")
     add("-k", type=int, default=10)
-    return asyncio.run(measure(parser.parse_args()))
+    add("--json", action="store_true", help="print a JSON object")
+    options = vars(parser.parse_args())
+    as_json = options.pop("json")
+    found = measure_all(**options)
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    for name, one in found.items():
+        print(
+            f"{name}: {one['requests_per_s']:,.0f} requests/s, {one['requests']:,} in"
+            f" {one['seconds']:.1f} s, p50 {one['p50']:.1f} ms, p99 {one['p99']:.1f} ms,"
+            f" {one['errors']} errors, {one['cpu_ms']:.2f} ms CPU each,"
+            f" RSS {one['rss_before']:.1f} MB before, {one['rss_after']:.1f} MB after"
+        )
+    return int(any(one["errors"] for one in found.values()))
 
 
 if __name__ == "__main__":

@@ -5,24 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 GROUP = 64  # items per group maximum
+CROWDED = 4  # candidates per place of a list, above which rows are sorted one by one
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
     """Indices of the ``k`` highest scores of one row f32 [I], best first.
 
     Ties go to the lower index. Scores of -inf and NaN are left out, so the result may be shorter.
-
-    The k-th highest maximum of groups of items is a lower bound of the k-th highest score, so only
-    the few items from there on are sorted.
     """
-    groups = len(scores) // GROUP
-    bound = -np.inf
-    if groups > k:
-        # A group is a column, because NumPy reduces over rows several times faster.
-        maxima = np.fmax.reduce(scores[: groups * GROUP].reshape(GROUP, groups), axis=0)
-        maxima = np.fmax(maxima, -np.inf)  # -inf in place of NaN
-        bound = np.partition(maxima, groups - k)[groups - k]
-    kept = np.flatnonzero(scores >= bound if bound > -np.inf else scores > bound)
+    kept = np.flatnonzero(_candidates(scores[None], k))
     order = np.argsort(-scores[kept], kind="stable")[:k]
     return kept[order]
 
@@ -32,13 +23,44 @@ def best_rows(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     The scores of padding are -inf.
     """
-    items = np.full((len(scores), k), -1, np.int32)
-    values = np.full((len(scores), k), -np.inf, np.float32)
-    for row, row_scores in enumerate(scores):
-        found = best(row_scores, k)
-        items[row, : len(found)] = found
-        values[row, : len(found)] = row_scores[found]
+    rows, width = scores.shape
+    items = np.full((rows, k), -1, np.int32)
+    values = np.full((rows, k), -np.inf, np.float32)
+    kept = np.flatnonzero(_candidates(scores, k))
+    if len(kept) > CROWDED * k * rows:  # a sort of all rows together would take much memory
+        for place, row_scores in enumerate(scores):
+            found = best(row_scores, k)
+            items[place, : len(found)] = found
+            values[place, : len(found)] = row_scores[found]
+        return items, values
+    row, item = np.divmod(kept, width)
+    found = scores[row, item]
+    order = np.lexsort((-found, row))  # by row, then by score; stable
+    starts = np.searchsorted(row, np.arange(rows + 1))
+    filled = np.arange(k) < np.diff(starts)[:, None]
+    chosen = order[(starts[:-1, None] + np.arange(k))[filled]]
+    items[filled] = item[chosen]
+    values[filled] = found[chosen]
     return items, values
+
+
+def _candidates(scores: np.ndarray, k: int) -> np.ndarray:
+    """Which scores f32 [B, I] may be among the ``k`` highest of their row: bool [B, I].
+
+    The k-th highest maximum of groups of items is a lower bound of the k-th highest score, so few
+    items more than ``k`` are left. Scores of -inf and NaN are not candidates.
+    """
+    groups = scores.shape[1] // GROUP
+    if groups <= k:
+        return scores > -np.inf
+    # A group is a column, because NumPy reduces over rows several times faster.
+    grouped = scores[:, : groups * GROUP].reshape(len(scores), GROUP, groups)
+    maxima = np.fmax(np.fmax.reduce(grouped, axis=1), -np.inf)  # -inf in place of NaN
+    bounds = np.partition(maxima, groups - k, axis=1)[:, groups - k]
+    found = scores >= bounds[:, None]
+    for row in np.flatnonzero(bounds == -np.inf):
+        found[row] = scores[row] > -np.inf
+    return found
 
 
 def diversified(

@@ -18,6 +18,9 @@ from kd_jax.runtime import Filters, Runtime
 from kd_jax.runtime.runtime import as_list
 from kd_jax.runtime.store import FILE, Ids
 
+ROWS_AT_ONCE = 1 << 15  # of a table
+Block = tuple[range, np.ndarray, np.ndarray]  # places of users, items and scores
+
 
 @dataclasses.dataclass(frozen=True)
 class Recommender:
@@ -85,7 +88,7 @@ class Recommender:
         schema, chosen = self.schema(histories is not None), self.filters(**filters)
         if users is not None:
             users = as_list(users, "users")
-        for block, items, scores in self.runtime.many(users, histories, k, filters=chosen):
+        for block, items, scores in _joined(self.runtime.many(users, histories, k, filters=chosen)):
             if histories is not None:
                 names = pl.Series(block)
             elif users is None:
@@ -164,6 +167,23 @@ class Recommender:
     @functools.cached_property
     def _ids(self) -> pl.Series:
         return pl.Series(self.runtime.export.item_ids, dtype=self.dataset.item_ids.dtype)
+
+
+def _joined(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Consecutive blocks of ``Runtime.many`` as fewer ones: a table has costs of its own."""
+    held: list[Block] = []
+    for block in blocks:
+        held.append(block)
+        if sum(items.size for _, items, _ in held) >= ROWS_AT_ONCE:
+            yield _join(held)
+            held = []
+    if held:
+        yield _join(held)
+
+
+def _join(blocks: Sequence[Block]) -> Block:
+    places, items, scores = zip(*blocks, strict=True)
+    return range(places[0].start, places[-1].stop), np.concatenate(items), np.concatenate(scores)
 
 
 def load(workdir: str | Path) -> Recommender:

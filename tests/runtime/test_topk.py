@@ -33,6 +33,26 @@ def test_rows_are_padded_where_items_run_out():
     assert values.tolist() == [[2.0, 1.0, -np.inf], [-np.inf] * 3]
 
 
+@pytest.mark.parametrize(("items", "k"), [(30, 5), (1000, 3), (1000, 20), (5000, 10)])
+@pytest.mark.parametrize("decimals", [6, 0])
+def test_lists_of_rows_are_those_of_each_row(items, k, decimals):
+    rng = np.random.default_rng(items + k)
+    scores = np.round(rng.normal(size=(20, items)), decimals).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    scores[rng.random(scores.shape) < 0.05] = np.nan
+    scores[3] = -np.inf
+    scores[4] = np.nan
+    scores[5, 2:] = -np.inf
+    scores[6] = 1.0  # all are equal
+    scores[7, 5] = np.inf
+    found, values = topk.best_rows(scores, k)
+    for row, chosen in enumerate(found):
+        expected = brute(scores[row], k)
+        assert chosen.tolist() == expected + [-1] * (k - len(expected))
+        np.testing.assert_array_equal(values[row, : len(expected)], scores[row, expected])
+        assert (values[row, len(expected) :] == -np.inf).all()
+
+
 def test_diversification_takes_the_item_of_highest_marginal_relevance():
     scores = np.array([4.0, 3.9, 2.0, 0.0], np.float32)
     vectors = np.array([[1, 0], [1, 0.01], [0, 1], [-1, 0]], np.float32)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks import serving_kills, serving_process
 from kd_jax import runtime, serve
 from kd_jax.runtime import Filters, store
 from kd_jax.runtime.contexts import HistoryMap, MeanTower
@@ -589,32 +591,12 @@ def test_a_process_serves_with_a_token_and_ends_on_a_signal(workdir, tmp_path):
 
 @pytest.mark.slow
 def test_acknowledged_events_survive_sigkill(workdir):
-    acknowledged: dict[str, set[int]] = {f"user {n}": set() for n in range(4)}
-
-    def load(n, client, stop):
-        user, item = f"user {n}", 0
-        with contextlib.suppress(httpx.TransportError):
-            while not stop.is_set():
-                new = 1000 + (item + len(acknowledged[user])) % (ITEMS - 2)
-                send(client, user, new, "click" if item % 2 else "dislike")
-                acknowledged[user].add(new)
-                item += 1
-
-    for _ in range(5):
-        process = Process(workdir)
-        with in_threads(4, load)(process.url):
-            time.sleep(0.4)
-            process.stop(signal.SIGKILL)
-    process = Process(workdir)
-    try:
-        stored = pl.read_ndjson(workdir / "serving/feedback.jsonl")
-        for user, items in acknowledged.items():
-            assert items and {str(item) for item in items} <= set(
-                stored.filter(user=user)["item"].to_list()
-            )
-            assert not items & set(ids(process.client, user=user, k=1000))
-    finally:
-        process.stop()
+    found = serving_kills.measure(workdir, kills=5)
+    assert found.kills == 5 and found.acknowledged > 0
+    assert found.lost == found.unknown == 0
+    with serving_process.ours(workdir) as server:  # which has none of these events
+        events = Counter([("ann", "1030", "click", "1"), ("bob", "1031", "dislike", "1")])
+        assert serving_kills.not_known(server, events) == {"ann": 1, "bob": 1}
 
 
 @pytest.mark.slow
