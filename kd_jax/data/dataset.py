@@ -27,6 +27,7 @@ from kd_jax.data.time_units import UNITS, per_day, resolve
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
+DISLIKED = "disliked.parquet"
 NOTED = ("name", "split_name", "counts", "checksum", "time_unit")
 UNTIMED = (
     "; there is no timestamp (data.files.columns.timestamp): rows are taken to be in the order of"
@@ -62,6 +63,7 @@ class Dataset:
     counts: dict[str, int]
     checksum: str
     time_unit: str = "s"
+    disliked: CSR | None = None
 
     @property
     def num_users(self) -> int:
@@ -121,6 +123,11 @@ class Dataset:
         }.items():
             with atomic(Path(folder) / f"{name}.parquet") as path:
                 frame.write_parquet(path)
+        if self.disliked is not None:
+            indptr, item = self.disliked
+            user = np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(indptr))
+            with atomic(Path(folder) / DISLIKED) as path:
+                pl.DataFrame({"user": user, "item": item}).write_parquet(path)
         note = {name: getattr(self, name) for name in NOTED}
         write_json(Path(folder) / "dataset.json", note)
 
@@ -157,7 +164,11 @@ def load(folder: Path) -> Dataset:
             f"{folder}: the saved data set has changed since it was written (checksum"
             f" {found.checksum}, {written} then); delete it and run again"
         )
-    return found
+    if not (folder / DISLIKED).exists():
+        return found
+    pairs = _saved(folder / DISLIKED, fix)
+    disliked = _indptr(pairs["user"].to_numpy(), found.num_users), pairs["item"].to_numpy()
+    return dataclasses.replace(found, disliked=disliked)
 
 
 def _saved(path: Path, fix: str) -> pl.DataFrame:
@@ -311,7 +322,9 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     dataset = _assemble(raw.name, options.split, user_ids, item_ids, texts, arrays, counts, unit)
     untimed = options.split != "column" and not has_time
     _check_splits(dataset, options.minima, UNTIMED if untimed else "")
-    return dataset
+    low = filters.below(raw, options.min_rating, (user_ids, item_ids), (user, item))
+    disliked = (_indptr(low[0], len(user_ids)), low[1]) if len(low[0]) else None
+    return dataclasses.replace(dataset, disliked=disliked)
 
 
 def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:

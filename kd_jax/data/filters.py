@@ -49,6 +49,34 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
     return frame if min_rating is None else frame.filter(pl.col("rating") >= min_rating)
 
 
+def below(
+    raw: RawData,
+    min_rating: float | None,
+    ids: tuple[pl.Series, pl.Series],
+    chosen: tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]],
+) -> tuple[Int32[np.ndarray, " M"], Int32[np.ndarray, " M"]]:
+    """The pairs of users and items that are rated below ``min_rating``, sorted by user.
+
+    ids: of users and items. chosen: pairs that do not count, since they were also rated higher.
+    """
+    nothing = np.zeros(0, np.int32)
+    if min_rating is None:
+        return nothing, nothing
+    low = raw.interactions.filter(pl.col("rating").cast(pl.Float32) < min_rating)
+    tables = {
+        name: pl.DataFrame({name: values, f"{name} index": np.arange(len(values), dtype=np.int32)})
+        for name, values in zip(("user", "item"), ids, strict=True)
+    }
+    for name, table in tables.items():
+        low = low.join(table, on=name)
+    pairs = low.select(user="user index", item="item index").unique()
+    pairs = pairs.join(
+        pl.DataFrame({"user": chosen[0], "item": chosen[1]}), ["user", "item"], "anti"
+    )
+    pairs = pairs.sort("user", "item")
+    return pairs["user"].to_numpy(), pairs["item"].to_numpy()
+
+
 def core(
     user: Int32[np.ndarray, " N"], item: Int32[np.ndarray, " N"], min_user: int, min_item: int
 ) -> Bool[np.ndarray, " N"]:

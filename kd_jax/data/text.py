@@ -166,9 +166,7 @@ def tokenize(
     return table
 
 
-def token_problems(
-    texts: Sequence[str], table: TokenTable, tokenizer: Any, max_length: int
-) -> str:
+def token_problems(texts: Sequence[str], table: TokenTable, tokenizer: Any, max_length: int) -> str:
     """What the tokens do not show of the texts, in one line for the log; '' where nothing is wrong.
 
     Counted are distinct texts with the same tokens as another one, those of which more than half of
@@ -190,7 +188,9 @@ def token_problems(
     others = ~np.isin(table.ids, list(special - {unknown_id}))
     unknown = table.ids == (-1 if unknown_id is None else unknown_id)
     counts = [np.concatenate([[0], np.cumsum(found)]) for found in (unknown, others)]
-    unknowns, known = (count[table.indptr[rows + 1]] - count[table.indptr[rows]] for count in counts)
+    unknowns, known = (
+        count[table.indptr[rows + 1]] - count[table.indptr[rows]] for count in counts
+    )
     strange = int(np.sum(2 * unknowns > known))
     full = [list(first)[n] for n in np.flatnonzero(table.lengths[rows] >= max_length)]
     long = tokenizer(full, verbose=False)["input_ids"] if full else []

@@ -8,6 +8,7 @@ recommender.recommend(history=["Gravity (2013)", 1024648], k=10)
 
 from __future__ import annotations
 
-from kd_jax.runtime.runtime import Filters, Recommendation, Runtime, load
+from kd_jax.runtime.filters import Filters, Recommendation
+from kd_jax.runtime.runtime import Runtime, load
 
 __all__ = ["Filters", "Recommendation", "Runtime", "load"]

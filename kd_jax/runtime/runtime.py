@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.lookup import Lookup
 from kd_jax.runtime import additions, explanation, store, topk
 from kd_jax.runtime.contexts import PAD
+from kd_jax.runtime.filters import Filters, Recommendation, as_list, check_diversity, check_k
 from kd_jax.runtime.store import Export, Ids
 
 # Of the average user's score in that of a similar item, beside the cosine; docs/serving.md has the
@@ -26,52 +26,17 @@ USERS_AT_ONCE = 256
 SCORES_AT_ONCE = 1 << 24  # of users times items in one block
 
 
-class Recommendation(NamedTuple):
-    """One item of a list; score: of the student, higher is better."""
-
-    rank: int
-    item: Any
-    title: str
-    score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Filters:
-    """Which items may be recommended.
-
-    exclude: items that may not be. only: the items that may be; None: all. include_seen: whether
-    items of the user's history may be. Items are indices, int [N].
-    """
-
-    exclude: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-    only: np.ndarray | None = None
-    include_seen: bool = False
-
-    def mask(self, scores: np.ndarray, seen: Sequence[np.ndarray]) -> None:
-        """Sets the scores f32 [B, I] of items that may not be recommended to -inf.
-
-        seen: the history of each row. Raises InputError if no item is left.
-        """
-        if not self.include_seen:
-            for row, items in zip(scores, seen, strict=True):
-                row[items] = -np.inf
-        if self.only is not None:
-            allowed = np.zeros(scores.shape[1], bool)
-            allowed[self.only] = True
-            allowed[self.exclude] = False
-            if not allowed.any():
-                raise InputError("the filters leave no item; change 'only' or 'exclude'")
-            scores[:, ~allowed] = -np.inf
-        elif len(self.exclude):
-            scores[:, self.exclude] = -np.inf
-
-
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """Users to recommend to: their contexts f32 [B, D], and the items of each one's history."""
+    """Users to recommend to.
+
+    contexts: f32 [B, D]. seen: the items of each one's history. disliked: items that are not
+    recommended to each; (): none.
+    """
 
     contexts: np.ndarray
     seen: list[np.ndarray]
+    disliked: Sequence[np.ndarray] = ()
 
 
 class Runtime:
@@ -164,7 +129,9 @@ class Runtime:
             return Query(self.contexts([seen]), [seen])
         newer = self.items(() if history is None else history)
         index = self.user(user)
-        return Query(self._user_context(index, newer), [np.concatenate([self.seen(index), newer])])
+        disliked = np.setdiff1d(self.disliked(index), newer)
+        seen = np.concatenate([self.seen(index), newer])
+        return Query(self._user_context(index, newer), [seen], [disliked])
 
     def many(
         self,
@@ -198,7 +165,8 @@ class Runtime:
             else:
                 indices = list(block) if users is None else [self.user(users[i]) for i in block]
                 seen = [self.seen(index) for index in indices]
-                query = Query(self.vectors(indices, seen), seen)
+                disliked = [self.disliked(index) for index in indices]
+                query = Query(self.vectors(indices, seen), seen, disliked)
             yield block, *topk.best_rows(self._masked(query, filters), k)
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
@@ -283,6 +251,13 @@ class Runtime:
         start, stop = self.export.indptr[user], self.export.indptr[user + 1]
         return self.export.items[start:stop].astype(np.int64)
 
+    def disliked(self, user: int) -> np.ndarray:
+        """The items that a user of the data set has rated too low to be a choice."""
+        found = self.export.disliked
+        if found is None:
+            return np.zeros(0, np.int64)
+        return found.items[found.indptr[user] : found.indptr[user + 1]].astype(np.int64)
+
     def contexts(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Context vectors f32 [B, D] of histories of item indices, oldest first."""
         context = self.export.context
@@ -344,34 +319,9 @@ class Runtime:
         """Scores f32 [B, I] with -inf at the items that may not be recommended."""
         scores = self.scores(query.contexts)
         filters.mask(scores, query.seen)
+        for row, items in zip(scores, query.disliked, strict=False):
+            row[items] = -np.inf
         return scores
-
-
-def check_k(k: object) -> None:
-    """Raises InputError unless ``k`` is a whole number from 1."""
-    if not isinstance(k, numbers.Integral) or isinstance(k, bool):
-        raise InputError(f"k is {k!r}; it must be a whole number")
-    if k < 1:
-        raise InputError(f"k is {k}; it must be at least 1")
-
-
-def as_list(values: Any, what: str) -> list[Any]:
-    """Ids or names as a list; whole floats, as pandas makes of integers, become integers.
-
-    Raises InputError for a single text or number.
-    """
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        raise InputError(f"{what} must be a list of ids or titles; use [{values!r}]")
-    return [
-        int(value) if isinstance(value, float | np.floating) and value.is_integer() else value
-        for value in values
-    ]
-
-
-def check_diversity(diversity: float) -> None:
-    """Raises InputError unless ``diversity`` is between 0 and 1."""
-    if not isinstance(diversity, int | float) or not 0 <= diversity <= 1:
-        raise InputError(f"diversity is {diversity!r}; it must be between 0 and 1")
 
 
 def closest(value: str, titles: Sequence[str]) -> str:

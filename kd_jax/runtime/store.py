@@ -37,6 +37,17 @@ class Hidden:
 
 
 @dataclasses.dataclass(frozen=True)
+class Disliked:
+    """The items that each user rated too low to be a choice, as a CSR array.
+
+    indptr [U + 1], items int32 [M].
+    """
+
+    indptr: np.ndarray
+    items: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """A trained student as arrays.
 
@@ -45,7 +56,7 @@ class Export:
     [U, D]. indptr [U + 1], items: the interactions of each user, oldest first, as a CSR array.
     context: the model of users that are known by their history alone. hidden: None where score =
     user vector · item vector + item bias. text_map: the model of items that are known by their text
-    alone; None in files of earlier versions.
+    alone; None in files of earlier versions. disliked: None where there is no such item.
     """
 
     description: dict[str, Any]
@@ -60,11 +71,12 @@ class Export:
     context: Context
     hidden: Hidden | None = None
     text_map: TextMap | None = None
+    disliked: Disliked | None = None
 
 
 ARRAYS = ("item_vectors", "item_bias", "user_vectors", "indptr", "items")
 TEXTS = ("user_ids", "item_ids", "titles")
-OPTIONAL: dict[str, Any] = {"hidden": Hidden, "text_map": TextMap}
+OPTIONAL: dict[str, Any] = {"hidden": Hidden, "text_map": TextMap, "disliked": Disliked}
 
 
 def write(path: Path, export: Export) -> None:

@@ -15,7 +15,7 @@ from kd_jax import runtime
 from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
 from kd_jax.runtime import Filters, Runtime
-from kd_jax.runtime.runtime import as_list
+from kd_jax.runtime.filters import as_list
 from kd_jax.runtime.store import FILE, Ids
 
 ROWS_AT_ONCE = 1 << 15  # of a table

@@ -445,3 +445,17 @@ def test_items_from_elsewhere_are_checked():
     refused(
         build(["1", "2"]), "item ids are Int64 in the interactions and String in the items table"
     )
+
+
+def test_what_is_rated_too_low_is_kept_as_disliked(tmp_path):
+    rows = [(u, i, 5.0 if (u + i) % 3 else 1.0, 10 * i + u) for u in range(5) for i in range(9)]
+    rows += [(0, 3, 5.0, 500), (7, 1, 1.0, 3)]  # disliked once, then liked; a user without likes
+    data = dataset.build(raw_data(rows), split="leave_one_out", min_rating=3.0)
+    indptr, items = data.disliked
+    want = {u: [i for i in range(9) if (u + i) % 3 == 0 and (u, i) != (0, 3)] for u in range(5)}
+    assert data.user_ids.to_list() == list(range(5))
+    assert {u: items[indptr[u] : indptr[u + 1]].tolist() for u in range(5)} == want
+    data.save(tmp_path)
+    loaded = dataset.load(tmp_path).disliked
+    assert all(np.array_equal(a, b) for a, b in zip(loaded, data.disliked, strict=True))
+    assert dataset.build(raw_data(rows), split="leave_one_out").disliked is None

@@ -279,3 +279,28 @@ def test_the_runtime_needs_neither_jax_nor_flax_nor_polars(tmp_path):
     )
     want = items_of(Runtime(export()).recommend(history=[1, 2], k=3))
     assert done.stdout.strip() == str(want)
+
+
+def test_what_a_user_disliked_is_not_recommended():
+    indptr = np.array([0, 2, 2, 2, 2, 2, 3])
+    never = store.Disliked(indptr, np.array([5, 7, 9], np.int32))
+    runtime = Runtime(export(disliked=never))
+    plain = Runtime(export())
+    for user, banned in (("u0", {5, 7}), ("u1", set()), ("u5", {9})):
+        found = items_of(runtime.recommend(user, k=ITEMS, filters=Filters(include_seen=True)))
+        assert set(found) == set(range(ITEMS)) - banned
+        kept = [item for item in items_of(plain.recommend(user, k=ITEMS)) if item not in banned]
+        assert items_of(runtime.recommend(user, k=ITEMS)) == kept
+    lists = {
+        place: row for block, rows, _ in runtime.many(k=ITEMS) for place, row in zip(block, rows)
+    }
+    assert not {5, 7} & set(lists[0].tolist()) and 9 not in lists[5].tolist()
+    newer = items_of(runtime.recommend("u0", ["id:5"], k=ITEMS, filters=Filters(include_seen=True)))
+    assert 5 in newer and 7 not in newer  # chosen since
+
+
+def test_dislikes_are_in_the_file(tmp_path):
+    never = store.Disliked(np.array([0, 1, 1, 1, 1, 1, 1]), np.array([5], np.int32))
+    store.write(tmp_path / store.FILE, export(disliked=never))
+    found = Runtime(store.read(tmp_path / store.FILE))
+    assert found.disliked(0).tolist() == [5] and found.disliked(1).tolist() == []

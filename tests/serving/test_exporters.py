@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import polars as pl
 import pytest
+from flax import nnx
 
 import kd_jax
 from configs import common

@@ -63,7 +63,9 @@ class Reading:
         words += [f"at most {self.max_tokens} tokens"] if self.max_tokens else []
         words += ["lower case"] if self.lower_case else []
         if self.prompt:
-            words.append(f"prompt {self.prompt!r}" + ("" if self.include_prompt else ", not pooled"))
+            words.append(
+                f"prompt {self.prompt!r}" + ("" if self.include_prompt else ", not pooled")
+            )
         return ", ".join(words)
 
 

@@ -165,7 +165,9 @@ def _special_tokens(rules: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or rules.token_to_id(_content(value)) is None:
             continue
         flags = ("lstrip", "rstrip", "normalized", "single_word")
-        given = {flag: value[flag] for flag in flags if isinstance(value, Mapping) and flag in value}
+        given = {
+            flag: value[flag] for flag in flags if isinstance(value, Mapping) and flag in value
+        }
         found[name] = AddedToken(value["content"], **given) if given else _content(value)
     written = json.loads(rules.to_str())
     unknown = written["model"].get("unk_token")

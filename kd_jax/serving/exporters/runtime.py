@@ -64,6 +64,7 @@ def export_of(bundle: Bundle) -> store.Export | None:
         context,
         hidden,
         bundle.text_map,
+        None if dataset.disliked is None else store.Disliked(*dataset.disliked),
     )
 
 

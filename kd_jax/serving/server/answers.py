@@ -103,6 +103,8 @@ def _user(runtime: Runtime, feedback: Feedback, ask: Recommend) -> Live:
     known = [(place, liked) for place, liked in places if place is not None]
     liked = np.array([place for place, liked in known if liked], np.int64)
     disliked = np.array([place for place, liked in known if not liked], np.int64)
+    if index is not None:
+        disliked = np.union1d(disliked, np.setdiff1d(runtime.disliked(index), [*liked, *newer]))
     return Live(index, np.concatenate([liked, newer]), disliked)
 
 
