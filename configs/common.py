@@ -124,6 +124,9 @@ def data() -> ConfigDict:
     c.min_item_interactions = 0
     # rank: keep ratings of at least this
     c.min_rating = config_dict.placeholder(float)
+    # which of a user's interactions with the same item counts: 'first', 'last', or the one with the
+    # greatest rating, 'max'
+    c.repeats = "first"
     # share of unreadable rows that is tolerated (counted and shown)
     c.max_malformed = 0.0
     # keep only the first so many users (to try things out); 0 = all

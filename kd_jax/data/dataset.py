@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float32, Int8, Int32, Int64
 
-from kd_jax.core.errors import InputError, nearest
+from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic, read_json, write_json
 from kd_jax.data import filters, item_text
+from kd_jax.data.options import DatasetOptions
 from kd_jax.data.raw import RawData, accept
-from kd_jax.data.splits import FOLD_IN, NAMES, SPLITS, TRAIN, assign
-from kd_jax.data.time_units import UNITS, per_day, resolve
+from kd_jax.data.splits import FOLD_IN, NAMES, TRAIN, assign
+from kd_jax.data.time_units import per_day, resolve
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
@@ -214,65 +214,10 @@ def _indptr(user: Int32[np.ndarray, " N"], users: int) -> Int64[np.ndarray, " U+
     return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=users))])
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetOptions:
-    """How ``build`` filters and splits the interactions.
-
-    split: 'leave_one_out', 'temporal', 'ratio', 'strong' or 'column' (``data/splits.py``).
-    min_user_interactions, min_item_interactions: the k-core, to its fixed point, over the
-    interactions of all splits together, as published protocols do. With min_item_interactions=0 the
-    catalogue is the whole items table, with or without interactions; otherwise the items of the
-    core. min_rating: keep ratings of at least this. ratios: train, valid and test shares, of
-    interactions ('temporal', 'ratio') or of users ('strong'). max_malformed: the tolerated share of
-    malformed rows. missing_text: an item without text is an 'error', or gets its 'id' as text.
-    seed: of the random choice of users under 'strong'. text_columns: the item columns that form its
-    text, in order; None or () = all. max_users: keep only the first so many of the remaining users,
-    for quick trials; 0 = all. time_unit: of timestamps that are numbers: 's', 'ms', 'us' or 'ns'
-    since 1970; 'auto': by their size.
-    """
-
-    split: str = "temporal"
-    min_user_interactions: int = 1
-    min_item_interactions: int = 0
-    min_rating: float | None = None
-    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    max_malformed: float = 0.0
-    missing_text: str = "error"
-    seed: int = 0
-    text_columns: Sequence[str] | None = None
-    max_users: int = 0
-    time_unit: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.time_unit not in UNITS:
-            raise InputError(
-                f"data.time_unit={self.time_unit!r} is unknown{nearest(self.time_unit, UNITS)}"
-            )
-        if self.split not in SPLITS:
-            raise InputError(f"data.split={self.split!r} is unknown{nearest(self.split, SPLITS)}")
-        ratios = tuple(self.ratios)
-        if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-6:
-            raise InputError(
-                f"data.ratios={ratios}: give three positive shares (train, valid, test) that sum"
-                " to 1"
-            )
-        if self.max_users < 0:
-            raise InputError(f"data.max_users={self.max_users} must be 0 (all users) or more")
-
-    @property
-    def minima(self) -> str:
-        """The fields of the k-core that have an effect, for messages."""
-        fields = (
-            ("data.min_interactions", self.min_user_interactions),
-            ("data.min_item_interactions", self.min_item_interactions),
-        )
-        return " and ".join(f"{name}={least}" for name, least in fields if least > 1)
-
-
 def build(raw: RawData, **fields: Any) -> Dataset:
     """Filters, indexes and splits ``raw``; fields: those of ``DatasetOptions``.
 
-    Repeated interactions of a user with an item count once, as the first. Equal timestamps keep the
+    Repeated interactions of a user with an item count once. Equal timestamps keep the
     order of the rows in the source; without timestamps that order is the order of time. Raises
     InputError for bad input: what is wrong, where, and the fix.
     """
@@ -287,7 +232,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
 
     rows, all_users, all_items = _indexed(rows)
     height = rows.height
-    rows = _without_repeats(rows, len(all_items))
+    rows = _without_repeats(rows, len(all_items), options.repeats)
     counts["repeated"] = height - rows.height
 
     height = rows.height
@@ -335,12 +280,18 @@ def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
     return rows.sort("user", "timestamp", "split", maintain_order=True), users, items
 
 
-def _without_repeats(rows: pl.DataFrame, items: int) -> pl.DataFrame:
-    """The first row of each pair of a user and one of the ``items``."""
+def _without_repeats(rows: pl.DataFrame, items: int, repeats: str) -> pl.DataFrame:
+    """One row of each pair of a user and one of the ``items``: see ``DatasetOptions.repeats``."""
     pairs = rows["user"].cast(pl.Int64) * items + rows["item"]
     if pairs.n_unique() == rows.height:
         return rows
-    return rows.filter(pl.Series(_first_distinct(pairs.to_numpy())))
+    if repeats == "first":
+        return rows.filter(pl.Series(_first_distinct(pairs.to_numpy())))
+    kept = rows.with_columns(pair=pairs, row=pl.int_range(rows.height))
+    if repeats == "max":
+        kept = kept.sort("pair", "rating", "row")
+    kept = kept.unique("pair", keep="last", maintain_order=True).sort("row")
+    return kept.drop("pair", "row")
 
 
 def _core(raw: RawData, rows: pl.DataFrame, options: DatasetOptions) -> tuple[pl.DataFrame, int]:

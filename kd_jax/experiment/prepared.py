@@ -77,6 +77,7 @@ def _read(config: ConfigDict, log: Log) -> datasets.Dataset:
         text_columns=tuple(c.text_columns) or None,
         max_users=c.max_users,
         time_unit=c.time_unit,
+        repeats=c.repeats,
     )
     if raw.untimed and c.split != "column":
         log.note(

@@ -459,3 +459,23 @@ def test_what_is_rated_too_low_is_kept_as_disliked(tmp_path):
     loaded = dataset.load(tmp_path).disliked
     assert all(np.array_equal(a, b) for a, b in zip(loaded, data.disliked, strict=True))
     assert dataset.build(raw_data(rows), split="leave_one_out").disliked is None
+
+
+@pytest.mark.parametrize(
+    ("repeats", "kept"),
+    [
+        ("first", [(1, 2.0, 10), (2, 5.0, 20), (3, 1.0, 30)]),
+        ("last", [(3, 1.0, 30), (2, 5.0, 40), (1, 5.0, 60)]),
+        ("max", [(3, 1.0, 30), (2, 5.0, 40), (1, 5.0, 60)]),
+    ],
+)
+def test_repeats(repeats, kept):
+    rows = [(1, 2.0, 10), (2, 5.0, 20), (3, 1.0, 30), (2, 5.0, 40), (1, 5.0, 50), (1, 5.0, 60)]
+    if repeats == "max":
+        rows[-1] = (1, 4.0, 70)
+        kept = [*kept[:-1], (1, 5.0, 50)]
+    raw = raw_data([(9, *row) for row in rows])
+    data = dataset.build(raw, split="leave_one_out", repeats=repeats)
+    found = zip(data.item_ids.gather(data.item), data.rating, data.timestamp, strict=True)
+    assert list(found) == kept and data.counts["repeated"] == 3
+    refused(lambda: dataset.build(raw, repeats="lst"), "data.repeats='lst'", "'last'")

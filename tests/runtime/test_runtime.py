@@ -291,10 +291,10 @@ def test_what_a_user_disliked_is_not_recommended():
         assert set(found) == set(range(ITEMS)) - banned
         kept = [item for item in items_of(plain.recommend(user, k=ITEMS)) if item not in banned]
         assert items_of(runtime.recommend(user, k=ITEMS)) == kept
-    lists = {
-        place: row for block, rows, _ in runtime.many(k=ITEMS) for place, row in zip(block, rows)
-    }
-    assert not {5, 7} & set(lists[0].tolist()) and 9 not in lists[5].tolist()
+    lists = {}
+    for block, found, _ in runtime.many(k=ITEMS):
+        lists |= dict(zip(block, found.tolist(), strict=True))
+    assert not {5, 7} & set(lists[0]) and 9 not in lists[5]
     newer = items_of(runtime.recommend("u0", ["id:5"], k=ITEMS, filters=Filters(include_seen=True)))
     assert 5 in newer and 7 not in newer  # chosen since
 
