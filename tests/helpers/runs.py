@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -56,7 +57,9 @@ def launched(monkeypatch, *arguments):
     monkeypatch.setattr(process, "start", lambda: None)
     known = set(absl_flags.FLAGS)
     try:
-        launch.main(launch.parse(["launch.py", *arguments]))
+        with warnings.catch_warnings():  # ml_collections loads a configuration with load_module
+            warnings.simplefilter("ignore", DeprecationWarning)
+            launch.main(launch.parse(["launch.py", *arguments]))
     except SystemExit as end:
         return end.code
     finally:

@@ -246,7 +246,9 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], example_kind=4, batch_si
         "target_weights": np.ones((*shape, example_kind), np.float32),
     }
     constants = sharding.put(constants, mesh)
-    return step.lower(state, batch, None, constants, None).compile()
+    # With the fusions that users get, see conftest.py.
+    options = {"xla_cpu_use_fusion_emitters": True}
+    return step.lower(state, batch, None, constants, None).compile(compiler_options=options)
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_stopped_or_killed_in_mid_run_a_job_ends_with_the_same_result(world, who
 def test_a_process_that_fails_alone_ends_at_once_with_an_error(world, tmp_path):
     job = Job(world, tmp_path / "run", 2, own=((), ("--config.stages=('studnet',)",)))
     try:
-        printed, _ = job.children[1].communicate(timeout=60)
+        printed, _ = job.children[1].communicate(timeout=120)
         assert job.children[1].returncode == 2
         assert "error: stages: 'studnet' is unknown; did you mean 'student'?" in printed
         assert job.children[0].poll() != 0, "nobody goes on alone"
