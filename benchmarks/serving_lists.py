@@ -4,15 +4,16 @@
 
 Data of MovieLens-1M's shape are drawn (``peers.py``). implicit fits 64 factors to them, and an
 export is made of the same factors, so that both rank the same scores. Then they take turns on
---threads threads: implicit's ``recommend`` of all users, which returns arrays; ours,
-``Runtime.many``, which returns the same; and ``recommend_all`` written to a Parquet file, with
-titles. The last lists are compared.
+--threads cores, with a thread of BLAS each: implicit's ``recommend`` of all users, which returns
+arrays; ours, ``Runtime.many``, which returns the same; and ``recommend_all`` written to a Parquet
+file, with titles. The last lists are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,8 @@ class Turns:
 
 def measure(implicit: str, threads: int, turns: int) -> dict[str, Any]:
     """Users/s and CPU seconds of the best turn of each, and how many lists are the same items."""
+    if hasattr(os, "sched_setaffinity"):  # the children inherit it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder)
@@ -136,7 +139,7 @@ def measure(implicit: str, threads: int, turns: int) -> dict[str, Any]:
         make_export(folder)
         ours = Turns(
             [sys.executable, __file__, f"--serve={folder}"],
-            peers.environment(threads) | {"POLARS_MAX_THREADS": str(threads)},
+            peers.environment(threads, blas_threads=1) | {"POLARS_MAX_THREADS": str(threads)},
         )
         took: dict[str, list[tuple[float, float]]] = {"arrays": [], "parquet": [], "implicit": []}
         for _ in range(turns + 1):  # the first starts threads and is not counted

@@ -9,12 +9,10 @@ python -m kd_jax.recommend --workdir=runs/quickstart --similar="Gravity (2013)"
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from kd_jax.core import process
-from kd_jax.serving import command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    # Blocks of users run side by side already; OpenBLAS reads this when NumPy starts, hence the
+    # imports.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from kd_jax.core import process
+    from kd_jax.serving import command
+
     return process.status(lambda: command.run(options), Path(options.out or options.workdir))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.lookup import Lookup
-from kd_jax.runtime import additions, explanation, store, topk
+from kd_jax.runtime import additions, explanation, store, threads, topk
 from kd_jax.runtime.contexts import PAD
 from kd_jax.runtime.filters import Filters, Recommendation, as_list, check_diversity, check_k
 from kd_jax.runtime.store import Export, Ids
@@ -157,8 +157,8 @@ class Runtime:
         count = self.num_users if chosen is None else len(chosen)
         k = min(k, self.num_items)
         step = max(1, min(USERS_AT_ONCE, SCORES_AT_ONCE // max(1, self.num_items)))
-        for start in range(0, count, step):
-            block = range(start, min(count, start + step))
+
+        def listed(block: range) -> tuple[range, np.ndarray, np.ndarray]:
             if histories is not None:
                 seen = [self._history(histories[place]) for place in block]
                 query = Query(self.contexts(seen), seen)
@@ -167,7 +167,10 @@ class Runtime:
                 seen = [self.seen(index) for index in indices]
                 disliked = [self.disliked(index) for index in indices]
                 query = Query(self.vectors(indices, seen), seen, disliked)
-            yield block, *topk.best_rows(self._masked(query, filters), k)
+            return block, *topk.best_rows(self._masked(query, filters), k)
+
+        blocks = [range(n, min(count, n + step)) for n in range(0, count, step)]
+        yield from threads.ahead(listed, blocks)
 
     def similar(self, item: object, k: int = 10) -> list[Recommendation]:
         """The ``k`` items that fit best to an item, best first, by ``similarity``."""
