@@ -23,7 +23,6 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import fingerprint
 from kd_jax.core.scores import Factors, TeacherScores
 from kd_jax.core.types import Array, Batch, Params, PyTree
-from kd_jax.data import text
 from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
 from kd_jax.distillation.teachers import Teacher

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.hf_folders import error
 from safetensors.numpy import load_file, save_file
 
+from helpers.hf_folders import error
 from kd_jax.data.text import tokenize
 from kd_jax.models.language.encoding import encode, fingerprint
 from kd_jax.models.language.hf import load_encoder, save_encoder

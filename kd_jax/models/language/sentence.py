@@ -63,7 +63,9 @@ class Reading:
         words += [f"at most {self.max_tokens} tokens"] if self.max_tokens else []
         words += ["lower case"] if self.lower_case else []
         if self.prompt:
-            words.append(f"prompt {self.prompt!r}" + ("" if self.include_prompt else ", not pooled"))
+            words.append(
+                f"prompt {self.prompt!r}" + ("" if self.include_prompt else ", not pooled")
+            )
         return ", ".join(words)
 
 
@@ -231,7 +233,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
     # transformers writes 1e30 where there is no limit.
     known = isinstance(most, (int, float)) and 0 < most < 1e9
     return {
-        "max_tokens": int(most) if known else None,
+        "max_tokens": int(most or 0) if known else None,
         "lower_case": bool(written.get("do_lower_case", False)),
     }
 

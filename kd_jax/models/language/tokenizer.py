@@ -126,10 +126,10 @@ def _class_defaults(folder: Path, name: Any) -> dict[str, Any]:
     named = found is not None
     if found is None:
         try:
-            kind = read_config(folder).get("model_type")
+            kind = read_config(folder).get("model_type", "")
         except InputError:
             return {}
-        names = TOKENIZER_MAPPING_NAMES.get(kind) or ()
+        names = TOKENIZER_MAPPING_NAMES.get(str(kind)) or ()
         found = next(filter(None, map(_class, [names] if isinstance(names, str) else names)), None)
     if found is None:
         return {}
@@ -165,7 +165,9 @@ def _special_tokens(rules: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or rules.token_to_id(_content(value)) is None:
             continue
         flags = ("lstrip", "rstrip", "normalized", "single_word")
-        given = {flag: value[flag] for flag in flags if isinstance(value, Mapping) and flag in value}
+        given = {
+            flag: value[flag] for flag in flags if isinstance(value, Mapping) and flag in value
+        }
         found[name] = AddedToken(value["content"], **given) if given else _content(value)
     written = json.loads(rules.to_str())
     unknown = written["model"].get("unk_token")
