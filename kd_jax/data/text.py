@@ -166,12 +166,14 @@ def tokenize(
     return table
 
 
-def token_problems(texts: Sequence[str], table: TokenTable, tokenizer: Any, max_length: int) -> str:
+def token_problems(
+    texts: Sequence[str], table: TokenTable, tokenizer: Any, max_length: int, aside: int = 0
+) -> str:
     """What the tokens do not show of the texts, in one line for the log; '' where nothing is wrong.
 
     Counted are distinct texts with the same tokens as another one, those of which more than half of
     the tokens are the unknown one (special tokens aside), and those that are cut. table: of
-    ``texts``, cut to ``max_length`` tokens.
+    ``texts``, cut to ``max_length`` tokens. aside: the tokens of a prompt in each text, all known.
     """
     first = {text: row for row, text in reversed(list(enumerate(texts)))}
     rows = np.fromiter(first.values(), np.int64, len(first))
@@ -191,7 +193,7 @@ def token_problems(texts: Sequence[str], table: TokenTable, tokenizer: Any, max_
     unknowns, known = (
         count[table.indptr[rows + 1]] - count[table.indptr[rows]] for count in counts
     )
-    strange = int(np.sum(2 * unknowns > known))
+    strange = int(np.sum(2 * unknowns > known - aside))
     full = [list(first)[n] for n in np.flatnonzero(table.lengths[rows] >= max_length)]
     long = tokenizer(full, verbose=False)["input_ids"] if full else []
     cut = sum(len(row) > max_length for row in long)

@@ -85,8 +85,7 @@ class TextReader:
             lm = self.language_model
             if lm.encoder.prompt:
                 self.log.note(
-                    f"the prompt {lm.encoder.prompt!r} is not put before pairs of texts, only before"
-                    " single ones"
+                    f"the prompt {lm.encoder.prompt!r} is put before single texts, not before pairs"
                 )
             self.note_problems(self.items)
             self._pair_tokens[num_classes] = PairTokens(

@@ -18,6 +18,7 @@ from flax import nnx
 from helpers.bert import SMALL, small
 from kd_jax.core.errors import InputError
 from kd_jax.data import text
+from kd_jax.data.text import token_problems, tokenize
 from kd_jax.devices import sharding
 from kd_jax.models.language import encoding
 from kd_jax.models.language.encoder import NativeEncoder
@@ -292,3 +293,61 @@ def test_nothing_is_unpickled(encoder, tmp_path):
     Path(f"{path.with_suffix('')}.npy").replace(path)
     with pytest.raises(ValueError, match="pickle"):
         encoding.encode(encoder, table, cache=tmp_path)
+
+
+class Words:
+    """A tokenizer of words that are separated by spaces; ids from 4 on in order of appearance."""
+
+    all_special_ids = (0, 1, 2)
+    bos_token_id = eos_token_id = sep_token_id = None
+    pad_token_id, unk_token_id, cls_token_id = 0, 1, 2
+
+    def __init__(self, words: str):
+        self.ids = {word: 4 + n for n, word in enumerate(words.split())}
+
+    def __call__(self, texts, truncation=False, max_length=None, **_):
+        rows = [[2, *(self.ids.get(word, 1) for word in text.split())] for text in texts]
+        return {"input_ids": [row[:max_length] if truncation else row for row in rows]}
+
+
+def problems(words: str, texts: list[str], most: int = 9, tokenizer=None) -> str:
+    tokenizer = tokenizer or Words(words)
+    return token_problems(texts, tokenize(tokenizer, texts, most), tokenizer, most)
+
+
+def test_token_problems_are_silent_where_nothing_is_wrong():
+    assert problems("a b", ["a", "b", "a b", "a"]) == ""  # an equal text is no other text
+    assert problems("a b", ["a x", "b x"]) == ""  # half of the tokens
+    assert problems("a b", ["a b a b"], most=5) == ""  # as long as it may be
+    assert problems("a", []) == ""
+
+
+def test_token_problems_count_distinct_texts():
+    found = problems("a b", ["x", "y", "y", "a", "b x y", "a b"])
+    assert found.startswith("of 5 distinct texts 2 have the same tokens as another")
+    assert "3 are mostly unknown tokens" in found
+    assert "choose teacher.lm.weights" in found and "text+id" in found and "cut" not in found
+
+
+def test_token_problems_count_cut_texts_exactly():
+    found = problems("a b", ["a b a b a", "a b a b", "b"], most=5)
+    assert "1 are longer than 5 tokens and are cut" in found
+    assert "of 3 distinct texts 2 have the same tokens as another" in found
+    assert "teacher.lm.max_tokens" in found and "unknown" not in found
+
+
+def test_the_words_of_a_prompt_do_not_hide_unknown_ones():
+    tokenizer, texts = Words("a film called"), ["a film called x", "a film called a"]
+    table = tokenize(tokenizer, texts, 9)
+    assert token_problems(texts, table, tokenizer, 9) == ""
+    found = token_problems(texts, table, tokenizer, 9, aside=3)
+    assert found.startswith("of 2 distinct texts 1 are mostly unknown tokens")
+
+
+def test_a_tokenizer_that_knows_every_text_has_no_unknown_ones():
+    tokenizer = Words("a b")
+    tokenizer.eos_token_id = tokenizer.unk_token_id  # as GPT-2's
+    tokenizer.all_special_ids = (0, 1, 2)
+    assert "unknown" not in problems("", ["x", "y"], tokenizer=tokenizer)
+    tokenizer.unk_token_id = None
+    assert "unknown" not in problems("", ["x", "y"], tokenizer=tokenizer)

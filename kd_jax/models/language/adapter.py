@@ -32,6 +32,10 @@ PLAIN = {
     "trainable_token_indices": (None,),
     "layer_replication": (None,),
     "megatron_config": (None,),
+    "alora_invocation_tokens": (None,),
+    "target_parameters": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None, {}),
 }
 
 
@@ -77,7 +81,7 @@ def base_folder(folder: Path, resolve: Callable[[str], Path]) -> Path:
     if not name:
         raise InputError(f"{path} names no base model; {fix}")
     for place in (Path(str(name)).expanduser(), folder / str(name)):
-        if place.is_dir():
+        if any((place / file).is_file() for file in ("config.json", CONFIG)):
             if place.resolve() == folder.resolve():
                 raise InputError(f"{path} names its own folder as the base model; {fix}")
             return place

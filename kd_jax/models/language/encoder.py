@@ -181,7 +181,7 @@ class TextEncoder(nnx.Module):
         check_pooling(pooling)
         self.pooling = pooling
         self.normalize = normalize
-        self.head = nnx.List([])
+        self.head: Any = nnx.List([])
 
     @property
     def dim(self) -> int:

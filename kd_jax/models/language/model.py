@@ -35,9 +35,10 @@ class LanguageModelSpec:
     """The fields of the section ``teacher.lm`` that define a language model.
 
     weights: see ``resolve_weights``. backend, remat: see ``hf.load_encoder``. pooling, normalize,
-    max_tokens (of a text), prompt: see ``sentence.choose``; None: as the folder says. train: 'head' (the language model is frozen), 'top_n' (the last ``top_n``
-    layers are trained), 'lora' (adapters of ``lora_rank`` on the linear maps called
-    ``lora_targets``) or 'full'. dtype: of the activations, 'float32' or 'bfloat16'.
+    max_tokens (of a text), prompt: see ``sentence.choose``; None: as the folder says. train: 'head'
+    (the language model is frozen), 'top_n' (the last ``top_n`` layers are trained), 'lora'
+    (adapters of ``lora_rank`` on the linear maps called ``lora_targets``) or 'full'. dtype: of the
+    activations, 'float32' or 'bfloat16'.
     """
 
     weights: str
@@ -122,7 +123,9 @@ class LanguageModel:
         """What the tokens of ``texts`` do not show, see ``text.token_problems``."""
         table = self.table(texts, self.cache)
         read, most = self.encoder.read(texts), self.encoder.max_length
-        return text.token_problems(read, table, self.tokenizer, most)
+        (prompt,) = self.encoder.read([""])
+        aside = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0
+        return text.token_problems(read, table, self.tokenizer, most, aside)
 
     def _states(self, table: text.TokenTable) -> np.ndarray | None:
         """The hidden states of every token after the frozen layers, if there are any that fit."""

@@ -233,7 +233,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
     # transformers writes 1e30 where there is no limit.
     known = isinstance(most, (int, float)) and 0 < most < 1e9
     return {
-        "max_tokens": int(most) if known else None,
+        "max_tokens": int(most or 0) if known else None,
         "lower_case": bool(written.get("do_lower_case", False)),
     }
 

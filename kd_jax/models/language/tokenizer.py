@@ -126,10 +126,10 @@ def _class_defaults(folder: Path, name: Any) -> dict[str, Any]:
     named = found is not None
     if found is None:
         try:
-            kind = read_config(folder).get("model_type")
+            kind = read_config(folder).get("model_type", "")
         except InputError:
             return {}
-        names = TOKENIZER_MAPPING_NAMES.get(kind) or ()
+        names = TOKENIZER_MAPPING_NAMES.get(str(kind)) or ()
         found = next(filter(None, map(_class, [names] if isinstance(names, str) else names)), None)
     if found is None:
         return {}

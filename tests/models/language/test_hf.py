@@ -291,6 +291,9 @@ def test_tokenizer_code_from_the_folder_is_never_run(folder):
         json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"})
     )
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    expected = load_tokenizer(folder)("heat of the crime")["input_ids"]  # from tokenizer.json
+    assert len(expected) == 4
+    (folder / "tokenizer.json").unlink()
     error(load_tokenizer, folder)
     assert not (folder / "ran").exists()
 
