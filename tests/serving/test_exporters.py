@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from flax import nnx
+from safetensors import safe_open
 
 import kd_jax
 from configs import common
 from helpers.marks import first_fast
+from helpers.students import bundle_of, task
 from helpers.toy import refused
-from helpers.training import HISTORY, spec_of, student_of, task_of
+from helpers.training import HISTORY
 from kd_jax import runtime
 from kd_jax.core.scores import Factors
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
-from kd_jax.models.scorer import split
-from kd_jax.runtime.contexts import HistoryMap
+from kd_jax.runtime import quantized
 from kd_jax.serving import exporters
-from kd_jax.serving.exporters import EXPORTERS, Bundle, safetensors
+from kd_jax.serving.exporters import EXPORTERS, compressed, safetensors
 
 USERS = 5
-
-
-@functools.cache
-def task():
-    return task_of(False)
-
-
-def bundle_of(name, task_name="rank"):
-    """A student with random parameters."""
-    graphdef, params, constants = split(student_of(task(), name))
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(4)
-    leaves = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
-    description = {
-        "model": "student",
-        "student": name,
-        "task": task_name,
-        "history": HISTORY,
-        "spec": spec_of(task().dataset, name, dim=16).plain(),
-    }
-    model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
-    maps = HistoryMap(np.eye(16, dtype=np.float32), np.zeros(16, np.float32), 5.0, 1.0)
-    table = "user" in type(model).tables
-    return Bundle(task().dataset, model, description, history_map=maps if table else None)
 
 
 def scores_of(model):
@@ -95,18 +69,33 @@ def from_npz(folder: Path) -> np.ndarray:
         return found["user_vectors"][:USERS] @ found["item_vectors"].T + found["item_bias"]
 
 
+def from_compressed(folder: Path) -> np.ndarray:
+    with safe_open(folder / compressed.VECTORS, framework="numpy") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        dim = int(file.metadata()["dim"])
+        bits = {name: int(file.metadata()[f"{name}_bits"]) for name in ("user", "item")}
+    users, items = (
+        quantized.from_tensors(found, name, bits[name], dim) for name in ("user", "item")
+    )
+    return users[:USERS] @ items.T + found["item_bias"]
+
+
 # Format -> the scores of the first users, from the files alone.
 SCORES: dict[str, Callable[[Path], np.ndarray]] = {
     "runtime": from_runtime,
     "safetensors": from_safetensors,
     "parquet": from_parquet,
     "npz": from_npz,
+    "compressed": from_compressed,
 }
+# Of 8 bits: at most half of a scale of max / 127 per number, on both sides of the product.
+TOLERANCE = {"compressed": 0.02}
+SEARCHED = ("ann",)  # without users in its files; tests/serving/test_ann.py reads them
 
 
 @pytest.fixture(params=sorted(EXPORTERS))
 def form(request):
-    if request.param not in SCORES:
+    if request.param not in (*SCORES, *SEARCHED):
         pytest.fail(f"the format {request.param!r} is not read here: add a line to SCORES")
     return request.param
 
@@ -116,8 +105,11 @@ def test_the_files_give_the_scores_of_the_model(form, name, tmp_path):
     bundle = bundle_of(name)
     files = exporters.write(bundle, tmp_path / "export", (form,))[form]
     assert sorted(files) == sorted((tmp_path / "export").iterdir())
-    found = SCORES[form](tmp_path / "export")
-    np.testing.assert_allclose(found, scores_of(bundle.model), rtol=1e-5, atol=1e-5)
+    if form in SEARCHED:
+        return
+    found, scores = SCORES[form](tmp_path / "export"), scores_of(bundle.model)
+    tolerance = TOLERANCE.get(form, 1e-5)
+    np.testing.assert_allclose(found, scores, rtol=1e-5, atol=tolerance * np.abs(scores).max())
 
 
 @pytest.mark.parametrize(("name", "task_name"), [("mlp", "rank"), ("mf", "rate")])

@@ -13,7 +13,7 @@ from typing import Any
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.serving.exporters import npz, parquet, runtime, safetensors
+from kd_jax.serving.exporters import ann, compressed, npz, parquet, runtime, safetensors
 from kd_jax.serving.exporters.bundle import Bundle
 
 __all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
@@ -25,17 +25,29 @@ EXPORTERS: dict[str, Exporter] = {
     "safetensors": safetensors.write,
     "parquet": parquet.write,
     "npz": npz.write,
+    "compressed": compressed.write,
+    "ann": ann.write,
+}
+# Checks of values and of packages, made before a run trains anything; their arguments are fields of
+# the same section.
+CHECKS: dict[str, Callable[..., None]] = {
+    "runtime": runtime.check,
+    "compressed": compressed.check,
+    "ann": ann.check,
 }
 
 
 def exporter_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """The ``section`` of a format, completed with the exporter's defaults.
 
-    Raises InputError for an unknown format or field.
+    Raises InputError for an unknown format or field, and what the format's check raises.
     """
     if name not in EXPORTERS:
         raise InputError(f"export.formats: {name!r} is unknown{nearest(name, EXPORTERS)}")
-    return fields.complete(section, EXPORTERS[name], f"export.{name}")
+    found = fields.complete(section, EXPORTERS[name], f"export.{name}")
+    if name in CHECKS:
+        CHECKS[name](**found)
+    return found
 
 
 def write(
@@ -47,7 +59,7 @@ def write(
     """Writes ``bundle`` in each of the ``formats``; returns the files by format.
 
     settings: ``config.export.<format>`` by format; defaults for what it lacks. Raises InputError
-    for an unknown format or field, before anything is written.
+    as ``exporter_section``, before anything is written.
     """
     chosen = {name: exporter_section(name, (settings or {}).get(name, {})) for name in formats}
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,11 +17,19 @@ from kd_jax.runtime.contexts import Program
 from kd_jax.serving.exporters.bundle import Bundle
 
 
-def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
+def check(bits: int) -> None:
+    """Raises InputError for an unknown number of bits."""
+    store.check_bits(bits, "export.runtime.bits")
+
+
+def write(bundle: Bundle, folder: Path, bits: int = 32) -> tuple[Path, ...]:
     """``runtime.safetensors``; nothing for a student that NumPy cannot score.
 
     That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
     one without histories to which no map was fitted.
+
+    bits: of a number of the item vectors, 32, 16, 8, 4 or 1 (``kd_jax.runtime.quantized``); users
+    have at least 8.
     """
     model: Any = bundle.model
     hidden = model.runtime_hidden()
@@ -54,7 +62,7 @@ def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
         hidden,
     )
     path = folder / store.FILE
-    store.write(path, export)
+    store.write(path, export, bits)
     return (path,)
 
 
