@@ -10,8 +10,8 @@ Tibshirani, "An Introduction to the Bootstrap", 1993, section 16.4): an item is 
 √(1 + h²), where x is a row [v, bias] drawn with replacement from those of the run, m their mean and
 e normal with their covariance, so that mean and covariance are those of the run's; h is 0.5.
 Queries are made in the same way from the run's user vectors that are not 0, and get a 1 in the end.
-Kind ``unbiased`` is the same with biases of 0. Kind ``gaussian`` is the hard case: items, biases and users are independent standard normal numbers,
-in which there is nothing to find by lists or graphs.
+Kind ``unbiased`` is the same with biases of 0. Kind ``gaussian`` is the hard case: items, biases
+and users are independent standard normal numbers, in which there is nothing for lists to find.
 
 **Exact** search multiplies blocks of 64 queries with all items (NumPy, BLAS with all threads) and
 takes the ten best by ``argpartition``, the rows of a block shared among as many threads. "exact,
@@ -20,9 +20,9 @@ group maxima" has ``kd_jax.runtime.topk.best`` in its place.
 **Indexes.** ``kd_jax`` is that of the export format ``ann``; ``sphere`` the same with faiss's
 default centroids for inner products; ``hnsw`` faiss's graph with 32 links; ``usearch`` usearch's
 with 16 links, in float32. Recall@10 is measured on the first 512 queries. Rates are of batches and
-all threads, measured in turns with exact search in one process: the median of three rounds, and the
-median of the ratios of a round. A row marked * has the probes that the exporter selects, for
-a recall of .99 on 512 other queries.
+all threads, measured in turns with exact search in one process, medians of three rounds; the ratio
+is that to "exact, argpartition". A row marked * has the probes that the exporter selects, for a
+recall of .99 on 512 other queries.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ from kd_jax.serving.exporters import ann
 K = 10
 SMOOTHING = 0.5
 JUDGED = 512  # queries
-EXACT_AT_ONCE = 128  # queries of a round of exact search
 ROUNDS = 3
 BUDGET = 1.5  # seconds of a round of an index
 CORES = len(os.sched_getaffinity(0))
@@ -164,14 +163,12 @@ def rate(search: Search, queries: np.ndarray) -> float:
     return len(queries) / (time.perf_counter() - start)
 
 
-def in_turns(searches: list[Search], base: Search, queries: np.ndarray) -> list[list[float]]:
-    """Queries/s and the ratio to ``base``, medians of the rounds."""
+def in_turns(searches: list[Search], queries: np.ndarray) -> list[float]:
+    """Queries/s, medians of the rounds; the first searches are exact."""
     batch = [min(len(queries), max(64, int(BUDGET * rate(s, queries[:64])))) for s in searches]
-    rounds = []
-    for _ in range(ROUNDS):
-        exact_rate = rate(base, queries[:EXACT_AT_ONCE])
-        rates = [rate(s, queries[:n]) for s, n in zip(searches, batch, strict=True)]
-        rounds.append([[found, found / exact_rate] for found in rates])
+    rounds = [
+        [rate(s, queries[:n]) for s, n in zip(searches, batch, strict=True)] for _ in range(ROUNDS)
+    ]
     return np.median(rounds, axis=0).tolist()
 
 
@@ -181,7 +178,7 @@ def measured(kind: str, options: argparse.Namespace) -> list[list[object]]:
     judged, others = queries[:JUDGED], queries[JUDGED : 2 * JUDGED]
     base = exact(items, partition)
     best = base(judged)
-    print(f"{kind}: {len(np.unique(best)):,} different items in {JUDGED} exact lists")
+    print(f"{kind}: {len(np.unique(best)):,} different items in {JUDGED} exact lists\n")
     rows: list[list[object]] = []
     searches = [base, exact(items, group_maxima)]
     for name in ("argpartition", "group maxima"):
@@ -207,8 +204,9 @@ def measured(kind: str, options: argparse.Namespace) -> list[list[object]]:
             print(" | ".join(row), file=sys.stderr, flush=True)
             if recall > 0.999:
                 break
-    for row, (found, ratio) in zip(rows, in_turns(searches, base, queries), strict=True):
-        row += [f"{found:,.0f}", f"{ratio:.1f}"]
+    rates = in_turns(searches, queries)
+    for row, found in zip(rows, rates, strict=True):
+        row += [f"{found:,.0f}", f"{found / rates[0]:.1f}"]
     return rows
 
 

@@ -38,9 +38,8 @@ def get_config() -> ConfigDict:
     # names of EXPORTERS, what the folder export/ holds; each has a section of its own
     c.export.formats = ("runtime", "safetensors", "parquet")
     c.export.runtime = ConfigDict()
-    c.export.runtime.bits = (
-        32  # of a number of the vectors: 32, 16, 8, 4 or 1 (docs/compression.md)
-    )
+    # of a number of the item vectors: 32, 16, 8, 4 or 1 (docs/compression.md)
+    c.export.runtime.bits = 32
     c.export.safetensors = ConfigDict()
     c.export.parquet = ConfigDict()
     # further logs of the training curves: 'tensorboard' (event files in tensorboard/, written
