@@ -38,6 +38,8 @@ def get_config() -> ConfigDict:
     # names of EXPORTERS, what the folder export/ holds; each has a section of its own
     c.export.formats = ("runtime", "weights", "vectors")
     c.export.runtime = ConfigDict()
+    # of a number of the item vectors: 32, 16, 8, 4 or 1 (docs/compression.md)
+    c.export.runtime.bits = 32
     c.export.weights = ConfigDict()
     c.export.vectors = ConfigDict()
     c.export.numpy = ConfigDict()

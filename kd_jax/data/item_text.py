@@ -16,9 +16,9 @@ URL = r"^(https?|ftp)://\S+$"
 URLS = 0.9  # share of a column's cells that makes it one of URLs
 TAGS = (
     "a|abbr|article|aside|b|blockquote|body|br|button|center|code|dd|div|dl|dt|em|figure|font"
-    "|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|meta|nav|ol|option"
-    "|p|pre|s|script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td|th|thead|tr|tt|u|ul"
-    "|video"
+    "|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|meta|nav|ol"
+    "|option|p|pre|s|script|section|select|small|span|strong|style|sub|sup|svg|table|tbody|td"
+    "|th|thead|tr|tt|u|ul|video"
 )
 HIDDEN = r"(?is)<script\b.*?</script\s*>|<style\b.*?</style\s*>|<!--.*?-->"
 TAG = rf"(?is)</?({TAGS})(\s[^<>]*)?/?>"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import write_tensors
+from kd_jax.runtime import quantized
 from kd_jax.runtime.contexts import CONTEXTS, Context
 from kd_jax.runtime.text_map import TextMap
 
@@ -79,8 +80,17 @@ TEXTS = ("user_ids", "item_ids", "titles")
 OPTIONAL: dict[str, Any] = {"hidden": Hidden, "text_map": TextMap, "disliked": Disliked}
 
 
-def write(path: Path, export: Export) -> None:
-    """Writes an export atomically. Raises InputError for a parameter that is not finite."""
+def check_bits(bits: int, where: str) -> None:
+    """Raises InputError unless ``bits`` is 32 or one of ``quantized.BITS``; where: its field."""
+    quantized.check_bits(bits, where, (32, *quantized.BITS))
+
+
+def write(path: Path, export: Export, bits: int = 32) -> None:
+    """Writes an export atomically.
+
+    bits: of a number of the item vectors, 32 or one of ``quantized.BITS``; users have at least 8,
+    and the rest is in float32. Raises InputError for a parameter that is not finite.
+    """
     tensors = {name: getattr(export, name) for name in ARRAYS}
     for name in TEXTS:
         tensors |= _pack(name, getattr(export, name))
@@ -103,6 +113,12 @@ def write(path: Path, export: Export) -> None:
                 f"{path}: tensor {name} is not finite; lower the learning rate and train again"
             )
     description = export.description | {"version": VERSION, "context": settings}
+    if bits != 32:
+        description["dim"] = int(export.item_vectors.shape[1])
+        description["bits"] = {"item_vectors": bits, "user_vectors": quantized.user_bits(bits)}
+        for name, wanted in description["bits"].items():
+            packed = quantized.pack(tensors.pop(name), wanted, f"{path}: {name}")
+            tensors |= quantized.tensors(packed, name)
     description["checksum"] = _checksum(tensors)
     write_tensors(path, tensors, {"description": json.dumps(description)})
 
@@ -129,6 +145,9 @@ def read(path: Path) -> Export:
             for part, cls in OPTIONAL.items()
             if any(name.startswith(f"{part}.") for name in tensors)
         }
+        dim = description.pop("dim", 0)
+        for name, bits in description.pop("bits", {}).items():
+            tensors[name] = quantized.from_tensors(tensors, name, bits, dim)
         texts = {name: _unpack(name, tensors) for name in TEXTS}
         arrays = {name: tensors[name] for name in ARRAYS}
         return Export(description, **texts, **arrays, context=context, **optional)

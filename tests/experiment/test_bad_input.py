@@ -676,3 +676,21 @@ def test_a_column_that_is_not_there_is_named(world, tmp_path, refused, fields, m
         tmp_path / "run",
         message,
     )
+
+
+def test_an_export_that_cannot_be_written_is_refused_before_training(
+    world, tmp_path, refused, monkeypatch
+):
+    stages = (*SHORT, "export")
+    refused(
+        config(world, stages=stages, **{"export.runtime.bits": 3}),
+        tmp_path / "run",
+        r"export.runtime.bits=3 is unknown; known: 32, 16, 8, 4, 1",
+    )
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    refused(
+        config(world, stages=stages, **{"export.formats": ("runtime", "ann")}),
+        tmp_path / "run",
+        r"'ann' needs the package faiss-cpu; pip install 'kd_jax\[ann\]'",
+    )
+    assert not (tmp_path / "run/student").exists()

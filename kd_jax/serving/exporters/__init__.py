@@ -7,14 +7,22 @@ wrote, each whole or not at all, and none for a model that its format cannot hol
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.serving.exporters import jax_export, numpy, onnx, runtime, vectors, weights
+from kd_jax.serving.exporters import (
+    ann,
+    compressed,
+    jax_export,
+    numpy,
+    onnx,
+    runtime,
+    vectors,
+    weights,
+)
 from kd_jax.serving.exporters.bundle import Bundle
 
 __all__ = ["EXPORTERS", "Bundle", "Exporter", "exporter_section", "write"]
@@ -28,24 +36,30 @@ EXPORTERS: dict[str, Exporter] = {
     "numpy": numpy.write,
     "jax_export": jax_export.write,
     "onnx": onnx.write,
+    "compressed": compressed.write,
+    "ann": ann.write,
 }
-PACKAGES = {"onnx": "onnx"}  # a format -> the package it needs, and the extra of kd_jax with it
+# Checks of values and of packages, made before a run trains anything; their arguments are fields of
+# the same section.
+CHECKS: dict[str, Callable[..., None]] = {
+    "runtime": runtime.check,
+    "compressed": compressed.check,
+    "ann": ann.check,
+    "onnx": onnx.check,
+}
 
 
 def exporter_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """The ``section`` of a format, completed with the exporter's defaults.
 
-    Raises InputError for an unknown format or field, and for a format whose package is missing.
+    Raises InputError for an unknown format or field, and what the format's check raises.
     """
     if name not in EXPORTERS:
         raise InputError(f"export.formats: {name!r} is unknown{nearest(name, EXPORTERS)}")
-    package = PACKAGES.get(name)
-    if package and importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"export.formats: {name!r} needs the package {package}; pip install"
-            f" 'kd_jax[{package}]', or leave the format out"
-        )
-    return fields.complete(section, EXPORTERS[name], f"export.{name}")
+    found = fields.complete(section, EXPORTERS[name], f"export.{name}")
+    if name in CHECKS:
+        CHECKS[name](**found)
+    return found
 
 
 def write(

@@ -6,11 +6,13 @@ The graphs are those of ``kd_jax/runtime`` with ONNX's operators, written with t
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kd_jax.core.errors import InputError
 from kd_jax.runtime.contexts import EPSILON, PAD, HistoryMap, MeanTower, Transformer
 from kd_jax.runtime.store import Export
 from kd_jax.serving.exporters import programs
@@ -20,6 +22,15 @@ from kd_jax.serving.exporters.runtime import export_of, served_vectors
 FORM = "onnx"
 OPSET, IR_VERSION = 18, 10  # of 2023 and 2024: later readers have them
 FLOAT = 1  # TensorProto.FLOAT
+
+
+def check() -> None:
+    """Raises InputError if the package ``onnx`` is not installed."""
+    if importlib.util.find_spec("onnx") is None:
+        raise InputError(
+            "export.formats: 'onnx' needs the package onnx; pip install 'kd_jax[onnx]', or leave"
+            " the format out"
+        )
 
 
 def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:

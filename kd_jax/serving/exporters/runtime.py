@@ -18,13 +18,21 @@ from kd_jax.runtime.runtime import Runtime
 from kd_jax.serving.exporters.bundle import USERS_AT_ONCE, Bundle
 
 
-def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
-    """``runtime.safetensors``; nothing for a student that ``export_of`` has no arrays of."""
+def check(bits: int) -> None:
+    """Raises InputError for an unknown number of bits."""
+    store.check_bits(bits, "export.runtime.bits")
+
+
+def write(bundle: Bundle, folder: Path, bits: int = 32) -> tuple[Path, ...]:
+    """``runtime.safetensors``; nothing for a student that ``export_of`` has no arrays of.
+
+    bits: see ``store.write``.
+    """
     export = export_of(bundle)
     if export is None:
         return ()
     path = folder / store.FILE
-    store.write(path, export)
+    store.write(path, export, bits)
     return (path,)
 
 
@@ -33,6 +41,9 @@ def export_of(bundle: Bundle) -> store.Export | None:
 
     That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
     one without histories to which no map was fitted.
+
+    bits: of a number of the item vectors, 32, 16, 8, 4 or 1 (``kd_jax.runtime.quantized``); users
+    have at least 8.
     """
     model: Any = bundle.model
     hidden = model.runtime_hidden()
