@@ -3,7 +3,7 @@
     python benchmarks/ann.py [--workdir=runs/quickstart] [--items=1e6] \\
         [--kinds=trained,unbiased,gaussian] [--indexes=kd_jax]
     pip install usearch
-    python benchmarks/ann.py --items=1e5 --kinds=trained --indexes=kd_jax,sphere,hnsw,usearch
+    python benchmarks/ann.py --items=5e4 --kinds=trained --indexes=kd_jax,sphere,hnsw,usearch
 
 **Vectors.** Kind ``trained`` is a smoothed bootstrap of the run's own vectors (Efron and
 Tibshirani, "An Introduction to the Bootstrap", 1993, section 16.4): an item is m + (x + h e - m) /
