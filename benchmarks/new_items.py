@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -201,7 +202,14 @@ def served(workdir: Path, copy: Path) -> Iterator[str]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
+        url = process.stdout.readline().split()[-1]
+        host, _, port = url.removeprefix("http://").partition(":")
+        for _ in range(200):  # it is printed before the server listens
+            with contextlib.suppress(ConnectionError):
+                socket.create_connection((host, int(port))).close()
+                break
+            time.sleep(0.05)
+        yield url
     finally:
         process.terminate()
         process.wait()
@@ -210,7 +218,8 @@ def served(workdir: Path, copy: Path) -> Iterator[str]:
 def post(url: str, body: dict[str, Any]) -> Any:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request) as answer:
+    # The server is on this machine: a proxy from the environment cannot reach it.
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
         return json.load(answer)
 
 
