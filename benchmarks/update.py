@@ -5,9 +5,9 @@
 MovieTweetings is cut at two times ``--days`` apart: 'old' is what was known at the first, 'new' is
 all of it. A run on 'old' is trained once. Then a full run on 'new' and one with ``init_from`` are
 made in turns, ``--rounds`` of each, with the stages that serving needs. The seconds are wall clock
-and CPU time of the whole command, from its start to its report. The interval of the relative NDCG@10
-of ``distilled`` is that of the paired bootstrap over the users of the test split. Written to
-``<workdir>/update.json``, with the output of every run and when it came. What is finished is not
+and CPU time of the whole command, from its start to its report. The interval of the relative
+NDCG@10 of ``distilled`` is that of the paired bootstrap over the users of the test split. Written
+to ``<workdir>/update.json``, with the output of every run and when it came. What is finished is not
 repeated.
 """
 

@@ -22,14 +22,14 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import difference, fingerprint, read_json, write_json, write_tensors
 from kd_jax.core.types import PAD, Params
 from kd_jax.data.splits import VALID
-from kd_jax.devices.processes import barrier, leader
+from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.experiment import origin
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, student_section
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.new_users import history_map, map_items
 from kd_jax.experiment.parts import ModelParts
-from kd_jax.experiment.roles import ROLES, Role
+from kd_jax.experiment.roles import ROLES, Kind, Role
 from kd_jax.experiment.trained import TrainedModels, open_workdir
 from kd_jax.models.language.encoding import EARLIER
 from kd_jax.models.scorer import rows_by_id
@@ -41,7 +41,7 @@ from kd_jax.training.compiled import first_params
 
 # Fields that change how a model is trained, and not which parameters it has.
 FREE = {
-    "student": (
+    Kind.STUDENT.value: (
         *("dropout", "init_scale", "bias", "popularity_days"),
         *("decay", "decay_unit", "user_power"),
     ),
@@ -153,9 +153,11 @@ class EarlierRun:
     def keep_constants(self, role: Role, seed: int) -> None:
         """Writes the constants that a model needs from its older one, once."""
         path = origin.tensors(self.experiment, role, seed)
-        there = self.models.experiment
-        if path.exists() or not role.is_teacher or not reads_text(there.settings(role).teacher):
+        if not role.is_teacher or not reads_text(self.experiment.settings(role).teacher):
             return
+        if agreed(path.exists()):
+            return
+        there = self.models.experiment
         kept = origin.kept_constants(build(there, role, seed).constants)
         if kept and leader():
             write_tensors(path, {name: np.asarray(value) for name, value in kept.items()})
@@ -214,7 +216,7 @@ def with_new_items(table: np.ndarray, rows: Places) -> np.ndarray:
 def _student(c: ConfigDict) -> dict[str, Any]:
     return {
         "student.name": c.student.name,
-        f"student.{c.student.name}": _without(student_section(c), "student"),
+        f"student.{c.student.name}": _without(student_section(c), Kind.STUDENT.value),
     }
 
 

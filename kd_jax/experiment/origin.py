@@ -38,7 +38,7 @@ def origin_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any] |
 
 def share(experiment: Experiment, role: Role) -> float:
     """The share of its recipe's steps that a model trains; raises InputError if out of range."""
-    kind = "teacher" if role.is_teacher else "student"
+    kind = role.kind.value
     found = experiment.settings(role).init_steps[kind]
     if not 0 <= found <= 1:
         raise InputError(f"init_steps.{kind}={found} must be from 0 to 1")
