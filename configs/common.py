@@ -16,6 +16,11 @@ def get_config() -> ConfigDict:
     c.task = "rank"
     # every model is trained once per seed; the report shows mean and spread
     c.seeds = (0, 1, 2)
+    # the workdir of an older run on older data, to start from (docs/serving.md); '' = none
+    c.init_from = ""
+    # of a model that starts from it: its steps as a share of those of its section optimizer; 0 =
+    # it is used as it is
+    c.init_steps = ConfigDict({"teacher": 0.0, "student": 0.25})
     # 'data', each role, 'labels' before the students, then what is made of them
     teachers = [role.name for role in roles.teachers()]
     students = [role.name for role in roles.students()]

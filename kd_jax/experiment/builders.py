@@ -6,6 +6,7 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.experiment import build_student, build_teacher
 from kd_jax.experiment.config import recipe, trains_text
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.origin import with_kept_constants
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.training.recipe import Recipe
@@ -14,7 +15,7 @@ from kd_jax.training.recipe import Recipe
 def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
     """The model with its initial parameters."""
     kind = build_teacher if role.is_teacher else build_student
-    return kind.build(experiment, role, seed)
+    return with_kept_constants(experiment, role, seed, kind.build(experiment, role, seed))
 
 
 def recipe_of(experiment: Experiment, role: Role) -> Recipe:

@@ -30,6 +30,7 @@ def check(store: LabelStore) -> None:
     """Raises InputError for an invalid configuration, or for the workdir of another one."""
     experiment = store.experiment
     _check_fields(experiment)
+    store.earlier.check()
     for role in roles.teachers():
         if role.text:
             _check_text(experiment, role)

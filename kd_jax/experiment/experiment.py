@@ -36,6 +36,7 @@ class Experiment:
     ):
         self.config, self.workdir, self.log, self.moved = config, workdir, log, moved or {}
         self.seeds = _seeds(config)
+        self.cache = workdir / "cache"
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         self._readers: dict[str, TextReader] = {}
         self._trends: dict[tuple[int, float], Trends] = {}
@@ -91,8 +92,7 @@ class Experiment:
         written = c.model.history if c.model.context == "text" else 0
         key = fingerprint([c.lm.to_dict(), written])
         if key not in self._readers:
-            cache = self.workdir / "cache"
-            self._readers[key] = TextReader(c.lm, self.dataset, cache, self.log)
+            self._readers[key] = TextReader(c.lm, self.dataset, self.cache, self.log)
         return self._readers[key]
 
     def trends(self, role: Role) -> Trends:

@@ -12,6 +12,7 @@ from kd_jax.experiment.build_student import input_names, teacher_of, window
 from kd_jax.experiment.config import reads_text, selects, student_section
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.objectives import objective, teachers_of
+from kd_jax.experiment.origin import origin_of
 from kd_jax.experiment.roles import ROLES, Role
 from kd_jax.models.students.base import ITEM_TEXT
 
@@ -38,6 +39,8 @@ def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]
         common["valid_users"] = c.eval.valid_users
     if c.task == "rate":
         common["boundaries"] = tuple(c.rate.boundaries)
+    if start := origin_of(experiment, role, seed):
+        common["start"] = start
     own = _teacher if role.is_teacher else _student
     return common | own(experiment, role, c, seed)
 

@@ -24,6 +24,7 @@ from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import example_kind, examples_of, window
 from kd_jax.experiment.builders import build
+from kd_jax.experiment.earlier import EarlierRun
 from kd_jax.experiment.identity import identity_of, identity_of_source
 from kd_jax.experiment.objectives import objective, teachers_of
 from kd_jax.experiment.outside import OutsideTeachers
@@ -68,6 +69,7 @@ class LabelStore:
     def __init__(self, models: TrainedModels):
         self.models, self.experiment = models, models.experiment
         self.outside = OutsideTeachers(models.experiment)
+        self.earlier = EarlierRun(models.experiment)
 
     def write(self) -> None:
         """Writes the labels of all training examples once; every process writes its share."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import read_json, write_json, write_tensors
+from kd_jax.core.files import read_json, read_tensors, write_json, write_tensors
 from kd_jax.core.types import Params, PyTree
 from kd_jax.data.splits import TEST, VALID
 from kd_jax.devices import sharding
@@ -28,6 +29,21 @@ LENGTHS = {"1": 1, "3": 3, "10": 10, "all": 0}  # newest items of a new user; 0:
 SELECT_USERS = 500  # that select the hyper-parameters of the map
 
 Best = tuple[Params, PyTree]  # parameters and constants
+
+
+def map_items(model: Any) -> np.ndarray:
+    """The item vectors f32 [I, D] that the history map of a student reads."""
+    return np.asarray(model.items()[0] if model.factorised else model.item[...])
+
+
+def history_map(folder: Path, step: int) -> HistoryMap | None:
+    """The map that was fitted to a model's parameters of ``step``; None if there is none."""
+    path = folder / SETTINGS
+    found = read_json(path, f"delete {path}") if path.exists() else {}
+    if found.get("step") != step or not (folder / WEIGHTS).exists():
+        return None
+    tensors = read_tensors(folder / WEIGHTS, f"delete {path}")
+    return HistoryMap(tensors["weight"], tensors["intercept"], found["decay"], found["shrink"])
 
 
 class NewUsers:
@@ -85,10 +101,9 @@ class NewUsers:
 
     def maps(self) -> tuple[HistoryMaps, Settings]:
         """The regression problem and its selected hyper-parameters, which are written once."""
-        model = self._model
-        items = model.items()[0] if model.factorised else model.item[...]
         histories = self._experiment.dataset.history(VALID)
-        maps = HistoryMaps(np.asarray(items), np.asarray(model.user[...]), histories)
+        users = np.asarray(self._model.user[...])
+        maps = HistoryMaps(map_items(self._model), users, histories)
         path = self._folder / SETTINGS
         fix = f"delete {path}"
         found = read_json(path, fix) if path.exists() else {}

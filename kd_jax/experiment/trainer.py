@@ -22,12 +22,13 @@ from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.objectives import objective, starts_from_teacher
+from kd_jax.experiment.origin import origin_of
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import RESULT
 from kd_jax.training import loop
 from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.job import Trained, TrainingJob
+from kd_jax.training.job import Start, Trained, TrainingJob
 from kd_jax.training.loop import train
 
 
@@ -56,11 +57,18 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
 
 
 def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -> Trained:
-    experiment = store.experiment
+    experiment, earlier = store.experiment, store.earlier
+    older = origin_of(experiment, role, seed)
+    if older is not None:
+        earlier.keep_constants(role, seed)
     parts, recipe = build(experiment, role, seed), recipe_of(experiment, role)
     terms = objective(experiment, role)
     known = store.teachers(role, seed, parts)
-    start = _start(experiment, role, parts, known)
+    start: Start | None = _start(experiment, role, parts, known)
+    if older is not None:
+        fresh = parts.params if start is None else start
+        start = earlier.start(role, seed, parts, fresh)
+        recipe = recipe.shortened(older["share"])
     teachers = {term.teacher: known[term.teacher] for term in terms if term.reads_teacher}
     judge = experiment.task.evaluation_function(parts.graphdef, "valid", parts.history, full=False)
     mine = sharding.local_rows(experiment.mesh, recipe.batch_size)
@@ -85,6 +93,8 @@ def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -
         teachers=teachers,
         refresh=refresh(experiment, role, parts, (VALID,)) if live else None,
         traces=_traces(experiment, role, seed) if experiment.config.trace else None,
+        trained=older is not None,
+        steps=0 if older is not None and older["share"] == 0 else None,
     )
     return train(job)
 

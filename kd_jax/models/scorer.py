@@ -38,6 +38,12 @@ def table_rows(graphdef: nnx.GraphDef, params: Params, kind: str | None = None) 
     }
 
 
+def rows_by_id(graphdef: nnx.GraphDef) -> dict[str, str]:
+    """The module's parameters with a row per user or item, name -> 'user' or 'item'."""
+    root: Any = graphdef.nodes[0]
+    return root.type.tables | root.type.rows
+
+
 def factorises(graphdef: nnx.GraphDef) -> bool:
     """``Scorer.factorised`` of the module."""
     root: Any = graphdef.nodes[0]
@@ -68,6 +74,8 @@ class Scorer(nnx.Module):
       its tables up by the batch alone is not affected. A mesh that does not divide a table adds
       rows at its end (``sharding.even_rows``): ``catalogue`` and ``scores`` then have as
       many items.
+    - rows: further parameters with a row per user or item, which are always read whole. A run that
+      starts from an older one finds the rows of these and of ``tables`` by id.
     - owns_item_table: whether ``tables`` has item tables, set from it. Only such a model can learn
       from a sample of the catalogue (``items='sampled'``): the others compute all item vectors.
 
@@ -79,6 +87,7 @@ class Scorer(nnx.Module):
     factorised = True
     reads_history = True
     tables: ClassVar[dict[str, str]] = {}
+    rows: ClassVar[dict[str, str]] = {}
     owns_item_table: ClassVar[bool] = False
     proposal: Frozen | None = None
 

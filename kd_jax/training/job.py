@@ -31,7 +31,9 @@ class TrainingJob:
     (params, constants) -> validation score, higher is better. teachers: by the name that the terms
     of the objective give. refresh: (params, constants) -> constants, called at the start and before
     every evaluation, for constants that follow the parameters. traces: a folder for an XProf trace
-    of the third program, when everything is warm; every program is then waited for.
+    of the third program, when everything is warm; every program is then waited for. trained:
+    whether ``start`` has been trained before: it is then evaluated and saved as step 0. steps: at
+    most so many steps of the recipe; None: all.
     """
 
     name: str
@@ -49,6 +51,8 @@ class TrainingJob:
     teachers: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
     refresh: Callable[[Params, PyTree], PyTree] | None = None
     traces: Path | None = None
+    trained: bool = False
+    steps: int | None = None
 
     @property
     def title(self) -> str:

@@ -84,6 +84,7 @@ class _Loop:
         if job.refresh is not None:
             self._refresh()
         self.step = self.first = int(self.state.step)
+        self.last = recipe.steps if job.steps is None else job.steps
         self.best = job.checkpoints.best()
         self.earlier = job.checkpoints.seconds()
         self.started = time.perf_counter()
@@ -119,7 +120,7 @@ class _Loop:
         recipe = self.job.recipe
         patience = recipe.patience * recipe.eval_every
         stopped = self.best is not None and self.step - self.best[0] >= patience
-        return stopped or self.step >= recipe.steps
+        return stopped or self.step >= self.last
 
     def run(self) -> Trained:
         job = self.job
@@ -128,6 +129,8 @@ class _Loop:
             Preemption() as preemption,
             job.log.stage(job.title, total=total, start=self.step) as bar,
         ):
+            if job.trained and self.best is None:
+                self._validate(bar)
             while not self.finished:
                 metrics = self._advance()
                 due = self.step % job.recipe.eval_every == 0 or self.step == total
@@ -183,10 +186,10 @@ class _Loop:
     def _validate(self, bar: Bar) -> None:
         """Evaluates the parameters of this step and saves them."""
         job, chunk = self.job, self.chunk
-        assert self.pending is not None
-        self.meter.step(chunk)  # nothing runs ahead of what is measured
-        self._report(bar, *self.pending)
-        self.pending = None
+        if self.pending is not None:
+            self.meter.step(chunk)  # nothing runs ahead of what is measured
+            self._report(bar, *self.pending)
+            self.pending = None
         # The loss is that of the parameters before this step; those after it will be saved.
         self._check_finite({"param_norm": float(self.norm(self.state.params))}, self.step)
         if job.refresh is not None:

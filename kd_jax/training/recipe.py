@@ -71,6 +71,20 @@ class Recipe:
                 " with schedule='cosine'"
             )
 
+    def shortened(self, share: float) -> Recipe:
+        """The recipe with this share of its steps, rounded up to whole evaluations.
+
+        The warm-up is shortened as much. Fewer steps than one evaluation has are one evaluation.
+        """
+        wanted = max(1, math.ceil(self.steps * share))
+        every = min(self.eval_every, wanted)
+        return dataclasses.replace(
+            self,
+            steps=min(self.steps, math.ceil(wanted / every) * every),
+            warmup_steps=math.floor(self.warmup_steps * share),
+            eval_every=every,
+        )
+
     @property
     def chunk(self) -> int:
         """The number of steps that run as one program.

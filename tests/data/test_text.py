@@ -197,7 +197,29 @@ def test_vectors_are_kept_by_content_of_texts_and_weights(encoder, computed, tmp
     layer = encoder.model.layers[2]
     layer.down.bias[...] = layer.down.bias[...].at[0].add(1e-3)
     assert abs(encoding.encode(encoder, table, cache=tmp_path) - first).max() > 1e-5
-    assert not list(tmp_path.glob(".*")) and len(list(tmp_path.iterdir())) == 3
+    assert not list(tmp_path.glob(".*")) and len(list(tmp_path.glob("*.npy"))) == 3
+
+
+def test_texts_that_an_older_run_has_encoded_are_not_computed(encoder, computed, tmp_path):
+    texts = random_texts(60)
+    older, newer = texts[:57], [*texts[20:], texts[2]]
+    earlier = tmp_path / encoding.EARLIER
+    known = encoding.encode(encoder, table_of(*older), cache=earlier)
+    (tmp_path / "plain").mkdir()
+    want = encoding.encode(encoder, table_of(*newer), cache=tmp_path / "plain")
+    computed.clear()
+    seen = []
+    found = encoding.encode(
+        encoder, table_of(*newer), cache=tmp_path, progress=lambda done, _: seen.append(done)
+    )
+    assert sum(rows for rows, _ in computed) < len(newer) and seen[-1] == len(newer)
+    np.testing.assert_array_equal(found[[*range(37), 40]], known[[*range(20, 57), 2]])
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-5)
+    # Vectors of other weights are of no use.
+    encoder.model.words.embedding[...] = encoder.model.words.embedding[...] * 2
+    other = encoding.encode(encoder, table_of(*newer), cache=tmp_path)
+    np.testing.assert_allclose(other, encoding.encode(encoder, table_of(*newer)), rtol=0, atol=1e-6)
+    assert abs(other - found).max() > 1e-3
 
 
 def test_fingerprint_follows_everything_that_changes_a_vector(encoder):

@@ -19,6 +19,8 @@ from kd_jax.data.text import TokenTable, digest
 from kd_jax.devices import sharding
 from kd_jax.models.language.encoder import TextEncoder
 
+EARLIER = "earlier"  # folder in the cache: what an older run has encoded
+
 
 def fingerprint(encoder: TextEncoder) -> str:
     """A hash of everything on which the encoder's vectors depend: its weights and settings."""
@@ -49,21 +51,27 @@ def encode(
     Texts are sorted by length and divided into a few (rows, length) shapes, so that little padding
     is computed and few programs are compiled. states: of ``frozen_states``, or None. batch_tokens:
     tokens that one device computes at once; the default for a CPU keeps the activations of a batch
-    in its cache. cache: a folder that keeps results by the hash of texts and weights. progress:
-    called with (texts done, all texts). Raises InputError for vectors that are not finite. Source
+    in its cache. cache: a folder that keeps results by the hash of texts and weights; texts whose
+    vectors are in the folder ``EARLIER`` inside it are not computed. progress: called with (texts
+    done, all texts). Raises InputError for vectors that are not finite. Source
     of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
-    path = None
+    path, weights = None, ""
     if cache is not None:
-        content = (fingerprint(encoder), table.ids.tobytes(), table.indptr.tobytes())
-        path = cache / f"vectors-{digest(content)}.npy"
+        weights = fingerprint(encoder)
+        path = cache / f"vectors-{_digest(weights, table)}.npy"
         if path.is_file():
+            _save_texts(path, weights, table)
             return np.load(path, allow_pickle=False)
     distinct, inverse = _distinct(table)
     vectors = np.zeros((len(distinct), encoder.dim), np.float32)
     copies = np.bincount(inverse)
-    done = 0
-    for rows, _, result in _batches(encoder, table, distinct, _forward, states, batch_tokens):
+    new = np.arange(len(distinct))
+    if cache is not None:
+        new = _fill(vectors, cache / EARLIER, weights, table, distinct)
+    done = len(table) - int(copies[new].sum())
+    for rows, _, result in _batches(encoder, table, distinct[new], _forward, states, batch_tokens):
+        rows = new[rows]
         vectors[rows] = result
         done += int(copies[rows].sum())
         if progress is not None:
@@ -77,7 +85,45 @@ def encode(
     vectors = vectors[inverse]
     if path is not None:
         _save(path, vectors)
+        _save_texts(path, weights, table)
     return vectors
+
+
+def _save_texts(path: Path, weights: str, table: TokenTable) -> None:
+    """Writes beside the vectors in ``path`` of which texts they are, so that others find them."""
+    path = path.with_suffix(".npz")
+    if not path.is_file():
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, ids=table.ids, indptr=table.indptr, weights=np.array(weights))
+
+
+def _digest(weights: str, table: TokenTable) -> str:
+    return digest((weights, table.ids.tobytes(), table.indptr.tobytes()))
+
+
+def _fill(
+    vectors: np.ndarray, folder: Path, weights: str, table: TokenTable, distinct: np.ndarray
+) -> np.ndarray:
+    """Copies known vectors of the texts ``distinct`` from ``folder``; returns the other places.
+
+    weights: the fingerprint of the encoder, whose vectors alone are known.
+    """
+    missing = {_key(table, row): place for place, row in enumerate(distinct)}
+    for path in sorted(folder.glob("vectors-*.npz")):
+        with np.load(path, allow_pickle=False) as saved:
+            if str(saved["weights"]) != weights or not path.with_suffix(".npy").is_file():
+                continue
+            there = TokenTable(saved["ids"], saved["indptr"], table.pad_id)
+        known = np.load(path.with_suffix(".npy"), allow_pickle=False, mmap_mode="r")
+        for row in range(len(there)):
+            place = missing.pop(_key(there, row), None)
+            if place is not None:
+                vectors[place] = known[row]
+    return np.array(sorted(missing.values()), np.int64)
+
+
+def _key(table: TokenTable, row: int) -> bytes:
+    return table.ids[table.indptr[row] : table.indptr[row + 1]].tobytes()
 
 
 def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.ndarray:

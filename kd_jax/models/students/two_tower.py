@@ -70,6 +70,7 @@ class TwoTower(Student):
     spec = TwoTowerSpec
     inputs = (ITEM_TEXT,)
     example_kind = "last"
+    rows = {"id": "item", "bias": "item"}
 
     def __init__(self, spec: TwoTowerSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)

@@ -47,6 +47,8 @@ class BiEncoder(Scorer):
     ``snapshot`` is at the end of training.
     """
 
+    rows = {"id": "item", "bias": "item", "item_class": "item"}
+
     def __init__(
         self,
         spec: TeacherSpec,
