@@ -85,7 +85,8 @@ class EarlierRun:
         for role, seed in self._models():
             found[self.experiment.folder(role, seed).name] = self._entry(role, seed)
         both = kept.keys() & found.keys()
-        if changed := difference(*({name: of[name] for name in both} for of in (kept, found))):
+        before, now = ({name: of[name] for name in both} for of in (kept, found))
+        if changed := difference(before, now):
             raise InputError(
                 f"{self.experiment.workdir} was started from other models than those now in"
                 f" {self.path} ({changed}); use another --workdir"
