@@ -20,7 +20,7 @@ from kd_jax.models.language.encoding import encode, fingerprint
 from kd_jax.models.language.hf import load_encoder, save_encoder
 from kd_jax.models.language.sentence import read_folder
 
-FIXTURES = Path(__file__).parent / "fixtures/sentence"
+FIXTURES = Path(__file__).parents[1] / "fixtures/sentence"
 TEXTS = [
     "The red house",
     "a BLUE sea of green",

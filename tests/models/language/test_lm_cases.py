@@ -14,7 +14,7 @@ from kd_jax.data.text import item_texts, token_problems, tokenize
 from kd_jax.models.language.encoding import encode
 from kd_jax.models.language.hf import load_encoder
 
-CASES = Path(__file__).resolve().parents[2].parent / "shared" / "cases"
+CASES = Path(__file__).resolve().parents[3].parent / "shared" / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="no folder shared beside the repository")
 
 
