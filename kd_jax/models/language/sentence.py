@@ -55,19 +55,6 @@ class Reading:
     head: tuple[str, ...] = ()
     prompts: tuple[tuple[str, str], ...] = ()
 
-    def describe(self) -> str:
-        """The settings in words, for the log."""
-        words = [f"pooling {self.pooling}"]
-        words += [f"module {Path(part).name}" if part else "length 1" for part in self.head]
-        words += ["length 1"] if self.normalize else []
-        words += [f"at most {self.max_tokens} tokens"] if self.max_tokens else []
-        words += ["lower case"] if self.lower_case else []
-        if self.prompt:
-            words.append(
-                f"prompt {self.prompt!r}" + ("" if self.include_prompt else ", not pooled")
-            )
-        return ", ".join(words)
-
 
 def read_folder(name: str | Path, folder: Path) -> Reading:
     """What ``folder`` says; name: by which it was found.
