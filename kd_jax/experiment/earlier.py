@@ -85,7 +85,7 @@ class EarlierRun:
         for role, seed in self._models():
             found[self.experiment.folder(role, seed).name] = self._entry(role, seed)
         both = kept.keys() & found.keys()
-        if changed := difference(*({name: of[name] for name in both} for of in (kept, found))):
+        if changed := difference({n: kept[n] for n in both}, {n: found[n] for n in both}):
             raise InputError(
                 f"{self.experiment.workdir} was started from other models than those now in"
                 f" {self.path} ({changed}); use another --workdir"
