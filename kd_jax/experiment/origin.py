@@ -30,7 +30,7 @@ def origin_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any] |
     if not init_from(experiment):
         return None
     found = read_json(note(experiment), "run launch.py again")
-    entry = found.get(experiment.folder(role, seed).name)
+    entry: dict[str, Any] | None = found.get(experiment.folder(role, seed).name)
     if entry is None:
         return None
     return entry | {"share": share(experiment, role)}
@@ -39,7 +39,7 @@ def origin_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any] |
 def share(experiment: Experiment, role: Role) -> float:
     """The share of its recipe's steps that a model trains; raises InputError if out of range."""
     kind = role.kind.value
-    found = experiment.settings(role).init_steps[kind]
+    found: float = experiment.settings(role).init_steps[kind]
     if not 0 <= found <= 1:
         raise InputError(f"init_steps.{kind}={found} must be from 0 to 1")
     return found

@@ -26,6 +26,7 @@ from kd_jax.training.checkpoint import Checkpoints
 from kd_jax.training.recipe import Recipe
 
 NEW_USER, NEW_ITEM, OLD_USER, OLD_ITEM = 103, 503, 139, 523
+NO_STEPS = {"init_steps.teacher": 0.0, "init_steps.student": 0.0}
 MODELS = ("teacher", "control_teacher", "distilled")
 STAGES = ("data", "teacher", "control_teacher", "labels", "distilled")
 
@@ -82,7 +83,7 @@ def started(worlds, older, tmp_path_factory):
     """A run without a step of training, and the hash of the older run before it."""
     workdir = tmp_path_factory.mktemp("started") / "run"
     before = files(older)
-    run(newer(worlds, older, **{"init_steps.student": 0.0}), workdir)
+    run(newer(worlds, older, **NO_STEPS), workdir)
     return workdir, before
 
 
@@ -190,13 +191,13 @@ def test_a_killed_run_ends_with_the_same_bits(worlds, older, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_an_older_run_that_does_not_fit_is_refused(worlds, older, started, tmp_path):
-    def refuse(*fragments, workdir=tmp_path / "refused", since=older, **fields):
+    def refuse(*fragments, since=older, **fields):
+        workdir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         call = lambda: pipeline.run(newer(worlds, since, **fields), workdir)  # noqa: E731
-        return refused(call, "init_from", *fragments)
+        refused(call, "init_from", *fragments)
+        assert not (workdir / "origin").exists()
 
     refuse("is not the workdir of a run", since=tmp_path / "nothing")
-    own = config(worlds["old"], stages=STAGES, init_from=str(older))
-    refused(lambda: pipeline.run(own, older), "is the workdir itself")
     refuse("student.mf.dim: 8 there, 16 here", **{"student.mf.dim": 16})
     refuse("student.name: mf there, mlp here", **{"student.name": "mlp"})
     refuse("teacher.model.blocks: 1 there, 2 here", **{"teacher.model.blocks": 2})
@@ -211,16 +212,17 @@ def test_an_older_run_that_does_not_fit_is_refused(worlds, older, started, tmp_p
     refuse("user ids are String here and Int64 there", **{
         "data.files.path": str(strings / "interactions.csv")
     })  # fmt: skip
-    assert not (tmp_path / "refused/origin").exists()
     workdir, _ = started
-    plain = config(worlds["new"], stages=STAGES, **{"init_steps.student": 0.0})
-    refused(lambda: pipeline.run(plain, workdir), "start.model")
+    plain = config(worlds["new"], stages=STAGES)
+    refused(lambda: pipeline.run(plain, workdir), "start: ", "None here")
     changed = tmp_path / "changed"
     shutil.copytree(older, changed)
+    own = config(worlds["old"], stages=STAGES, init_from=str(changed))
+    refused(lambda: pipeline.run(own, changed), "is the workdir itself")
     result = changed / "distilled/result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"best_step": 99}))
     refused(
-        lambda: pipeline.run(newer(worlds, changed, **{"init_steps.student": 0.0}), workdir),
+        lambda: pipeline.run(newer(worlds, changed, **NO_STEPS), workdir),
         "started from other models",
     )
 
