@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,18 @@ from kd_jax.experiment.config import reads_text, student_section
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.new_users import history_map, map_items
 from kd_jax.experiment.parts import ModelParts
-from kd_jax.experiment.roles import ROLES, Kind, Role
+from kd_jax.experiment.roles import ROLES, Kind, Role, main_teacher
 from kd_jax.experiment.trained import TrainedModels, open_workdir
 from kd_jax.models.language.encoding import EARLIER
 from kd_jax.models.scorer import rows_by_id
 from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving.history_map import means
+from kd_jax.serving.text_map import fit
 from kd_jax.training.carry import Places, carried, places
 from kd_jax.training.checkpoint import Checkpoints
 from kd_jax.training.compiled import first_params
 
+RIDGE = 1.0  # of the text map of new items; selected in every seed of the quickstart
 # Fields that change how a model is trained, and not which parameters it has.
 FREE = {
     Kind.STUDENT.value: (
@@ -176,9 +178,12 @@ class EarlierRun:
         kinds = rows_by_id(parts.graphdef)
         rows = {name: self._places(kind) for name, kind in kinds.items() if name in first}
         found = carried(first, older, rows, f"init_from: {folder}")
+        texts = (
+            self.experiment.texts(main_teacher()).items if role.distilled and role.text else None
+        )
         for name, table in rows.items():
             if kinds[name] == "item" and np.ndim(found[name]) == 2:
-                found[name] = with_new_items(found[name], table)
+                found[name] = with_new_items(found[name], table, texts)
         known = None if role.is_teacher else history_map(folder, step)
         if known is not None and "user" in rows:
             found["user"] = self._with_new_users(parts, found, known)
@@ -201,16 +206,24 @@ class EarlierRun:
         return places(here.item_ids, there.item_ids)
 
 
-def with_new_items(table: np.ndarray, rows: Places) -> np.ndarray:
-    """A table of item vectors in which the new items have the mean vector of the carried ones.
+def with_new_items(
+    table: np.ndarray, rows: Places, texts: Sequence[str] | None = None
+) -> np.ndarray:
+    """A table of item vectors with rows for the new items, from those of the carried ones.
 
-    rows: ``PAD`` for new items.
+    They are what a text map that is fitted to the carried items makes of their texts. rows: ``PAD``
+    for new items. texts: of all items; None: new items have the mean vector.
     """
     new = rows == PAD
-    if new.all():
+    if new.all() or not new.any():
         return table
-    found = table.copy()
-    found[new] = table[~new].mean(0)
+    found, known = table.copy(), table[~new]
+    if texts is None:
+        found[new] = known.mean(0)
+        return found
+    carried_texts = [text for text, is_new in zip(texts, new, strict=True) if not is_new]
+    new_texts = [text for text, is_new in zip(texts, new, strict=True) if is_new]
+    found[new] = fit(carried_texts, known, np.zeros(len(known)), RIDGE)(new_texts)[0]
     return found
 
 

@@ -16,11 +16,12 @@ from helpers.toy import refused
 from kd_jax.core.logging import Log
 from kd_jax.experiment import pipeline
 from kd_jax.experiment.builders import build
-from kd_jax.experiment.earlier import with_new_items
+from kd_jax.experiment.earlier import RIDGE, with_new_items
 from kd_jax.experiment.new_users import history_map, map_items
 from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import open_workdir
 from kd_jax.models.scorer import rows_by_id
+from kd_jax.serving.text_map import fit
 from kd_jax.training import loop
 from kd_jax.training.checkpoint import Checkpoints
 from kd_jax.training.recipe import Recipe
@@ -36,6 +37,20 @@ def test_new_items_have_the_mean_row_of_the_carried_ones():
     found = with_new_items(table, np.array([5, -1, 0]))
     np.testing.assert_array_equal(found, [[1, 0], [2, 2], [3, 4]])
     np.testing.assert_array_equal(with_new_items(table, np.full(3, -1)), table)
+
+
+def test_new_items_have_the_row_that_a_text_map_makes_of_their_text():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(40, 3)).astype(np.float32)
+    texts = [f"{'red' if n % 2 else 'blue'} {'big' if n % 3 else 'small'}" for n in range(40)]
+    rows = np.where(np.arange(40) % 5 == 0, -1, np.arange(40))
+    known = rows >= 0
+    carried = [texts[n] for n in np.flatnonzero(known)]
+    text_map = fit(carried, table[known], np.zeros(32), RIDGE)
+    found = with_new_items(table, rows, texts)
+    np.testing.assert_array_equal(found[known], table[known])
+    np.testing.assert_allclose(found[~known], text_map(texts)[0][~known], rtol=1e-6)
+    assert not np.allclose(found[~known], table[known].mean(0))
 
 
 def test_a_recipe_is_shortened_to_whole_evaluations():
