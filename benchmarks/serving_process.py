@@ -44,10 +44,13 @@ class Server:
             time.sleep(0.02)
 
     def _answers(self) -> bool:
+        client = Client(self.host, self.port)
         try:
-            return Client(self.host, self.port).send("GET", "/healthz")[0] == 200
+            return client.send("GET", "/healthz")[0] == 200
         except (OSError, http.client.HTTPException):
             return False
+        finally:
+            client.close()
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """Sends a signal and waits."""

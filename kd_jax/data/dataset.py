@@ -46,7 +46,9 @@ class Dataset:
     split: 0 train, 1 valid, 2 test, 3 fold-in (history of the users that split 'strong' holds out;
     never trained on).
     indptr: user u has the rows indptr[u]:indptr[u + 1]. counts: rows read, rows left out by reason,
-    and rows that remain. checksum: 16 hex digits of SHA-256 over ids, texts and arrays.
+    and rows that remain. checksum: 16 hex digits of SHA-256 over ids, texts and arrays. disliked:
+    the items that each user rated below the threshold, as a CSR array, or None; they are not
+    recommended to them. notes: what looks wrong in the source; not saved.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Dataset:
     checksum: str
     time_unit: str = "s"
     disliked: CSR | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_users(self) -> int:
@@ -123,6 +126,7 @@ class Dataset:
         }.items():
             with atomic(Path(folder) / f"{name}.parquet") as path:
                 frame.write_parquet(path)
+        (Path(folder) / DISLIKED).unlink(missing_ok=True)
         if self.disliked is not None:
             indptr, item = self.disliked
             user = np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(indptr))
@@ -248,9 +252,10 @@ def build(raw: RawData, **fields: Any) -> Dataset:
 
     indptr = _indptr(user, len(user_ids))
     timestamp, unit = rows["timestamp"].to_numpy(), "s"
+    notes: tuple[str, ...] = ()
     if has_time:
         given = raw.time_unit, raw.time_digits
-        timestamp, unit, _ = resolve(timestamp, *given, options.time_unit)
+        timestamp, unit, notes = resolve(timestamp, *given, options.time_unit)
     codes = assign(
         options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
     )
@@ -269,7 +274,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     _check_splits(dataset, options.minima, UNTIMED if untimed else "")
     low = filters.below(raw, options.min_rating, (user_ids, item_ids), (user, item))
     disliked = (_indptr(low[0], len(user_ids)), low[1]) if len(low[0]) else None
-    return dataclasses.replace(dataset, disliked=disliked)
+    return dataclasses.replace(dataset, disliked=disliked, notes=notes)
 
 
 def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:

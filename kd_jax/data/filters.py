@@ -1,4 +1,4 @@
-"""The steps from raw rows to arrays: complete columns, k-core, ids to indices, item texts."""
+"""The steps from raw rows to arrays: complete columns, k-core, ids to indices."""
 
 from __future__ import annotations
 

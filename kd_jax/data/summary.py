@@ -15,6 +15,7 @@ from kd_jax.data.time_units import COUNTS, EXPONENTS
 UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 DROPPED = ("malformed", "below_min_rating", "repeated", "below_min_interactions")
 SHOWN = 200  # characters of the example of a text
+FEW, MANY = 0.01, 0.2  # shares of interactions from which on a warning is due
 SAME = 0.5  # share of items whose text is another's, from which on that is reported
 
 
@@ -40,21 +41,23 @@ def lines(dataset: Dataset, template: str = "") -> list[str]:
 def warnings(dataset: Dataset, chosen: bool) -> list[str]:
     """What looks wrong, with its number and the field that changes it.
 
-    chosen: whether every interaction counts as a choice of the item (task 'rank').
+    A line begins with 'warning', or with 'data' where it concerns a small share. chosen: whether
+    every interaction counts as a choice of the item (task 'rank').
     """
     found = []
     low = int((dataset.rating <= 0).sum())
     if chosen and low:
         found.append(
-            f"{low:,} interactions with a rating of 0 or less count as chosen items; leave them out"
-            " with data.min_rating"
+            f"{_weight(low, len(dataset.user), FEW)}: {low:,} interactions with a rating of 0 or"
+            " less count as chosen items; leave them out with data.min_rating"
         )
     for code, (users, targets) in unjudged(dataset).items():
+        total = int((dataset.split == code).sum())
         if users:
-            total = int((dataset.split == code).sum())
             found.append(
-                f"{users:,} {NAMES[code]} users with {targets:,} of {total:,} interactions have no"
-                " earlier interaction and are not judged"
+                f"{_weight(targets, total, MANY)}: {users:,} {NAMES[code]} users with"
+                f" {targets:,} of {total:,} interactions have no earlier interaction and are not"
+                " judged"
             )
     for what, ids, index in (
         ("users", dataset.user_ids, dataset.user),
@@ -63,23 +66,27 @@ def warnings(dataset: Dataset, chosen: bool) -> list[str]:
         if ids.dtype.is_integer() and int((ids < 0).sum()) == 1 and ids[0] == -1:
             rows = int((index == 0).sum())
             found.append(
-                f"one of the {what} has the id -1, with {rows:,} interactions; leave these rows out"
-                " if it stands for an unknown one"
+                f"warning: one of the {what} has the id -1, with {rows:,} interactions; leave"
+                " these rows out if it stands for an unknown one"
             )
     ties, judged = _ties(dataset)
     if ties:
         found.append(
-            f"{ties:,} of {judged:,} test interactions have the time of the user's one before them:"
-            " which is later is taken from the order of the rows; data.split='temporal' keeps them"
-            " together"
+            f"warning: {ties:,} of {judged:,} test interactions have the time of the user's one"
+            " before them: which is later is taken from the order of the rows;"
+            " data.split='temporal' keeps them together"
         )
     same = _same_texts(dataset)
     if same >= SAME * dataset.num_items and dataset.num_items > 1:
         found.append(
-            f"{same:,} of {dataset.num_items:,} items have the same text as another; choose other"
-            " columns with data.text_columns"
+            f"warning: {same:,} of {dataset.num_items:,} items have the same text as another;"
+            " choose other columns with data.text_columns"
         )
     return found
+
+
+def _weight(part: int, whole: int, share: float) -> str:
+    return "warning" if part >= share * whole else "data"
 
 
 def unjudged(dataset: Dataset) -> dict[int, tuple[int, int]]:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import atomic
 
+SAME = 0.05  # share of texts with the tokens of another, from which on that is noted
 SECOND = 2  # in a mask: a token of the second text of a pair
 
 
@@ -193,6 +194,7 @@ def token_problems(
     unknowns, known = (
         count[table.indptr[rows + 1]] - count[table.indptr[rows]] for count in counts
     )
+    same = same if same >= SAME * len(first) else 0
     strange = int(np.sum(2 * unknowns > known - aside))
     full = [list(first)[n] for n in np.flatnonzero(table.lengths[rows] >= max_length)]
     long = tokenizer(full, verbose=False)["input_ids"] if full else []

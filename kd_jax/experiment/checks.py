@@ -62,7 +62,10 @@ def _check_text(experiment: Experiment, role: Role) -> None:
     check_form(experiment, role)
     teacher = experiment.settings(role).teacher
     text.check_template(teacher.lm.template, experiment.dataset.items.columns)
-    if role.name in experiment.config.stages and reads_text(teacher):
+    chosen = experiment.config.stages
+    students = any(student.name in chosen for student in roles.students())
+    new_items = experiment.config.task == "rank" and students  # which are known by their text
+    if new_items or (role.name in chosen and reads_text(teacher)):
         _ = experiment.texts(role).items  # all have one
 
 

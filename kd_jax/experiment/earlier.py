@@ -19,7 +19,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import difference, fingerprint, read_json, write_json, write_tensors
+from kd_jax.core.files import atomic, difference, fingerprint, read_json, write_json, write_tensors
 from kd_jax.core.types import PAD, Params
 from kd_jax.data.splits import VALID
 from kd_jax.devices.processes import agreed, barrier, leader
@@ -48,7 +48,7 @@ FREE = {
         *("decay", "decay_unit", "user_power"),
     ),
     "teacher.model": ("dropout", "init_scale", "softmax", "negatives", "hard_negatives"),
-    "teacher.lm": ("weights", "dtype", "backend", "remat"),  # weights: their content is compared
+    "teacher.lm": ("weights", "remat"),  # weights: their content is compared
 }
 
 
@@ -110,6 +110,12 @@ class EarlierRun:
             raise InputError(
                 f"init_from: {self.path} was trained for task={there.config.task!r}, here it is"
                 f" {here.config.task!r}; use the same task in both"
+            )
+        if here.config.data.split == "strong":
+            raise InputError(
+                "init_from: data.split='strong' draws other users for valid and test as soon as"
+                " there are more, and the older run has learned from some of them; use another"
+                " data.split"
             )
         for kind in ("user", "item"):
             try:
@@ -185,6 +191,11 @@ class EarlierRun:
             if kinds[name] == "item" and np.ndim(found[name]) == 2:
                 found[name] = with_new_items(found[name], table, texts)
         known = None if role.is_teacher else history_map(folder, step)
+        if known is None and not role.is_teacher and "user" in rows:
+            self.experiment.log.note(
+                f"init_from: {folder} has no map of new users, whose rows start as in any run; run"
+                " the stage 'evaluate' there to fit one"
+            )
         if known is not None and "user" in rows:
             found["user"] = self._with_new_users(parts, found, known)
         return found
@@ -250,5 +261,5 @@ def _without(section: ConfigDict, free: str) -> dict[str, Any]:
 
 def _copy(source: Path, target: Path) -> None:
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with atomic(target) as temporary:
+            shutil.copyfile(source, temporary)

@@ -30,7 +30,13 @@ def origin_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any] |
     if not init_from(experiment):
         return None
     found = read_json(note(experiment), "run launch.py again")
-    entry: dict[str, Any] | None = found.get(experiment.folder(role, seed).name)
+    name = experiment.folder(role, seed).name
+    if name not in found:
+        raise InputError(
+            f"{note(experiment)} does not know {name}: the run in init_from={init_from(experiment)}"
+            " was gone when it was written; bring it back, or use another --workdir"
+        )
+    entry: dict[str, Any] | None = found[name]
     if entry is None:
         return None
     return entry | {"share": share(experiment, role)}

@@ -57,7 +57,7 @@ def describe_data(experiment: Experiment) -> None:
         if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
             log.note(f"data: {what.replace('_', ' ')}: {count:,}")
     for line in summary.warnings(d, chosen=experiment.config.task == "rank"):
-        log.note(f"warning: {line}")
+        log.note(line)
     if len(np.unique(d.user[d.split == TEST])) == 1:
         log.note("warning: the test split has one user: its metrics are no estimate for others")
 

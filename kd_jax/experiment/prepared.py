@@ -83,6 +83,6 @@ def _read(config: ConfigDict, log: Log) -> datasets.Dataset:
         log.note(
             f"warning: data.split={c.split!r} takes the order of the rows as time: {raw.untimed}"
         )
-    for line in raw.notes:
-        log.note(f"data: {line}")
+    for line in (*raw.notes, *built.notes):
+        log.note(line if line.startswith("warning") else f"data: {line}")
     return built

@@ -137,6 +137,11 @@ def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> N
     unknown role, and counts below 1.
     """
     config = written(workdir)
+    if config.get("init_from", ""):
+        raise InputError(
+            f"{workdir} starts from init_from={config.init_from}, so its models have the sizes of"
+            " that run; search in the workdir of a run without init_from"
+        )
     roles = [role_of(name, "sweep: --models: ") for name in names]
     for name, count in (("trials", trials), ("finalists", finalists)):
         if count < 1:

@@ -85,7 +85,8 @@ def item_id(value: object, whole: bool) -> int | str:
     if not whole:
         return text
     digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(text)) == text):
+    plain = digits.isascii() and digits.isdigit() and len(digits) < 20 and str(int(text)) == text
+    if not (plain and -(2**63) <= int(text) < 2**63):
         raise InputError(
             f"add_items: item id {text[:100]!r} must be a whole number, as in the data set"
         )

@@ -321,9 +321,9 @@ class Runtime:
     def _masked(self, query: Query, filters: Filters) -> np.ndarray:
         """Scores f32 [B, I] with -inf at the items that may not be recommended."""
         scores = self.scores(query.contexts)
-        filters.mask(scores, query.seen)
         for row, items in zip(scores, query.disliked, strict=False):
             row[items] = -np.inf
+        filters.mask(scores, query.seen)
         return scores
 
 

@@ -20,6 +20,7 @@ from kd_jax.runtime.text_map import TextMap
 
 FILE = "runtime.safetensors"
 VERSION = 1
+PACKED = 2  # of files whose vectors are packed into fewer bits
 Ids = Sequence[int] | Sequence[str]
 
 
@@ -112,7 +113,8 @@ def write(path: Path, export: Export, bits: int = 32) -> None:
             raise InputError(
                 f"{path}: tensor {name} is not finite; lower the learning rate and train again"
             )
-    description = export.description | {"version": VERSION, "context": settings}
+    version = VERSION if bits == 32 else PACKED
+    description = export.description | {"version": version, "context": settings}
     if bits != 32:
         description["dim"] = int(export.item_vectors.shape[1])
         description["bits"] = {"item_vectors": bits, "user_vectors": quantized.user_bits(bits)}
@@ -134,7 +136,7 @@ def read(path: Path) -> Export:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         description = json.loads(metadata["description"])
-        if description.pop("version") != VERSION:
+        if description.pop("version") not in (VERSION, PACKED):
             raise InputError(f"{path} is of another version of kd_jax; {fix}")
         if description.pop("checksum") != _checksum(tensors):
             raise ValueError("its checksum differs")

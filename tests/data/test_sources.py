@@ -105,6 +105,12 @@ def test_a_fault_names_its_part(tmp_path):
     assert found.problems[0].endswith("b.csv:3: rating 'bad' is not a number")
 
 
+def test_an_empty_part_has_no_rows(tmp_path):
+    write(tmp_path / "rows" / "a.csv", "user,item\n1,2\n")
+    write(tmp_path / "rows" / "b.csv", "")
+    assert read(tmp_path / "rows").rows() == [(1, 2)]
+
+
 def test_parts_that_do_not_fit(tmp_path):
     write(tmp_path / "rows" / "a.csv", "user,item,rating\n1,2,3\n")
     write(tmp_path / "rows" / "b.csv", "user,item\n1,3\n")
@@ -223,6 +229,16 @@ def test_small_numbers_are_counts_and_other_sizes_are_named():
     mixed = np.array([1_600_000_000] * 5 + [1_600_000_000_000])
     _, unit, notes = time_units.resolve(mixed, "", 0, "auto")
     assert unit == "s" and "1 have not" in notes[0] and "data.time_unit" in notes[0]
+
+
+def test_long_numbers_keep_their_order():
+    found = epochs(["1700000000000.1234567", "1700000000000.1234568", "1700000000000"])
+    assert found == pytest.approx([1_700_000_000_000.1234567] * 2 + [1_700_000_000_000], abs=1e-3)
+    items = pl.DataFrame({"item": range(10, 17), "title": [f"t{i}" for i in range(7)]})
+    scale = pl.when(pl.col("user") == 3).then(1000).otherwise(1)
+    mixed = FRAME.with_columns(pl.col("timestamp") * scale)
+    (note,) = build(RawData("x", mixed, items), split="leave_one_out").notes
+    assert "5 have not" in note and "data.time_unit" in note
 
 
 def test_days_are_days_in_every_unit():
@@ -391,6 +407,13 @@ def test_rows_of_lists_are_sessions(tmp_path):
     short = frame.with_columns(timestamp=pl.Series([[1], [5], []]))
     short.write_parquet(tmp_path / "s.parquet")
     refused(lambda: read(tmp_path / "s.parquet"), "row 1", "'item', 'timestamp'", "length")
+    fixed = frame[:1].with_columns(item=pl.Series([[3, 1]], dtype=pl.Array(pl.Int64, 2)))
+    fixed.write_parquet(tmp_path / "f.parquet")
+    assert read(tmp_path / "f.parquet").rows() == want[:2]
+    none = frame.with_columns(item=pl.Series([[3, 1], [2], None]))
+    none = none.with_columns(timestamp=pl.Series([[1, 2], [5], None]))
+    none.write_parquet(tmp_path / "n.parquet")
+    assert files.read(tmp_path / "n.parquet").counts == {"rows": 4, "malformed": 1}
     gap = frame.with_columns(item=pl.Series([[3, None], [2], []]))
     gap.write_parquet(tmp_path / "g.parquet")
     raw = files.read(tmp_path / "g.parquet")

@@ -209,7 +209,7 @@ def test_an_older_run_that_does_not_fit_is_refused(worlds, older, started, tmp_p
     def refuse(*fragments, since=older, **fields):
         workdir = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         call = lambda: pipeline.run(newer(worlds, since, **fields), workdir)  # noqa: E731
-        refused(call, "init_from", *fragments)
+        refused(call, "init_", *fragments)
         assert not (workdir / "origin").exists()
 
     refuse("is not the workdir of a run", since=tmp_path / "nothing")

@@ -519,7 +519,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
     states = []
     for name in ("whole", "cut"):
         checkpoints = Checkpoints(tmp_path / name / "student")
-        states.append((checkpoints.best(), checkpoints.plain(200)))
+        states.append((checkpoints.best(), checkpoints.plain(160)))
     assert states[0][0] == states[1][0]
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
 

@@ -17,7 +17,7 @@ def are_whole(rows: pl.LazyFrame, column: str) -> bool:
     """Whether all ids in ``column`` can be converted to Int64 and back."""
     kind = rows.collect_schema()[column]
     raw = pl.col(column)
-    if isinstance(kind, pl.List):
+    if isinstance(kind, (pl.List, pl.Array)):
         return are_whole(rows.select(raw.explode()), column)
     if isinstance(kind, (pl.Categorical, pl.Enum)):
         return False

@@ -85,12 +85,12 @@ def opened(
 ) -> T:
     """``use(table)`` for the table in a file, or in all data files of a folder.
 
-    In a folder the files whose names begin with '_' or '.' are no data, and folders such as
-    month=2024-05 give their files a column. what, field: the content of the table and the
+    In a folder the files whose names begin with '_' or '.' and empty ones are no data, and folders
+    such as month=2024-05 give their files a column. what, field: the content of the table and the
     configuration field of its path, for messages. Raises InputError if the files cannot be read.
     """
     path, style = existing(path, what, field), style or Style()
-    files = data_files(path)
+    files = [file for file in data_files(path) if file.stat().st_size]
     if not files:
         raise InputError(f"{path} ({what}) is a folder without data files; check {field}")
     kinds = {kind_of(file, what) for file in files}

@@ -146,15 +146,20 @@ def _one_item_a_row(table: Table, columns: Mapping[str, str]) -> Table:
     lists = [name for name in columns.values() if isinstance(kinds[name], (pl.List, pl.Array))]
     if columns["item"] not in lists:
         return table
+    rows = table.rows.with_columns(
+        pl.col(name).cast(pl.List(kinds[name].inner))  # type: ignore[attr-defined]
+        for name in lists
+    )
     sizes = [pl.col(name).list.len() for name in lists]
     unlike = pl.any_horizontal(size.ne_missing(sizes[0]) for size in sizes)
-    bad = table.rows.filter(unlike).select(LINE).head(1).collect()
+    bad = rows.filter(unlike).select(LINE).head(1).collect()
     if bad.height:
         raise InputError(
             f"{table.place(bad[LINE][0])}: the lists in {', '.join(map(repr, lists))} differ in"
             " length; give each item its value"
         )
-    rows = table.rows.filter(pl.col(columns["item"]).list.len() > 0).explode(lists)
+    items = pl.col(columns["item"])  # null: a malformed row; empty: a session without items
+    rows = rows.filter(items.is_null() | (items.list.len() > 0)).explode(lists)
     return dataclasses.replace(table, rows=rows)
 
 

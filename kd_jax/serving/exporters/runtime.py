@@ -41,9 +41,6 @@ def export_of(bundle: Bundle) -> store.Export | None:
 
     That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
     one without histories to which no map was fitted.
-
-    bits: of a number of the item vectors, 32, 16, 8, 4 or 1 (``kd_jax.runtime.quantized``); users
-    have at least 8.
     """
     model: Any = bundle.model
     hidden = model.runtime_hidden()
@@ -98,12 +95,12 @@ def _program(bundle: Bundle) -> Program:
         users = jnp.zeros(history.shape[0], jnp.int32)
         return model.context({"user": users, "history": history}, vectors)
 
-    (rows,) = jax.export.symbolic_shape("b")
+    rows, count = jax.export.symbolic_shape("b, i")  # items may be added
     assert bundle.vectors is not None
     vectors = bundle.vectors.items
     given = (
         jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        jax.ShapeDtypeStruct(vectors.shape, vectors.dtype),
+        jax.ShapeDtypeStruct((count, vectors.shape[1]), vectors.dtype),
     )
     program = jax.export.export(jax.jit(contexts), platforms=("cpu", "cuda", "tpu"))(*given)
     return Program(np.frombuffer(bytes(program.serialize()), np.uint8), length)
