@@ -194,9 +194,9 @@ def _decimals(rows: pl.LazyFrame, raw: pl.Expr) -> Times:
     parts = raw.str.extract_groups(r"^([+-]?)(\d{1,19})(?:\.(\d*))?$")
     fraction = parts.struct.field("3").fill_null("").str.strip_chars_end("0")
     longest = rows.select(fraction.str.len_bytes().max()).collect(engine="streaming").item() or 0
-    whole = parts.struct.field("2").str.len_bytes().max()
-    largest = rows.select(whole).collect(engine="streaming").item() or 0
-    digits = min(9, -(-longest // 3) * 3, _places(10.0**largest))
+    whole = parts.struct.field("2").cast(pl.Float64, strict=False).max()
+    largest = rows.select(whole).collect(engine="streaming").item() or 0.0
+    digits = min(-(-longest // 3) * 3, _places(largest + 1))
     exact = parts.struct.field("2").cast(pl.Int64, strict=False) * 10**digits
     exact += fraction.str.pad_end(9, "0").str.head(digits).cast(pl.Int64, strict=False).fill_null(0)
     sign = pl.when(parts.struct.field("1") == "-").then(-1).otherwise(1)
