@@ -29,6 +29,7 @@ CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
 DISLIKED = "disliked.parquet"
 NOTED = ("name", "split_name", "counts", "checksum", "time_unit")
+UNTIMED_ROWS = "rows_without_a_timestamp,_whose_order_is_taken_as_time"  # of ``Dataset.counts``
 UNTIMED = (
     "; there is no timestamp (data.files.columns.timestamp): rows are taken to be in the order of"
     " time"
@@ -229,7 +230,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     counts = accept(raw, options.max_malformed)
     has_time = "timestamp" in raw.interactions.columns
     if not has_time:
-        counts["rows_without_a_timestamp,_whose_order_is_taken_as_time"] = raw.interactions.height
+        counts[UNTIMED_ROWS] = raw.interactions.height
     rows = filters.complete(raw, options.split, options.min_rating)
     counts["below_min_rating"] = raw.interactions.height - rows.height
     _require_rows(raw, rows.height, f"data.min_rating={options.min_rating}")

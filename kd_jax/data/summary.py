@@ -7,7 +7,7 @@ import datetime
 import numpy as np
 import polars as pl
 
-from kd_jax.data.dataset import Dataset
+from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
 from kd_jax.data.splits import NAMES, TEST, VALID
 from kd_jax.data.text import item_texts
 from kd_jax.data.time_units import COUNTS, EXPONENTS
@@ -106,7 +106,7 @@ def _ids(ids: pl.Series) -> str:
 
 def _times(dataset: Dataset) -> str:
     times = dataset.timestamp
-    if not len(times) or "rows_without_a_timestamp,_whose_order_is_taken_as_time" in dataset.counts:
+    if not len(times) or UNTIMED_ROWS in dataset.counts:
         return "no timestamps"
     size = 10 ** EXPONENTS[dataset.time_unit]
     if int(np.abs(times).max()) < COUNTS * size:

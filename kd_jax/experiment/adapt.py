@@ -53,8 +53,8 @@ RECIPE: dict[str, dict[str, Any]] = {
     },
 }
 LEARNS = tuple(name for name, _ in leaves(RECIPE))
-# How it reads a text, beyond what the saved folder says, with the defaults of launch.py: other
-# values are needed where it is used.
+# How it reads a text, beyond the settings in the saved folder, with the defaults of launch.py:
+# other values are needed where it is used.
 READS = {
     "lm.template": "",
     "lm.backend": "native",

@@ -105,7 +105,7 @@ class Adaptation:
         self.experiment, self.config, self.role, self.seed = experiment, config, role, seed
         self.texts = experiment.texts(roles.main_teacher()).items
         self.targets, source = item_vectors(models, role, seed)
-        self.lm = language_model(c.lm, experiment.workdir / "cache")
+        self.lm = language_model(c.lm, experiment.cache)
         tower: Any = getattr(source, "text", None)
         # Whether the source reads this language model's vectors already.
         self.reads = tower is not None and tower.encoder is None

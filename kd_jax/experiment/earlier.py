@@ -190,13 +190,15 @@ class EarlierRun:
         for name, table in rows.items():
             if kinds[name] == "item" and np.ndim(found[name]) == 2:
                 found[name] = with_new_items(found[name], table, texts)
-        known = None if role.is_teacher else history_map(folder, step)
-        if known is None and not role.is_teacher and "user" in rows:
+        if role.is_teacher or "user" not in rows:
+            return found
+        known = history_map(folder, step)
+        if known is None:
             self.experiment.log.note(
                 f"init_from: {folder} has no map of new users, whose rows start as in any run; run"
                 " the stage 'evaluate' there to fit one"
             )
-        if known is not None and "user" in rows:
+        else:
             found["user"] = self._with_new_users(parts, found, known)
         return found
 
@@ -232,9 +234,10 @@ def with_new_items(
     if texts is None:
         found[new] = known.mean(0)
         return found
-    carried_texts = [text for text, is_new in zip(texts, new, strict=True) if not is_new]
-    new_texts = [text for text, is_new in zip(texts, new, strict=True) if is_new]
-    found[new] = fit(carried_texts, known, np.zeros(len(known)), RIDGE)(new_texts)[0]
+    old_texts, new_texts = (
+        [texts[n] for n in np.flatnonzero(part).tolist()] for part in (~new, new)
+    )
+    found[new] = fit(old_texts, known, np.zeros(len(known)), RIDGE)(new_texts)[0]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -10,26 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kd_jax.core.errors import InputError
-from kd_jax.core.files import read_json, write_json, write_tensors
 from kd_jax.core.scores import Factors
-from kd_jax.core.types import Params, PyTree
 from kd_jax.devices import sharding
-from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
-from kd_jax.experiment.parts import ModelParts
+from kd_jax.experiment.kept import kept_settings
+from kd_jax.experiment.parts import Best, ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
 from kd_jax.models.scorer import table_rows
 from kd_jax.runtime.text_map import TextMap
 from kd_jax.serving.text_map import Rows, Settings, TextMaps
 
-SETTINGS, WEIGHTS = "text_map.json", "text_map.safetensors"
+SETTINGS = "text_map.json"  # beside it, the arrays (``kept.weights_of``)
 SLICE = "cold_only"  # cold targets, ranked among cold items
-
-Best = tuple[Params, PyTree]  # parameters and constants
 
 
 class NewItems:
@@ -83,22 +77,17 @@ class NewItems:
 
     def settings(self) -> Settings:
         """The selected hyper-parameters, which are written once, with the map."""
-        path = self._folder / SETTINGS
-        fix = f"delete {path}"
-        found = read_json(path, fix) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise InputError(f"{path} holds no JSON object; {fix}")
-        names = [field.name for field in dataclasses.fields(Settings)]
-        if agreed(found.get("step") == self._step and found.keys() == {"step", *names}):
-            return Settings(**{name: found[name] for name in names})
+        return kept_settings(
+            self._folder / SETTINGS,
+            Settings,
+            self._step,
+            self._select,
+            lambda settings: vars(self._maps.fit(settings)),
+        )
+
+    def _select(self) -> Settings:
         judged = self._cold(self._rows, "valid") is not None
-        settings = self._maps.select(self._quality if judged else None)
-        if leader():
-            fitted = vars(self._maps.fit(settings))
-            write_tensors(self._folder / WEIGHTS, fitted)
-            write_json(path, {"step": self._step} | dataclasses.asdict(settings))
-        barrier("text map")
-        return settings
+        return self._maps.select(self._quality if judged else None)
 
     def _quality(self, rows: Rows) -> float:
         found = self._cold(rows, "valid")

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from kd_jax.core.errors import InputError
-from kd_jax.core.files import read_json, read_tensors, write_json, write_tensors
-from kd_jax.core.types import Params, PyTree
+from kd_jax.core.files import read_tensors
+from kd_jax.core.types import Params
 from kd_jax.data.splits import TEST, VALID
 from kd_jax.devices import sharding
-from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.evaluation.tasks import Rank
-from kd_jax.experiment.parts import ModelParts
+from kd_jax.experiment.kept import kept_settings, read_settings, weights_of
+from kd_jax.experiment.parts import Best, ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
 from kd_jax.models.scorer import table_rows
 from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving.history_map import HistoryMaps, Settings
 
-SETTINGS, WEIGHTS = "history_map.json", "history_map.safetensors"
+SETTINGS = "history_map.json"  # beside it, the arrays (``kept.weights_of``)
 LENGTHS = {"1": 1, "3": 3, "10": 10, "all": 0}  # newest items of a new user; 0: all
 SELECT_USERS = 500  # that select the hyper-parameters of the map
-
-Best = tuple[Params, PyTree]  # parameters and constants
 
 
 def map_items(model: Any) -> np.ndarray:
@@ -39,11 +35,15 @@ def map_items(model: Any) -> np.ndarray:
 def history_map(folder: Path, step: int) -> HistoryMap | None:
     """The map that was fitted to a model's parameters of ``step``; None if there is none."""
     path = folder / SETTINGS
-    found = read_json(path, f"delete {path}") if path.exists() else {}
-    if found.get("step") != step or not (folder / WEIGHTS).exists():
+    found = read_settings(path, Settings, step)
+    if found is None or not weights_of(path).exists():
         return None
-    tensors = read_tensors(folder / WEIGHTS, f"delete {path}")
-    return HistoryMap(tensors["weight"], tensors["intercept"], found["decay"], found["shrink"])
+    tensors = read_tensors(weights_of(path), f"delete {path}")
+    return HistoryMap(tensors["weight"], tensors["intercept"], found.decay, found.shrink)
+
+
+def _arrays(fitted: HistoryMap) -> dict[str, np.ndarray]:
+    return {"weight": fitted.weight, "intercept": fitted.intercept}
 
 
 class NewUsers:
@@ -104,21 +104,13 @@ class NewUsers:
         histories = self._experiment.dataset.history(VALID)
         users = np.asarray(self._model.user[...])
         maps = HistoryMaps(map_items(self._model), users, histories)
-        path = self._folder / SETTINGS
-        fix = f"delete {path}"
-        found = read_json(path, fix) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise InputError(f"{path} holds no JSON object; {fix}")
-        names = [field.name for field in dataclasses.fields(Settings)]
-        if agreed(found.get("step") == self._step and found.keys() == {"step", *names}):
-            return maps, Settings(**{name: found[name] for name in names})
-        settings = maps.select(lambda contexts: self._of(contexts, VALID, SELECT_USERS))
-        if leader():
-            fitted = maps.fit(settings)
-            tensors = {"weight": fitted.weight, "intercept": fitted.intercept}
-            write_tensors(self._folder / WEIGHTS, tensors)
-            write_json(path, {"step": self._step} | dataclasses.asdict(settings))
-        barrier("history map")
+        settings = kept_settings(
+            self._folder / SETTINGS,
+            Settings,
+            self._step,
+            lambda: maps.select(lambda contexts: self._of(contexts, VALID, SELECT_USERS)),
+            lambda settings: _arrays(maps.fit(settings)),
+        )
         return maps, settings
 
     def _of(self, users: np.ndarray, split: int, max_users: int = 0) -> float:

@@ -9,6 +9,8 @@ from flax import nnx
 
 from kd_jax.core.types import Params, PyTree
 
+Best = tuple[Params, PyTree]  # the parameters and constants of a trained model
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelParts:

@@ -291,7 +291,7 @@ class Runtime:
     def _hidden_items(self, export: Export) -> np.ndarray:
         if export.hidden is None:
             return np.zeros((0, 0), np.float32)
-        return export.item_vectors @ export.hidden.item
+        return export.hidden.of_items(export.item_vectors)
 
     def vectors(self, indices: Sequence[int], seen: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of users of the data set.

@@ -37,6 +37,10 @@ class Hidden:
     out: np.ndarray
     out_bias: np.ndarray
 
+    def of_items(self, vectors: np.ndarray) -> np.ndarray:
+        """The part of the hidden layer that depends on the item, f32 [I, H]; vectors: [I, D]."""
+        return vectors @ self.item
+
 
 @dataclasses.dataclass(frozen=True)
 class Disliked:

@@ -63,23 +63,24 @@ def read(
     item_id = names.pop("item_id")
     style, items_style = (Style(separator, quote, first) for first in (header, items_header))
 
-    def interactions(use: sources.Use[sources.T]) -> sources.T:
-        field = f"{SECTION}.path"
-        return sources.opened(path, use, what="interactions", field=field, style=style)
+    def texts(use: sources.Use[sources.T]) -> sources.T:
+        field = f"{SECTION}.items_path"
+        return sources.opened(items_path, use, what="items", field=field, style=items_style)
 
-    whole = interactions(lambda table: _whole_ids(table, names))
-    items: pl.DataFrame | None = None
-    notes: list[str] = []
-    if items_path:
+    def both(table: Table) -> tuple[tables.Rows, str, pl.DataFrame | None, list[str]]:
+        """The interactions and, read in between, the items: ids have one type in both."""
+        whole = _whole_ids(table, names)
+        notes: list[str] = []
+        items: pl.DataFrame | None = None
+        if items_path:
+            numbers = texts(lambda found: _whole_item_ids(found, item_id)) and "item" in whole
+            whole = whole if numbers else whole - {"item"}
+            items = texts(lambda found: _items(found, item_id, numbers, notes))
+        return *_rows(table, names, whole, date_format), items, notes
 
-        def texts(use: sources.Use[sources.T]) -> sources.T:
-            field = f"{SECTION}.items_path"
-            return sources.opened(items_path, use, what="items", field=field, style=items_style)
-
-        both = texts(lambda table: _whole_item_ids(table, item_id)) and "item" in whole
-        whole = whole if both else whole - {"item"}
-        items = texts(lambda table: _items(table, item_id, both, notes))
-    rows, untimed = interactions(lambda table: _rows(table, names, whole, date_format))
+    rows, untimed, items, notes = sources.opened(
+        path, both, what="interactions", field=f"{SECTION}.path", style=style
+    )
     if items is None:
         items = rows.interactions.select(pl.col("item").unique().sort())
     raw = tables.raw_data(Path(path).stem, rows, items, path=str(path), items_path=str(items_path))

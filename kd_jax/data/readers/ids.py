@@ -22,15 +22,8 @@ def are_whole(rows: pl.LazyFrame, column: str) -> bool:
     if isinstance(kind, (pl.Categorical, pl.Enum)):
         return False
     if kind == pl.String:
-        plain, zeros = (
-            rows.select(
-                raw.str.contains(WHOLE).all().alias("plain"),
-                (raw.str.contains(WHOLE) | raw.str.contains(WITH_ZEROS)).all().alias("zeros"),
-            )
-            .collect(engine="streaming")
-            .row(0)
-        )
-        return bool(plain or zeros)
+        whole = (raw.str.contains(WHOLE) | raw.str.contains(WITH_ZEROS)).all()
+        return bool(rows.select(whole).collect(engine="streaming").item())
     if kind.is_integer() and kind not in (pl.UInt64, pl.Int128, pl.UInt128):
         return True
     if kind.is_integer() or isinstance(kind, pl.Decimal):

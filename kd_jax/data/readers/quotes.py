@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from kd_jax.core.errors import InputError
@@ -80,9 +82,8 @@ def _holds_rows(text: str, place: int, separator: str, numbers: list[bool]) -> b
         cells = piece.split(separator)
         if len(cells) != stop - start:
             return False
-        for cell, is_number in list(zip(cells, numbers[start:stop], strict=True)):
-            if is_number:
-                known += 1
-                if not pl.Series([cell]).str.contains(NUMBER)[0]:
-                    return False
+        for cell, is_number in zip(cells, numbers[start:stop], strict=True):
+            if is_number and not re.match(NUMBER, cell):
+                return False
+            known += is_number
     return bool(middle) or known > 0

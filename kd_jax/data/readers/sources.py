@@ -155,7 +155,7 @@ def kind_of(file: Path, what: str) -> str:
 
 
 def check_content(file: Path, kind: str) -> None:
-    """Raises InputError for a file that is not what its name says."""
+    """Raises InputError for a file whose content is not of the kind in its name."""
     with file.open("rb") as handle:
         head = handle.read(4096)
     name = file.name.lower()

@@ -17,7 +17,7 @@ from kd_jax.models.language.weights import load_tensors, open_weights
 from kd_jax.models.scorer import Frozen
 
 # By the name of the class in torch.nn.
-ACTIVATIONS = {
+TORCH_ACTIVATIONS = {
     "Identity": lambda x: x,
     "Tanh": jnp.tanh,
     "ReLU": jax.nn.relu,
@@ -46,7 +46,7 @@ class UnitLength(nnx.Module):
 class Dense(nnx.Module):
     """activation(W x + b), plus x or R x where ``use_residual`` is set; never trained.
 
-    activation: a key of ``ACTIVATIONS``. weights: kernel [F, G], bias [G] and the residual's
+    activation: a key of ``TORCH_ACTIVATIONS``. weights: kernel [F, G], bias [G] and the residual's
     kernel [F, G], by name.
     """
 
@@ -67,7 +67,7 @@ class Dense(nnx.Module):
         y = x @ self.kernel[...]
         if self.bias is not None:
             y = y + self.bias[...][None]
-        y = ACTIVATIONS[self.activation](y)
+        y = TORCH_ACTIVATIONS[self.activation](y)
         if not self.residual:
             return y
         return y + (x if self.residual_kernel is None else x @ self.residual_kernel[...])
@@ -116,10 +116,10 @@ def load_dense(folder: Path, width: int) -> Dense:
         )
     name = str(written.get("activation_function", "torch.nn.Tanh"))
     activation = name.rpartition(".")[2]
-    if not name.startswith("torch.nn.") or activation not in ACTIVATIONS:
+    if not name.startswith("torch.nn.") or activation not in TORCH_ACTIVATIONS:
         raise InputError(
             f"{path}: activation_function {name!r} is not supported (supported, of torch.nn:"
-            f" {', '.join(ACTIVATIONS)}); choose other weights"
+            f" {', '.join(TORCH_ACTIVATIONS)}); choose other weights"
         )
     residual = bool(written.get("use_residual", False))
     shapes: dict[str, tuple[int, ...]] = {"linear.kernel": sizes}

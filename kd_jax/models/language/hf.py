@@ -21,7 +21,6 @@ from kd_jax.models.language.hf_flax import FAMILIES as FLAX
 from kd_jax.models.language.hf_flax import HFFlaxEncoder
 from kd_jax.models.language.sentence import (
     FLAGS,
-    MAX_TOKENS,
     MODULES,
     PROMPTS,
     choose,
@@ -178,8 +177,8 @@ def load_encoder(
 
     name: see ``resolve_weights``. backend: 'native' (this package) or 'hf_flax' (transformers' Flax
     classes). pooling, normalize: see ``encoder.pool``. prompt: see ``sentence.choose``. max_length:
-    tokens of the longest text to encode, limited to the model's own maximum. None: as the folder
-    says. dtype: of the activations; weights are f32. remat: whether layers are computed again in
+    tokens of the longest text to encode, limited to the model's own maximum. None: as in the
+    folder. dtype: of the activations; weights are f32. remat: whether layers are computed again in
     the backward pass, at a third more time, so that only their inputs are kept. Raises InputError
     as ``load_model``, for an unknown backend, and for modules that cannot be applied.
     """
@@ -189,7 +188,8 @@ def load_encoder(
         found, pooling=pooling, normalize=normalize, max_tokens=max_length, prompt=prompt
     )
     how: dict[str, Any] = {"pooling": reading.pooling, "normalize": reading.normalize}
-    most = reading.max_tokens or MAX_TOKENS
+    most = reading.max_tokens
+    assert most is not None  # ``choose`` leaves nothing open
     if backend == "native":
         model = load_model(reading.weights, dtype)
         model.remat = remat

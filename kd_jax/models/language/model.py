@@ -35,7 +35,7 @@ class LanguageModelSpec:
     """The fields of the section ``teacher.lm`` that define a language model.
 
     weights: see ``resolve_weights``. backend, remat: see ``hf.load_encoder``. pooling, normalize,
-    max_tokens (of a text), prompt: see ``sentence.choose``; None: as the folder says. train: 'head'
+    max_tokens (of a text), prompt: see ``sentence.choose``; None: as in the folder. train: 'head'
     (the language model is frozen), 'top_n' (the last ``top_n`` layers are trained), 'lora'
     (adapters of ``lora_rank`` on the linear maps called ``lora_targets``) or 'full'. dtype: of the
     activations, 'float32' or 'bfloat16'.
@@ -121,8 +121,8 @@ class LanguageModel:
 
     def problems(self, texts: Sequence[str]) -> str:
         """What the tokens of ``texts`` do not show, see ``text.token_problems``."""
-        table = self.table(texts, self.cache)
         read, most = self.encoder.read(texts), self.encoder.max_length
+        table = text.tokenize(self.tokenizer, read, most, self.cache)
         (prompt,) = self.encoder.read([""])
         aside = len(self.tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0
         return text.token_problems(read, table, self.tokenizer, most, aside)

@@ -18,7 +18,7 @@ from kd_jax.models.language.encoder import POOLINGS
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
-MAX_TOKENS = 64  # of a text, where nobody says otherwise
+MAX_TOKENS = 64  # of a text, by default
 UNIT = ""  # in ``Reading.head``: scale to length 1; other entries are folders of Dense modules
 COPY = "copy the folder again"
 # sentence-transformers' names of the poolings -> ours. In files before version 5.4 each is a field
@@ -57,7 +57,7 @@ class Reading:
 
 
 def read_folder(name: str | Path, folder: Path) -> Reading:
-    """What ``folder`` says; name: by which it was found.
+    """The settings in ``folder``; name: by which it was found.
 
     Raises InputError for a module that cannot be applied, and for damaged files.
     """
@@ -105,7 +105,7 @@ def read_folder(name: str | Path, folder: Path) -> Reading:
 
 
 # The default weights of configs/common.py are read as they were when they were measured
-# (docs/results.md); their folder says normalize=True and 256 tokens.
+# (docs/results.md); their folder has normalize=True and 256 tokens.
 OWN = dict.fromkeys(
     ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
     Reading(Path(), pooling="mean", normalize=False, max_tokens=MAX_TOKENS),
@@ -122,7 +122,7 @@ def choose(
 ) -> tuple[Reading, tuple[str, ...]]:
     """``found`` with the given settings in place of its own, and lines that say what differs.
 
-    What neither knows is mean pooling, any length, ``MAX_TOKENS`` and no prompt. prompt: a text,
+    The defaults are mean pooling, any length, ``MAX_TOKENS`` and no prompt. prompt: a text,
     or the name of one of the folder's prompts.
     """
     wanted = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}

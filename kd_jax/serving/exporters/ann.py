@@ -11,7 +11,6 @@ all biases and needs many more lists for the same recall (docs/compression.md).
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic, write_json
 from kd_jax.serving.exporters.bundle import Bundle
+from kd_jax.serving.exporters.packages import needed
 
 INDEX, DESCRIPTION = "items.faiss", "items.json"
 K = 10  # of the recall that selects ``probes``
@@ -32,11 +32,7 @@ ITERATIONS = 10
 
 def check(recall: float, lists: int) -> None:
     """Raises InputError if faiss is not installed, or for a value out of range."""
-    if importlib.util.find_spec("faiss") is None:
-        raise InputError(
-            "export.formats: 'ann' needs the package faiss-cpu; pip install 'kd_jax[ann]', or"
-            " leave the format out"
-        )
+    needed("ann", "faiss", "faiss-cpu")
     if not 0 < recall <= 1:
         raise InputError(f"export.ann.recall={recall!r} must be above 0 and at most 1")
     if lists < 0:

@@ -105,7 +105,7 @@ def _scores(export: Export, contexts: Any, vectors: Any) -> Float[Array, "B I"]:
     bias = export.item_bias[None]
     if export.hidden is None:
         return contexts @ jnp.asarray(vectors).T + bias
-    hidden, of_items = export.hidden, programs.item_parts(export)
+    hidden, of_items = export.hidden, export.hidden.of_items(export.item_vectors)
     users = contexts @ hidden.user + hidden.user_bias[None]
     rows = jax.lax.map(lambda user: jax.nn.relu(of_items + user[None]) @ hidden.out[:, 0], users)
     return rows + hidden.out_bias[None] + bias

@@ -6,17 +6,16 @@ The graphs are those of ``kd_jax/runtime`` with ONNX's operators, written with t
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kd_jax.core.errors import InputError
 from kd_jax.runtime.contexts import EPSILON, PAD, HistoryMap, MeanTower, Transformer
 from kd_jax.runtime.store import Export
 from kd_jax.serving.exporters import programs
 from kd_jax.serving.exporters.bundle import Bundle
+from kd_jax.serving.exporters.packages import needed
 from kd_jax.serving.exporters.runtime import export_of, served_vectors
 
 FORM = "onnx"
@@ -26,11 +25,7 @@ FLOAT = 1  # TensorProto.FLOAT
 
 def check() -> None:
     """Raises InputError if the package ``onnx`` is not installed."""
-    if importlib.util.find_spec("onnx") is None:
-        raise InputError(
-            "export.formats: 'onnx' needs the package onnx; pip install 'kd_jax[onnx]', or leave"
-            " the format out"
-        )
+    needed("onnx", "onnx", "onnx")
 
 
 def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
@@ -142,7 +137,7 @@ def _scores(graph: Graph, export: Export, contexts: str) -> None:
     else:
         axis, last = graph.constant(np.array([1])), graph.constant(np.array([2]))
         user = graph.add("Unsqueeze", graph.linear(contexts, hidden.user, hidden.user_bias), axis)
-        both = graph.add("Add", user, graph.constant(programs.item_parts(export)))
+        both = graph.add("Add", user, graph.constant(hidden.of_items(export.item_vectors)))
         each = graph.add("MatMul", graph.add("Relu", both), graph.constant(hidden.out))
         product, bias = graph.add("Squeeze", each, last), export.item_bias + hidden.out_bias
     graph.add("Add", product, graph.constant(bias), name=programs.SCORES)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic, write_json
 from kd_jax.runtime.contexts import PAD
@@ -65,9 +63,3 @@ def write(
     path = folder / f"{form}.json"
     write_json(path, description)
     return (*files.values(), path)
-
-
-def item_parts(export: Export) -> np.ndarray:
-    """The part of the MLP's hidden layer that depends on the item, f32 [I, H]."""
-    assert export.hidden is not None
-    return export.item_vectors @ export.hidden.item
