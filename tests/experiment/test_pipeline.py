@@ -487,7 +487,7 @@ def launch(*arguments, timeout=300, **options):
 def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_path):
     fields = {
         "stages": ("data", "student"),
-        "student.optimizer.steps": 160,
+        "student.optimizer.steps": 200,
         "student.optimizer.eval_every": 4,
         "student.optimizer.patience": 1000,
     }
@@ -504,22 +504,22 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
         steps = tmp_path / "cut/student/checkpoints"
         seen = set(os.listdir(steps)) if steps.exists() else set()
         while (
-            kills < 2
+            kills < 3
             and child.poll() is None
             and not (steps.exists() and set(os.listdir(steps)) - seen)
         ):
             time.sleep(0.02)
-        if kills < 2 and child.poll() is None:
+        if kills < 3 and child.poll() is None:
             time.sleep(0.05 * attempt)
             child.send_signal(signal.SIGKILL)
             kills += 1
         if child.wait(timeout=300) == 0:
             break
-    assert kills == 2 and child.returncode == 0
+    assert kills >= 2 and child.returncode == 0
     states = []
     for name in ("whole", "cut"):
         checkpoints = Checkpoints(tmp_path / name / "student")
-        states.append((checkpoints.best(), checkpoints.plain(160)))
+        states.append((checkpoints.best(), checkpoints.plain(200)))
     assert states[0][0] == states[1][0]
     jax.tree.map(np.testing.assert_array_equal, states[0][1], states[1][1])
 

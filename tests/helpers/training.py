@@ -28,7 +28,7 @@ from kd_jax.training.step import StepSpec
 HISTORY = 8
 
 
-OBJECTIVE = (term("ce", items="warm"), term("kl", 2.0, 1.5))
+OBJECTIVE = (term("ce", items="warm"), term("kl", 2.0, 1.5), term("soft_ce", 0.1))
 
 
 ODD = {"users": 39, "items": 23}  # nothing divides them
@@ -45,7 +45,7 @@ def student_of(task, name, seed=0, dropout=0.3, inputs=None, **section):
     return build_student(name, spec, inputs or {}, rngs=nnx.Rngs(seed))
 
 
-SMALL = {"history": HISTORY, "hidden": 8, "blocks": 1}  # where a student has such a field
+SMALL = {"history": HISTORY, "hidden": 8}  # where a student has such a field
 
 
 def spec_of(data, name, num_classes=0, **section):
@@ -71,7 +71,6 @@ def teacher_of(task, seed=5):
         None if task.num_classes else data.warm,
         item_features="id",
         dim=16,
-        blocks=1,
         history=HISTORY,
         num_classes=task.num_classes,
     )
