@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax.core import trackers
@@ -20,12 +19,11 @@ from kd_jax.core.files import locked, write_json
 from kd_jax.core.logging import Log
 from kd_jax.core.process import keep_compiled, status
 from kd_jax.core.trackers import TRACKERS
-from kd_jax.data import summary
-from kd_jax.data.splits import TEST
 from kd_jax.devices.processes import barrier, leader, leader_first, preempted
 from kd_jax.experiment import manifest, roles
 from kd_jax.experiment.checks import check
 from kd_jax.experiment.config import selects
+from kd_jax.experiment.describe import describe_data
 from kd_jax.experiment.evaluate import evaluate
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.export import export
@@ -40,26 +38,6 @@ from kd_jax.report.headline import headline
 from kd_jax.training.preemption import Preempted
 
 Stage = Callable[[LabelStore], None]
-
-
-def describe_data(experiment: Experiment) -> None:
-    """Logs a description of the data set."""
-    d, log = experiment.dataset, experiment.log
-    sizes = np.bincount(d.split, minlength=3)
-    log.note(
-        f"data: {d.name}: {d.num_users:,} users, {d.num_items:,} items, {len(d.item):,}"
-        f" interactions ({sizes[0]:,} train, {sizes[1]:,} valid, {sizes[2]:,} test; split"
-        f" {d.split_name}); {int(np.sum(~d.warm)):,} items have no train interaction"
-    )
-    for line in summary.lines(d, experiment.config.teacher.lm.template):
-        log.note(line)
-    for what, count in d.counts.items():
-        if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
-            log.note(f"data: {what.replace('_', ' ')}: {count:,}")
-    for line in summary.warnings(d, chosen=experiment.config.task == "rank"):
-        log.note(line)
-    if len(np.unique(d.user[d.split == TEST])) == 1:
-        log.note("warning: the test split has one user: its metrics are no estimate for others")
 
 
 def report(experiment: Experiment) -> None:

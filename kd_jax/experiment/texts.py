@@ -33,6 +33,7 @@ class TextReader:
     def __init__(self, section: ConfigDict, dataset: Dataset, cache: Path, log: Log):
         self.section, self.dataset, self.cache, self.log = section, dataset, cache, log
         self._encoded: dict[str, Texts] = {}  # by tower
+        self._noted: set[str] = set()
         self._pair_tokens: dict[int, PairTokens] = {}  # by number of classes
         self._pair_vectors: dict[int, np.ndarray] = {}  # by length of the history
 
@@ -69,11 +70,13 @@ class TextReader:
             self.note_problems(texts)
         return self._encoded[tower]
 
-    def note_problems(self, texts: Sequence[str]) -> None:
-        """Notes what the tokens of ``texts`` do not show."""
-        lm = self.language_model
-        if note := lm.problems(texts):
+    def note_problems(self, texts: Sequence[str]) -> str:
+        """Notes what the tokens of ``texts`` do not show, once, and returns it."""
+        note = self.language_model.problems(texts)
+        if note and note not in self._noted:
+            self._noted.add(note)
             self.log.note(note)
+        return note
 
     def encoded_items(self) -> Texts:
         """The vectors of the items' texts."""

@@ -9,12 +9,12 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kd_jax.core.files import fingerprint
 from kd_jax.report.curves import LOSS, VALID, Curve
 from kd_jax.report.legend import BASE, Legend
+from kd_jax.report.style import TEMPLATES
 from kd_jax.report.summary import (
     SLICES,
     Models,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAX_POINTS = 240  # of one learning curve
 
 

@@ -20,7 +20,6 @@ from kd_jax.core.files import atomic
 from kd_jax.evaluation.significance import Comparison
 from kd_jax.report import html
 from kd_jax.report.charts import (
-    TEMPLATES,
     Effect,
     bar_chart,
     curve_chart,
@@ -32,6 +31,7 @@ from kd_jax.report.headline import claim, main_gain
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
+from kd_jax.report.style import TEMPLATES, style
 from kd_jax.report.summary import (
     CONFIDENCE,
     EMPTY,
@@ -104,13 +104,8 @@ def render(workdir: Path, legend: Legend) -> str:
         lead=_unbroken(second),
         tiles=_tiles(metrics, models, legend),
         models=_descriptions(models, legend),
-        colours=_variables(legend.palette()),
-        dark=_variables(legend.palette(dark=True)),
+        style=style(legend),
     )
-
-
-def _variables(colours: dict[str, str]) -> str:
-    return " ".join(f"--{name}: {value};" for name, value in colours.items())
 
 
 def _descriptions(models: Models, legend: Legend) -> str:
