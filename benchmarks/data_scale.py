@@ -1,15 +1,19 @@
 """Measures the time and memory to prepare a data set of the shape of ML-25M.
 
-    python benchmarks/data_scale.py [--rows=25_000_000] [--folder=FOLDER]
+    python benchmarks/data_scale.py [--rows=25_000_000] [--folder=FOLDER] [--rounds=1]
+        [--before=../before]
 
 Generates 25 million ratings of 162,541 users and 59,047 of 62,423 films in the format of MovieLens
 25M (once, into ``folder``), then reads, filters (5-core), indexes and splits them in a fresh
-process. One line is printed.
+process, and hashes the file as every run does. One line is printed each time. With ``--before``, a
+checkout of an earlier version, both do it in turns, and the ratios of the medians are printed.
 """
 
 import argparse
 import os
+import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -68,12 +72,36 @@ def measure(folder: Path) -> None:
     )
 
 
+def hashing(folder: Path) -> float:
+    """GB/s at which the content of the ratings is hashed."""
+    from kd_jax.core.files import content_hash
+
+    path = folder / "ratings.csv"
+    content_hash(path)  # into the page cache
+    began = time.perf_counter()
+    content_hash(path)
+    return path.stat().st_size / 1e9 / (time.perf_counter() - began)
+
+
+def run(root: Path, folder: Path, rows: int) -> dict[str, float]:
+    """The seconds and GiB of the build in ``root``, which prints its line."""
+    script = root / "benchmarks/data_scale.py"
+    command = [sys.executable, str(script), f"--rows={rows}", f"--folder={folder}", "--measure"]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    line = subprocess.run(command, check=True, env=env, text=True, stdout=subprocess.PIPE).stdout
+    print(f"{root.name}: {line.strip()}", flush=True)
+    names = {"read": r"read ([\d.]+)", "total": r"total ([\d.]+)", "memory": r"RSS ([\d.]+)"}
+    return {name: float(re.findall(pattern, line)[0]) for name, pattern in names.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=lambda text: int(text.replace("_", "")), default=25_000_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--before", type=Path)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.gettempdir()) / f"kd_jax-scale-{args.rows}"
@@ -81,12 +109,15 @@ def main() -> None:
         return measure(folder)
     if not (folder / "movies.csv").exists():
         generate(folder, args.rows)
-    root = Path(__file__).parents[1]
-    subprocess.run(
-        [sys.executable, __file__, f"--rows={args.rows}", f"--folder={folder}", "--measure"],
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
+    builds = [root.resolve() for root in (args.before, Path(__file__).parents[1]) if root]
+    found = [[run(root, folder, args.rows) for root in builds] for _ in range(args.rounds)]
+    for name in found[0][0] if args.before else ():
+        before, now = (
+            statistics.median(one[place][name] for one in found) for place in range(len(builds))
+        )
+        print(f"{name}: {now:.2f} against {before:.2f}, {now / before:.3f} times")
+    sys.path.insert(0, str(builds[-1]))
+    print(f"content of the file hashed at {hashing(folder):.2f} GB/s")
 
 
 if __name__ == "__main__":

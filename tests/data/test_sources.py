@@ -504,3 +504,23 @@ def test_what_looks_wrong_is_told():
     ):
         assert part in found, found
     assert "rating" not in "\n".join(summary.warnings(data, False))
+
+
+@pytest.mark.parametrize(
+    "last, read",
+    (
+        ("12.0,7,3,1600000500", (12, 7, 1_600_000_500)),
+        ("12,7.00,3,1600000500.25", (12, 7, 1_600_000_500.25)),
+        ("12,7,3,1.6000005e9", (12, 7, 1_600_000_500)),
+    ),
+)
+def test_numbers_in_another_form_after_thousands_in_the_plain_one(tmp_path, last, read):
+    rows = [f"{n % 50},{n % 90},3,{1_600_000_000 + n}" for n in range(3000)]
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(["user,item,rating,timestamp", *rows, last]) + "\n")
+    raw = files.read(str(path))
+    assert raw.counts == {"rows": 3001, "malformed": 0}
+    user, item, time = raw.interactions.select("user", "item", "timestamp").row(-1)
+    assert (user, item, time / 10**raw.time_digits) == read
+    first = raw.interactions.row(0, named=True)
+    assert first["timestamp"] == 1_600_000_000 * 10**raw.time_digits

@@ -54,10 +54,11 @@ class Times:
     source: str
 
 
-def find(table: Table, column: str, form: str = "") -> Times:
+def find(table: Table, column: str, form: str = "", plain: bool = False) -> Times:
     """How the times in ``column`` are written.
 
-    form: the strftime format of dates as text; '': it is found. Raises InputError for a column of
+    form: the strftime format of dates as text; '': it is found. plain: numbers as text are taken to
+    be whole where the first ones are, and others become null. Raises InputError for a column of
     another type.
     """
     rows = table.rows
@@ -70,7 +71,7 @@ def find(table: Table, column: str, form: str = "") -> Times:
         zone = kind.time_zone or "no zone, taken as UTC"
         return Times(raw.dt.epoch(kind.time_unit), kind.time_unit, 0, f"dates with times ({zone})")
     if kind == pl.String:
-        return _text(rows, column, form)
+        return _text(rows, column, form, plain)
     if kind.is_integer():
         if compact := _compact(rows, raw):
             return compact
@@ -106,7 +107,7 @@ def _places(largest: float) -> int:
 def _compact(rows: pl.LazyFrame, raw: pl.Expr) -> Times | None:
     """Dates that are written as numbers, 20240501 or 20240501123000, if all values are such."""
     text = raw.cast(pl.String)
-    sample = rows.select(text.drop_nulls().head(SAMPLE)).collect().to_series()
+    sample = _sample(rows, text)
     length = len(sample[0]) if len(sample) else 0
     if length not in COMPACT or not (sample.str.len_bytes() == length).all():
         return None
@@ -121,16 +122,25 @@ def _compact(rows: pl.LazyFrame, raw: pl.Expr) -> Times | None:
     return Times(date.dt.epoch("s").cast(pl.Int64), "s", 0, f"dates as numbers ({form})")
 
 
-def _text(rows: pl.LazyFrame, column: str, form: str) -> Times:
+def _sample(rows: pl.LazyFrame, text: pl.Expr) -> pl.Series:
+    """The first values that are not null; the rest of the file is not read."""
+    return rows.select(text=text).drop_nulls().head(SAMPLE).collect()["text"]
+
+
+def _text(rows: pl.LazyFrame, column: str, form: str, plain: bool) -> Times:
     raw = pl.col(column).str.strip_chars()
     given = raw.drop_nulls().filter(raw.drop_nulls() != "")
     if form:
         return _dates(rows, raw, given, (form,))
-    sample = rows.select(given.head(SAMPLE)).collect().to_series()
+    sample = _sample(rows, pl.when(raw != "").then(raw))
     numbers = sample.str.contains(NUMBER)
     if len(sample) and numbers.sum() * 2 >= len(sample):
-        if compact := _compact(rows, pl.when(raw != "").then(raw)):
+        lengths = sample.str.len_bytes()
+        compact = lengths[0] in COMPACT and _compact(rows, pl.when(raw != "").then(raw))
+        if compact:
             return compact
+        if plain and not sample.str.contains(".", literal=True).any():
+            return Times(raw.cast(pl.Int64, strict=False), "", 0, "whole numbers")
         return _decimals(rows, raw)
     normal = _normal(raw)
     known = sample.to_frame(column).select(normal).to_series()
