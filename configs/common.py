@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     # of a model that starts from it: its steps as a share of those of its section optimizer; 0 =
     # it is used as it is
-    c.init_steps = ConfigDict({"teacher": 0.16, "student": 0.25})
+    c.init_steps = ConfigDict({"teacher": 0.0, "student": 0.125})
+    # of its learning rates, which are multiplied by this
+    c.init_rate = 0.3
     # 'data', each role, 'labels' before the students, then what is made of them
     teachers = [role.name for role in roles.teachers()]
     students = [role.name for role in roles.students()]

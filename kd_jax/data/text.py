@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -139,12 +140,7 @@ def tokenize(
     """
     path = None
     if cache is not None:
-        rules = (
-            tokenizer.backend_tokenizer.to_str()
-            if getattr(tokenizer, "is_fast", False)
-            else repr(tokenizer)
-        )
-        path = cache / f"tokens-{digest([rules, str(max_length), *texts])}.npz"
+        path = cache / f"tokens-{digest([_rules(tokenizer), str(max_length), *texts])}.npz"
         if path.is_file():
             with np.load(path, allow_pickle=False) as saved:
                 return TokenTable(saved["ids"], saved["indptr"], int(saved["pad_id"]))
@@ -165,6 +161,14 @@ def tokenize(
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=table.ids, indptr=table.indptr, pad_id=table.pad_id)
     return table
+
+
+def _rules(tokenizer: Any) -> str:
+    """The rules of a tokenizer, without truncation and padding, which every call sets."""
+    if not getattr(tokenizer, "is_fast", False):
+        return repr(tokenizer)
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps(rules | {"truncation": None, "padding": None}, sort_keys=True)
 
 
 def token_problems(

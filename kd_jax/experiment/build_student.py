@@ -26,7 +26,8 @@ from kd_jax.models.scorer import Frozen, split
 from kd_jax.models.students import build_student, student_class, student_spec
 from kd_jax.models.students.base import INPUTS, ITEM_TEXT, StudentSpec
 
-BIASES = ("count", "trend", roles.TEACHER_BIAS)  # the last is filled in when the labels are there
+COUNT_BIAS = "count"
+BIASES = (COUNT_BIAS, "trend", roles.TEACHER_BIAS)  # the last is filled in when labels are there
 WEIGHTING = ("decay", "decay_unit", "user_power")  # fields of a student
 
 

@@ -24,10 +24,12 @@ from kd_jax.core.types import PAD, Params
 from kd_jax.data.splits import VALID
 from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.experiment import origin
+from kd_jax.experiment.build_student import COUNT_BIAS
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, student_section
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.new_users import history_map, map_items
+from kd_jax.experiment.objectives import start_of_bias
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import ROLES, Kind, Role, main_teacher
 from kd_jax.experiment.trained import TrainedModels, open_workdir
@@ -58,6 +60,7 @@ class EarlierRun:
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self.path = Path(origin.init_from(experiment)).expanduser()
+        self._constants: dict[tuple[str, int], dict[str, Any]] = {}  # of a teacher of a seed
 
     @functools.cached_property
     def models(self) -> TrainedModels:
@@ -141,12 +144,15 @@ class EarlierRun:
         folder = self.models.experiment.folder(role, seed)
         identity = read_json(folder / "identity.json", f"delete {folder} to train it anew")
         if role.is_teacher and reads_text(here.teacher):
-            weights = self.experiment.texts(role).language_model.checksum
-            if weights != identity["weights"]:
+            lm = self.experiment.texts(role).language_model
+            if lm.checksum != identity["weights"]:
                 raise InputError(
                     f"init_from: {role.name} in {self.path} has another language model (checksum"
-                    f" {identity['weights']}, here {weights}); use the same teacher.lm.weights"
+                    f" {identity['weights']}, here {lm.checksum}); use the same teacher.lm.weights"
                 )
+            if not lm.live:  # it is loaded once
+                older = self.models.experiment
+                older.texts(role).language_model = lm.with_cache(older.cache)
         step = self.models.result(role, seed)["best_step"]
         return {"model": fingerprint(identity), "step": step}
 
@@ -167,7 +173,11 @@ class EarlierRun:
         if agreed(path.exists()):
             return
         there = self.models.experiment
-        kept = origin.kept_constants(build(there, role, seed).constants)
+        of = seed if origin.init_from(there) else there.seeds[0]  # the same for all seeds
+        if (role.name, of) not in self._constants:
+            found = origin.kept_constants(build(there, role, of).constants)
+            self._constants[role.name, of] = found
+        kept = self._constants[role.name, of]
         if kept and leader():
             write_tensors(path, {name: np.asarray(value) for name, value in kept.items()})
         barrier("constants")
@@ -184,6 +194,9 @@ class EarlierRun:
         kinds = rows_by_id(parts.graphdef)
         rows = {name: self._places(kind) for name, kind in kinds.items() if name in first}
         found = carried(first, older, rows, f"init_from: {folder}")
+        moving = start_of_bias(self.experiment.settings(role)) != COUNT_BIAS
+        if not role.is_teacher and moving and "bias" in found:
+            found["bias"] = first["bias"]  # what is popular now
         texts = (
             self.experiment.texts(main_teacher()).items if role.distilled and role.text else None
         )

@@ -39,7 +39,7 @@ def origin_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any] |
     entry: dict[str, Any] | None = found[name]
     if entry is None:
         return None
-    return entry | {"share": share(experiment, role)}
+    return entry | {"share": share(experiment, role), "rate": rate(experiment, role)}
 
 
 def share(experiment: Experiment, role: Role) -> float:
@@ -48,6 +48,14 @@ def share(experiment: Experiment, role: Role) -> float:
     found: float = experiment.settings(role).init_steps[kind]
     if not 0 <= found <= 1:
         raise InputError(f"init_steps.{kind}={found} must be from 0 to 1")
+    return found
+
+
+def rate(experiment: Experiment, role: Role) -> float:
+    """The factor of the learning rates of a model; raises InputError if it is not above 0."""
+    found: float = experiment.settings(role).init_rate
+    if not 0 < found < float("inf"):
+        raise InputError(f"init_rate={found} must be more than 0")
     return found
 
 

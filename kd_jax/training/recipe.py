@@ -71,10 +71,11 @@ class Recipe:
                 " with schedule='cosine'"
             )
 
-    def shortened(self, share: float) -> Recipe:
+    def shortened(self, share: float, rate: float = 1.0) -> Recipe:
         """The recipe with this share of its steps, rounded up to whole evaluations.
 
         The warm-up is shortened as much. Fewer steps than one evaluation has are one evaluation.
+        rate: factor of the learning rates.
         """
         wanted = max(1, math.ceil(self.steps * share))
         every = min(self.eval_every, wanted)
@@ -83,6 +84,8 @@ class Recipe:
             steps=min(self.steps, math.ceil(wanted / every) * every),
             warmup_steps=math.floor(self.warmup_steps * share),
             eval_every=every,
+            learning_rate=self.learning_rate * rate,
+            lm_learning_rate=self.lm_learning_rate and self.lm_learning_rate * rate,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -90,6 +91,10 @@ class LanguageModel:
             max_length=spec.max_tokens,
             prompt=spec.prompt,
         )
+        # What a call sets, such as truncation, becomes a part of the rules; the checksum is that of
+        # the tokenizer as it was loaded.
+        rules = getattr(self.tokenizer, "backend_tokenizer", None)
+        self._rules = rules.to_str() if rules else repr(self.tokenizer)
         self.live = spec.train != "head"
         self.cache = cache
         if spec.train == "top_n":
@@ -104,6 +109,12 @@ class LanguageModel:
             self.encoder.add_lora(spec.lora_rank, spec.lora_targets)
         # By tower: tokens, and the hidden states after the frozen layers if they are kept.
         self._tables: dict[str, tuple[text.TokenTable, np.ndarray | None]] = {}
+
+    def with_cache(self, cache: Path) -> LanguageModel:
+        """The same weights and tokenizer, with other caches."""
+        found = copy.copy(self)
+        found.cache, found._tables = cache, {}
+        return found
 
     def texts(self, name: str, texts: Sequence[str], progress: Progress | None = None) -> Texts:
         """The vectors of ``texts``, with tokens if the model is trained; name: of the tower."""
@@ -150,12 +161,11 @@ class LanguageModel:
     @functools.cached_property
     def checksum(self) -> str:
         """A hash of the weights, as they were loaded, and of how texts become tokens."""
-        rules = getattr(self.tokenizer, "backend_tokenizer", None)
         lm = self.encoder
         return fingerprint(
             [
                 encoding.fingerprint(lm),
-                rules.to_str() if rules else repr(self.tokenizer),
+                self._rules,
                 [lm.max_length, lm.prompt, lm.lower_case],
             ]
         )
