@@ -35,9 +35,9 @@ SPAN = 600  # days
 def write(
     folder: Path,
     seed: int = 0,
-    users: int = 800,
+    users: int = 1000,
     items: int = 160,
-    per_user: int = 4,
+    per_user: int = 6,
     length: int = 220,
 ) -> list[Path]:
     """Writes courses.jsonl and completions.csv, and returns their paths.
