@@ -38,7 +38,7 @@ def write(
     users: int = 1000,
     items: int = 160,
     per_user: int = 6,
-    length: int = 220,
+    length: int = 160,
 ) -> list[Path]:
     """Writes courses.jsonl and completions.csv, and returns their paths.
 

@@ -44,7 +44,7 @@ def write(
 ) -> list[Path]:
     """Writes behaviors.tsv and news.tsv in train/ and dev/, and returns their paths.
 
-    News are shown on the day they appear and the next, so that most of dev's have no click in
+    News are shown for a day, so that about half of dev's clicks are on news without a click in
     train. A user's history is that before the first day, the same in every line, as in MIND. An
     impression has 4 to 20 news and at least one click. items: how many news there are. per_user:
     mean number of impressions.
@@ -101,7 +101,7 @@ def _impression(
     rng: np.random.Generator, hidden: World, news: News, user: int, time: int
 ) -> list[str]:
     """What a user is shown, as N1001-1 or N1001-0; the clicks follow the user's taste."""
-    recent = np.flatnonzero((news.born <= time) & (news.born > time - 2 * DAY))
+    recent = np.flatnonzero((news.born <= time) & (news.born > time - DAY))
     if len(recent) < 4:
         recent = np.argsort(np.abs(news.born - time), kind="stable")[:4]
     size = min(int(rng.integers(4, 21)), len(recent))
