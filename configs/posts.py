@@ -8,7 +8,9 @@ own with data.files.path and items_path. Split by time: test posts are mostly ne
 their texts and their first hours tell something about them. Every event counts alike, and a user's
 events with the same post count once, at the last of them.
 
-COST
+Cost and result (synthetic data, seed 0): 3.5 min of one CPU core; test NDCG@10 popularity
+.0000, trending .0025, student .0063, control .0040, distilled .1374, teacher .2193. This is a smoke
+test: the texts name what the choices depend on, and nothing follows for real posts.
 """
 
 from ml_collections import ConfigDict
