@@ -8,8 +8,8 @@ with <category>.jsonl.gz and meta_<category>.jsonl.gz (https://amazon-reviews-20
 one with a published split and data.amazon.items_path; they may not be redistributed here.
 Leave-one-out on the 5-core, which is the published split last_out, with SASRec as student.
 
-Cost and result: a test runs it with tiny models on small synthetic data. It was not run to its end
-on synthetic data of the default size, and not on the published data, which are not at hand here.
+Cost and result: not measured. A test reads small synthetic data and trains a tiny student with it;
+the whole was neither run to its end nor on the published data, which are not at hand here.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ up to 256 tokens.
 
 Cost and result (synthetic data, seed 0): 1 min of one CPU core for data, student and evaluation;
 test NDCG@10 popularity .1111, student .1126. A smoke test, of which nothing follows for real
-courses. The teacher and what learns from it were not run to their end, but by a test in small.
+courses. The teacher and what learns from it were not run to their end.
 """
 
 from ml_collections import ConfigDict
