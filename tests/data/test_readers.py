@@ -690,6 +690,18 @@ def damage_tfds(folder: Path) -> None:
     prepare_array_record(folder, ratings=[(*RATINGS[0][:2], float("nan"), 100), *RATINGS[1:]])
 
 
+def write_amazon(folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"user_id": str(user), "parent_asin": str(item), "rating": rating, "timestamp": time}
+        for user, item, rating, time in RATINGS
+    ]
+    films = [{"parent_asin": str(item), "title": title} for item, title, _ in FILMS]
+    for name, records in (("Toys.jsonl", rows), ("meta_Toys.jsonl", films)):
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return {"path": str(folder)}
+
+
 CASES = {
     "movietweetings": Case(lambda folder: {}, (100_000, 16_554, 10_506), ("title", "genres")),
     "online_retail": Case(lambda folder: {}, (266_221, 4_334, 3_659), ("description",)),
@@ -713,6 +725,13 @@ CASES = {
         ("title", "genres"),
         replaced("r.csv", "4.0", "good"),
         lambda folder: {"path": str(folder / "nowhere.csv")},
+    ),
+    "amazon": Case(
+        write_amazon,
+        (3, 2, 2),
+        ("title",),
+        replaced("Toys.jsonl", '"user_id": "2"', '"user_id": ""'),
+        lambda folder: {"path": str(folder / "nowhere")},
     ),
     "mind": Case(
         write_mind,

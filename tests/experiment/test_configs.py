@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, csv, movielens, online_retail, quickstart
+from configs import amazon, common, courses, csv, movielens, online_retail, posts, quickstart
 from helpers import toy
 from helpers.runs import launched
 from kd_jax.core.logging import Log
+from kd_jax.data import synthetic
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.distillation.term import of_section
 from kd_jax.experiment import overrides, pipeline, renamed, roles, sections
@@ -22,6 +23,7 @@ from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = (quickstart, online_retail, csv, movielens, amazon, posts, courses)
 QUICK = ("data", "student", "evaluate")
 
 
@@ -63,7 +65,7 @@ def run(c, workdir, bert, **fields):
 
 
 def test_runlocal_shrinks_every_config():
-    for module in (quickstart, online_retail, csv, movielens):
+    for module in CONFIGS:
         whole, local = module.get_config(), module.get_config("runlocal")
         assert local.seeds == (0,) and local.data.max_users > 0 == whole.data.max_users
         assert (
@@ -99,6 +101,31 @@ def test_csv(tmp_path, bert):
         "data.files.items_path": str(tmp_path / "mine/items.csv"),
     }
     names = run(csv.get_config("runlocal"), tmp_path / "run", bert, stages=QUICK, **paths)
+    assert names >= {"popularity", "student"}
+
+
+SMALL = {"users": 60, "items": 60}
+
+
+@pytest.mark.slow
+def test_amazon(tmp_path, bert):
+    synthetic.SHAPES["amazon"](tmp_path / "data", **SMALL)
+    c = amazon.get_config("runlocal")
+    c.data.amazon.path = str(tmp_path / "data")
+    names = run(c, tmp_path / "run", bert, stages=QUICK)
+    assert names >= {"popularity", "student"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [posts, courses], ids=["posts", "courses"])
+def test_uses_with_synthetic_data(tmp_path, bert, module):
+    """The tables are found where the configuration says that the command writes them."""
+    c = module.get_config("runlocal")
+    name = Path(c.data.files.path).parent.name
+    synthetic.SHAPES[name]((tmp_path / c.data.files.path).parent, **SMALL)
+    for field in ("path", "items_path"):
+        c.data.files[field] = str(tmp_path / c.data.files[field])
+    names = run(c, tmp_path / "run", bert, stages=QUICK)
     assert names >= {"popularity", "student"}
 
 
@@ -235,7 +262,7 @@ def test_every_old_export_format_is_refused_with_its_new_name(old, tmp_path, cap
 
 
 def test_every_config_has_new_names_alone():
-    for module in (common, quickstart, online_retail, csv, movielens):
+    for module in (common, *CONFIGS):
         renamed.check_names(module.get_config())
 
 

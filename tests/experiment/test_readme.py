@@ -75,8 +75,10 @@ def test_the_files_and_commands_that_the_pages_name_exist():
             r"`((?:configs|examples|docs|benchmarks|cluster|tests|kd_jax)/[\w./]+)`", text
         ):
             assert (ROOT / name).exists(), f"{page.name}: {name}"
-        for module in re.findall(r"python -m kd_jax\.(\w+)", text):
-            assert (ROOT / f"kd_jax/{module}.py").exists(), f"{page.name}: {module}"
+        for module in re.findall(r"python -m (kd_jax(?:\.\w+)+)", text):
+            path = ROOT / module.replace(".", "/")
+            known = path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+            assert known, f"{page.name}: {module}"
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:^|`)make ([\w-]+)", README, re.M):
         assert f"\n{target}:" in makefile

@@ -12,7 +12,7 @@ from typing import Any
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import embedded, files, mind, movielens, tfds
+from kd_jax.data.readers import amazon, embedded, files, mind, movielens, tfds
 
 READERS: dict[str, Callable[..., RawData]] = {
     "movietweetings": embedded.movietweetings,
@@ -21,6 +21,7 @@ READERS: dict[str, Callable[..., RawData]] = {
     "tfds": tfds.read,
     "files": files.read,
     "mind": mind.read,
+    "amazon": amazon.read,
 }
 
 

@@ -1,4 +1,4 @@
-"""Tables of interactions and items in your own files: Parquet, CSV, TSV or JSON lines."""
+"""Tables of interactions and items in your own files: Parquet, CSV, TSV, JSON lines or Arrow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import ids, sources, tables
+from kd_jax.data.readers import ids, saved, sources, tables
 from kd_jax.data.readers.sources import Style
 from kd_jax.data.readers.table import LINE, Table
 
@@ -121,6 +121,8 @@ def _items(table: Table, item_id: str, whole: bool, notes: list[str]) -> pl.Data
         if _numbers_rows(table, name):
             table = dataclasses.replace(table, rows=table.rows.drop(name))
             notes.append(f"{table.path}: column {name!r} numbers the rows and is left out")
+    if table.split_added:
+        table = dataclasses.replace(table, rows=table.rows.drop(saved.SPLIT))
     return tables.items(table, column, whole)
 
 

@@ -9,7 +9,7 @@ import json
 import mmap
 import re
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,40 +17,12 @@ import polars as pl
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import data_files
-from kd_jax.data.readers import quotes
+from kd_jax.data.readers import quotes, saved
+from kd_jax.data.readers.kinds import COMPRESSED, check_content, kind_of
 from kd_jax.data.readers.table import LINE, NOWHERE, SHIFT, TAB, Table
 
-KINDS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".inter": "tsv",  # RecBole's atomic files
-    ".item": "tsv",
-    ".user": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-}
-COMPRESSED = (".gz", ".zst")
 ATOMIC = r":(token|float|token_seq|float_seq)$"  # the types in the header line of RecBole's files
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-# How other files begin, what they are, and what to do with them.
-CONTENTS = (
-    (b"PAR1", "a Parquet file", "give it the ending .parquet"),
-    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
-    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
-    (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as CSV"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel sheet", "save it as CSV"),
-    (b"\x1f\x8b", "compressed by gzip", "add .gz to its name"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "add .zst to its name"),
-    (b"ARROW1", "an Arrow file", "convert it to Parquet"),
-    (b"SQLite format 3", "an SQLite database", "export its tables as CSV"),
-    (b"%PDF", "a PDF", "give the data file"),
-    (b"<!DOCTYPE", "an HTML page", "download the file itself"),
-    (b"<html", "an HTML page", "download the file itself"),
-    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file with git lfs pull"),
-)
-
 T = TypeVar("T")
 Use = Callable[[Table], T]
 
@@ -62,12 +34,14 @@ class Style:
     separator: between fields; '': a comma in .csv, a tab in .tsv. quote: 'auto': in .csv fields may
     be in double quotes, in .tsv where the quotes close within the line; '"': always; '': never.
     header: whether the first line names the columns; otherwise they are called 1, 2, 3, ….
-    field: the section of these options, for messages.
+    schema: the columns of JSON lines that are read, and their types; None: all, whose types are
+    those of all lines. field: the section of these options, for messages.
     """
 
     separator: str = ""
     quote: str = "auto"
     header: bool = True
+    schema: Mapping[str, pl.DataType] | None = None
     field: str = "data.files"
 
     def __post_init__(self) -> None:
@@ -81,19 +55,31 @@ class Style:
 
 
 def opened(
-    path: str | Path, use: Use[T], *, what: str, field: str, style: Style | None = None
+    path: str | Path,
+    use: Use[T],
+    *,
+    what: str,
+    field: str,
+    style: Style | None = None,
+    only: Sequence[Path] = (),
 ) -> T:
-    """``use(table)`` for the table in a file, or in all data files of a folder.
+    """``use(table)`` for the table in a file, in all data files of a folder or in a saved data set.
 
     In a folder the files whose names begin with '_' or '.' and empty ones are no data, and folders
-    such as month=2024-05 give their files a column. what, field: the content of the table and the
-    configuration field of its path, for messages. Raises InputError if the files cannot be read.
+    such as month=2024-05 give their files a column; see ``saved`` for data sets. what, field: the
+    content of the table and the configuration field of its path, for messages. only: the files in
+    the folder that make the table; () = all. Raises InputError if the files cannot be read.
     """
     path, style = existing(path, what, field), style or Style()
-    files = [file for file in data_files(path) if file.stat().st_size]
+    if saved.is_saved(path):
+        with readable(path):
+            return use(_joined(path, saved.parts(path), "parquet"))
+    files = [file for file in only or data_files(path) if file.stat().st_size]
     if not files:
         raise InputError(f"{path} ({what}) is a folder without data files; check {field}")
-    kinds = {kind_of(file, what) for file in files}
+    # Arrow first, whose error says more than that of the file dataset_info.json beside it
+    arrow_first = sorted(files, key=lambda file: file.suffix != ".arrow")
+    kinds = {kind_of(file, what) for file in arrow_first}
     if len(kinds) > 1:
         raise InputError(
             f"{path} ({what}) is a folder with different kinds of files"
@@ -137,53 +123,6 @@ def existing(path: str | Path, what: str, field: str) -> Path:
     return path
 
 
-def kind_of(file: Path, what: str) -> str:
-    """The kind of a file by its ending, or by its content where it has none of those known."""
-    name = file.name.lower()
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    for ending, kind in KINDS.items():
-        if name.endswith(ending):
-            return kind
-    with file.open("rb") as handle:
-        if handle.read(4) == b"PAR1":
-            return "parquet"
-    raise InputError(
-        f"{file} ({what}) is a file with an ending that is not read; give a file that ends in"
-        f" {', '.join(KINDS)}"
-    )
-
-
-def check_content(file: Path, kind: str) -> None:
-    """Raises InputError for a file whose content is not of the kind in its name."""
-    with file.open("rb") as handle:
-        head = handle.read(4096)
-    name = file.name.lower()
-    packed = name.endswith(COMPRESSED)
-    if kind == "parquet":
-        if not head.startswith(b"PAR1"):
-            raise InputError(f"{file} can't be read: it is no Parquet file; check its ending")
-        return
-    if packed:
-        magic = b"\x1f\x8b" if name.endswith(".gz") else b"\x28\xb5\x2f\xfd"
-        if not head.startswith(magic):
-            raise InputError(f"{file} can't be read: it is not compressed; drop its last ending")
-        return
-    for start, content, fix in CONTENTS:
-        if head.startswith(start):
-            raise InputError(f"{file} can't be read: it is {content}; {fix}")
-    if head.count(b"\0") * 4 > len(head):
-        raise InputError(f"{file} can't be read: it is UTF-16 text; save it as UTF-8")
-    if b"\0" in head:
-        raise InputError(f"{file} can't be read: it is no text; give a text or a Parquet file")
-    if kind != "jsonl" and re.match(rb'\s*\{\s*"', head):
-        raise InputError(f"{file} can't be read: it holds JSON lines; give it the ending .jsonl")
-    if kind == "jsonl" and re.match(rb"\s*\[", head):
-        raise InputError(
-            f"{file} can't be read: it is one JSON list; write one object per line instead"
-        )
-
-
 def _joined(path: Path, parts: list[Table], kind: str) -> Table:
     """The parts of a table as one; LINE counts within each part."""
     broken = sum(part.broken for part in parts)
@@ -198,7 +137,8 @@ def _joined(path: Path, parts: list[Table], kind: str) -> Table:
         _check_same_columns(parts)
     rows = frames[0] if len(frames) == 1 else pl.concat(frames, how="vertical_relaxed")
     paths = tuple(part.path for part in parts)
-    return Table(str(path), rows, unit, broken, problem, paths)
+    added = any(part.split_added for part in parts)
+    return Table(str(path), rows, unit, broken, problem, paths, added)
 
 
 def _check_same_columns(parts: list[Table]) -> None:
@@ -229,11 +169,20 @@ def _part(file: Path, kind: str, style: Style) -> Table:
         )
         return Table(str(file), rows, "row")
     if kind == "jsonl":
+        schema = _schema(file, style)
         rows = pl.scan_ndjson(
-            file, infer_schema_length=None, row_index_name=LINE, row_index_offset=1
+            file, schema=schema, infer_schema_length=None, row_index_name=LINE, row_index_offset=1
         )
         return Table(str(file), rows, "record")
     return delimited(file, style.separator or _separator(kind), style)
+
+
+def _schema(file: Path, style: Style) -> dict[str, pl.DataType] | None:
+    """The columns to read of a file of JSON lines: those of the style that its first lines have."""
+    if style.schema is None:
+        return None
+    have = pl.scan_ndjson(file, infer_schema_length=100).collect_schema()
+    return {name: kind for name, kind in style.schema.items() if name in have}
 
 
 def _separator(kind: str) -> str:
@@ -289,7 +238,7 @@ def _has_quotes(path: Path) -> bool:
 
 def _well_formed(path: Path, kind: str, style: Style) -> Table:
     if kind == "jsonl":
-        return _json_lines(path)
+        return _json_lines(path, style)
     return well_formed(path, style.separator or _separator(kind), style)
 
 
@@ -339,7 +288,7 @@ def _whole_lines(path: Path) -> pl.DataFrame:
     )
 
 
-def _json_lines(path: Path) -> Table:
+def _json_lines(path: Path, style: Style) -> Table:
     """The objects of a file of JSON lines, some of which are broken."""
     text = _whole_lines(path)
     good, reason = [], ""
@@ -355,7 +304,9 @@ def _json_lines(path: Path) -> Table:
         raise InputError(f"{path}:{text[LINE][0]}: no JSON object ({reason}); fix the file")
     whole = text.filter(pl.Series(good))
     body = io.BytesIO("\n".join(whole["text"]).encode())
-    rows = pl.read_ndjson(body, infer_schema_length=None).with_columns(whole[LINE])
+    schema = dict(style.schema) if style.schema is not None else None
+    rows = pl.read_ndjson(body, schema=schema, infer_schema_length=None)
+    rows = rows.with_columns(whole[LINE])
     problem = f"{path}:{broken[0]}: no JSON object ({reason})" if len(broken) else ""
     return Table(str(path), rows.lazy(), "line", len(broken), problem)
 

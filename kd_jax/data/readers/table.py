@@ -18,6 +18,7 @@ class Table:
 
     unit: what LINE counts, for messages. broken: the number of lines that are no rows. problem: the
     message for the first of these. paths: the files of a table in parts, in the order of LINE.
+    split_added: whether the column 'split' is none of the files', but the name of a part.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Table:
     broken: int = 0
     problem: str = ""
     paths: tuple[str, ...] = ()
+    split_added: bool = False
 
     def place(self, line: int) -> str:
         """The place of a row, for messages."""

@@ -1,0 +1,38 @@
+r"""Amazon Reviews 2023 (Hou et al. 2024): the next product of a customer, in one category.
+
+    python -m kd_jax.data.synthetic amazon --out=data/amazon
+    python launch.py --config=configs/amazon.py --config.data.amazon.path=data/amazon
+
+The first command writes synthetic data in the published format. For the real data give a folder
+with <category>.jsonl.gz and meta_<category>.jsonl.gz (https://amazon-reviews-2023.github.io), or
+one with a published split and data.amazon.items_path; they may not be redistributed here.
+Leave-one-out on the 5-core, which is the published split last_out, with SASRec as student.
+
+Cost and result: not measured. A test reads small synthetic data and trains a tiny student with it;
+the whole was neither run to its end nor on the published data, which are not at hand here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import get_config as common
+from configs.common import parse, shrink
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    _, runlocal = parse(arg)
+    c = common()
+    c.data.reader = "amazon"
+    c.data.amazon = {"path": "data/amazon"}
+    c.data.split = "leave_one_out"
+    c.data.min_item_interactions = 5
+    c.data.missing_text = "id"  # some products have no metadata
+    c.student.name = "sasrec"
+    c.student.sasrec.dropout = 0.2
+    c.student.sasrec.history = c.teacher.model.history = 50
+    for section in (c.teacher.optimizer, c.student.optimizer):
+        section.steps = 1500
+        section.batch_size = 128
+        section.learning_rate = 1e-3
+        section.eval_every = 100
+        section.patience = 4
+    return shrink(c) if runlocal else c
