@@ -95,7 +95,8 @@ def data() -> ConfigDict:
     c.files.path = ""
     # the table of items with their text
     c.files.items_path = ""
-    # role -> name of the column; 'item_id' is the item's in the table of items
+    # role -> name of the column; 'event' is the type of an interaction, with weights in
+    # data.events; 'item_id' is the item's in the table of items
     c.files.columns = ConfigDict(
         {
             "user": "user",
@@ -103,6 +104,7 @@ def data() -> ConfigDict:
             "rating": "rating",
             "timestamp": "timestamp",
             "split": "split",
+            "event": "",
             "item_id": "item",
         }
     )
@@ -132,8 +134,11 @@ def data() -> ConfigDict:
     # rank: keep ratings of at least this
     c.min_rating = config_dict.placeholder(float)
     # which of a user's interactions with the same item counts: 'first', 'last', or the one with the
-    # greatest rating, 'max'
+    # greatest rating, 'max'; 'count': the first, with their number as its weight
     c.repeats = "first"
+    # weights of types of events, 'view=0.2, like=1, unlike=0, dislike=-1, login=None': 0 takes back
+    # what came before, below 0 is a dislike, None leaves out; '' = interactions have no type
+    c.events = ""
     # share of unreadable rows that is tolerated (counted and shown)
     c.max_malformed = 0.0
     # keep only the first so many users (to try things out); 0 = all

@@ -57,15 +57,19 @@ def snapshot_examples(
         border = tables["borders"][rows]
         stop = tables["stops"][rows]
         items = tables["items"]
-        count = (stop - border).astype(xp.float32)
         future = border[:, None] + xp.arange(max_targets)[None]
         is_target = future < stop[:, None]
-        targets = xp.where(is_target, items[xp.minimum(future, len(items) - 1)], PAD)
+        future = xp.minimum(future, len(items) - 1)
+        targets = xp.where(is_target, items[future], PAD)
+        shares, count = is_target, (stop - border).astype(xp.float32)
+        if "weights" in tables:
+            shares = xp.where(is_target, tables["weights"][future], 0)
+            count = shares.sum(1)
         return {
             "user": user,
             "history": window(xp, items, tables["indptr"][user], border, history)[0],
             "targets": targets.astype(xp.int32)[:, None],
-            "target_weights": (is_target / count[:, None]).astype(xp.float32)[:, None],
+            "target_weights": (shares / count[:, None]).astype(xp.float32)[:, None],
             "weights": (count**user_power)[:, None],
             "snapshot": tables["snapshots"][rows],
             "row": rows.astype(xp.int32),
@@ -77,7 +81,8 @@ def snapshot_examples(
 def _tables(dataset: Dataset, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tables from which batches are looked up."""
     indptr, items = dataset.targets(TRAIN)
-    return {
+    weights = dataset.train_weights
+    return ({} if weights is None else {"weights": weights}) | {
         "users": found["users"].astype(np.int32),
         "borders": compact(found["borders"]),
         "stops": compact(found["stops"]),
