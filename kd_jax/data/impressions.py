@@ -13,7 +13,7 @@ import polars as pl
 from jaxtyping import Bool, Int8, Int32, Int64
 
 from kd_jax.core.files import atomic
-from kd_jax.data.splits import FOLD_IN, TEST, TRAIN, VALID, level
+from kd_jax.data.splits import FOLD_IN, TEST, TRAIN, VALID, column, level
 
 FILE = "impressions.parquet"
 NEVER = np.iinfo(np.int64).max
@@ -104,13 +104,16 @@ def build(
     raw: ``RawData.impressions`` with timestamps as those of the interactions. ids: of users and
     items, sorted. interactions: the arrays user, timestamp and split of the data set. A list is of
     the latest split that has begun at its time: for all users together under ``split`` 'temporal',
-    else for its own user. Returns them, None where no list is left, and counts for people.
+    else for its own user; under 'column' of that in its own column, if there is one. Returns them,
+    None where no list is left, and counts for people.
     """
+    own = "split" in raw.columns and split == "column"
     known = raw.with_row_index("list").select(
         "list",
         "timestamp",
         "items",
         "clicked",
+        split=pl.Series(column(raw["split"])) if own else pl.lit(0, pl.Int8),
         user=_index(raw["user"], ids[0]),
     )
     known = known.filter(pl.col("user").is_not_null()).sort("user", "timestamp", "list")
@@ -125,7 +128,7 @@ def build(
     found = Impressions(
         user,
         timestamp,
-        _codes(user, timestamp, interactions, split),
+        rows["split"].to_numpy() if own else _codes(user, timestamp, interactions, split),
         np.concatenate([[0], np.cumsum(lengths[some])]),
         shown["item"].to_numpy(),
         shown["clicked"].to_numpy(),
