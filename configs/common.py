@@ -90,6 +90,12 @@ def data() -> ConfigDict:
             "title": "movie_title",
         }
     )
+    c.mind = ConfigDict()
+    # folders of MIND: of training, and a later one to test on; '' = only the first
+    c.mind.path = ""
+    c.mind.dev_path = ""
+    # whether clicks before the log count
+    c.mind.history = True
     c.files = ConfigDict()
     # the interactions
     c.files.path = ""
@@ -327,7 +333,8 @@ def distill() -> ConfigDict:
     #                start, without an end)
     #   temperature  1.0: a number or such a section, of losses that compare two softmaxes
     #   items        'all', 'warm' (those with a training interaction), or an estimate of either
-    #                from a sample, 'sampled' and 'sampled_warm' (all terms or none)
+    #                from a sample, 'sampled' and 'sampled_warm' (all terms or none); 'shown': of a
+    #                loss of clicks, the items of an impression, which examples then are
     #   teacher      the source of its labels: '' (the run's own) or a name of distill.sources
     #   head         False; True gives the term a head of its own, which is not exported
     # On the command line --config.distill.terms.soft.weight.end=0 gives a term a schedule,

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import polars as pl
 import pytest
 import sklearn.metrics as sk
 
@@ -33,7 +32,7 @@ def by_definition(scores, clicked):
 @pytest.mark.parametrize("ties", [False, True])
 def test_metrics_of_random_lists_are_those_of_the_definition(ties):
     rng = np.random.default_rng(1)
-    lengths = rng.integers(2, 30, 200)
+    lengths = rng.integers(2, 30, 60)
     lists = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
     scores = rng.normal(size=lengths.sum())
     if ties:
@@ -128,5 +127,3 @@ def test_impressions_are_cut_where_the_interactions_are(data, tmp_path):
     strong = dataset.build(raw, split="strong", ratios=(0.6, 0.2, 0.2))
     held = np.unique(strong.user[strong.split != TRAIN])
     assert TRAIN not in strong.impressions.split[np.isin(strong.impressions.user, held)]
-    micro = raw.impressions.with_columns(pl.col("timestamp") * 1000)
-    assert micro.height == len(found.impressions)

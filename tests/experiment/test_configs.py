@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, csv, movielens, online_retail, quickstart
+from configs import common, csv, mind, movielens, online_retail, quickstart
 from helpers import toy
 from helpers.runs import launched
 from kd_jax.core.logging import Log
@@ -63,7 +63,7 @@ def run(c, workdir, bert, **fields):
 
 
 def test_runlocal_shrinks_every_config():
-    for module in (quickstart, online_retail, csv, movielens):
+    for module in (quickstart, online_retail, csv, mind, movielens):
         whole, local = module.get_config(), module.get_config("runlocal")
         assert local.seeds == (0,) and local.data.max_users > 0 == whole.data.max_users
         assert (
@@ -235,7 +235,7 @@ def test_every_old_export_format_is_refused_with_its_new_name(old, tmp_path, cap
 
 
 def test_every_config_has_new_names_alone():
-    for module in (common, quickstart, online_retail, csv, movielens):
+    for module in (common, quickstart, online_retail, csv, mind, movielens):
         renamed.check_names(module.get_config())
 
 

@@ -12,7 +12,7 @@ NEWS = 40
 
 
 def write(folder: Path, days=(9, 10, 11, 12), users=range(24), seed=0) -> Path:
-    """behaviors.tsv and news.tsv; each user has one impression of 6 news on each of the ``days``."""
+    """behaviors.tsv and news.tsv; each user has an impression of 6 news on each of the ``days``."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     texts = [
