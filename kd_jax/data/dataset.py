@@ -25,7 +25,7 @@ from kd_jax.data.impressions import Impressions
 from kd_jax.data.options import DatasetOptions
 from kd_jax.data.raw import RawData, accept
 from kd_jax.data.splits import FOLD_IN, NAMES, TRAIN, assign
-from kd_jax.data.time_units import per_day, resolve
+from kd_jax.data.time_units import per_day, resolve_all
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
@@ -255,7 +255,15 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     texts = item_text.texts(raw, kept.item_ids, options.text_columns, options.missing_text)
 
     indptr = _indptr(kept.user, users)
-    (timestamp, shown_at), unit, notes = _times(raw, rows["timestamp"].to_numpy(), options)
+    times = [rows["timestamp"].to_numpy()]
+    if raw.impressions is not None:
+        times.append(raw.impressions["timestamp"].to_numpy())
+    unit = "s"
+    notes: tuple[str, ...] = ()
+    if has_time:
+        given = raw.time_unit, raw.time_digits
+        times, unit, notes = resolve_all(times, *given, options.time_unit)
+    timestamp = times[0]
     codes = assign(
         options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
     )
@@ -273,7 +281,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     ids = kept.user_ids, kept.item_ids
     shown = None
     if raw.impressions is not None:
-        table = raw.impressions.with_columns(timestamp=pl.Series(shown_at))
+        table = raw.impressions.with_columns(timestamp=pl.Series(times[1]))
         shown, found = impressions.build(table, ids, arrays, options.split)
         counts |= found
     counts |= {"users": users, "items": items, "interactions": len(timestamp)}
@@ -333,20 +341,6 @@ def _kept(raw: RawData, options: DatasetOptions, counts: dict[str, int]) -> _Kep
             pl.DataFrame({"user": all_users.gather(of_user), "item": all_items.gather(of_item)})
         )
     return _Kept(rows, user, item, user_ids, item_ids, reduced, len(all_items), low)
-
-
-def _times(
-    raw: RawData, times: Int64[np.ndarray, " N"], options: DatasetOptions
-) -> tuple[list[np.ndarray], str, tuple[str, ...]]:
-    """The times of interactions and of impressions in one unit, that unit, and notes."""
-    shown = np.zeros(0, np.int64)
-    if raw.impressions is not None:
-        shown = raw.impressions["timestamp"].to_numpy()
-    if "timestamp" not in raw.interactions.columns:
-        return [times, shown], "s", ()
-    both = np.concatenate([times, shown]) if len(shown) else times
-    both, unit, notes = resolve(both, raw.time_unit, raw.time_digits, options.time_unit)
-    return [both[: len(times)], both[len(times) :]], unit, notes
 
 
 def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:

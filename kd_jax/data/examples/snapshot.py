@@ -56,18 +56,10 @@ def snapshot_examples(
         user = tables["users"][rows]
         border = tables["borders"][rows]
         stop = tables["stops"][rows]
-        items = tables["items"]
-        future = border[:, None] + xp.arange(max_targets)[None]
-        is_target = future < stop[:, None]
-        future = xp.minimum(future, len(items) - 1)
-        targets = xp.where(is_target, items[future], PAD)
-        shares, count = is_target, (stop - border).astype(xp.float32)
-        if "weights" in tables:
-            shares = xp.where(is_target, tables["weights"][future], 0)
-            count = shares.sum(1)
+        targets, shares, count = _targets(xp, tables, border, stop, max_targets)
         return {
             "user": user,
-            "history": window(xp, items, tables["indptr"][user], border, history)[0],
+            "history": window(xp, tables["items"], tables["indptr"][user], border, history)[0],
             "targets": targets.astype(xp.int32)[:, None],
             "target_weights": (shares / count[:, None]).astype(xp.float32)[:, None],
             "weights": (count**user_power)[:, None],
@@ -76,6 +68,21 @@ def snapshot_examples(
         }
 
     return Examples(len(snapshots), _tables(dataset, found), look_up, draw)
+
+
+def _targets(
+    xp: Any, tables: dict[str, Any], border: Any, stop: Any, width: int
+) -> tuple[Any, Any, Any]:
+    """The items in [border, stop), [B, width], their weights, and the sums of these [B]."""
+    items = tables["items"]
+    future = border[:, None] + xp.arange(width)[None]
+    is_target = future < stop[:, None]
+    future = xp.minimum(future, len(items) - 1)
+    targets = xp.where(is_target, items[future], PAD)
+    if "weights" in tables:
+        weights = xp.where(is_target, tables["weights"][future], 0)
+        return targets, weights, weights.sum(1)
+    return targets, is_target, (stop - border).astype(xp.float32)
 
 
 def _tables(dataset: Dataset, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
