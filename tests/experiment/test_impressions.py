@@ -6,7 +6,7 @@ import pytest
 
 from configs import mind as mind_config
 from helpers import mind
-from helpers.runs import config, metrics_of, run
+from helpers.runs import ROOT, config, launched, metrics_of, run
 from helpers.terms import loss_of, term
 from helpers.toy import refused
 from kd_jax.core.scores import Factors
@@ -161,3 +161,27 @@ def test_what_cannot_learn_from_lists_is_refused(folders, world, tmp_path):
     refused(lambda: terms("teacher", **on_mind, **written), "teacher.model.context='text'")
     soft = {"data.reader": "mind", "distill.terms.soft.items": "shown"}
     refused(lambda: terms("distilled", **soft), "distill.terms.soft.items='shown'", "teacher")
+
+
+def test_types_of_events_are_weighed_on_the_command_line(tmp_path, monkeypatch):
+    rows = [(u, i, 10 * i, "add to cart") for u in range(3) for i in range(4)]
+    rows += [(0, 2, 35, "view"), (1, 9, 5, "undo"), (2, 1, 99, "hate")]
+    lines = "".join(f"{u},{i},{t},{what}\n" for u, i, t, what in rows)
+    (tmp_path / "log.csv").write_text(f"user,item,timestamp,action\n{lines}")
+    arguments = [
+        f"--config={ROOT / 'configs/csv.py'}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.files.path={tmp_path / 'log.csv'}",
+        "--config.data.files.items_path=",
+        "--config.data.files.columns.event=action",
+        "--config.data.min_interactions=1",
+        "--config.data.missing_text=id",
+        "--config.stages=data",
+    ]
+    assert launched(monkeypatch, *arguments) == 2  # there are no weights
+    weights = "--config.data.events=add to cart=2, view=0.5, undo=0, hate=-1"
+    assert launched(monkeypatch, *arguments, weights) in (0, None)
+    found = dataset.load(tmp_path / "run/dataset")
+    assert found.weight.tolist() == [2.0] * 11 and found.disliked[1].tolist() == [1]
+    made = (tmp_path / "run/dataset/identity.json").read_text()
+    assert "hate=-1" in made
