@@ -92,12 +92,19 @@ def data() -> ConfigDict:
             "title": "movie_title",
         }
     )
+    c.mind = ConfigDict()
+    # folders of MIND: of training, and a later one to test on; '' = only the first
+    c.mind.path = ""
+    c.mind.dev_path = ""
+    # whether clicks before the log count
+    c.mind.history = True
     c.files = ConfigDict()
     # the interactions
     c.files.path = ""
     # the table of items with their text
     c.files.items_path = ""
-    # role -> name of the column; 'item_id' is the item's in the table of items
+    # role -> name of the column; 'event' is the type of an interaction, with weights in
+    # data.events; 'item_id' is the item's in the table of items
     c.files.columns = ConfigDict(
         {
             "user": "user",
@@ -105,6 +112,7 @@ def data() -> ConfigDict:
             "rating": "rating",
             "timestamp": "timestamp",
             "split": "split",
+            "event": "",
             "item_id": "item",
         }
     )
@@ -134,8 +142,11 @@ def data() -> ConfigDict:
     # rank: keep ratings of at least this
     c.min_rating = config_dict.placeholder(float)
     # which of a user's interactions with the same item counts: 'first', 'last', or the one with the
-    # greatest rating, 'max'
+    # greatest rating, 'max'; 'count': the first, with their number as its weight
     c.repeats = "first"
+    # weights of types of events, 'view=0.2, like=1, unlike=0, dislike=-1, login=None': 0 takes back
+    # what came before, below 0 is a dislike, None leaves out; '' = interactions have no type
+    c.events = ""
     # share of unreadable rows that is tolerated (counted and shown)
     c.max_malformed = 0.0
     # keep only the first so many users (to try things out); 0 = all
@@ -324,7 +335,8 @@ def distill() -> ConfigDict:
     #                start, without an end)
     #   temperature  1.0: a number or such a section, of losses that compare two softmaxes
     #   items        'all', 'warm' (those with a training interaction), or an estimate of either
-    #                from a sample, 'sampled' and 'sampled_warm' (all terms or none)
+    #                from a sample, 'sampled' and 'sampled_warm' (all terms or none); 'shown': of a
+    #                loss of clicks, the items of an impression, which examples then are
     #   teacher      the source of its labels: '' (the run's own) or a name of distill.sources
     #   head         False; True gives the term a head of its own, which is not exported
     # On the command line --config.distill.terms.soft.weight.end=0 gives a term a schedule,

@@ -26,6 +26,8 @@ pair_ids            int32 [B, L]     cross-encoder in training: tokens of the us
 pair_mask           int32 [B, L]     0 padding, 1 a token of the user's text, 2
                                      (``encoder.SECOND``) a token of the item's text
 interaction         int32 [B]        rate only: row of the data set
+shown               int32 [B, P, K]  impressions only: the shown items, the clicked ones first
+shown_clicks        int32 [B, P]     impressions only: the number of clicked items
 row                 int32 [B]        position of the example in its table, by which cached soft
                                      labels are looked up
 labels of <name>    dict             cached soft labels that do not fit on the devices: the rows of

@@ -1,7 +1,8 @@
 """The Dataset: filtered, indexed and split interactions as arrays, with the texts of the items.
 
-The order of the steps is fixed: malformed rows, rating threshold, repeated pairs, k-core, index,
-split. A history never holds anything later than the target that is predicted from it.
+The order of the steps is fixed: malformed rows, rating threshold, events and repeated pairs,
+k-core, index, split. A history never holds anything later than the target that is predicted from
+it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,14 +20,16 @@ from jaxtyping import Bool, Float32, Int8, Int32, Int64
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic, read_json, write_json
-from kd_jax.data import filters, item_text
+from kd_jax.data import events, filters, impressions, item_text
+from kd_jax.data.impressions import Impressions
 from kd_jax.data.options import DatasetOptions
 from kd_jax.data.raw import RawData, accept
 from kd_jax.data.splits import FOLD_IN, NAMES, TRAIN, assign
-from kd_jax.data.time_units import per_day, resolve
+from kd_jax.data.time_units import per_day, resolve_all
 
 CSR = tuple[Int64[np.ndarray, " U+1"], Int32[np.ndarray, " M"]]
 ARRAYS = ("user", "item", "rating", "timestamp", "split")
+WRITTEN = (*ARRAYS, "weight")  # the last only where weights differ
 DISLIKED = "disliked.parquet"
 NOTED = ("name", "split_name", "counts", "checksum", "time_unit")
 UNTIMED_ROWS = "rows_without_a_timestamp,_whose_order_is_taken_as_time"  # of ``Dataset.counts``
@@ -48,8 +51,10 @@ class Dataset:
     never trained on).
     indptr: user u has the rows indptr[u]:indptr[u + 1]. counts: rows read, rows left out by reason,
     and rows that remain. checksum: 16 hex digits of SHA-256 over ids, texts and arrays. disliked:
-    the items that each user rated below the threshold, as a CSR array, or None; they are not
-    recommended to them. notes: what looks wrong in the source; not saved.
+    the items that each user rated below the threshold or disliked, as a CSR array, or None; they
+    are not recommended to them. weight: of each interaction in the loss, None where all have 1.
+    impressions: the lists that users were shown, or None. notes: what looks wrong in the source;
+    not saved.
     """
 
     name: str
@@ -67,6 +72,8 @@ class Dataset:
     checksum: str
     time_unit: str = "s"
     disliked: CSR | None = None
+    weight: Float32[np.ndarray, " N"] | None = None
+    impressions: Impressions | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -112,6 +119,11 @@ class Dataset:
         """The interactions of ``split`` (0, 1 or 2) as (indptr, items), in order of time."""
         return self._rows(self.split == split)
 
+    @property
+    def train_weights(self) -> Float32[np.ndarray, " M"] | None:
+        """The weights of the interactions of ``targets(0)``; None where all have 1."""
+        return None if self.weight is None else self.weight[self.split == TRAIN]
+
     def _rows(self, chosen: Bool[np.ndarray, " N"]) -> CSR:
         return _indptr(self.user[chosen], self.num_users), self.item[chosen]
 
@@ -120,14 +132,18 @@ class Dataset:
 
         dataset.json is written last, so a folder that has it is complete.
         """
+        arrays = ARRAYS if self.weight is None else WRITTEN
         for name, frame in {
-            "interactions": pl.DataFrame({name: getattr(self, name) for name in ARRAYS}),
+            "interactions": pl.DataFrame({name: getattr(self, name) for name in arrays}),
             "users": pl.DataFrame({"id": self.user_ids}),
             "items": self.items.select(self.item_ids.alias("id"), pl.all().name.prefix("text_")),
         }.items():
             with atomic(Path(folder) / f"{name}.parquet") as path:
                 frame.write_parquet(path)
-        (Path(folder) / DISLIKED).unlink(missing_ok=True)
+        for name in (DISLIKED, impressions.FILE):
+            (Path(folder) / name).unlink(missing_ok=True)
+        if self.impressions is not None:
+            self.impressions.save(Path(folder))
         if self.disliked is not None:
             indptr, item = self.disliked
             user = np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(indptr))
@@ -149,7 +165,7 @@ def load(folder: Path) -> Dataset:
         _saved(folder / f"{name}.parquet", fix) for name in ("interactions", "users", "items")
     )
     try:
-        arrays = {name: rows[name].to_numpy() for name in ARRAYS}
+        arrays = {name: rows[name].to_numpy() for name in rows.columns if name in WRITTEN}
         texts = items.drop("id").rename(lambda name: name.removeprefix("text_"))
         found = _assemble(
             note["name"],
@@ -162,6 +178,9 @@ def load(folder: Path) -> Dataset:
             note.get("time_unit", "s"),
         )
         written = note["checksum"]
+        if (folder / impressions.FILE).exists():
+            shown = impressions.load(_saved(folder / impressions.FILE, fix))
+            found = dataclasses.replace(found, impressions=shown)
     except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{folder}: the saved data set can't be read ({error}); {fix}") from None
     if found.checksum != written:
@@ -193,7 +212,7 @@ def _assemble(
     counts: dict[str, int],
     time_unit: str,
 ) -> Dataset:
-    """A Dataset with its ``indptr`` and checksum; arrays: those named in ``ARRAYS``."""
+    """A Dataset with its ``indptr`` and checksum; arrays: those named in ``WRITTEN``."""
     digest = hashlib.sha256(json.dumps([split_name, items.columns]).encode())
     for column in (user_ids, item_ids, *items):
         digest.update(json.dumps(column.to_list()).encode())
@@ -222,7 +241,7 @@ def _indptr(user: Int32[np.ndarray, " N"], users: int) -> Int64[np.ndarray, " U+
 def build(raw: RawData, **fields: Any) -> Dataset:
     """Filters, indexes and splits ``raw``; fields: those of ``DatasetOptions``.
 
-    Repeated interactions of a user with an item count once. Equal timestamps keep the
+    A user has one interaction with an item (``data/events.py``). Equal timestamps keep the
     order of the rows in the source; without timestamps that order is the order of time. Raises
     InputError for bad input: what is wrong, where, and the fix.
     """
@@ -231,51 +250,97 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     has_time = "timestamp" in raw.interactions.columns
     if not has_time:
         counts[UNTIMED_ROWS] = raw.interactions.height
+    kept = _kept(raw, options, counts)
+    users, items, rows = len(kept.user_ids), len(kept.item_ids), kept.rows
+    texts = item_text.texts(raw, kept.item_ids, options.text_columns, options.missing_text)
+
+    indptr = _indptr(kept.user, users)
+    times = [rows["timestamp"].to_numpy()]
+    if raw.impressions is not None:
+        times.append(raw.impressions["timestamp"].to_numpy())
+    unit = "s"
+    notes: tuple[str, ...] = ()
+    if has_time:
+        given = raw.time_unit, raw.time_digits
+        times, unit, notes = resolve_all(times, *given, options.time_unit)
+    timestamp = times[0]
+    codes = assign(
+        options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
+    )
+    arrays = {
+        "user": kept.user,
+        "item": kept.item,
+        "rating": rows["rating"].to_numpy(),
+        "timestamp": timestamp,
+        "split": codes,
+    }
+    weight = events.totals(kept.reduced, rows, codes, kept.num_ids, options.split)
+    arrays |= {} if weight is None else {"weight": weight}
+    if options.split == "leave_one_out":
+        counts["users_with_fewer_than_3"] = int((np.diff(indptr) < 3).sum())
+    ids = kept.user_ids, kept.item_ids
+    shown = None
+    if raw.impressions is not None:
+        table = raw.impressions.with_columns(timestamp=pl.Series(times[1]))
+        shown, found = impressions.build(table, ids, arrays, options.split)
+        counts |= found
+    counts |= {"users": users, "items": items, "interactions": len(timestamp)}
+    dataset = _assemble(raw.name, options.split, *ids, texts, arrays, counts, unit)
+    untimed = options.split != "column" and not has_time
+    _check_splits(dataset, options.minima, UNTIMED if untimed else "")
+    low = filters.indexed_pairs(kept.low, ids, (kept.user, kept.item))
+    disliked = (_indptr(low[0], users), low[1]) if len(low[0]) else None
+    notes = (*notes, *kept.reduced.notes)
+    return dataclasses.replace(dataset, disliked=disliked, impressions=shown, notes=notes)
+
+
+class _Kept(NamedTuple):
+    """The interactions that are kept, with the ids of both sides.
+
+    rows, user, item: sorted by (user, time). reduced, num_ids: what ``rows`` come from, and the
+    number of items that pairs were numbered with. low: the pairs of ids that users do not like.
+    """
+
+    rows: pl.DataFrame
+    user: Int32[np.ndarray, " N"]
+    item: Int32[np.ndarray, " N"]
+    user_ids: pl.Series
+    item_ids: pl.Series
+    reduced: events.Reduced
+    num_ids: int
+    low: pl.DataFrame
+
+
+def _kept(raw: RawData, options: DatasetOptions, counts: dict[str, int]) -> _Kept:
+    """Leaves out rows, one reason after the other, and adds to ``counts`` how many."""
+    weights = events.parse(options.events)
+    typed, left_out = events.weighed(raw, weights)
+    raw = dataclasses.replace(raw, interactions=typed)
     rows = filters.complete(raw, options.split, options.min_rating)
-    counts["below_min_rating"] = raw.interactions.height - rows.height
+    counts["below_min_rating"] = typed.height - rows.height
     _require_rows(raw, rows.height, f"data.min_rating={options.min_rating}")
 
     rows, all_users, all_items = _indexed(rows)
-    height = rows.height
-    rows = _without_repeats(rows, len(all_items), options.repeats)
-    counts["repeated"] = height - rows.height
-
-    height = rows.height
-    rows, kept = _core(raw, rows, options)
-    counts["below_min_interactions"] = height - kept
+    reduced = events.reduce(rows, len(all_items), options.repeats, weights)
+    counts["repeated"] = reduced.repeated
+    if weights:
+        counts |= {"left_out_events": left_out, "taken_back": reduced.taken_back}
+        _require_rows(raw, reduced.rows.height, events.FIELD)
+    rows, size = _core(raw, reduced.rows, options)
+    counts["below_min_interactions"] = reduced.rows.height - size
     user, user_ids = filters.compact(rows["user"].to_numpy(), all_users)
     item, item_ids = filters.compact(rows["item"].to_numpy(), all_items)
     if options.min_item_interactions == 0:
         catalogue = pl.concat([item_ids, raw.items["item"]]).unique().sort()
         item = catalogue.search_sorted(item_ids).to_numpy().astype(np.int32)[item]
         item_ids = catalogue
-    texts = item_text.texts(raw, item_ids, options.text_columns, options.missing_text)
-
-    indptr = _indptr(user, len(user_ids))
-    timestamp, unit = rows["timestamp"].to_numpy(), "s"
-    notes: tuple[str, ...] = ()
-    if has_time:
-        given = raw.time_unit, raw.time_digits
-        timestamp, unit, notes = resolve(timestamp, *given, options.time_unit)
-    codes = assign(
-        options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
-    )
-    arrays = {
-        "user": user,
-        "item": item,
-        "rating": rows["rating"].to_numpy(),
-        "timestamp": timestamp,
-        "split": codes,
-    }
-    if options.split == "leave_one_out":
-        counts["users_with_fewer_than_3"] = int((np.diff(indptr) < 3).sum())
-    counts |= {"users": len(user_ids), "items": len(item_ids), "interactions": len(user)}
-    dataset = _assemble(raw.name, options.split, user_ids, item_ids, texts, arrays, counts, unit)
-    untimed = options.split != "column" and not has_time
-    _check_splits(dataset, options.minima, UNTIMED if untimed else "")
-    low = filters.below(raw, options.min_rating, (user_ids, item_ids), (user, item))
-    disliked = (_indptr(low[0], len(user_ids)), low[1]) if len(low[0]) else None
-    return dataclasses.replace(dataset, disliked=disliked, notes=notes)
+    low = filters.below(raw, options.min_rating)
+    if reduced.disliked is not None:
+        of_user, of_item = reduced.disliked
+        low = low.extend(
+            pl.DataFrame({"user": all_users.gather(of_user), "item": all_items.gather(of_item)})
+        )
+    return _Kept(rows, user, item, user_ids, item_ids, reduced, len(all_items), low)
 
 
 def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
@@ -284,20 +349,6 @@ def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
     items, item = filters.to_indices(rows["item"])
     rows = rows.with_columns(user=user, item=item)
     return rows.sort("user", "timestamp", "split", maintain_order=True), users, items
-
-
-def _without_repeats(rows: pl.DataFrame, items: int, repeats: str) -> pl.DataFrame:
-    """One row of each pair of a user and one of the ``items``: see ``DatasetOptions.repeats``."""
-    pairs = rows["user"].cast(pl.Int64) * items + rows["item"]
-    if pairs.n_unique() == rows.height:
-        return rows
-    if repeats == "first":
-        return rows.filter(pl.Series(_first_distinct(pairs.to_numpy())))
-    kept = rows.with_columns(pair=pairs, row=pl.int_range(rows.height))
-    if repeats == "max":
-        kept = kept.sort("pair", "rating", "row")
-    kept = kept.unique("pair", keep="last", maintain_order=True).sort("row")
-    return kept.drop("pair", "row")
 
 
 def _core(raw: RawData, rows: pl.DataFrame, options: DatasetOptions) -> tuple[pl.DataFrame, int]:
@@ -310,17 +361,6 @@ def _core(raw: RawData, rows: pl.DataFrame, options: DatasetOptions) -> tuple[pl
     if options.max_users:
         kept &= np.isin(user, np.unique(user[kept])[: options.max_users])
     return rows.filter(kept), size
-
-
-def _first_distinct(values: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
-    """True at the first of equal values.
-
-    The values are nearly sorted, which makes a stable sort faster than a hash table.
-    """
-    order = np.argsort(values, kind="stable")
-    first = np.ones(len(values), bool)
-    first[order[1:]] = values[order[1:]] != values[order[:-1]]
-    return first
 
 
 def _require_rows(raw: RawData, rows: int, option: str) -> None:

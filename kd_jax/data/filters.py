@@ -8,15 +8,16 @@ from jaxtyping import Bool, Int32
 
 from kd_jax.core.errors import InputError
 from kd_jax.data import splits
+from kd_jax.data.events import EVENT, WEIGHT
 from kd_jax.data.raw import RawData
 
 
 def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame:
     """The rows rated at least ``min_rating`` as (user, item, rating, timestamp, split code).
 
-    Missing columns are filled in: ratings with 1, timestamps with the row number. With
-    split='column' and without timestamps, train rows come first in time, then valid, then test,
-    wherever they are in the file.
+    Columns of ``events`` are kept. Missing columns are filled in: ratings with 1, timestamps with
+    the row number. With split='column' and without timestamps, train rows come first in time, then
+    valid, then test, wherever they are in the file.
     """
     have = raw.interactions.columns
     rows = raw.interactions.height
@@ -45,24 +46,28 @@ def complete(raw: RawData, split: str, min_rating: float | None) -> pl.DataFrame
         rating=pl.col("rating").cast(pl.Float32) if "rating" in have else pl.lit(1.0, pl.Float32),
         timestamp=time,
         split=pl.Series(codes),
+        **{name: name for name in (EVENT, WEIGHT) if name in have},
     )
     return frame if min_rating is None else frame.filter(pl.col("rating") >= min_rating)
 
 
-def below(
-    raw: RawData,
-    min_rating: float | None,
+def below(raw: RawData, min_rating: float | None) -> pl.DataFrame:
+    """The pairs (user, item), as ids, that are rated below ``min_rating``."""
+    pairs = raw.interactions.select("user", "item")
+    if min_rating is None:
+        return pairs.clear()
+    return pairs.filter(raw.interactions["rating"].cast(pl.Float32) < min_rating)
+
+
+def indexed_pairs(
+    low: pl.DataFrame,
     ids: tuple[pl.Series, pl.Series],
     chosen: tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]],
 ) -> tuple[Int32[np.ndarray, " M"], Int32[np.ndarray, " M"]]:
-    """The pairs of users and items that are rated below ``min_rating``, sorted by user.
+    """The indices of the pairs ``low`` of known users and items, once each, sorted by user.
 
-    ids: of users and items. chosen: pairs that do not count, since they were also rated higher.
+    ids: of users and items. chosen: pairs to leave out.
     """
-    nothing = np.zeros(0, np.int32)
-    if min_rating is None:
-        return nothing, nothing
-    low = raw.interactions.filter(pl.col("rating").cast(pl.Float32) < min_rating)
     tables = {
         name: pl.DataFrame({name: values, f"{name} index": np.arange(len(values), dtype=np.int32)})
         for name, values in zip(("user", "item"), ids, strict=True)

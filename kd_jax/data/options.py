@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from kd_jax.core.errors import InputError, nearest
+from kd_jax.data.events import parse
 from kd_jax.data.splits import SPLITS
 from kd_jax.data.time_units import UNITS
 
-REPEATS = ("first", "last", "max")
+REPEATS = ("first", "last", "max", "count")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class DatasetOptions:
     for quick trials; 0 = all. time_unit: of timestamps that are numbers: 's', 'ms', 'us' or 'ns'
     since 1970; 'auto': by their size. repeats: which of the interactions of a user with the same
     item counts: the 'first', the 'last', or the one with the greatest rating ('max', the last of
-    equal ones).
+    equal ones); 'count': the first, with the number of them as its weight. events: the weights of
+    types of events, as text (``events.parse``); '': interactions have no type.
     """
 
     split: str = "temporal"
@@ -43,8 +45,10 @@ class DatasetOptions:
     max_users: int = 0
     time_unit: str = "auto"
     repeats: str = "first"
+    events: str = ""
 
     def __post_init__(self) -> None:
+        parse(self.events)
         if self.repeats not in REPEATS:
             raise InputError(
                 f"data.repeats={self.repeats!r} is unknown{nearest(self.repeats, REPEATS)}"

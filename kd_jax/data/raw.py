@@ -17,18 +17,18 @@ class RawData:
     """Interactions and items as read, before any filter.
 
     interactions: ``user``, ``item`` (Int64 or String) and, where known, ``rating`` (Float32),
-    ``timestamp`` (Int64) and ``split`` (String); in the order of the source. items: ``item`` (of
-    the same type), then text columns, the first of which is shown as the title; columns may be
-    nested. counts: 'rows' that were read, and 'malformed' rows
-    among them, which are left out. problems: the first malformed row of each kind, as 'file:line:
-    what is wrong'. path, items_path: the files of the two tables; '' where there is none. untimed:
-    a hint how to name a timestamp column that may have been forgotten, with the unused columns; ''
-    otherwise. impressions: what users were shown, one row per list, or None where the source has no
-    record of it: ``user`` and ``timestamp`` as above, ``items`` (List of item ids, in the order
-    shown; they need not be in ``items``) and ``clicked`` (List of Boolean, one per item). Nothing
-    reads it yet. time_unit, time_digits: a timestamp is the written number times 10^time_digits, in
-    's', 'ms', 'us' or 'ns' since 1970; '' where the source does not tell its unit. notes: lines
-    about what was read, for people.
+    ``timestamp`` (Int64), ``split`` and ``event`` (String); in the order of the source. items:
+    ``item`` (of the same type), then text columns, the first of which is shown as the title;
+    columns may be nested. counts: 'rows' that were read, and 'malformed' rows among them, which are
+    left out. problems: the first malformed row of each kind, as 'file:line: what is wrong'. path,
+    items_path: the files of the two tables; '' where there is none. untimed: a hint how to name a
+    timestamp column that may have been forgotten, with the unused columns; '' otherwise.
+    impressions: what users were shown, one row per list, or None where the source has no record of
+    it: ``user`` and ``timestamp`` as above, ``items`` (List of item ids, in the order shown; they
+    need not be in ``items``) and ``clicked`` (List of Boolean, one per item); perhaps ``split`` as
+    above. time_unit, time_digits: a timestamp is the written number times 10^time_digits, in 's',
+    'ms', 'us' or 'ns' since 1970; '' where the source does not tell its unit. notes: lines about
+    what was read, for people.
     """
 
     name: str

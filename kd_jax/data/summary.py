@@ -13,7 +13,14 @@ from kd_jax.data.text import item_texts
 from kd_jax.data.time_units import COUNTS, EXPONENTS
 
 UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-DROPPED = ("malformed", "below_min_rating", "repeated", "below_min_interactions")
+DROPPED = (
+    "malformed",
+    "left_out_events",
+    "below_min_rating",
+    "repeated",
+    "taken_back",
+    "below_min_interactions",
+)
 SHOWN = 200  # characters of the example of a text
 FEW, MANY = 0.01, 0.2  # shares of interactions from which on a warning is due
 SAME = 0.5  # share of items whose text is another's, from which on that is reported

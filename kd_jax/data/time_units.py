@@ -38,6 +38,15 @@ def resolve(
     return *coarsest(times, names[exponent]), notes
 
 
+def resolve_all(
+    parts: list[Int64[np.ndarray, " N"]], unit: str, digits: int, option: str
+) -> tuple[list[Int64[np.ndarray, " N"]], str, tuple[str, ...]]:
+    """As ``resolve``, for several arrays together: they get the same unit."""
+    whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    times, found, notes = resolve(whole, unit, digits, option)
+    return np.split(times, np.cumsum([len(part) for part in parts])[:-1]), found, notes
+
+
 def coarsest(times: Int64[np.ndarray, " N"], unit: str) -> tuple[Int64[np.ndarray, " N"], str]:
     """The times in the coarsest unit that has them all exactly, and that unit."""
     exponent = EXPONENTS[unit]

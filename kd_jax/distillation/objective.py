@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kd_jax.core.scores import Factors, Listed, TeacherScores
-from kd_jax.core.types import Batch, Params
+from kd_jax.core.tiling import NEGATIVE
+from kd_jax.core.types import PAD, Batch, Params
 from kd_jax.distillation.term import Objective, Term
 from kd_jax.losses import candidates, dense, sampled, streamed
 from kd_jax.losses.base import CandidateLoss, SoftmaxLoss, VectorLoss
@@ -103,11 +104,15 @@ def mean_loss(
     work = _Work(objective, scores, inputs, auxiliary or {}, engine)
     totals: list[Array] = []
     means: dict[str, Array] = {}
-    of_softmax = [term for term in objective if isinstance(term.loss, SoftmaxLoss)]
+    of_softmax = [
+        term for term in objective if isinstance(term.loss, SoftmaxLoss) and not term.shown
+    ]
     if of_softmax:
         totals, means = work.softmax_terms(of_softmax)
     for term in objective:
-        if isinstance(term.loss, CandidateLoss):
+        if term.shown:
+            means[term.name] = work.shown_mean(term)
+        elif isinstance(term.loss, CandidateLoss):
             means[term.name] = work.candidate_mean(term, term.loss)
         elif isinstance(term.loss, VectorLoss):
             means[term.name] = work.vector_mean(term, term.loss)
@@ -288,7 +293,19 @@ class _Work:
         constant = loss.entropy_coefficient * square * jnp.sum(counted * entropy)
         return total + weight * constant, square * mean + constant
 
-    # losses of candidates, and of vectors
+    # losses of what was shown, of candidates, and of vectors
+
+    def shown_mean(self, term: Term) -> Array:
+        """The mean of a loss of the clicks whose softmax is over the shown items alone."""
+        shown = _flat(self.inputs.batch["shown"])
+        clicks = self.inputs.batch["shown_clicks"].reshape(-1, 1)
+        there = shown != PAD
+        scores = candidates.scores_of(self.student(term), jnp.maximum(shown, 0))
+        places = jnp.broadcast_to(jnp.arange(shown.shape[1])[None], shown.shape)
+        share = (places < clicks) / jnp.maximum(clicks, 1)  # the clicked items come first
+        assert isinstance(term.loss, SoftmaxLoss)
+        found = dense.per_row(term.loss, jnp.where(there, scores, NEGATIVE), (places, share))
+        return jnp.sum(found * self.position_weights(term).reshape(-1))
 
     def candidate_mean(self, term: Term, loss: CandidateLoss) -> Array:
         teacher = self.inputs.teachers[term.teacher].scores

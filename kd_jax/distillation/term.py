@@ -11,7 +11,7 @@ from kd_jax.distillation.schedule import Schedule
 from kd_jax.losses import LOSSES
 from kd_jax.losses.base import CandidateLoss, Loss, SoftmaxLoss, VectorLoss
 
-ITEMS = ("all", "warm", "sampled", "sampled_warm")
+ITEMS = ("all", "warm", "sampled", "sampled_warm", "shown")
 OWN = ""  # the name, among a student's teachers, of the run's own
 
 
@@ -21,10 +21,11 @@ class Term:
 
     name: its key in the log. items: a softmax over 'all' items of the catalogue or over the 'warm'
     ones, those with at least one training interaction; 'sampled' and 'sampled_warm' estimate the
-    two from ``negatives`` drawn items, the targets and the teacher's ``top`` items. Of losses of
-    candidates and of item vectors: over which items. teacher: the name of the one it reads, ``OWN``
-    for the run's own. head: whether the student's context goes through a linear map of this term's
-    own, which starts at the identity and is an auxiliary parameter.
+    two from ``negatives`` drawn items, the targets and the teacher's ``top`` items; 'shown': over
+    the items of the impression that the example is. Of losses of candidates and of item vectors:
+    over which items. teacher: the name of the one it reads, ``OWN`` for the run's own. head:
+    whether the student's context goes through a linear map of this term's own, which starts at the
+    identity and is an auxiliary parameter.
     """
 
     name: str
@@ -44,6 +45,10 @@ class Term:
     @property
     def warm(self) -> bool:
         return self.items.endswith("warm")
+
+    @property
+    def shown(self) -> bool:
+        return self.items == "shown"
 
     @property
     def reads_teacher(self) -> bool:
@@ -124,7 +129,8 @@ class Limits:
 
     factorised: whether its scores are factors. owns_item_table: whether rows of its item table can
     be gathered. num_items: of the catalogue. ranks: False where it gives classes of a pair. lists:
-    names of the teachers that list a few items.
+    names of the teachers that list a few items. no_lists_shown: why it cannot learn from
+    impressions; '' where it can.
     """
 
     factorised: bool
@@ -132,6 +138,7 @@ class Limits:
     num_items: int
     ranks: bool = True
     lists: Collection[str] = ()
+    no_lists_shown: str = ""
 
 
 def check(objective: Objective, limits: Limits, where: str) -> None:
@@ -144,11 +151,14 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
         raise InputError(
             f"{where}: some terms read a sample of the catalogue and some all of it, and a step"
             " does one or the other; give all of them items='sampled' or 'sampled_warm', or none"
+            f"{'; shown items go with neither' if any(t.shown for t in objective) else ''}"
         )
     for term in objective:
         field = f"{where}.{term.name}" if len(objective) > 1 else where
         if sampled:
             _check_sampled(term, limits, field)
+        if term.shown:
+            _check_shown(term, limits, field)
         if term.head and not (limits.ranks and limits.factorised):
             raise InputError(
                 f"{field}.head=True is a map of context vectors, and this model has none; use"
@@ -196,6 +206,17 @@ def _check_sampled(term: Term, limits: Limits, field: str) -> None:
             f"distill.negatives={term.negatives} and distill.top={term.top} are no sample of"
             f" {limits.num_items} items; lower them, or use items='all' or 'warm' in {field}"
         )
+
+
+def _check_shown(term: Term, limits: Limits, field: str) -> None:
+    if term.reads_teacher:
+        raise InputError(
+            f"{field}.items='shown' is for losses of clicks, and this one reads a teacher; use"
+            " items='all' or 'warm'"
+        )
+    if limits.no_lists_shown or not limits.ranks:
+        reason = limits.no_lists_shown or "task='rate' has no lists"
+        raise InputError(f"{field}.items='shown': {reason}; use items='all' or 'warm'")
 
 
 def _check_vectors(term: Term, limits: Limits, field: str) -> None:

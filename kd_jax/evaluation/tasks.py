@@ -23,7 +23,7 @@ from kd_jax.data.examples.user import user_examples
 from kd_jax.data.popularity import SCALES, decayed_counts
 from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.devices import sharding
-from kd_jax.evaluation import evaluator
+from kd_jax.evaluation import evaluator, impressions
 from kd_jax.evaluation.metrics import expand, log_loss, predictions
 from kd_jax.evaluation.scoring import pair_logits, score_function, users_at_once
 
@@ -38,12 +38,14 @@ class Evaluation:
     metrics: name -> value. slices: slice -> metrics. per_user: name, possibly with a slice
     ('ndcg@10/warm') -> f32 [U], in a fixed order, NaN where undefined; their mean is the metric,
     and they are the input of paired comparisons. counts: of the evaluated users and targets.
+    impressions: see ``impressions.evaluate``; {} where the data set has none.
     """
 
     metrics: dict[str, float]
     slices: dict[str, dict[str, float]]
     per_user: dict[str, np.ndarray]
     counts: dict[str, int]
+    impressions: dict[str, float | int] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -125,7 +127,8 @@ class Rank:
     ) -> Evaluation:
         """Evaluates a score function on ``split``, 'valid' or 'test'.
 
-        names: of the metrics. slices: whether to compute them for slices, too. max_users: see
+        names: of the metrics. slices: whether to compute them for slices, too, and to judge
+        impressions. max_users: see
         ``RankOptions``. batch_size: 0 for the task's own.
         """
         result = evaluator.evaluate_rank(
@@ -142,7 +145,11 @@ class Rank:
         for kind, values in result.per_user_slices.items():
             per_user |= {f"{name}/{kind}": value for name, value in values.items()}
         counts = result.counts["all"] | {"repeats": result.repeats}
-        return Evaluation(result.metrics, result.slices, per_user, counts)
+        shown: dict[str, float | int] = {}
+        if slices:
+            at_once = batch_size or self.batch_size
+            shown = impressions.evaluate(score_fn, self.dataset, SPLITS[split], at_once)
+        return Evaluation(result.metrics, result.slices, per_user, counts, shown)
 
     def evaluation_function(
         self, graphdef: nnx.GraphDef, split: str, history: int, *, full: bool = True

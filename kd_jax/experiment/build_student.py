@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array
 from kd_jax.data.examples.base import Examples
+from kd_jax.data.examples.shown import shown_examples
 from kd_jax.data.popularity import decayed_counts
 from kd_jax.experiment import roles
 from kd_jax.experiment.config import student_section
@@ -145,6 +146,9 @@ def examples_of(experiment: Experiment, role: Role, history: int) -> Examples:
 
     history: number of newest interactions in an example.
     """
+    kind = example_kind(experiment, role)
+    if any(term.shown for term in objective(experiment, role)):
+        return shown_examples(experiment.dataset, history=history, example_kind=kind)
     section = student_section(experiment.settings(role))
     weighting = {name: section[name] for name in WEIGHTING if name in section}
-    return experiment.task.examples(example_kind(experiment, role), history=history, **weighting)
+    return experiment.task.examples(kind, history=history, **weighting)

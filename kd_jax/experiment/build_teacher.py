@@ -15,11 +15,13 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.examples.live_items import live_items, with_live_items
 from kd_jax.data.examples.pairs import with_pairs
 from kd_jax.data.examples.sequence import history_texts
+from kd_jax.data.examples.shown import shown_examples
 from kd_jax.data.examples.snapshot import snapshot_examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.evaluation.tasks import Rate
 from kd_jax.experiment.config import reads_text, trains_text
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.objectives import objective
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.models.scorer import split
@@ -177,6 +179,9 @@ def examples_of(
     rows: number of examples of a batch that this process looks up.
     """
     c = experiment.settings(role).teacher
+    if any(term.shown for term in objective(experiment, role)):
+        kind = parts.example_kind
+        return shown_examples(experiment.dataset, history=parts.history, example_kind=kind)
     found = experiment.task.examples(parts.example_kind, history=parts.history)
     if c.popularity.enabled and experiment.task.num_classes == 0:
         found = snapshot_examples(

@@ -41,7 +41,10 @@ class Measured:
     def add(self, row: Row, evaluations: dict[str, Evaluation]) -> None:
         """Adds a model. row: its name, seed and costs; evaluations: by split."""
         test = evaluations["test"]
-        metrics = {split: found.metrics for split, found in evaluations.items()}
+        metrics: Row = {split: found.metrics for split, found in evaluations.items()}
+        shown = {split: found.impressions for split, found in evaluations.items()}
+        if any(shown.values()):
+            metrics["impressions"] = shown
         self.rows.append(row | metrics | {"slices": test.slices})
         kept = {name: test.per_user[name] for name in self.compared if name in test.per_user}
         self.per_user.setdefault(row["name"], []).append(kept)

@@ -41,6 +41,9 @@ def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]
         common["boundaries"] = tuple(c.rate.boundaries)
     if start := origin_of(experiment, role, seed):
         common["start"] = start
+    if any(term.shown for term in objective(experiment, role)):
+        assert experiment.dataset.impressions is not None
+        common["impressions"] = experiment.dataset.impressions.checksum
     own = _teacher if role.is_teacher else _student
     return common | own(experiment, role, c, seed)
 

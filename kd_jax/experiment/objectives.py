@@ -13,7 +13,7 @@ from kd_jax.core.files import read_json
 from kd_jax.distillation.sources import Source
 from kd_jax.distillation.term import OWN, Limits, Objective, Term, check, of_section
 from kd_jax.experiment import roles
-from kd_jax.experiment.config import student_section
+from kd_jax.experiment.config import student_section, trains_text
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.roles import Role
 from kd_jax.models.students import student_class
@@ -84,7 +84,21 @@ def _limits(experiment: Experiment, role: Role, c: ConfigDict) -> Limits:
         num_items=experiment.dataset.num_items,
         ranks=c.task == "rank",
         lists=[name for name, source in experiment.sources.items() if source.folder is None],
+        no_lists_shown=_no_lists_shown(experiment, role, c),
     )
+
+
+def _no_lists_shown(experiment: Experiment, role: Role, c: ConfigDict) -> str:
+    """Why a role cannot learn from impressions; '' where it can."""
+    if experiment.dataset.impressions is None:
+        return "the data set has no impressions (data.reader='mind' reads some)"
+    if c.teacher.model.context == "text" and (role.is_teacher or role.distilled):
+        return "teacher.model.context='text' has no text of the history before each impression"
+    if role.is_teacher and c.teacher.popularity.enabled:
+        return "teacher.popularity.enabled=True learns from past days"
+    if role.is_teacher and role.text and trains_text(c.teacher):
+        return f"teacher.lm.train={c.teacher.lm.train!r} encodes the items of its own softmax"
+    return ""
 
 
 def may_hold_text(source: Source) -> bool:

@@ -39,6 +39,9 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     c, section = config.data, _section(config.data)
     fields = {name: value for name, value in c.to_dict().items() if not isinstance(value, dict)}
     fields[c.reader] = {name: value for name, value in section.items() if not _is_path(name)}
+    if not c.events:  # as in workdirs that were made before there were types of events
+        del fields["events"]
+        fields[c.reader].get("columns", {}).pop("event", None)
     files = stamp(*(value for name, value in section.items() if _is_path(name)))
     return fields | {"task": config.task, "files": files}
 
@@ -78,6 +81,7 @@ def _read(config: ConfigDict, log: Log) -> datasets.Dataset:
         max_users=c.max_users,
         time_unit=c.time_unit,
         repeats=c.repeats,
+        events=c.events,
     )
     if raw.untimed and c.split != "column":
         log.note(

@@ -93,13 +93,13 @@ def compared(
         valid &= warm[safe]
     best = jnp.maximum(top, 0)
     scores = [
-        jnp.concatenate([_scores(model, best), _shared(model, items.drawn)], 1)
+        jnp.concatenate([scores_of(model, best), _shared(model, items.drawn)], 1)
         for model in (student, teacher)
     ]
     return Candidates(scores[0], lax.stop_gradient(scores[1]), valid, top.shape[1])
 
 
-def _scores(model: Factors | Listed | Array, items: Int[Array, "R K"]) -> Float[Array, "R K"]:
+def scores_of(model: Factors | Listed | Array, items: Int[Array, "R K"]) -> Float[Array, "R K"]:
     """Scores of these items; of a list, a very low one for an item that is not on it."""
     if isinstance(model, Factors):
         contexts = model.contexts.reshape(-1, model.contexts.shape[-1])
@@ -123,5 +123,5 @@ def _shared(model: Factors | Listed | Array, items: Int[Array, " L"]) -> Float[A
         return Factors(contexts, model.vectors[items], model.bias[items]).dense()
     if isinstance(model, Listed):
         rows = model.items.reshape(-1, model.items.shape[-1])
-        return _scores(model, jnp.broadcast_to(items[None], (len(rows), len(items))))
+        return scores_of(model, jnp.broadcast_to(items[None], (len(rows), len(items))))
     return model.reshape(-1, model.shape[-1])[:, items].astype(jnp.float32)

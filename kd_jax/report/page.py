@@ -28,6 +28,7 @@ from kd_jax.report.charts import (
 )
 from kd_jax.report.curves import highest, read_curves
 from kd_jax.report.headline import claim, main_gain
+from kd_jax.report.impressions import impressions_table
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
@@ -87,7 +88,7 @@ def render(workdir: Path, legend: Legend) -> str:
     first, second = claim(metrics, legend)
     name = escape(str((metrics.get("dataset") or {}).get("name", "unnamed data")))
     parts = {
-        "results": _results(models, shown, legend),
+        "results": _results(models, shown, legend) + impressions_table(models, legend),
         "gains": _gains(metrics, models, shown, legend),
         "cost": _cost(metrics, models, shown, legend),
         "new_users": new_users_table(models, legend),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import amazon, common, courses, csv, movielens, online_retail, posts, quickstart
+from configs import amazon, common, courses, csv, mind, movielens, online_retail, posts, quickstart
 from helpers import toy
 from helpers.runs import launched
 from kd_jax.core.logging import Log
@@ -23,7 +23,7 @@ from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = (quickstart, online_retail, csv, movielens, amazon, posts, courses)
+CONFIGS = (quickstart, online_retail, csv, mind, movielens, amazon, posts, courses)
 QUICK = ("data", "student", "evaluate")
 
 

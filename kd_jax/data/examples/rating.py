@@ -34,6 +34,7 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
         stop = tables["before"][row]
         seen, index, valid = window(xp, tables["items"], first, stop, history)
         target = tables["classes"][row][:, None, None]
+        weights = tables["weights"][row] if "weights" in tables else xp.ones(len(row), xp.float32)
         return {
             "user": user,
             "item": tables["item"][row],
@@ -41,7 +42,7 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
             "history_class": xp.where(valid, tables["rated"][index], PAD).astype(xp.int32),
             "targets": target,
             "target_weights": xp.ones(target.shape, xp.float32),
-            "weights": xp.ones((len(row), 1), xp.float32),
+            "weights": weights[:, None],
             "row": chosen.astype(xp.int32),
             "interaction": row,
         }
@@ -56,4 +57,7 @@ def rate_examples(dataset: Dataset, classes: np.ndarray, split: int, *, history:
         "rated": np.append(rated, 0),
         "classes": classes,
     }
-    return Examples(len(rows), {name: compact(table) for name, table in tables.items()}, look_up)
+    narrow = {name: compact(table) for name, table in tables.items()}
+    if dataset.weight is not None:
+        narrow["weights"] = dataset.weight
+    return Examples(len(rows), narrow, look_up)

@@ -32,7 +32,8 @@ def sequence_examples(dataset: Dataset, *, history: int, example_kind: str) -> E
     """One example per user with at least two train items: the newest window and the next item.
 
     history: items of the window, L. example_kind: 'all' for a target after every item of the window
-    [B, L, 1], 'last' for one after the last item [B, 1, 1].
+    [B, L, 1], 'last' for one after the last item [B, 1, 1]. A position has the weight of the
+    interaction with its target.
     """
     indptr, items = dataset.targets(TRAIN)
     users = np.flatnonzero(np.diff(indptr) >= 2).astype(np.int32)
@@ -43,20 +44,22 @@ def sequence_examples(dataset: Dataset, *, history: int, example_kind: str) -> E
         stop = tables["indptr"][user + 1] - 1
         inputs, index, valid = window(xp, tables["items"], first, stop, history)
         target = xp.where(valid, tables["items"][index + 1], PAD).astype(xp.int32)[..., None]
+        weights = valid.astype(xp.float32)
+        if "weights" in tables:
+            weights = xp.where(valid, tables["weights"][index + 1], 0).astype(xp.float32)
         if example_kind == "last":
-            target = target[:, -1:]
+            target, weights = target[:, -1:], weights[:, -1:]
         return {
             "user": user,
             "history": inputs,
             "targets": target,
             "target_weights": xp.ones(target.shape, xp.float32),
-            "weights": (target[..., 0] != PAD).astype(xp.float32),
+            "weights": weights,
             "context_row": user,
             "row": user,
         }
 
-    return Examples(
-        len(users),
-        {"users": users, "indptr": compact(indptr), "items": items.astype(np.int32)},
-        look_up,
-    )
+    tables = {"users": users, "indptr": compact(indptr), "items": items.astype(np.int32)}
+    if dataset.train_weights is not None:
+        tables["weights"] = dataset.train_weights
+    return Examples(len(users), tables, look_up)

@@ -56,16 +56,12 @@ def snapshot_examples(
         user = tables["users"][rows]
         border = tables["borders"][rows]
         stop = tables["stops"][rows]
-        items = tables["items"]
-        count = (stop - border).astype(xp.float32)
-        future = border[:, None] + xp.arange(max_targets)[None]
-        is_target = future < stop[:, None]
-        targets = xp.where(is_target, items[xp.minimum(future, len(items) - 1)], PAD)
+        targets, shares, count = _targets(xp, tables, border, stop, max_targets)
         return {
             "user": user,
-            "history": window(xp, items, tables["indptr"][user], border, history)[0],
+            "history": window(xp, tables["items"], tables["indptr"][user], border, history)[0],
             "targets": targets.astype(xp.int32)[:, None],
-            "target_weights": (is_target / count[:, None]).astype(xp.float32)[:, None],
+            "target_weights": (shares / count[:, None]).astype(xp.float32)[:, None],
             "weights": (count**user_power)[:, None],
             "snapshot": tables["snapshots"][rows],
             "row": rows.astype(xp.int32),
@@ -74,10 +70,26 @@ def snapshot_examples(
     return Examples(len(snapshots), _tables(dataset, found), look_up, draw)
 
 
+def _targets(
+    xp: Any, tables: dict[str, Any], border: Any, stop: Any, width: int
+) -> tuple[Any, Any, Any]:
+    """The items in [border, stop), [B, width], their weights, and the sums of these [B]."""
+    items = tables["items"]
+    future = border[:, None] + xp.arange(width)[None]
+    is_target = future < stop[:, None]
+    future = xp.minimum(future, len(items) - 1)
+    targets = xp.where(is_target, items[future], PAD)
+    if "weights" in tables:
+        weights = xp.where(is_target, tables["weights"][future], 0)
+        return targets, weights, weights.sum(1)
+    return targets, is_target, (stop - border).astype(xp.float32)
+
+
 def _tables(dataset: Dataset, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tables from which batches are looked up."""
     indptr, items = dataset.targets(TRAIN)
-    return {
+    weights = dataset.train_weights
+    return ({} if weights is None else {"weights": weights}) | {
         "users": found["users"].astype(np.int32),
         "borders": compact(found["borders"]),
         "stops": compact(found["stops"]),

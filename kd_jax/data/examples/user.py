@@ -52,21 +52,22 @@ def user_examples(
 ) -> Examples:
     """One example per user, with the train items as targets, weighted by recency.
 
-    history: L. decay: the age at which a target counts 1/e, in ``decay_unit`` (``target_ages``).
-    user_power: the weight of an example is (sum of its target weights) ** user_power; with 0 all
-    users have the same weight.
+    The weight of an interaction multiplies that of its recency. history: L. decay: the age at which
+    a target counts 1/e, in ``decay_unit`` (``target_ages``). user_power: the weight of an example
+    is (sum of its target weights) ** user_power; with 0 all users have the same weight.
     """
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)
     width = int(min(MAX_TARGETS, counts.max(initial=1)))
     ages = target_ages(dataset, indptr, width, decay_unit)
     owner = np.repeat(np.arange(len(counts)), counts)
-    totals = np.bincount(owner, recency_weights(ages, decay), len(counts))
+    own = 1.0 if dataset.train_weights is None else dataset.train_weights
+    totals = np.bincount(owner, recency_weights(ages, decay) * own, len(counts))
     newest = np.full(len(counts), np.inf)
     np.minimum.at(newest, owner, ages)
     # Relative to the user's newest interaction, so that the shares of a user who was last active
     # long ago do not underflow.
-    shares = recency_weights(ages - newest[owner], decay)
+    shares = recency_weights(ages - newest[owner], decay) * own
     shares /= np.bincount(owner, shares, len(counts))[owner]
     users = np.flatnonzero(counts).astype(np.int32)
     weights = (totals**user_power / np.mean(totals[users] ** user_power)).astype(np.float32)

@@ -22,11 +22,12 @@ COLUMNS = MappingProxyType(
         "rating": "rating",
         "timestamp": "timestamp",
         "split": "split",
+        "event": "",
         "item_id": "item",
     }
 )
 ALIASES = {"user": "user_id", "item": "item_id", "item_id": "item_id"}  # role -> second default
-OPTIONAL = ("rating", "timestamp", "split")
+OPTIONAL = ("rating", "timestamp", "split", "event")
 INDEX = ("", "Unnamed: 0", "__index_level_0__", "index")  # as pandas writes the numbers of rows
 SECTION = "data.files"
 

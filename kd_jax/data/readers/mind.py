@@ -10,56 +10,87 @@ import polars as pl
 from kd_jax.core.errors import InputError
 from kd_jax.data.raw import RawData
 from kd_jax.data.readers import sources, tables
-from kd_jax.data.readers.table import LINE, Table
+from kd_jax.data.readers.table import LINE, SHIFT, Table
+from kd_jax.data.time_units import DAY
 
 FIELD = "data.mind.path"
+DEV_FIELD = "data.mind.dev_path"
 BEHAVIORS = ("impression", "user", "time", "history", "shown")
 NEWS = ("item", "category", "subcategory", "title", "abstract", "rest")
 TIME = "%m/%d/%Y %I:%M:%S %p"  # 11/15/2019 9:05:58 AM
 SHOWN = r"^\S+-[01]( \S+-[01])*$"  # N1-0 N2-1: what was shown, and whether it was clicked
 
 
-def read(path: str = "", history: bool = True) -> RawData:
+def read(path: str = "", dev_path: str = "", history: bool = True) -> RawData:
     """Clicks, and what was shown (``impressions``); items have title, abstract and category.
 
-    path: a folder with behaviors.tsv and news.tsv, such as MINDsmall_train. history: whether to
-    include the clicks that a user had before the first impression. The data set has their order but
-    not their times: they are placed one second apart before that impression. Raises InputError for
-    a folder without these files; the test folder has only malformed rows, since its clicks
-    are not published.
+    path: a folder with behaviors.tsv and news.tsv, such as MINDsmall_train. dev_path: a later one,
+    such as MINDsmall_dev. With it there is a column ``split``: test is the later folder, valid the
+    last day of the first, and train all before. history: whether to include the clicks that a user
+    had before the log. The data set has their order but not their times: they are placed one second
+    apart before the first impression of all users, since they are of the weeks before. Raises
+    InputError for a folder without these files; the published test folder has only malformed rows,
+    since its clicks are not published.
     """
     if not path:
         raise InputError(f"{FIELD} is not set; give an unpacked MIND folder")
-    folder = sources.existing(path, "MIND folder", FIELD)
-    news = sources.existing(folder / "news.tsv", "news", FIELD)
-    behaviors = sources.existing(folder / "behaviors.tsv", "behaviors", FIELD)
-    with sources.readable(folder):
-        return _raw(behaviors, sources.lines(news, "\t", NEWS), history)
+    folders = [_files(path, FIELD), *([_files(dev_path, DEV_FIELD)] if dev_path else [])]
+    with sources.readable(Path(path)):
+        return _raw(folders, history)
 
 
-def _raw(file: Path, news: Table, history: bool) -> RawData:
-    behaviors = _parsed(sources.lines(file, "\t", BEHAVIORS))
+def _files(path: str, field: str) -> tuple[Path, Path]:
+    """behaviors.tsv and news.tsv of a folder."""
+    folder = sources.existing(path, "MIND folder", field)
+    news = sources.existing(folder / "news.tsv", "news", field)
+    return sources.existing(folder / "behaviors.tsv", "behaviors", field), news
+
+
+def _raw(folders: list[tuple[Path, Path]], history: bool) -> RawData:
+    files = tuple(str(behaviors) for behaviors, _ in folders)
+    behaviors = pl.concat(
+        _parsed(sources.lines(file, "\t", BEHAVIORS)).with_columns(
+            pl.col(LINE).cast(pl.Int64) + (part << SHIFT), later=pl.lit(part > 0)
+        )
+        for part, (file, _) in enumerate(folders)
+    )
     usable = pl.col("fault").is_null()
     broken = behaviors.filter(~usable)
-    problem = ""
+    shown = behaviors.filter(usable).with_columns(split=_split())
+    clicks = pl.concat([_clicked(shown), *([_earlier(shown)] if history else [])])
+    table = Table(files[0], clicks.lazy(), broken=broken.height, paths=files)
     if broken.height:
-        problem = f"{file}:{broken[LINE][0]}: {broken['fault'][0]}"
-    shown = behaviors.filter(usable)
-    clicks = [_clicked(shown), *([_earlier(shown)] if history else [])]
-    table = Table(str(file), pl.concat(clicks).lazy(), broken=broken.height, problem=problem)
-    names = {"user": "user", "item": "item", "timestamp": "timestamp"}
+        problem = f"{table.place(broken[LINE][0])}: {broken['fault'][0]}"
+        table = dataclasses.replace(table, problem=problem)
+    columns = ["user", "item", "timestamp", *(["split"] if len(folders) > 1 else [])]
+    names = {name: name for name in columns}
     found = dataclasses.replace(tables.interactions(table, names, whole=frozenset()), time_unit="s")
-    items = tables.items(Table(news.path, news.rows.drop("rest")), "item", whole=False)
     impressions = shown.select(
-        "user",
-        "timestamp",
+        *(name for name in columns if name != "item"),
         items=pl.col("tokens").list.eval(pl.element().str.head(-2)),
         clicked=pl.col("tokens").list.eval(pl.element().str.ends_with("-1")),
     )
-    text = items.select("item", "title", "abstract", "category", "subcategory")
-    name = file.parent.resolve().name
-    raw = tables.raw_data(name, found, text, path=str(file), items_path=news.path)
+    first = folders[0][0].parent.resolve().name
+    items_path = str(folders[0][1])
+    raw = tables.raw_data(first, found, _news(folders), path=files[0], items_path=items_path)
     return dataclasses.replace(raw, impressions=impressions)
+
+
+def _news(folders: list[tuple[Path, Path]]) -> pl.DataFrame:
+    """The items of all folders; of one that is in several, the first text."""
+    parts = []
+    for _, path in folders:
+        news = sources.lines(path, "\t", NEWS)
+        parts.append(tables.items(Table(news.path, news.rows.drop("rest")), "item", whole=False))
+    items = pl.concat(parts).unique("item", keep="first", maintain_order=True)
+    return items.select("item", "title", "abstract", "category", "subcategory")
+
+
+def _split() -> pl.Expr:
+    """The split of an impression: that of the clicks in it."""
+    day = pl.col("timestamp") // DAY
+    last = pl.when(day == day.filter(~pl.col("later")).max()).then(pl.lit("valid"))
+    return pl.when("later").then(pl.lit("test")).otherwise(last.otherwise(pl.lit("train")))
 
 
 def _parsed(table: Table) -> pl.DataFrame:
@@ -86,15 +117,17 @@ def _parsed(table: Table) -> pl.DataFrame:
 
 def _clicked(shown: pl.DataFrame) -> pl.DataFrame:
     """One row per click of an impression."""
-    one = shown.select(LINE, "user", "timestamp", item="tokens").explode("item")
+    one = shown.select(LINE, "user", "timestamp", "split", item="tokens").explode("item")
     return one.filter(pl.col("item").str.ends_with("-1")).with_columns(pl.col("item").str.head(-2))
 
 
 def _earlier(shown: pl.DataFrame) -> pl.DataFrame:
-    """One row per click before the first impression of its user."""
+    """One row per click before the log, as the first impression of its user has them."""
     first = shown.sort("timestamp", maintain_order=True).unique("user", keep="first")
     first = first.sort(LINE).with_columns(item=pl.col("history").str.split(" "))
     back = pl.col("item").list.len().cast(pl.Int64) - pl.int_ranges(0, pl.col("item").list.len())
-    rows = first.select(LINE, "user", "item", timestamp=pl.col("timestamp") - back)
-    rows = rows.explode("item", "timestamp").select(LINE, "user", "timestamp", "item")
+    rows = first.select(
+        LINE, "user", "item", timestamp=shown["timestamp"].min() - back, split=pl.lit("train")
+    )
+    rows = rows.explode("item", "timestamp").select(LINE, "user", "timestamp", "split", "item")
     return rows.filter(pl.col("item") != "")
