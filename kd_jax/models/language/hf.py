@@ -14,7 +14,7 @@ from flax import nnx
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import write_json, write_tensors
-from kd_jax.models.language import bert, distilbert, gguf, gpt2, llama, mpnet
+from kd_jax.models.language import bert, distilbert, gemma, gguf, gpt2, llama, mpnet
 from kd_jax.models.language.dense import Dense, UnitLength, load_dense
 from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder, merged
 from kd_jax.models.language.hf_flax import FAMILIES as FLAX
@@ -36,7 +36,7 @@ from kd_jax.models.language.weights import (
 )
 
 BACKENDS = ("native", "hf_flax")
-FAMILIES = (bert, distilbert, mpnet, gpt2, llama)
+FAMILIES = (bert, distilbert, mpnet, gpt2, llama, gemma)
 # By model_type.
 ARCHITECTURES: dict[str, Architecture] = {
     kind: architecture for family in FAMILIES for kind, architecture in family.ARCHITECTURES.items()

@@ -120,7 +120,7 @@ class LlamaConfig:
         fields.setdefault("head_dim", fields.get("hidden_size", cls.hidden_size) // heads)
         bias = bool(given.get("attention_bias", False)) and kind != "mistral"
         sliding = _sliding(kind, given, fields.get("num_hidden_layers", cls.num_hidden_layers))
-        theta, scaling = _rope(given)
+        theta, scaling = rope(given)
         fields |= {
             "rope_theta": theta,
             "rope_scaling": scaling,
@@ -146,7 +146,7 @@ def _sliding(kind: str, config: Mapping[str, Any], layers: int) -> tuple[bool, .
     return tuple(layer >= config.get("max_window_layers", 28) for layer in range(layers))
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
+def rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
     """rope_theta and rope_scaling; transformers 5 writes both as ``rope_parameters``."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     theta = float(config.get("rope_theta", scaling.get("rope_theta", LlamaConfig.rope_theta)))
@@ -191,6 +191,15 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     return plain.astype(np.float32)
 
 
+def rotations(
+    positions: Int[Array, "B L"], radians: np.ndarray
+) -> tuple[Float[Array, "B L 1 K"], Float[Array, "B L 1 K"]]:
+    """Cosines and sines of the angles at each position; radians: per position, [K / 2]."""
+    angles = positions[:, :, None, None].astype(jnp.float32) * radians[None, None, None]
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
 class Shared(NamedTuple):
     """The inputs that all layers share.
 
@@ -212,14 +221,21 @@ def rotate(x: Float[Array, "B L H K"], shared: Shared) -> Float[Array, "B L H K"
 
 
 class LlamaLayer(nnx.Module):
-    """Norm, self-attention, residual; norm, gated MLP, residual."""
+    """Norm, self-attention, residual; norm, gated MLP, residual.
+
+    norm_class: of all norms of the model. query_size: the scores are divided by the root of it; None
+    is the width of a head.
+    """
+
+    norm_class: Any = nnx.RMSNorm
+    query_size: float | None = None
 
     def __init__(self, config: LlamaConfig, *, sliding: bool, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         self.sliding = sliding
         init = nnx.initializers.normal(config.initializer_range)
         linear = partial(nnx.Linear, dtype=dtype, kernel_init=init, rngs=rngs)
-        norm = partial(nnx.RMSNorm, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        norm = partial(self.norm_class, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
         width = config.hidden_size
         inner = config.intermediate_size
         queries = config.num_attention_heads * config.head_dim
@@ -240,9 +256,12 @@ class LlamaLayer(nnx.Module):
         self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
         x = x + self.attention(self.attention_norm(x), shared, rngs)
-        hidden = self.norm(x)
-        gate = ACTIVATIONS[self.config.hidden_act](self.gate(hidden))
-        return x + self.down(gate * self.up(hidden))
+        return x + self.mlp(self.norm(x))
+
+    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The gated MLP."""
+        gate = ACTIVATIONS[self.config.hidden_act](self.gate(x))
+        return self.down(gate * self.up(x))
 
     def attention(
         self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
@@ -254,14 +273,15 @@ class LlamaLayer(nnx.Module):
             q = self.query_norm(q)
             k = self.key_norm(k)
         mask = shared.window if self.sliding and shared.window is not None else shared.mask
+        q, k = rotate(q, shared), rotate(k, shared)
         rate = self.config.attention_dropout
-        return self.attention_out(
-            attention(rotate(q, shared), rotate(k, shared), v, mask, rate, rngs)
-        )
+        return self.attention_out(attention(q, k, v, mask, rate, rngs, self.query_size))
 
 
 class Llama(Decoder):
     """Word embeddings, layers, a final norm; positions are rotations of queries and keys."""
+
+    layer_class: type[LlamaLayer] = LlamaLayer
 
     def __init__(self, config: LlamaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype)
@@ -271,9 +291,9 @@ class Llama(Decoder):
         )
         sliding = config.sliding or (False,) * config.num_hidden_layers
         self.layers = nnx.List(
-            [LlamaLayer(config, sliding=slides, dtype=dtype, rngs=rngs) for slides in sliding]
+            [self.layer_class(config, sliding=slides, dtype=dtype, rngs=rngs) for slides in sliding]
         )
-        self.norm = nnx.RMSNorm(
+        self.norm = self.layer_class.norm_class(
             config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs
         )
 
@@ -286,20 +306,16 @@ class Llama(Decoder):
         length = positions.shape[1]
         window = self.config.sliding_window
         short = window is None or length <= window
-        radians = frequencies(self.config)[None, None, None]
-        angles = positions[:, :, None, None].astype(jnp.float32) * radians
-        angles = jnp.concatenate([angles, angles], axis=-1)
         return Shared(
             causal_mask(attention_mask, length),
             None if short else causal_mask(attention_mask, length, window),
-            jnp.cos(angles),
-            jnp.sin(angles),
+            *rotations(positions, frequencies(self.config)),
         )
 
 
 # Our names -> those of the saved tensors, around and inside the layers.
-_NAMES = {"words": "embed_tokens", "norm": "norm"}
-_LAYER_NAMES = {
+NAMES = {"words": "embed_tokens", "norm": "norm"}
+LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -318,7 +334,7 @@ def _build(config: LlamaConfig, saved: Collection[str], **how: Any) -> Llama:
     return Llama(config, **how)
 
 
-_name = parameter_map(_NAMES, "layers", _LAYER_NAMES)
+_name = parameter_map(NAMES, "layers", LAYER_NAMES)
 ARCHITECTURES = {
     kind: Architecture("model", LlamaConfig.from_dict, _build, _name) for kind in DEFAULTS
 }
