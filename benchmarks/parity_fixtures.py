@@ -67,12 +67,30 @@ GEMMA = DECODER | {
     "rope_theta": 1000.0,
     "rope_local_base_freq": 50.0,
 }
+# Global attention in the first and last layer, one token to either side in between. The default ids
+# of special tokens are beyond this vocabulary.
+MODERNBERT: dict[str, Any] = SMALL | {
+    "intermediate_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 3,
+    "global_rope_theta": 1000.0,
+    "local_rope_theta": 50.0,
+    **dict.fromkeys(["eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"], 2),
+    "pad_token_id": 0,
+}
 # Family -> (transformers' model_type, fields of the configuration).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("distilbert", DISTILBERT),
     "mpnet": ("mpnet", SMALL),
     "roberta": ("roberta", SMALL | {"type_vocab_size": 1}),
     "embeddinggemma": ("gemma3_text", {**GEMMA, "use_bidirectional_attention": True}),
+    "modernbert": ("modernbert", MODERNBERT),
+    "nomic_bert": (  # needs transformers 5
+        "nomic_bert",
+        {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ),
     # Decoders: two query heads share a key, heads are wider than hidden_size / heads where the
     # family allows it.
     "gemma3": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,16 @@ from jaxtyping import Array, Float, Int
 from kd_jax.core.errors import InputError
 from kd_jax.models.language.decoder import causal_mask, mask_both_ways
 from kd_jax.models.language.encoder import Architecture, parameter_map
-from kd_jax.models.language.llama import (
-    LAYER_NAMES,
-    NAMES,
-    Llama,
-    LlamaConfig,
-    LlamaLayer,
+from kd_jax.models.language.llama import LAYER_NAMES, NAMES, Llama, LlamaConfig, LlamaLayer
+from kd_jax.models.language.rotary import (
+    FULL,
+    SLIDING,
+    THETA,
+    Attended,
     Shared,
     frequencies,
-    rope,
-    rotations,
+    rope_by_layer,
+    rotation,
 )
 
 # transformers' defaults.
@@ -43,11 +43,10 @@ DEFAULTS: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
     "max_position_embeddings": 131072,
     "rope_theta": 1e6,
+    "rope_local_base_freq": THETA,
     "sliding_window": 4096,
     "sliding_window_pattern": 6,
 }
-SLIDING = "sliding_attention"
-FULL = "full_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class GemmaConfig(LlamaConfig):
     """
 
     query_pre_attn_scalar: float = 256
-    rope_local_base_freq: float = 10000.0
+    rope_local_base_freq: float = THETA
     use_bidirectional_attention: bool = False
 
     @classmethod
@@ -81,10 +80,15 @@ class GemmaConfig(LlamaConfig):
             SLIDING if (layer + 1) % pattern else FULL for layer in layers
         ]
         bias = bool(given.get("attention_bias", False))
+        theta, scaling, local = rope_by_layer(
+            given, given["rope_theta"], given["rope_local_base_freq"]
+        )
         return cls(
             **fields
-            | _rotations(given)
             | {
+                "rope_theta": theta,
+                "rope_scaling": scaling,
+                "rope_local_base_freq": local,
                 "hidden_act": given["hidden_activation"],
                 "qkv_bias": bias,
                 "out_bias": bias,
@@ -92,28 +96,6 @@ class GemmaConfig(LlamaConfig):
                 "sliding": tuple(kind == SLIDING for kind in kinds),
             }
         )
-
-
-def _rotations(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of both rotations; transformers 5 writes them as ``rope_parameters``."""
-    written = given.get("rope_parameters") or {}
-    theta, scaling = rope(given | {"rope_parameters": None} | _flat(written.get(FULL)))
-    local = given.get("rope_local_base_freq", GemmaConfig.rope_local_base_freq)
-    local, plain = rope({"rope_theta": local} | _flat(written.get(SLIDING)))
-    if plain != ("default",):
-        raise InputError(
-            f"rope_parameters: {SLIDING} of type {plain[0]!r} is not supported by the native backend"
-            " (only 'default')"
-        )
-    return {"rope_theta": theta, "rope_scaling": scaling, "rope_local_base_freq": local}
-
-
-def _flat(written: Mapping[str, Any] | None) -> dict[str, Any]:
-    """An entry of ``rope_parameters`` as the fields of transformers 4."""
-    if not written:
-        return {}
-    base = {"rope_theta": written["rope_theta"]} if "rope_theta" in written else {}
-    return base | {"rope_scaling": dict(written)}
 
 
 class ShiftedNorm(nnx.Module):
@@ -131,13 +113,6 @@ class ShiftedNorm(nnx.Module):
         return (wide * size * weights).astype(self.dtype)
 
 
-class Layers(NamedTuple):
-    """The inputs of layers without and with a sliding window."""
-
-    full: Shared
-    local: Shared
-
-
 class GemmaLayer(LlamaLayer):
     """Norm, self-attention, norm, residual; norm, gated MLP, norm, residual."""
 
@@ -151,10 +126,10 @@ class GemmaLayer(LlamaLayer):
         self.after_mlp = ShiftedNorm(config.hidden_size, **how)
 
     def __call__(
-        self, x: Float[Array, "B L D"], shared: Layers, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
-        own = shared.local if self.sliding else shared.full
-        x = x + self.after_attention(self.attention(self.attention_norm(x), own, rngs))
+        attended = self.attention(self.attention_norm(x), shared.of(self.sliding), rngs)
+        x = x + self.after_attention(attended)
         return x + self.after_mlp(self.mlp(self.norm(x)))
 
 
@@ -169,21 +144,17 @@ class Gemma(Llama):
         scale = jnp.asarray(self.config.hidden_size**0.5, self.dtype)
         return self.words(input_ids) * scale
 
-    def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Layers:
-        config = self.config
+    def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Shared:
+        config, length = self.config, positions.shape[1]
         mask = mask_both_ways if config.use_bidirectional_attention else causal_mask
-        base = {"rope_theta": config.rope_local_base_freq, "rope_scaling": ("default",)}
-        kinds = (None, config), (config.sliding_window, dataclasses.replace(config, **base))
-        length = positions.shape[1]
-        full, local = (
-            Shared(
-                mask(attention_mask, length, window),
-                None,
-                *rotations(positions, frequencies(rotated)),
-            )
-            for window, rotated in kinds
+        full = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        local = frequencies(config.head_dim, config.rope_local_base_freq)
+        return Shared(
+            Attended(mask(attention_mask, length), rotation(positions, full)),
+            Attended(
+                mask(attention_mask, length, config.sliding_window), rotation(positions, local)
+            ),
         )
-        return Layers(full, local)
 
 
 def _build(config: GemmaConfig, saved: Collection[str], **how: Any) -> Gemma:

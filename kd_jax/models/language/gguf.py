@@ -20,6 +20,7 @@ import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.models.language import llama
+from kd_jax.models.language.rotary import frequencies
 
 _LLAMA = {"token_embd": "embed_tokens", "output_norm": "norm"}
 _LLAMA_LAYER = {
@@ -288,7 +289,8 @@ def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] |
     }
     plain = llama.LlamaConfig.from_dict(config)
     scaled = llama.LlamaConfig.from_dict(dict(config) | {"rope_scaling": scaling})
-    expected = llama.frequencies(plain) / llama.frequencies(scaled)
+    width, theta = plain.head_dim, plain.rope_theta
+    expected = frequencies(width, theta) / frequencies(width, theta, scaled.rope_scaling)
     if expected.shape != divisors.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise InputError(
             f"{reader.path}: rope_freqs.weight does not follow Llama 3.1's rule; use the model's"
