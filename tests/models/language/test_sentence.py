@@ -33,6 +33,8 @@ CASES = [
     for case in sorted((FIXTURES / version).iterdir())
     if case.name != "base"
 ]
+# Folders in the form of embedding models made from decoders (version 6.2.0, transformers 5.24.0).
+EMBEDDERS = sorted((FIXTURES / "embedders").iterdir())
 
 
 def assemble(folder: Path, version: str, case: str) -> Path:
@@ -58,6 +60,15 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, version, case):
     found = vectors(assemble(tmp_path, version, case))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", EMBEDDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("prompt", ["none", "query", "document"])
+def test_vectors_of_embedders_are_those_of_sentence_transformers(folder, prompt):
+    expected = load_file(folder / "vectors.safetensors")
+    found = vectors(folder, prompt="" if prompt == "none" else prompt)
+    np.testing.assert_allclose(found, expected[prompt], atol=1e-5)
+    assert abs(expected["query"] - expected["none"]).max() > 0.1
 
 
 @pytest.mark.parametrize("case", ["chain", "weighted", "last", "residual"])
