@@ -41,8 +41,8 @@ class Reading:
     weights: the folder or file of the language model itself. pooling, normalize: see
     ``encoder.pool``; several poolings are joined by '+'. max_tokens: of a text. prompt: put before
     every text. include_prompt: whether its tokens are pooled. lower_case: whether texts are lowered
-    first. head: what follows the pooling, ``UNIT`` or the folder of a Dense module; a last ``UNIT``
-    is ``normalize``. prompts: (name, text) of all prompts of the folder.
+    first. head: what follows the pooling, ``UNIT`` or a Dense module as for ``dense.load_dense``; a
+    last ``UNIT`` is ``normalize``. prompts: (name, text) of all prompts of the folder.
     """
 
     weights: Path
@@ -64,7 +64,7 @@ def read_folder(name: str | Path, folder: Path) -> Reading:
     if str(name) in OWN:
         return dataclasses.replace(OWN[str(name)], weights=folder)
     if gguf.is_gguf(folder):
-        return Reading(folder, pooling=GGUF_POOLINGS.get(gguf.read(folder).field("pooling_type")))
+        return _gguf(folder)
     path = folder / MODULES
     if not path.is_file():
         return Reading(folder)
@@ -145,6 +145,14 @@ def choose(
             f" the texts (teacher.lm.prompt={given[0]} would use one)"
         )
     return dataclasses.replace(found, **values), tuple(notes)
+
+
+def _gguf(path: Path) -> Reading:
+    """What a GGUF file has: the pooling, and EmbeddingGemma's Dense modules."""
+    reader = gguf.read(path)
+    dense = [str(path / name) for name in gguf.DENSE if f"{name}.weight" in reader.tensors]
+    pooling = GGUF_POOLINGS.get(reader.field("pooling_type"))
+    return Reading(path, pooling=pooling, head=tuple(dense))
 
 
 def _kind(path: Path, entry: Mapping[str, Any]) -> str:

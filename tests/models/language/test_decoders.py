@@ -30,7 +30,17 @@ from kd_jax.models.language.llama import Llama, LlamaConfig
 from kd_jax.models.language.weights import resolve_weights
 from kd_jax.models.scorer import Frozen
 
-FAMILIES = ("embeddinggemma", "gemma3", "gpt2", "llama", "llama_linear", "llama_llama3", "mistral", "qwen2", "qwen3")
+FAMILIES = (
+    "embeddinggemma",
+    "gemma3",
+    "gpt2",
+    "llama",
+    "llama_linear",
+    "llama_llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)
 VOCABULARY = 40
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
