@@ -71,7 +71,10 @@ class GemmaConfig(LlamaConfig):
         """
         given = DEFAULTS | {key: value for key, value in config.items() if value is not None}
         if given.get("attn_logit_softcapping") is not None:
-            raise InputError("attn_logit_softcapping is not supported by the native backend")
+            raise InputError(
+                f"attn_logit_softcapping={given['attn_logit_softcapping']} is not supported by the"
+                " native backend (only null); choose other weights"
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         fields = {key: value for key, value in given.items() if key in known}
         layers = range(given["num_hidden_layers"])

@@ -13,8 +13,9 @@ from typing import Any
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
-from kd_jax.models.language import gguf
+from kd_jax.models.language import adapter, gguf
 from kd_jax.models.language.encoder import POOLINGS
+from kd_jax.models.language.weights import resolve_weights
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -67,7 +68,7 @@ def read_folder(name: str | Path, folder: Path) -> Reading:
         return _gguf(folder)
     path = folder / MODULES
     if not path.is_file():
-        return Reading(folder)
+        return _base(folder) if adapter.is_adapter(folder) else Reading(folder)
     listed = read_json(path, COPY)
     if not isinstance(listed, list) or not all(
         isinstance(entry, dict) and {"path", "type"} <= entry.keys() for entry in listed
@@ -134,7 +135,7 @@ def choose(
         theirs = getattr(found, name)
         values[name] = next(one for one in (value, theirs, usual[name]) if one is not None)
         if value is not None and theirs is not None and value != theirs:
-            differs.append(f"teacher.lm.{name}={value!r} (the folder says {theirs!r})")
+            differs.append(f"teacher.lm.{name}={value!r} (its files have {theirs!r})")
     notes = []
     if differs:
         notes.append(f"the configuration differs from {found.weights}: {', '.join(differs)}")
@@ -145,6 +146,13 @@ def choose(
             f" the texts (teacher.lm.prompt={given[0]} would use one)"
         )
     return dataclasses.replace(found, **values), tuple(notes)
+
+
+def _base(folder: Path) -> Reading:
+    """What the base model of an adapter has; the adapter was trained for its modules."""
+    name = str(adapter.read_adapter_config(folder).get("base_model_name_or_path"))
+    found = read_folder(name, adapter.base_folder(folder, resolve_weights))
+    return dataclasses.replace(found, weights=folder)
 
 
 def _gguf(path: Path) -> Reading:
