@@ -197,17 +197,18 @@ def test_nomic_folders_of_its_authors(tmp_path):
         "type_vocab_size": 2,
         "vocab_size": 40,
     }
-    (tmp_path / "config.json").write_text(json.dumps(fields))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields))
     ours, theirs = load_model(tmp_path), load_model(FIXTURES / "nomic_bert")
     assert ours.config == theirs.config
     set_config(tmp_path, rotary_scaling_factor=None)
     assert load_model(tmp_path).max_length == 80
     for field, value in {"prenorm": True, "qkv_proj_bias": True, "moe_every_n_layers": 2}.items():
-        set_config(tmp_path, **fields | {field: value})
+        path.write_text(json.dumps(fields | {field: value}))
         assert f"{field}={value} is not supported" in error(load_model, tmp_path)
-    set_config(tmp_path, **fields | {"prenorm": False, "activation_function": "gelu"})
+    path.write_text(json.dumps(fields | {"activation_function": "gelu"}))
     assert "'swiglu', 'geglu'" in error(load_model, tmp_path)
-    set_config(tmp_path, **fields | {"moe_every_n_layers": 0, "qkv_proj_bias": False})
+    path.write_text(json.dumps(fields))
     save_tokenizer(tmp_path, ["heat"], unk_token="<unk>", pad_token="<pad>")
     save_encoder(*load_encoder(tmp_path), tmp_path, tmp_path / "saved")
     written = json.loads((tmp_path / "saved/config.json").read_text())
