@@ -17,6 +17,7 @@ and ``mean``: f32 [3, D] over the tokens.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,48 @@ LLAMA3 = {
     "high_freq_factor": 2.0,
     "original_max_position_embeddings": 16,
 }
+# A layer with a window shorter than the text and another base of rotations; scores that are divided
+# by the root of 12, not of the heads' 8.
+GEMMA = DECODER | {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 12,
+    "rope_theta": 1000.0,
+    "rope_local_base_freq": 50.0,
+}
+# Global attention in the first and last layer, one token to either side in between. The default ids
+# of special tokens are beyond this vocabulary.
+MODERNBERT: dict[str, Any] = SMALL | {
+    "intermediate_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 3,
+    "global_rope_theta": 1000.0,
+    "local_rope_theta": 50.0,
+    **dict.fromkeys(["eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"], 2),
+    "pad_token_id": 0,
+}
 # Family -> (transformers' model_type, fields of the configuration).
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": ("distilbert", DISTILBERT),
     "mpnet": ("mpnet", SMALL),
     "roberta": ("roberta", SMALL | {"type_vocab_size": 1}),
+    "embeddinggemma": ("gemma3_text", {**GEMMA, "use_bidirectional_attention": True}),
+    "modernbert": ("modernbert", MODERNBERT),
+    "nomic_bert": (  # needs transformers 5
+        "nomic_bert",
+        {**SMALL, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ),
     # Decoders: two query heads share a key, heads are wider than hidden_size / heads where the
     # family allows it.
+    "gemma3": (
+        "gemma3_text",
+        {**GEMMA, "attention_bias": True, "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    ),
     "gpt2": ("gpt2", {**DECODER, "n_inner": 24}),
     "llama": ("llama", {**GROUPED, "attention_bias": True, "mlp_bias": True, "rope_theta": 500.0}),
     "llama_llama3": (
@@ -137,9 +173,10 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
             f"mask.{padding}": mask,
             f"last.{padding}": output.last_hidden_state.numpy(),
         }
+        # transformers' ModernBERT leaves the final norm out of the hidden states.
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
         tensors |= {
-            f"hidden.{padding}.{layer}": state.numpy()
-            for layer, state in enumerate(output.hidden_states)
+            f"hidden.{padding}.{layer}": state.numpy() for layer, state in enumerate(states)
         }
     return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
@@ -150,8 +187,13 @@ def write(family: str, folder: Path) -> int:
 
     kind, fields = FAMILIES[family]
     model = build(kind, fields)
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    if "use_bidirectional_attention" in fields:
+        # transformers 4 writes half of the window, of which a model that reads it takes half again.
+        path = folder / "config.json"
+        written = json.loads(path.read_text()) | {"sliding_window": fields["sliding_window"]}
+        path.write_text(json.dumps(written, indent=2) + "\n")
     save_file(outputs(model), folder / "parity.safetensors")
     return sum(path.stat().st_size for path in folder.iterdir())
 

@@ -5,6 +5,12 @@
 writes, with the installed version, tests/models/fixtures/sentence/NAME/: ``base`` with a tiny
 random BERT and its tokenizer, and a folder for each of CASES with the files that are not in base
 and ``vectors.safetensors``: f32 [4, D] of TEXTS. NAME is 'v3' or 'v6', or a path for a trial.
+
+    python benchmarks/sentence_fixtures.py embedders
+
+writes a folder for each of EMBEDDERS, in the form of an embedding model made from a decoder, with
+the vectors of TEXTS with each of its prompts, and without one as ``none``. It needs transformers 5:
+version 4 writes half the window of EmbeddingGemma, of which it takes half again when it reads it.
 """
 
 from __future__ import annotations
@@ -56,6 +62,17 @@ FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 
+# Embedder -> (its line in parity_fixtures.FAMILIES, pooling, modules after it, prompts).
+EMBEDDERS: dict[str, tuple[str, str, list[Any], dict[str, str]]] = {
+    "embeddinggemma": (
+        "embeddinggemma",
+        "mean",
+        [(16, 24, "Identity", {"bias": False}), (24, 16, "Identity", {"bias": False}), "Normalize"],
+        {"query": "the sea | a: ", "document": "house: red | of: "},
+    ),
+    "qwen3": ("qwen3", "lasttoken", ["Normalize"], {"query": "red house\nsea:", "document": ""}),
+}
+
 
 def write_base(folder: Path) -> None:
     """A BERT with all parameters random, and a WordPiece tokenizer that keeps upper case."""
@@ -83,15 +100,55 @@ def write_base(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def build(base: Path, case: str) -> Any:
-    """The SentenceTransformer of a case, with all parameters random."""
+def write_embedder(family: str, folder: Path) -> None:
+    """A decoder with all parameters random, and a tokenizer in the form of its family.
+
+    EmbeddingGemma's has a token before and one after each text; Qwen3's has one after it, pads on
+    the left and works on bytes.
+    """
+    import parity_fixtures
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import ByteLevel, Sequence, TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    gemma = family == "embeddinggemma"
+    space = "▁" if gemma else "Ġ"
+    letters = sorted({*"".join(TEXTS), *"|:"} - {" "})
+    tokens = ["<pad>", "<eos>", "<bos>", space, "Ċ", *letters, "se", "sea", f"{space}sea", "re"]
+    merges = [("s", "e"), ("se", "a"), (space, "sea"), ("r", "e")]
+    ids = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(ids, merges))
+    ends = {"special_tokens": [("<bos>", 2), ("<eos>", 1)]}
+    if gemma:
+        tokenizer.normalizer = normalizers.Replace(" ", space)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", **ends)
+    else:
+        tokenizer.normalizer = normalizers.NFC()
+        words = pre_tokenizers.Split(Regex(r" ?\p{L}+|\s*[\r\n]+|\s+|."), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+        tokenizer.decoder = decoders.ByteLevel()
+        after = TemplateProcessing("$A <eos>", **ends)
+        tokenizer.post_processor = Sequence([ByteLevel(trim_offsets=False), after])
+    side = "right" if gemma else "left"
+    special = {f"{role}_token": f"<{role}>" for role in (["bos"] if gemma else []) + ["pad", "eos"]}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=40, padding_side=side, **special
+    ).save_pretrained(folder)
+    kind, fields = parity_fixtures.FAMILIES[family]
+    fields = fields | {"max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 1}
+    parity_fixtures.build(kind, fields).save_pretrained(folder)
+
+
+def assemble(
+    base: Path, how: dict[str, Any], pooling: dict[str, Any], after: list[Any], arguments: Any
+) -> Any:
+    """A SentenceTransformer of these modules, with all parameters of Dense random."""
     import torch
     from sentence_transformers import SentenceTransformer, models
 
-    how, pooling, after, arguments = CASES[case]
-    modules: list[Any] = [models.Transformer(str(base), **({"max_seq_length": 16} | how))]
-    chosen = {flag: mode in pooling for mode, flag in FLAGS.items()}
-    modules.append(models.Pooling(16, include_prompt=case != "weighted", **chosen))
+    modules: list[Any] = [models.Transformer(str(base), **how), models.Pooling(16, **pooling)]
     torch.manual_seed(1)
     for part in after:
         if part == "Normalize":
@@ -104,8 +161,42 @@ def build(base: Path, case: str) -> Any:
     return SentenceTransformer(modules=modules, device="cpu", **arguments)
 
 
+def build(base: Path, case: str) -> Any:
+    """The SentenceTransformer of a case."""
+    how, pooling, after, arguments = CASES[case]
+    chosen = {flag: mode in pooling for mode, flag in FLAGS.items()}
+    chosen["include_prompt"] = case != "weighted"
+    return assemble(base, {"max_seq_length": 16} | how, chosen, after, arguments)
+
+
+def write_embedders() -> None:
+    """Writes a folder for each of EMBEDDERS."""
+    from safetensors.numpy import save_file
+
+    for name, (family, pooling, after, prompts) in EMBEDDERS.items():
+        out = FIXTURES / "embedders" / name
+        shutil.rmtree(out, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as base:
+            write_embedder(family, Path(base))
+            how = {"pooling_mode": pooling}
+            model = assemble(Path(base), {}, how, after, {"prompts": prompts})
+            model.save(str(out))
+        (out / "README.md").unlink()
+        vectors = {
+            prompt or "none": model.encode(TEXTS, batch_size=4, prompt=text)
+            for prompt, text in {"": "", **prompts}.items()
+        }
+        save_file(vectors, out / "vectors.safetensors")
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        print(f"{out}: {size:,} bytes")
+
+
 def main(name: str) -> None:
     from safetensors.numpy import save_file
+
+    if name == "embedders":
+        write_embedders()
+        return
 
     out = Path(name) if "/" in name else FIXTURES / name
     shutil.rmtree(out, ignore_errors=True)

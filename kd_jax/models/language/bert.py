@@ -1,4 +1,4 @@
-"""BERT and RoBERTa in Flax NNX; DistilBERT and MPNet build on this module.
+"""BERT and RoBERTa in Flax NNX; DistilBERT, MPNet and Nomic BERT build on this module.
 
 Sources: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", NAACL 2019
 (post-norm encoder); Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class BertConfig:
         return self.max_position_embeddings - unused
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """The configuration from the fields of ``config.json``; unknown fields are ignored.
 
         Raises InputError for an unsupported value.
@@ -105,11 +105,14 @@ class BertOutput(NamedTuple):
 class BertLayer(nnx.Module):
     """Self-attention and an MLP, each followed by residual and LayerNorm."""
 
+    use_bias = True  # of the linear maps
+
     def __init__(self, config: BertConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         self.dtype = dtype
         linear = partial(
             nnx.Linear,
+            use_bias=self.use_bias,
             dtype=dtype,
             kernel_init=nnx.initializers.normal(config.initializer_range),
             rngs=rngs,
@@ -128,16 +131,19 @@ class BertLayer(nnx.Module):
         self.norm = norm()
 
     def __call__(
-        self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B L D"], bias: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
         rate = self.config.hidden_dropout_prob
         attended = self.attention_out(self.attention(x, bias, rngs))
         x = self.attention_norm(x + dropout(attended, rate, rngs))
-        hidden = ACTIVATIONS[self.config.hidden_act](self.up(x))
-        return self.norm(x + dropout(self.down(hidden), rate, rngs))
+        return self.norm(x + dropout(self.mlp(x), rate, rngs))
+
+    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The MLP, before residual and norm."""
+        return self.down(ACTIVATIONS[self.config.hidden_act](self.up(x)))
 
     def attention(
-        self, x: Float[Array, "B L D"], bias: Array, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B L D"], bias: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
         """Multi-head self-attention, before the output projection; bias: added to the scores."""
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
@@ -157,6 +163,9 @@ class Bert(nnx.Module):
     arrays from ``nnx.Param`` into ``Frozen``. remat: see ``call_layer``.
     """
 
+    layer_class: type[BertLayer] = BertLayer
+    position_table = True  # whether positions are embedded
+
     def __init__(
         self, config: BertConfig, *, dtype: Any = jnp.float32, pooler: bool = True, rngs: nnx.Rngs
     ):
@@ -172,13 +181,16 @@ class Bert(nnx.Module):
             nnx.Embed, features=config.hidden_size, dtype=dtype, embedding_init=normal, rngs=rngs
         )
         self.words = embed(config.vocab_size)
-        self.positions = embed(config.max_position_embeddings)
+        self.positions = embed(config.max_position_embeddings) if self.position_table else None
         self.types = embed(config.type_vocab_size) if config.type_vocab_size else None
         self.norm = nnx.LayerNorm(
             config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
         )
         self.layers = nnx.List(
-            [BertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_layers)]
+            [
+                self.layer_class(config, dtype=dtype, rngs=rngs)
+                for _ in range(config.num_hidden_layers)
+            ]
         )
         width = config.hidden_size
         self.pooler = (
@@ -221,7 +233,7 @@ class Bert(nnx.Module):
         x = self.words(input_ids)
         if self.types is not None:
             x = x + self.types(token_type_ids)
-        return x + self.positions(position_ids)
+        return x if self.positions is None else x + self.positions(position_ids)
 
     def position_ids(self, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
         """The default positions of the tokens, see ``BertConfig.padding_idx``."""
@@ -231,8 +243,8 @@ class Bert(nnx.Module):
         token = (input_ids != padding).astype(jnp.int32)
         return padding + jnp.cumsum(token, axis=1) * token
 
-    def bias(self, attention_mask: Array | None, length: int) -> Float[Array, "#B #H #L #L"]:
-        """The bias that is added to the attention scores of every layer; length: L."""
+    def bias(self, attention_mask: Array | None, length: int) -> Any:
+        """What every layer needs: a bias of the attention scores, [#B, #H, #L, #L]; length: L."""
         if attention_mask is None:
             return jnp.zeros((1, 1, 1, 1))
         # Added, not assigned, as in HF: a row without tokens has uniform attention, not 0 / 0.

@@ -45,6 +45,19 @@ def causal_mask(
     return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
 
 
+def mask_both_ways(
+    attention_mask: Array | None, length: int, window: int | None = None
+) -> Bool[Array, "#B 1 L L"]:
+    """As ``causal_mask``, for models that read both ways: keys on either side of the query.
+
+    Only those at most ``window`` // 2 tokens away, if given.
+    """
+    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
+    visible = jnp.abs(distance) <= (length if window is None else window // 2)
+    visible = visible[None, None]
+    return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
+
+
 def attention(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L G K"],
@@ -52,15 +65,17 @@ def attention(
     mask: Bool[Array, "B 1 L L"],
     rate: float = 0.0,
     rngs: nnx.Rngs | None = None,
+    size: float | None = None,
 ) -> Float[Array, "B L D"]:
-    """softmax(q k' / sqrt(K)) v, with the heads concatenated.
+    """softmax(q k' / sqrt(size)) v, with the heads concatenated.
 
-    H / G query heads share a key and a value head. rate: of dropout on the attention weights.
+    H / G query heads share a key and a value head. rate: of dropout on the attention weights. size:
+    None is K.
     """
     groups = q.shape[2] // k.shape[2]
     k = jnp.repeat(k, groups, axis=2)
     v = jnp.repeat(v, groups, axis=2)
-    q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+    q = q / jnp.sqrt(q.shape[-1] if size is None else size).astype(q.dtype)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
     # Finite, not -inf: a query without keys (padding on the left) has uniform attention, not NaN.
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)

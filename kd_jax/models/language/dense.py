@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
+from kd_jax.models.language import gguf
 from kd_jax.models.language.encoder import gelu, unit_length
 from kd_jax.models.language.weights import load_tensors, open_weights
 from kd_jax.models.scorer import Frozen
@@ -96,8 +97,17 @@ class Dense(nnx.Module):
 def load_dense(folder: Path, width: int) -> Dense:
     """The Dense module in ``folder``; width: of the vectors before it.
 
-    Raises InputError for another width, an activation that is not known, and damaged files.
+    FILE.gguf/NAME is a linear map of a GGUF file, by the name of its tensor. Raises InputError for
+    another width, an activation that is not known, and damaged files.
     """
+    if gguf.is_gguf(folder.parent):
+        kernel = jnp.asarray(gguf.read(folder.parent).value(f"{folder.name}.weight").T)
+        if kernel.shape[0] != width:
+            raise InputError(
+                f"{folder.parent}: {folder.name} has {kernel.shape[0]} inputs, but the vectors"
+                f" before it have {width} numbers; leave teacher.lm.pooling open"
+            )
+        return Dense("Identity", {"linear.kernel": kernel}, residual=False)
     path = folder / "config.json"
     written = read_json(path, "copy the folder again")
     if not isinstance(written, dict) or not {"in_features", "out_features"} <= written.keys():

@@ -361,13 +361,16 @@ class Architecture:
     the fields of ``config.json`` to the model's config; raises InputError for unsupported values.
     build: (config, names of the saved tensors without prefix, dtype=, rngs=) -> the model. name:
     from the path of a parameter, such as ('layers', 0, 'up', 'kernel'), to its saved name without
-    prefix; a name that ends in 'kernel' is saved as 'weight', transposed (``load_tensors``).
+    prefix; a name that ends in 'kernel' is saved as 'weight', transposed (``load_tensors``). view,
+    written: tensors and fields of ``config.json`` of older folders under their names of today.
     """
 
     prefix: str
     config: Callable[[Mapping[str, Any]], Any]
     build: Callable[..., Any]
     name: Callable[[tuple[Any, ...]], str]
+    view: Callable[[Any], Any] = lambda tensors: tensors
+    written: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
 def parameter_map(

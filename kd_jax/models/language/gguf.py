@@ -20,6 +20,7 @@ import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.models.language import llama
+from kd_jax.models.language.rotary import FULL, SLIDING, frequencies
 
 _LLAMA = {"token_embd": "embed_tokens", "output_norm": "norm"}
 _LLAMA_LAYER = {
@@ -89,7 +90,21 @@ _gpt2 = Family(
     },
     ("attn_qkv", "attn_output", "ffn_up", "ffn_down"),
 )
-FAMILIES = {"llama": _llama, "qwen2": _llama, "qwen3": _llama, "gpt2": _gpt2}
+_gemma = dataclasses.replace(
+    _llama,
+    layer_names=_LLAMA_LAYER
+    | {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+)
+FAMILIES = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3"), _llama),
+    "gpt2": _gpt2,
+    **dict.fromkeys(("gemma3", "gemma-embedding"), _gemma),
+}
+DENSE = ("dense_2", "dense_3")  # EmbeddingGemma's maps after the pooling
 
 
 def is_gguf(path: Path) -> bool:
@@ -262,7 +277,28 @@ def read_config(path: Path) -> dict[str, Any]:
             f" {config['head_dim']} numbers per head are not supported; choose other weights"
         )
     scaling = _rope_scaling(reader, config)
-    return config | ({"rope_scaling": scaling} if scaling else {})
+    config |= {"rope_scaling": scaling} if scaling else {}
+    return config | _gemma_config(reader, config) if reader.family is _gemma else config
+
+
+def _gemma_config(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of Gemma 3 that a file does not have, by the rules of llama.cpp."""
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    pattern = reader.fields.get(f"{reader.kind}.attention.sliding_window_pattern") or 6
+    pattern = pattern if "sliding_window" in config else 1
+    if not isinstance(pattern, list):
+        pattern = [(layer + 1) % pattern > 0 for layer in range(layers)]
+    embedding = reader.kind == "gemma-embedding"
+    # The scores of 27B alone (62 layers) are not divided by the root of a head's width.
+    size = config["hidden_size"] / heads if layers == 62 else config["head_dim"]
+    return {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3TextModel" if embedding else "Gemma3ForCausalLM"],
+        "layer_types": [SLIDING if slides else FULL for slides in pattern],
+        "query_pre_attn_scalar": size,
+        "rope_local_base_freq": reader.field("rope.freq_base_swa") or 10000.0,
+        "use_bidirectional_attention": embedding,
+    }
 
 
 def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -288,7 +324,8 @@ def _rope_scaling(reader: Reader, config: Mapping[str, Any]) -> dict[str, Any] |
     }
     plain = llama.LlamaConfig.from_dict(config)
     scaled = llama.LlamaConfig.from_dict(dict(config) | {"rope_scaling": scaling})
-    expected = llama.frequencies(plain) / llama.frequencies(scaled)
+    width, theta = plain.head_dim, plain.rope_theta
+    expected = frequencies(width, theta) / frequencies(width, theta, scaled.rope_scaling)
     if expected.shape != divisors.shape or not np.allclose(divisors, expected, rtol=1e-3):
         raise InputError(
             f"{reader.path}: rope_freqs.weight does not follow Llama 3.1's rule; use the model's"
@@ -310,7 +347,9 @@ class GGUFWeights:
         self.folder = path
         self.reader = read(path)
         self.sources = {
-            self._name(name): name for name in self.reader.tensors if name != "rope_freqs.weight"
+            self._name(name): name
+            for name in self.reader.tensors
+            if name != "rope_freqs.weight" and name.partition(".")[0] not in DENSE
         }
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, source in self.sources.items():
@@ -342,6 +381,8 @@ class GGUFWeights:
         key_heads = self.reader.field("attention.head_count_kv") or heads
         if self.reader.kind == "llama" and re.search(r"\.attn_[qk]\.", source):
             value = _separated(value, heads if ".attn_q." in source else key_heads)
+        if self.reader.family is _gemma and source.endswith("norm.weight"):
+            value = value - 1  # which the converter has added
         return jnp.asarray(value)
 
     def names(self, prefix: str) -> dict[str, str]:

@@ -14,7 +14,17 @@ from flax import nnx
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import write_json, write_tensors
-from kd_jax.models.language import bert, distilbert, gguf, gpt2, llama, mpnet
+from kd_jax.models.language import (
+    bert,
+    distilbert,
+    gemma,
+    gguf,
+    gpt2,
+    llama,
+    modernbert,
+    mpnet,
+    nomic,
+)
 from kd_jax.models.language.dense import Dense, UnitLength, load_dense
 from kd_jax.models.language.encoder import Architecture, NativeEncoder, TextEncoder, merged
 from kd_jax.models.language.hf_flax import FAMILIES as FLAX
@@ -36,7 +46,7 @@ from kd_jax.models.language.weights import (
 )
 
 BACKENDS = ("native", "hf_flax")
-FAMILIES = (bert, distilbert, mpnet, gpt2, llama)
+FAMILIES = (bert, distilbert, mpnet, nomic, modernbert, gpt2, llama, gemma)
 # By model_type.
 ARCHITECTURES: dict[str, Architecture] = {
     kind: architecture for family in FAMILIES for kind, architecture in family.ARCHITECTURES.items()
@@ -68,7 +78,7 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
         config = architecture.config(written)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    files = open_weights(folder)
+    files = architecture.view(open_weights(folder))
     saved = files.names(architecture.prefix)
     model = nnx.eval_shape(lambda: architecture.build(config, saved, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -101,9 +111,11 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, source: Path, folder: Pat
     source = read_folder("", source).weights
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; give a new folder, or delete this one first")
-    config = read_config(source)
-    prefix, values = _saved_tensors(encoder, str(config["model_type"]))
-    saved = open_weights(source)
+    config, saved = read_config(source), open_weights(source)
+    kind = str(config["model_type"])
+    prefix, values = _saved_tensors(encoder, kind)
+    if isinstance(encoder, NativeEncoder):
+        config, saved = ARCHITECTURES[kind].written(config), ARCHITECTURES[kind].view(saved)
     names = saved.names(prefix)
     tensors = {name: np.asarray(saved[name], np.float32) for name in saved.shapes}
     if config.get("tie_word_embeddings", True):

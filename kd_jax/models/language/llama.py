@@ -9,19 +9,28 @@ Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019; Jiang et al., "M
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.models.language.decoder import Decoder, attention, causal_mask
 from kd_jax.models.language.encoder import ACTIVATIONS, Architecture, parameter_map
+from kd_jax.models.language.rotary import (
+    PLAIN,
+    SLIDING,
+    THETA,
+    Attended,
+    Shared,
+    frequencies,
+    rope,
+    rotate,
+    rotation,
+)
 
 # transformers' defaults of each model_type, where they differ from those of LlamaConfig.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -48,21 +57,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "head_dim": 128,
     },
 }
-# rope_scaling type -> the fields it needs.
-ROPE_TYPES = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
     """The fields of ``config.json`` that affect the computation, except for the following.
 
-    rope_scaling: (type, values in the order of ROPE_TYPES). qkv_bias, out_bias, mlp_bias, qk_norm:
-    whether the model has these biases and norms. sliding: for every layer, whether it attends to
-    ``sliding_window`` tokens only.
+    rope_scaling: see ``rotary.rope``. qkv_bias, out_bias, mlp_bias, qk_norm: whether the model has
+    these biases and norms. sliding: for every layer, whether it attends to ``sliding_window``
+    tokens only.
     """
 
     vocab_size: int = 32000
@@ -76,8 +79,8 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: tuple[Any, ...] = ("default",)
+    rope_theta: float = THETA
+    rope_scaling: tuple[Any, ...] = PLAIN
     attention_dropout: float = 0.0
     qkv_bias: bool = False
     out_bias: bool = False
@@ -120,7 +123,7 @@ class LlamaConfig:
         fields.setdefault("head_dim", fields.get("hidden_size", cls.hidden_size) // heads)
         bias = bool(given.get("attention_bias", False)) and kind != "mistral"
         sliding = _sliding(kind, given, fields.get("num_hidden_layers", cls.num_hidden_layers))
-        theta, scaling = _rope(given)
+        theta, scaling = rope(given)
         fields |= {
             "rope_theta": theta,
             "rope_scaling": scaling,
@@ -142,84 +145,26 @@ def _sliding(kind: str, config: Mapping[str, Any], layers: int) -> tuple[bool, .
     if kind == "llama" or not (window and config.get("use_sliding_window", False)):
         return (False,) * layers
     if "layer_types" in config:
-        return tuple(name == "sliding_attention" for name in config["layer_types"])
+        return tuple(name == SLIDING for name in config["layer_types"])
     return tuple(layer >= config.get("max_window_layers", 28) for layer in range(layers))
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
-    """rope_theta and rope_scaling; transformers 5 writes both as ``rope_parameters``."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = float(config.get("rope_theta", scaling.get("rope_theta", LlamaConfig.rope_theta)))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise InputError(
-            f"rope_scaling type {kind!r} is not supported by the native"
-            f" backend{nearest(kind, ROPE_TYPES)}; choose other weights"
-        )
-    missing = [field for field in ROPE_TYPES[kind] if field not in scaling]
-    if missing:
-        raise InputError(
-            f"rope_scaling of type {kind!r} lacks {', '.join(missing)}; copy config.json again"
-        )
-    partial_factor = config.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0))
-    if partial_factor != 1.0:
-        raise InputError(
-            f"partial_rotary_factor={partial_factor} is not supported by the native backend (only"
-            " 1.0)"
-        )
-    return theta, (kind, *(float(scaling[field]) for field in ROPE_TYPES[kind]))
-
-
-def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Radians per position for every pair of numbers in a head, f32 [head_dim / 2].
-
-    'linear' divides all frequencies by ``factor``. 'llama3' divides those with a wavelength above
-    context / low_freq_factor by ``factor``, keeps those with a wavelength below context /
-    high_freq_factor, and interpolates between them linearly in the number of wavelengths in the
-    context, where context is original_max_position_embeddings (Grattafiori et al., "The Llama 3
-    Herd of Models", 2024, and the code released with Llama 3.1).
-    """
-    plain = 1 / config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-    kind, *values = config.rope_scaling
-    if kind == "linear":
-        plain = plain / values[0]
-    elif kind == "llama3":
-        factor, low, high, context = values
-        waves = context * plain / (2 * math.pi)
-        share = np.clip((waves - low) / (high - low), 0, 1)
-        plain = share * plain + (1 - share) * plain / factor
-    return plain.astype(np.float32)
-
-
-class Shared(NamedTuple):
-    """The inputs that all layers share.
-
-    mask, window: [B, 1, L, L], the masks of layers without and with a sliding window; window is
-    None where it would be the same. cos, sin: f32 [B, L, 1, K], of the rotation at each position.
-    """
-
-    mask: Bool[Array, "B 1 L L"]
-    window: Bool[Array, "B 1 L L"] | None
-    cos: Float[Array, "B L 1 K"]
-    sin: Float[Array, "B L 1 K"]
-
-
-def rotate(x: Float[Array, "B L H K"], shared: Shared) -> Float[Array, "B L H K"]:
-    """Rotates the pairs (x[i], x[i + K / 2]) by the angles of the position, in f32."""
-    first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return (x * shared.cos + turned * shared.sin).astype(x.dtype)
-
-
 class LlamaLayer(nnx.Module):
-    """Norm, self-attention, residual; norm, gated MLP, residual."""
+    """Norm, self-attention, residual; norm, gated MLP, residual.
+
+    norm_class: of all norms of the model. query_size: the scores are divided by its root; None is
+    the width of a head.
+    """
+
+    norm_class: Any = nnx.RMSNorm
+    query_size: float | None = None
 
     def __init__(self, config: LlamaConfig, *, sliding: bool, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         self.sliding = sliding
         init = nnx.initializers.normal(config.initializer_range)
         linear = partial(nnx.Linear, dtype=dtype, kernel_init=init, rngs=rngs)
-        norm = partial(nnx.RMSNorm, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        norm = partial(self.norm_class, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
         width = config.hidden_size
         inner = config.intermediate_size
         queries = config.num_attention_heads * config.head_dim
@@ -239,13 +184,16 @@ class LlamaLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
-        x = x + self.attention(self.attention_norm(x), shared, rngs)
-        hidden = self.norm(x)
-        gate = ACTIVATIONS[self.config.hidden_act](self.gate(hidden))
-        return x + self.down(gate * self.up(hidden))
+        x = x + self.attention(self.attention_norm(x), shared.of(self.sliding), rngs)
+        return x + self.mlp(self.norm(x))
+
+    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The gated MLP."""
+        gate = ACTIVATIONS[self.config.hidden_act](self.gate(x))
+        return self.down(gate * self.up(x))
 
     def attention(
-        self, x: Float[Array, "B L D"], shared: Shared, rngs: nnx.Rngs | None
+        self, x: Float[Array, "B L D"], own: Attended, rngs: nnx.Rngs | None
     ) -> Float[Array, "B L D"]:
         """Self-attention with rotary positions and grouped heads."""
         heads = (*x.shape[:2], -1, self.config.head_dim)
@@ -253,15 +201,15 @@ class LlamaLayer(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q = self.query_norm(q)
             k = self.key_norm(k)
-        mask = shared.window if self.sliding and shared.window is not None else shared.mask
+        q, k = rotate(q, own.rotation), rotate(k, own.rotation)
         rate = self.config.attention_dropout
-        return self.attention_out(
-            attention(rotate(q, shared), rotate(k, shared), v, mask, rate, rngs)
-        )
+        return self.attention_out(attention(q, k, v, own.mask, rate, rngs, self.query_size))
 
 
 class Llama(Decoder):
     """Word embeddings, layers, a final norm; positions are rotations of queries and keys."""
+
+    layer_class: type[LlamaLayer] = LlamaLayer
 
     def __init__(self, config: LlamaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype)
@@ -271,9 +219,9 @@ class Llama(Decoder):
         )
         sliding = config.sliding or (False,) * config.num_hidden_layers
         self.layers = nnx.List(
-            [LlamaLayer(config, sliding=slides, dtype=dtype, rngs=rngs) for slides in sliding]
+            [self.layer_class(config, sliding=slides, dtype=dtype, rngs=rngs) for slides in sliding]
         )
-        self.norm = nnx.RMSNorm(
+        self.norm = self.layer_class.norm_class(
             config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs
         )
 
@@ -283,23 +231,19 @@ class Llama(Decoder):
         return self.words(input_ids)
 
     def shared(self, attention_mask: Array | None, positions: Int[Array, "B L"]) -> Shared:
-        length = positions.shape[1]
-        window = self.config.sliding_window
-        short = window is None or length <= window
-        radians = frequencies(self.config)[None, None, None]
-        angles = positions[:, :, None, None].astype(jnp.float32) * radians
-        angles = jnp.concatenate([angles, angles], axis=-1)
-        return Shared(
-            causal_mask(attention_mask, length),
-            None if short else causal_mask(attention_mask, length, window),
-            jnp.cos(angles),
-            jnp.sin(angles),
-        )
+        config, length = self.config, positions.shape[1]
+        radians = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        turned = rotation(positions, radians)
+        full = Attended(causal_mask(attention_mask, length), turned)
+        window = config.sliding_window
+        if window is None or length <= window:
+            return Shared(full, full)
+        return Shared(full, Attended(causal_mask(attention_mask, length, window), turned))
 
 
 # Our names -> those of the saved tensors, around and inside the layers.
-_NAMES = {"words": "embed_tokens", "norm": "norm"}
-_LAYER_NAMES = {
+NAMES = {"words": "embed_tokens", "norm": "norm"}
+LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -318,7 +262,7 @@ def _build(config: LlamaConfig, saved: Collection[str], **how: Any) -> Llama:
     return Llama(config, **how)
 
 
-_name = parameter_map(_NAMES, "layers", _LAYER_NAMES)
+_name = parameter_map(NAMES, "layers", LAYER_NAMES)
 ARCHITECTURES = {
     kind: Architecture("model", LlamaConfig.from_dict, _build, _name) for kind in DEFAULTS
 }

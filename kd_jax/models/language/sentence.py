@@ -13,8 +13,9 @@ from typing import Any
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
-from kd_jax.models.language import gguf
+from kd_jax.models.language import adapter, gguf
 from kd_jax.models.language.encoder import POOLINGS
+from kd_jax.models.language.weights import resolve_weights
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -41,8 +42,8 @@ class Reading:
     weights: the folder or file of the language model itself. pooling, normalize: see
     ``encoder.pool``; several poolings are joined by '+'. max_tokens: of a text. prompt: put before
     every text. include_prompt: whether its tokens are pooled. lower_case: whether texts are lowered
-    first. head: what follows the pooling, ``UNIT`` or the folder of a Dense module; a last ``UNIT``
-    is ``normalize``. prompts: (name, text) of all prompts of the folder.
+    first. head: what follows the pooling, ``UNIT`` or a Dense module as for ``dense.load_dense``; a
+    last ``UNIT`` is ``normalize``. prompts: (name, text) of all prompts of the folder.
     """
 
     weights: Path
@@ -64,10 +65,10 @@ def read_folder(name: str | Path, folder: Path) -> Reading:
     if str(name) in OWN:
         return dataclasses.replace(OWN[str(name)], weights=folder)
     if gguf.is_gguf(folder):
-        return Reading(folder, pooling=GGUF_POOLINGS.get(gguf.read(folder).field("pooling_type")))
+        return _gguf(folder)
     path = folder / MODULES
     if not path.is_file():
-        return Reading(folder)
+        return _base(folder) if adapter.is_adapter(folder) else Reading(folder)
     listed = read_json(path, COPY)
     if not isinstance(listed, list) or not all(
         isinstance(entry, dict) and {"path", "type"} <= entry.keys() for entry in listed
@@ -134,7 +135,7 @@ def choose(
         theirs = getattr(found, name)
         values[name] = next(one for one in (value, theirs, usual[name]) if one is not None)
         if value is not None and theirs is not None and value != theirs:
-            differs.append(f"teacher.lm.{name}={value!r} (the folder says {theirs!r})")
+            differs.append(f"teacher.lm.{name}={value!r} (its files have {theirs!r})")
     notes = []
     if differs:
         notes.append(f"the configuration differs from {found.weights}: {', '.join(differs)}")
@@ -145,6 +146,21 @@ def choose(
             f" the texts (teacher.lm.prompt={given[0]} would use one)"
         )
     return dataclasses.replace(found, **values), tuple(notes)
+
+
+def _base(folder: Path) -> Reading:
+    """What the base model of an adapter has; the adapter was trained for its modules."""
+    name = str(adapter.read_adapter_config(folder).get("base_model_name_or_path"))
+    found = read_folder(name, adapter.base_folder(folder, resolve_weights))
+    return dataclasses.replace(found, weights=folder)
+
+
+def _gguf(path: Path) -> Reading:
+    """What a GGUF file has: the pooling, and EmbeddingGemma's Dense modules."""
+    reader = gguf.read(path)
+    dense = [str(path / name) for name in gguf.DENSE if f"{name}.weight" in reader.tensors]
+    pooling = GGUF_POOLINGS.get(reader.field("pooling_type"))
+    return Reading(path, pooling=pooling, head=tuple(dense))
 
 
 def _kind(path: Path, entry: Mapping[str, Any]) -> str:

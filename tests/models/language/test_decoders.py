@@ -1,6 +1,6 @@
-"""Llama, Mistral, Qwen and GPT-2 against transformers, layer by layer.
+"""Llama, Mistral, Qwen, Gemma, GPT-2 and encoders with rotations against transformers.
 
-Parts that only decoders have are also tested.
+Every layer is compared. Parts that only decoders have are also tested.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ from kd_jax.models.language.llama import Llama, LlamaConfig
 from kd_jax.models.language.weights import resolve_weights
 from kd_jax.models.scorer import Frozen
 
-FAMILIES = ("gpt2", "llama", "llama_linear", "llama_llama3", "mistral", "qwen2", "qwen3")
+FAMILIES = (
+    *("gpt2", "llama", "llama_linear", "llama_llama3", "mistral", "qwen2", "qwen3", "gemma3"),
+    *("embeddinggemma", "modernbert", "nomic_bert"),  # read both ways
+)
 VOCABULARY = 40
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,

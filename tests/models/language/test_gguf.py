@@ -6,6 +6,7 @@ Every setting, every parameter, tokenizers, and errors are tested.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from helpers.fixtures import FIXTURES
-from helpers.hf_folders import error
+from helpers.hf_folders import error, set_config
 from kd_jax.core.files import write_json
 from kd_jax.models.language import gguf_tokenizer
 from kd_jax.models.language.hf import load_encoder, load_model, load_tokenizer
@@ -36,6 +37,8 @@ LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     "ln_1": "attn_norm",
     "ln_2": "ffn_norm",
     "attn.c_attn": "attn_qkv",
@@ -52,10 +55,12 @@ AROUND = {
 AROUND["ln_f"] = "output_norm"
 
 
-def name(saved: str) -> str:
+def name(saved: str, gemma: bool = False) -> str:
     """transformers' name -> llama.cpp's."""
     stem, leaf = saved.rsplit(".", 1)
     layer = re.fullmatch(r"(?:layers|h)\.(\d+)\.(.+)", stem)
+    if layer and gemma and layer[2] == "post_attention_layernorm":  # in Llama it is the second norm
+        return f"blk.{layer[1]}.post_attention_norm.{leaf}"
     return f"blk.{layer[1]}.{LAYER[layer[2]]}.{leaf}" if layer else f"{AROUND[stem]}.{leaf}"
 
 
@@ -79,7 +84,9 @@ def write(
     settings of the tokenizer. changes: tensors to add, or None to leave out.
     """
     config, kept = read_config(folder), {}
-    kind = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    both_ways = config.get("use_bidirectional_attention")
+    gemma = {"gemma3_text": "gemma-embedding" if both_ways else "gemma3"}
+    kind = ({"mistral": "llama"} | gemma).get(config["model_type"], config["model_type"])
     writer = package.GGUFWriter(path, kind)
     gpt2 = kind == "gpt2"
     heads = config["n_head" if gpt2 else "num_attention_heads"]
@@ -98,7 +105,9 @@ def write(
             writer.add_key_length(config["head_dim"])
             writer.add_rope_dimension_count(config["head_dim"])
         scaling = config.get("rope_scaling") or {}
-        if scaling.get("type") == "linear":
+        if kind in gemma.values():
+            writer.add_sliding_window(config["sliding_window"])
+        if "linear" in (scaling.get("type"), scaling.get("rope_type")):
             writer.add_rope_scaling_type(package.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(scaling["factor"])
     for saved, value in load_file(folder / "model.safetensors").items():
@@ -112,8 +121,10 @@ def write(
         if quantise is not None and value.ndim == 2:
             stored, how = package.quants.quantize(value, quantise), quantise
             value = package.quants.dequantize(stored, quantise)
-        if name(saved) not in changes:
-            writer.add_tensor(name(saved), stored, raw_dtype=how)
+        if kind in gemma.values() and saved.endswith("norm.weight"):
+            stored = value + 1
+        if (called := name(saved, kind in gemma.values())) not in changes:
+            writer.add_tensor(called, stored, raw_dtype=how)
         if permuted:
             count = config["num_key_value_heads"] if ".k_proj." in saved else heads
             halves = value.reshape(count, -1, 2, *value.shape[1:])
@@ -131,12 +142,14 @@ def write(
     return kept
 
 
-def assert_same(path: Path, folder: Path) -> None:
+def assert_same(path: Path, folder: Path, tolerance: float = 0) -> None:
     ours, theirs = load_model(path), load_model(folder)
     assert ours.config == theirs.config
     expected = dict(nnx.to_flat_state(nnx.state(theirs)))
     for where, leaf in nnx.to_flat_state(nnx.state(ours)):
-        np.testing.assert_array_equal(leaf[...], expected.pop(where)[...], err_msg=str(where))
+        np.testing.assert_allclose(
+            leaf[...], expected.pop(where)[...], rtol=0, atol=tolerance, err_msg=str(where)
+        )
     assert not expected
 
 
@@ -145,6 +158,56 @@ def test_a_file_gives_the_model_of_the_folder(family, tmp_path):
     write(tmp_path / "model.gguf", FIXTURES / family)
     assert_same(tmp_path / "model.gguf", FIXTURES / family)
     assert resolve_weights(tmp_path / "model.gguf") == tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("family", ["gemma3", "embeddinggemma"])
+def test_gemma_files_have_norms_plus_1_and_rules_in_place_of_settings(family, tmp_path):
+    folder = tmp_path / family
+    shutil.copytree(FIXTURES / family, folder)
+    # What a file does not have follows from the number of layers and the width of a head.
+    kinds = ["full_attention" if layer == 5 else "sliding_attention" for layer in range(6)]
+    fields = {"num_hidden_layers": 6, "layer_types": kinds, "query_pre_attn_scalar": 8}
+    set_config(folder, **fields, rope_local_base_freq=10000.0)
+    tensors = load_file(folder / "model.safetensors")
+    for saved in [saved for saved in tensors if saved.startswith("layers.0.")]:
+        for layer in range(2, 6):
+            tensors[saved.replace("layers.0", f"layers.{layer}")] = tensors[saved]
+    save_file(tensors, folder / "model.safetensors")
+    write(tmp_path / "model.gguf", folder)
+    assert_same(tmp_path / "model.gguf", folder, tolerance=2e-7)
+
+
+def test_dense_modules_of_a_gemma_file_follow_its_pooling(tmp_path):
+    random = np.random.default_rng(0)
+    maps = {
+        f"dense_{number}.weight": random.normal(size=shape).astype(np.float32)
+        for number, shape in ((2, (24, 16)), (3, (5, 24)))
+    }
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "▁", "▁a", "  "]
+    words = {
+        "tokenizer_model": "llama",
+        "token_list": pieces,
+        "token_scores": [0.0] * 7 + [-1.0, 0.0],
+        "token_types": [3, 3, 3, 2, 1, 1, 1, 1, 4],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "unk_token_id": 3,
+        "add_eos_token": True,
+        "add_space_prefix": False,
+        "pooling_type": package.PoolingType.MEAN,
+    }
+    path = tmp_path / "model.gguf"
+    write(path, FIXTURES / "embeddinggemma", words=words, **maps)
+    encoder, tokenizer = load_encoder(path)
+    ids = tokenizer("a a  b")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<bos>", "a", "▁a", "  ", "b", "<eos>"]
+    assert (encoder.pooling, encoder.dim) == ("mean", 5)
+    batch = np.asarray([ids]), np.ones((1, 6), np.int32)
+    hidden = np.asarray(encoder.model(*batch).last_hidden_state[0])
+    expected = maps["dense_3.weight"] @ (maps["dense_2.weight"] @ hidden.mean(0))
+    np.testing.assert_allclose(encoder(*batch)[0], expected, rtol=1e-4, atol=1e-4)
+    message = error(load_encoder, path, pooling="cls+mean")
+    assert "dense_2 has 16 inputs, but the vectors before it have 32 numbers" in message
 
 
 def random_llama(folder: Path, **config: Any) -> Path:
@@ -352,8 +415,8 @@ def test_another_architecture(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"qwen3", b"falco"))
     message = error(load_model, path)
     assert (
-        "general.architecture 'falco' is not supported (supported: llama, qwen2, qwen3, gpt2)"
-        in message
+        "general.architecture 'falco' is not supported (supported: llama, qwen2, qwen3, gpt2,"
+        " gemma3, gemma-embedding)" in message
     )
 
 

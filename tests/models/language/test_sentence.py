@@ -33,6 +33,8 @@ CASES = [
     for case in sorted((FIXTURES / version).iterdir())
     if case.name != "base"
 ]
+# Folders in the form of embedding models made from decoders (version 6.2.0, transformers 5.24.0).
+EMBEDDERS = sorted((FIXTURES / "embedders").iterdir())
 
 
 def assemble(folder: Path, version: str, case: str) -> Path:
@@ -58,6 +60,15 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, version, case):
     found = vectors(assemble(tmp_path, version, case))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", EMBEDDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("prompt", ["none", "query", "document"])
+def test_vectors_of_embedders_are_those_of_sentence_transformers(folder, prompt):
+    expected = load_file(folder / "vectors.safetensors")
+    found = vectors(folder, prompt="" if prompt == "none" else prompt)
+    np.testing.assert_allclose(found, expected[prompt], atol=1e-5)
+    assert abs(expected["query"] - expected["none"]).max() > 0.1
 
 
 @pytest.mark.parametrize("case", ["chain", "weighted", "last", "residual"])
@@ -95,9 +106,9 @@ def test_the_configuration_wins_and_a_line_says_so(tmp_path):
     other, _ = load_encoder(folder, pooling="cls", normalize=False, max_length=9, prompt="")
     assert (other.pooling, other.normalize, other.max_length, other.prompt) == ("cls", False, 9, "")
     (note,) = other.notes
-    for part in ("pooling='cls' (the folder says 'mean')", "normalize=False", "max_tokens=9"):
+    for part in ("pooling='cls' (its files have 'mean')", "normalize=False", "max_tokens=9"):
         assert part in note
-    assert "prompt='' (the folder says 'passage: ')" in note
+    assert "prompt='' (its files have 'passage: ')" in note
     same, _ = load_encoder(folder, pooling="mean", normalize=True, prompt="document")
     assert same.notes == ()
     assert fingerprint(same) == fingerprint(encoder) != fingerprint(other)
@@ -124,6 +135,22 @@ def test_a_folder_without_modules_is_read_as_before(tmp_path):
     encoder, _ = load_encoder(folder)
     found = (encoder.pooling, encoder.normalize, encoder.prompt, encoder.dim, encoder.notes)
     assert found == ("mean", False, "", 16, ())
+
+
+def test_an_adapter_is_read_with_the_modules_of_its_base(tmp_path):
+    base = assemble(tmp_path / "base", "v6", "dense")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "../base"}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    name = "base_model.model.encoder.layer.0.attention.self.query"
+    tensors = {f"{name}.lora_A.weight": np.ones((2, 16), np.float32)}
+    tensors[f"{name}.lora_B.weight"] = np.zeros((16, 2), np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    encoder, _ = load_encoder(folder)
+    found = (encoder.pooling, encoder.normalize, encoder.prompt, encoder.dim)
+    assert found == ("mean", True, "passage: ", 8)
+    np.testing.assert_allclose(vectors(folder), vectors(base), atol=1e-6)
 
 
 def test_the_default_weights_are_read_as_they_were_measured():
