@@ -49,7 +49,7 @@ def test_a_run_goes_on_and_is_read_under_other_versions(world, tmp_path):
     workdir = tmp_path / "run"
     fields = {
         "stages": ("data", "student", "evaluate", "export"),
-        "student.optimizer.steps": 600,
+        "student.optimizer.steps": 300,
         "student.optimizer.eval_every": 20,
         "student.optimizer.patience": 1000,
     }
@@ -66,7 +66,7 @@ def test_a_run_goes_on_and_is_read_under_other_versions(world, tmp_path):
     whole(sys.executable, arguments)
     events = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     scored = [event["step"] for event in events if "valid" in event and "step" in event]
-    assert 0 < began < 600 and scored == sorted(set(scored)) and scored[-1] == 600
+    assert 0 < began < 300 and scored == sorted(set(scored)) and scored[-1] == 300
     found = measured(workdir)
     assert "student (seed 0): up to date" in whole(OTHER, arguments)
     assert measured(workdir) == found
