@@ -151,8 +151,8 @@ def trace(folder: Path | None) -> Iterator[None]:
         yield
 
 
-# Operations between devices: those that XLA's partitioner adds have the names of XLA, those that are
-# called for in shard_map the names of JAX.
+# Operations between devices: those that XLA's partitioner adds have the names of XLA, those that
+# are called for in shard_map the names of JAX.
 COLLECTIVES = re.compile(
     r"(?:all-reduce|all[-_]gather|(?:unreduced_)?reduce[-_]scatter|(?:ragged[-_])?all[-_]to[-_]all"
     r"|collective-permute|collective-broadcast|(?:unreduced_)?(?:psum|pmax|pmin)"
