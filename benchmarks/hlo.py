@@ -71,7 +71,16 @@ def _shapes(text: str) -> list[tuple[str, int]]:
 
 
 def _group(line: str, devices: int) -> int:
-    """Devices in one group of a collective."""
+    """Devices in one group of a collective.
+
+    They are written as lists, as rows of all devices, or as axes of a mesh, an axis perhaps cut
+    into parts: ``mesh['a'=2,'b'=4] {'b'}`` has groups of 4, ``{'b':(1)2}`` groups of 2.
+    """
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"('[^']*')=(\d+)", mesh[1]))
+        parts = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     if iota:
         return int(iota[2])

@@ -33,6 +33,8 @@ def quiet() -> None:
     """
     logging.set_verbosity(logging.FATAL)
     getLogger("asyncio").setLevel(CRITICAL)
+    # Transformers 5 says that it finds no PyTorch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     shown = sys.unraisablehook
     sys.unraisablehook = lambda event: (
         None if "Event loop is closed" in str(event.exc_value) else shown(event)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,13 @@ def trace(folder: Path | None) -> Iterator[None]:
         yield
 
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Operations between devices: those that XLA's partitioner adds have the names of XLA, those that
+# are called for in shard_map the names of JAX.
+COLLECTIVES = re.compile(
+    r"(?:all-reduce|all[-_]gather|(?:unreduced_)?reduce[-_]scatter|(?:ragged[-_])?all[-_]to[-_]all"
+    r"|collective-permute|collective-broadcast|(?:unreduced_)?(?:psum|pmax|pmin)"
+    r"|ppermute|pbroadcast)(?:_invariant|_reduced|_dynamic|_start|_done)*(?:[-.]|$)"
+)
 # Operations that only contain others, which are counted by themselves.
 _CONTAINERS = ("while", "conditional", "call")
 
@@ -165,12 +173,15 @@ def device_time(folder: Path, steps: int) -> dict[str, float]:
     files = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not files:
         return {}
-    for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
-        for event in (event for line in plane.lines for event in line.events):
-            operation = next((str(value) for name, value in event.stats if name == "hlo_op"), "")
-            if operation and not operation.startswith(_CONTAINERS):
-                kind = "collective" if operation.startswith(COLLECTIVES) else "compute"
-                found[kind] += event.duration_ns / 1e6
+    with warnings.catch_warnings():
+        # Python 3.13 warns of the first use of jaxlib's classes, which name no module.
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
+        for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
+            for event in (event for line in plane.lines for event in line.events):
+                name = next((str(value) for key, value in event.stats if key == "hlo_op"), "")
+                if name and not name.startswith(_CONTAINERS):
+                    kind = "collective" if COLLECTIVES.match(name) else "compute"
+                    found[kind] += event.duration_ns / 1e6
     share = steps * jax.local_device_count()
     if not any(found.values()):
         return {}

@@ -4,11 +4,15 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from helpers.training import HISTORY, OBJECTIVE, student_of, task_of
 from kd_jax.data.examples.base import batches
 from kd_jax.devices import sharding
+from kd_jax.devices.profiling import COLLECTIVES as COLLECTIVE_NAMES
 from kd_jax.devices.profiling import Meter, ceiling, device_time, matmul_flops, peak_memory, trace
 from kd_jax.models.scorer import split
 from kd_jax.training.compiled import compiled_step
@@ -87,6 +91,61 @@ def test_a_trace_without_operations_gives_no_times(tmp_path):
     with trace(tmp_path):
         pass
     assert device_time(tmp_path, 3) == {}
+
+
+# Called for in shard_map: (function of the axis, how it splits its result).
+COLLECTIVES = {
+    "psum": (lambda x, axis: lax.psum(x, axis), None),
+    "pmax": (lambda x, axis: lax.pmax(x, axis), None),
+    "pmin": (lambda x, axis: lax.pmin(x, axis), None),
+    "all_gather": (lambda x, axis: lax.all_gather(x, axis, tiled=True), None),
+    "psum_scatter": (lambda x, axis: lax.psum_scatter(x, axis, tiled=True), "data"),
+    "ppermute": (lambda x, axis: lax.ppermute(x, axis, [(0, 1), (1, 0)]), "data"),
+    "all_to_all": (lambda x, axis: lax.all_to_all(x, axis, 0, 0, tiled=True), "data"),
+}
+
+
+@pytest.mark.parametrize("name", COLLECTIVES)
+def test_a_lone_collective_is_no_computation(name, tmp_path):
+    function, out = COLLECTIVES[name]
+    mesh = sharding.make_mesh(2, 1)
+    spec = PartitionSpec("data")
+    program = jax.jit(
+        jax.shard_map(
+            lambda x: function(x, "data"),
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=PartitionSpec(out),
+            check_vma=False,
+        )
+    )
+    values = jax.device_put(np.ones((64, 4), np.float32), jax.NamedSharding(mesh, spec))
+    jax.block_until_ready(program(values))
+    with trace(tmp_path):
+        jax.block_until_ready(program(values))
+    found = device_time(tmp_path, 1)
+    assert found["collective"] > 0
+    # XLA splits the operand of an all-to-all before it is sent.
+    assert found["compute"] == 0 or name == "all_to_all"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("all-reduce.1", True),
+        ("all-reduce-start", True),
+        ("all-gather-done.3", True),
+        ("collective-permute", True),
+        ("psum.7", True),
+        ("psum_invariant.2", True),
+        ("all_gather_invariant", True),
+        ("psum_fusion", False),
+        ("broadcast_all_gather", False),
+        ("dot.3", False),
+    ],
+)
+def test_names_of_collectives(name, found):
+    assert bool(COLLECTIVE_NAMES.match(name)) == found
 
 
 def test_steps_that_run_ahead_are_not_counted_as_done():

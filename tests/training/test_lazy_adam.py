@@ -1,6 +1,7 @@
 """Tables of which a step touches few rows: lazy Adam, the gathered step, and their cost."""
 
 import functools
+import os
 import re
 
 import jax
@@ -247,7 +248,8 @@ def compiled(users, items, mesh, objective=SAMPLED[:1], example_kind=4, batch_si
     }
     constants = sharding.put(constants, mesh)
     # With the fusions that users get, see conftest.py.
-    options = {"xla_cpu_use_fusion_emitters": True}
+    chosen = "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", "")
+    options = {"xla_cpu_use_fusion_emitters": True} if chosen else {}
     return step.lower(state, batch, None, constants, None).compile(compiler_options=options)
 
 

@@ -68,7 +68,7 @@ def load_model(folder: Path, dtype: Any = jnp.float32) -> Any:
     if kind not in ARCHITECTURES:
         fix = "choose other weights"
         if kind in FLAX and folder.is_dir():
-            fix = f"set teacher.lm.backend='hf_flax', which supports it, or {fix}"
+            fix = f"set teacher.lm.backend='hf_flax' (needs transformers 4) or {fix}"
         raise InputError(
             f"{source}: model_type {kind!r} is not supported by the native backend "
             f"(supported: {', '.join(ARCHITECTURES)}); {fix}"

@@ -167,7 +167,7 @@ def _build(folder: Path, dtype: Any, max_length: int) -> tuple[Any, int]:
     options = {"add_pooling_layer": False} if "add_pooling_layer" in fields else {}
     logger = logging.getLogger("transformers.modeling_flax_utils")
     level = logger.level
-    # Hides a warning that version 5 drops these classes; requirements.txt excludes it.
+    # Hides a warning that version 5 drops these classes; requirements.txt has version 4.
     logger.setLevel(logging.ERROR)
     try:
         with jax.numpy_rank_promotion("allow"):
@@ -191,8 +191,8 @@ def _flax_classes() -> tuple[Any, Mapping[str, str]]:
         ).FLAX_MODEL_MAPPING_NAMES
     except ImportError:
         raise InputError(
-            "teacher.lm.backend='hf_flax' needs the Flax classes of transformers 4 (pip install"
-            f" 'transformers<5'); {transformers.__version__} is installed; or set"
+            "teacher.lm.backend='hf_flax' needs the Flax classes of transformers 4, and"
+            f" {transformers.__version__} is installed: pip install 'transformers<5', or set"
             " teacher.lm.backend='native', which needs none of them"
         ) from None
     return transformers, names

@@ -320,7 +320,7 @@ def test_another_architecture_lists_the_supported_ones(folder):
     )
     assert "hf_flax" not in message, "which does not read it, either"
     set_config(folder, model_type="electra")
-    assert "set teacher.lm.backend='hf_flax', which supports it" in error(load_encoder, folder)
+    assert "set teacher.lm.backend='hf_flax' (needs transformers 4)" in error(load_encoder, folder)
     set_config(folder, model_type=None)
     assert "config.json has no model_type" in error(load_encoder, folder)
     assert {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet"} <= set(ARCHITECTURES)

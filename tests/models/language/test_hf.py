@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from helpers import toy
 from helpers.bert import SMALL, flax_bert, inputs, masks, minilm
 from helpers.hf_folders import WORDS, edit, error, save_tokenizer, set_config, torch_named
 from kd_jax.models.language import weights
@@ -310,3 +311,13 @@ def test_minilm_gives_sentence_vectors():
     batch = tokenizer(texts, padding=True, return_tensors="np")
     vectors = np.asarray(encoder(batch["input_ids"], batch["attention_mask"]))
     assert vectors[0] @ vectors[1] > 0.7 and vectors[0] @ vectors[2] < 0.2
+
+
+def test_hf_flax_without_the_flax_classes(tmp_path, monkeypatch):
+    """Transformers 5, or 4 where its module cannot be imported."""
+    bert = toy.tiny_bert(tmp_path / "bert")
+    monkeypatch.setitem(sys.modules, "transformers.models.auto.modeling_flax_auto", None)
+    message = error(load_encoder, bert, backend="hf_flax")
+    assert "needs the Flax classes of transformers 4" in message
+    assert "pip install 'transformers<5'" in message and "teacher.lm.backend='native'" in message
+    load_encoder(bert)

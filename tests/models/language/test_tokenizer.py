@@ -30,13 +30,61 @@ def template(*parts: str, **ids: int) -> Any:
     return processors.TemplateProcessing(single=list(parts), pair=pair, special_tokens=used)
 
 
-def wordpiece() -> Any:
+def wordpiece(words: list[str] = WORDPIECE) -> Any:
+    unknown = next(word for word in words if "unk" in word.lower())
     rules = tokenizers.Tokenizer(
-        models.WordPiece({word: n for n, word in enumerate(WORDPIECE)}, unk_token="[UNK]")
+        models.WordPiece({word: n for n, word in enumerate(words)}, unk_token=unknown)
     )
     rules.normalizer = normalizers.BertNormalizer(lowercase=True)
     rules.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     rules.post_processor = template("[CLS]", "$A", "[SEP]", cls=2, sep=3)
+    return rules
+
+
+def mpnet() -> Any:
+    """BERT's words with RoBERTa's special tokens, and its own between two texts."""
+    rules = wordpiece(["<s>", "<pad>", "</s>", "<unk>", *WORDPIECE[5:], "[UNK]", "<mask>"])
+    rules.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"])
+    rules.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return rules
+
+
+def roberta() -> Any:
+    rules = byte_level()
+    rules.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return rules
+
+
+def llama_3() -> Any:
+    """Up to three digits are one token; the text is not changed before it is split."""
+    split = pre_tokenizers.Split(tokenizers.Regex(r"\p{N}{1,3}| ?\p{L}+|\s+"), "isolated")
+    rules = byte_level(bos=True)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rules.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    return rules
+
+
+def sentencepiece_bpe(prefix: bool, bos: str) -> Any:
+    """Llama 2 (with a space before each text) and Gemma: bytes in place of unknown characters."""
+    words = [bos, "</s>", "<unk>", *(f"<0x{number:02X}>" for number in range(256))]
+    words += ["▁", "r", "e", "d", "a", "1", "2", "3", "re", "red", "▁red", "▁a", "12"]
+    merges = [("r", "e"), ("re", "d"), ("▁", "red"), ("▁", "a"), ("1", "2")]
+    rules = tokenizers.Tokenizer(
+        models.BPE(
+            {word: n for n, word in enumerate(words)},
+            merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    steps = [normalizers.Prepend("▁")] if prefix else []
+    rules.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    rules.add_special_tokens(words[:3])
+    pair = [bos, "$A", f"{bos}:1", "$B:1"]
+    rules.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], pair=pair, special_tokens=[(bos, 0)]
+    )
     return rules
 
 
@@ -69,10 +117,16 @@ XLMR = {**LLAMA, "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>"}
 # (rules, class in transformers 4, special tokens)
 FAMILIES = {
     "bert": (wordpiece(), "BertTokenizer", BERT),
+    "distilbert": (wordpiece(), "DistilBertTokenizer", BERT),
+    "gemma": (sentencepiece_bpe(False, "<bos>"), "GemmaTokenizer", {**LLAMA, "bos_token": "<bos>"}),
     "gpt2": (byte_level(), "GPT2Tokenizer", LLAMA),
+    "llama 2": (sentencepiece_bpe(True, "<s>"), "LlamaTokenizer", LLAMA),
+    "llama 3": (llama_3(), "PreTrainedTokenizerFast", LLAMA),
+    "mpnet": (mpnet(), "MPNetTokenizer", {**XLMR, "unk_token": "[UNK]"}),
     "llama": (byte_level(SPLIT, bos=True), "LlamaTokenizer", LLAMA),
     "llama as gpt2": (byte_level(SPLIT), "GPT2Tokenizer", LLAMA),
     "qwen2": (byte_level(QWEN), "Qwen2Tokenizer", LLAMA),
+    "roberta": (roberta(), "RobertaTokenizer", {**XLMR, "pad_token": "</s>"}),
     "t5": (unigram(), "T5Tokenizer", {**XLMR, "bos_token": None, "cls_token": None}),
     "xlm-roberta": (unigram(), "XLMRobertaTokenizer", XLMR),
 }
