@@ -562,7 +562,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
         (
             ["--config=configs/nothing.py"],
             r"error: .*No such file or directory: 'configs/nothing.py' \(there are"
-            r" configs/csv.py, .*configs/quickstart.py\)",
+            r" .*configs/csv.py, .*configs/quickstart.py\)",
         ),
         (
             ["--confg.mesh.data=3"],
