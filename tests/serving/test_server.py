@@ -611,7 +611,7 @@ def test_a_new_export_is_served_without_an_error(workdir, tmp_path):
             models.add(answer.json()["model"])
 
     def wait(condition):
-        for _ in range(100):
+        for _ in range(600):
             if condition():
                 return
             time.sleep(0.1)
