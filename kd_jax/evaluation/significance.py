@@ -84,7 +84,7 @@ class Comparison:
     """The baselines that one model is compared with.
 
     over: baseline -> the field of ``gain`` in report/metrics.json that holds the comparison; ''
-    for those fields that stand beside the means. Without the first baseline nothing is compared.
+    for those fields that stand beside the means. The first is that of the headline.
     """
 
     candidate: str
@@ -107,7 +107,7 @@ def gains(
     """The comparisons for each metric in ``names``, as field ``gain`` of report/metrics.json.
 
     per_user: model -> one mapping per seed of metric -> f32 [U] (NaN where a user has no value).
-    Comparisons with a missing model are left out.
+    A candidate is compared with the baselines that are there.
     """
     found: dict[str, Any] = {}
     for name in names:
@@ -118,7 +118,7 @@ def gains(
         }
         entry: dict[str, Any] = {}
         for comparison in comparisons:
-            if {comparison.candidate, comparison.baseline} <= values.keys():
+            if comparison.candidate in values:
                 more = _compared(values, comparison, resamples)
                 entry |= {field: more[field] for field in more if field not in entry}
         if entry:

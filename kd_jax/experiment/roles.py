@@ -117,7 +117,12 @@ _ROWS = (
         Appearance("#d35400", "#ff7e38", "o", "learns from the soft labels of the teacher"),
         place=4,
         labels_from="teacher",
-        over={"student": "", "control": "lm_share", "trending": "over_trending"},
+        over={
+            "student": "",
+            "control": "lm_share",
+            "trending": "over_trending",
+            "popularity": "over_popularity",
+        },
         export=3,
     ),
 )
@@ -128,6 +133,10 @@ BASELINES = {
     "popularity": Appearance("#7b848f", "#98a2ae", "X"),
     "trending": Appearance(),
 }
+SIMPLE = {
+    "popularity": "the popularity baseline",
+    "trending": "the recent-popularity baseline",
+}  # how a sentence calls them
 
 
 def role_of(name: str, where: str) -> Role:
@@ -176,4 +185,4 @@ def legend() -> Legend:
     models = BASELINES | {role.name: role.appearance for role in in_tables()}
     compared = comparisons()
     large = ROLES[compared[0].candidate].labels_from if compared else ""
-    return Legend(models, compared, large)
+    return Legend(models, compared, large, SIMPLE)

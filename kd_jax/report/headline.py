@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,29 +10,35 @@ from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
     LOWER_IS_BETTER,
     as_number,
+    by_model,
+    decimals,
     interval_ends,
     interval_text,
     metric_label,
+    model_means,
+    open_end,
     percent,
+    shown_metrics,
 )
 
+FLOOR = 0.005  # of a value; changes of smaller ones are told as values
 # Four wordings each: better, worse, an interval that includes zero, no interval.
 GAIN = (
-    "Distillation improves {what} by {size} over the same student trained on its own ({interval}).",
+    "Distillation {verb} {what} {by} over the same student trained on its own ({interval}).",
     "Distillation makes {what} worse: {size} against the same student trained on its own"
     " ({interval}).",
     "Distillation makes no reliable difference to {what}: {size} against the same student trained"
     " on its own, and the interval includes zero ({interval}).",
-    "Distillation changes {what} by {size} against the same student trained on its own; {interval}"
+    "Distillation changes {what} {by} against the same student trained on its own; {interval}"
     " was computed, so this may be chance.",
 )
-OVER_TRENDING = (
-    "Over the recent-popularity baseline, the same list for every user, it is {size} ({interval}).",
-    "It is worse than the recent-popularity baseline, the same list for every user: {size}"
-    " ({interval}).",
-    "It does not differ significantly from the recent-popularity baseline (the same list for every"
+OVER_SIMPLE = (
+    "Over {simple}, the same for every user, the {candidate} student is at {size} ({interval}).",
+    "The {candidate} student is worse than {simple}, which is the same for every user: {what}"
+    " {after} against {before} ({interval}).",
+    "The {candidate} student does not differ significantly from {simple} (the same for every"
     " user): {size} ({interval}).",
-    "Over the recent-popularity baseline, the same list for every user, it is {size}; {interval}"
+    "{simple}, the same for every user, has {before}, the {candidate} student {after}; {interval}"
     " was computed.",
 )
 LM_SHARE = (
@@ -49,6 +56,7 @@ NO_CONTROL = (
     " is not known."
 )
 NOTHING = "Nothing to compare yet: this run does not hold both a student and a distilled student."
+NO_STUDENT = "Without a plain student in this run, the gain of distillation is not known."
 
 
 def headline(metrics: dict[str, Any], legend: Legend) -> str:
@@ -62,30 +70,67 @@ def headline(metrics: dict[str, Any], legend: Legend) -> str:
 def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     """The statements of the headline: the gain over the student, and what explains it.
 
-    The second is the language model's own share and, where it was measured, the gain over recent
-    popularity.
+    The second is the language model's own share, and how the distilled student stands to the best
+    of the simple baselines. Where it is worse than that, this comes first.
     """
     metric, gain, share = main_gain(metrics)
+    metric = metric or next(iter(shown_metrics(metrics)), "")
+    worse, simple = _over_simple(metrics, legend, metric, gain)
     if as_number(gain.get("relative")) is None:
         if {legend.baseline, legend.candidate} <= gain.keys():
-            return (
-                f"The plain student's {metric_label(metric)} is 0: there is no relative gain.",
-                "",
-            )
-        return NOTHING, ""
-    trending = gain.get("over_trending") or {}
+            first = f"The plain student's {metric_label(metric)} is 0: there is no relative gain."
+            return (simple, first) if worse else (first, simple)
+        return (simple, NO_STUDENT) if simple else (NOTHING, "")
+    values = (as_number(gain.get(name)) for name in (legend.baseline, legend.candidate))
+    first = _verdict(metric, gain, GAIN, *values)
     known = as_number(share.get("relative")) is not None
-    second = [_verdict(metric, share, LM_SHARE) if known else NO_CONTROL]
-    if as_number(trending.get("relative")) is not None:
-        second.append(_verdict(metric, trending, OVER_TRENDING))
-    return _verdict(metric, gain, GAIN), " ".join(second)
+    second = _verdict(metric, share, LM_SHARE) if known else NO_CONTROL
+    if worse:
+        return simple, f"{first} {second}"
+    return first, f"{second} {simple}".strip()
 
 
-def _verdict(metric: str, difference: dict[str, Any], wordings: Sequence[str]) -> str:
+def _over_simple(
+    metrics: dict[str, Any], legend: Legend, metric: str, gain: dict[str, Any]
+) -> tuple[bool, str]:
+    """Whether the candidate is worse than the best simple baseline, and a sentence; '' if none."""
+    means = {
+        name: mean
+        for name, (mean, _) in model_means(by_model(metrics, legend), metric, "").items()
+        if name in {*legend.simple, legend.candidate}
+    }
+    after = means.pop(legend.candidate, None)
+    if not means or after is None:
+        return False, ""
+    lower = metric.partition("/")[0] in LOWER_IS_BETTER
+    best = (min if lower else max)(means, key=lambda name: means[name])
+    field = legend.comparisons[0].over.get(best, "")
+    difference = gain.get(field) or {} if field else {}
+    words = {"simple": legend.simple[best], "candidate": legend.candidate}
+    sentence = _verdict(metric, difference, OVER_SIMPLE, means[best], after, **words)
+    worse = after > means[best] if lower else after < means[best]
+    if worse and _bounds(difference.get("ci95")) is None:
+        sentence = OVER_SIMPLE[1].format(
+            what=_in_sentence(metric), before=decimals(means[best]), after=decimals(after),
+            interval=f"{interval_text(None)} was computed", **words,
+        )  # fmt: skip
+    return worse, sentence[0].upper() + sentence[1:]
+
+
+def _verdict(
+    metric: str,
+    difference: dict[str, Any],
+    wordings: Sequence[str],
+    before: float | None = None,
+    after: float | None = None,
+    **words: str,
+) -> str:
+    """The sentence that fits the interval; before, after: the two values, if known."""
     better, worse, unclear, no_interval = wordings
-    if metric in LOWER_IS_BETTER:
+    lower = metric.partition("/")[0] in LOWER_IS_BETTER
+    if lower:
         better, worse = worse, better
-    ends = interval_ends(difference.get("ci95"))
+    ends = _bounds(difference.get("ci95"))
     wording = unclear
     if ends is None:
         wording = no_interval
@@ -93,11 +138,35 @@ def _verdict(metric: str, difference: dict[str, Any], wordings: Sequence[str]) -
         wording = better
     elif ends[1] < 0:
         wording = worse
+    size = percent(as_number(difference.get("relative")))
+    tiny = before is not None and after is not None and abs(before) < FLOOR
+    by = f"by {size.lstrip('−') if lower else size}"
+    if tiny:
+        by = size = f"from {decimals(before)} to {decimals(after)}"
     return wording.format(
-        what=metric_label(metric),
-        size=percent(as_number(difference.get("relative"))),
+        verb="lowers" if lower else "improves",
+        what=_in_sentence(metric),
+        size=size,
+        by=by,
+        before=decimals(before),
+        after=decimals(after),
         interval=interval_text(difference.get("ci95")),
+        **words,
     )
+
+
+def _bounds(pair: Any) -> tuple[float, float] | None:
+    """The ends of an interval, of which the upper one may be infinite; None if there is none."""
+    if ends := interval_ends(pair):
+        return ends
+    low = open_end(pair)
+    return None if low is None else (low, math.inf)
+
+
+def _in_sentence(metric: str) -> str:
+    """The label of a metric, with a small first letter unless it is an abbreviation."""
+    label = metric_label(metric)
+    return label[:1].lower() + label[1:] if label[1:2].islower() else label
 
 
 def main_gain(metrics: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:

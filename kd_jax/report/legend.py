@@ -33,13 +33,14 @@ class Appearance:
 class Legend:
     """Models in the order of tables and charts, and their comparisons, the headline's first.
 
-    large: the model that ``candidate`` is to replace in serving; '' for none. Models that are not
-    here come last and look alike.
+    large: the model that ``candidate`` is to replace in serving; '' for none. simple: the simple
+    baselines and how a sentence calls them. Models that are not here come last and look alike.
     """
 
     models: Mapping[str, Appearance]
     comparisons: tuple[Comparison, ...] = ()
     large: str = ""
+    simple: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def candidate(self) -> str:

@@ -118,16 +118,25 @@ def decimals(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    return EMPTY if value is None else f"{100 * value:+,.1f} %".replace("-", "−")
+    """A change in percent with its sign; one that rounds to zero has none."""
+    if value is None:
+        return EMPTY
+    text = f"{100 * value:+,.1f}"
+    return f"{'0.0' if text in ('+0.0', '-0.0') else text} %".replace("-", "−")
+
+
+def open_end(pair: Any) -> float | None:
+    """The lower end of an interval without an upper one: of a gain over almost nothing."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or as_number(pair[1]) is not None:
+        return None
+    return as_number(pair[0])
 
 
 def interval_text(pair: Any) -> str:
-    ends = interval_ends(pair)
-    return (
-        f"{CONFIDENCE}{percent(ends[0])} to {percent(ends[1])}"
-        if ends
-        else "no confidence interval"
-    )
+    if ends := interval_ends(pair):
+        return f"{CONFIDENCE}{percent(ends[0])} to {percent(ends[1])}"
+    low = open_end(pair)
+    return "no confidence interval" if low is None else f"{CONFIDENCE}at least {percent(low)}"
 
 
 def thousands(value: float | None) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+HEIGHT = 0.085  # of a label, in fractions of the axes
+SHAPE = 0.6  # height of the figure, as a share of its width
 SHIFTS = (0, 0.09, -0.09, 0.18, -0.18, 0.27, -0.27, 0.36)  # of a label, up and down
 
 
@@ -45,7 +47,12 @@ class Box(NamedTuple):
 
     def meets(self, other: Box) -> bool:
         beside = self.right <= other.left or other.right <= self.left
-        return not beside and abs(self.middle - other.middle) < 0.085
+        return not beside and abs(self.middle - other.middle) < HEIGHT
+
+    def distance(self, place: tuple[float, float]) -> float:
+        """How far a marker at ``place`` is, in widths of the figure."""
+        aside = max(self.left - place[0], place[0] - self.right, 0.0)
+        return math.hypot(aside, SHAPE * (self.middle - place[1]))
 
 
 def tradeoff_chart(models: Models, metric: str, key: str, title: str, legend: Legend) -> str:
@@ -83,7 +90,7 @@ def _scale(axes: Axes, points: dict[str, Point]) -> None:
     costs = [point.cost for point in points.values()]
     low, high = min(costs), max(costs)
     narrow = high < 10 * low
-    room = 4 if narrow else 2  # for labels, to the left and right
+    room = 5 if narrow else 2  # for labels, to the left and right
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)
     if narrow:  # or there may be a single power of ten, or none
@@ -95,19 +102,24 @@ def _scale(axes: Axes, points: dict[str, Point]) -> None:
 
 
 def _label(axes: Axes, points: dict[str, Point]) -> None:
-    """Labels every point at the nearest place where the label covers nothing.
+    """Labels every point at the nearest place where the label covers no marker and no whisker.
 
     Students of one architecture have the same x, so their labels would overlap otherwise.
     """
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    places = {
-        name: (math.log(cost / left) / math.log(right / left), (mean - bottom) / (top - bottom))
-        for name, (cost, mean, _) in points.items()
-    }
-    taken = [Box(x - 0.02, x + 0.02, y) for x, y in places.values()]
+    places, taken = {}, []
+    for name, (cost, mean, std) in points.items():
+        x, y = math.log(cost / left) / math.log(right / left), (mean - bottom) / (top - bottom)
+        places[name] = x, y
+        taken.append(Box(x - 0.02, x + 0.02, y))
+        reach = std / (top - bottom)
+        parts = math.ceil(2 * reach / HEIGHT)
+        taken += [Box(x - 0.01, x + 0.01, y - reach + n * HEIGHT) for n in range(parts)]
+        taken += [Box(x - 0.01, x + 0.01, y + reach)] if std else []
     for name, point in sorted(points.items(), key=lambda entry: entry[1].mean):
-        box, side = _free_place(places[name], len(tag(name)), taken)
+        others = [place for other, place in places.items() if other != name]
+        box, side = _free_place(places[name], len(tag(name)), taken, others)
         taken.append(box)
         axes.annotate(
             tag(name),
@@ -120,8 +132,13 @@ def _label(axes: Axes, points: dict[str, Point]) -> None:
         )
 
 
-def _free_place(place: tuple[float, float], length: int, taken: list[Box]) -> tuple[Box, int]:
-    """A label's box, and 1 if it stands to the right of its marker at ``place``, -1 to the left."""
+def _free_place(
+    place: tuple[float, float], length: int, taken: list[Box], others: list[tuple[float, float]]
+) -> tuple[Box, int]:
+    """A label's box, and 1 if it stands to the right of its marker at ``place``, -1 to the left.
+
+    others: the other markers, none of which may be nearer to the label than its own.
+    """
     x, y = place
     inwards = -1 if x > 0.5 else 1
     choices = []
@@ -129,9 +146,14 @@ def _free_place(place: tuple[float, float], length: int, taken: list[Box]) -> tu
         for side in (inwards, -inwards):
             start, end = sorted((x + side * 0.03, x + side * (0.05 + 0.023 * length)))
             choices.append((Box(start, end, y + shift), side))
-    free = (
-        choice
-        for choice in choices
-        if choice[0].inside and not any(choice[0].meets(other) for other in taken)
+    free = [
+        (box, side)
+        for box, side in choices
+        if box.inside and not any(box.meets(other) for other in taken)
+    ]
+    own = (
+        (box, side)
+        for box, side in free
+        if all(box.distance(place) < box.distance(other) for other in others)
     )
-    return next(free, choices[0])
+    return next(own, free[0] if free else choices[0])

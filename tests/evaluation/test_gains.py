@@ -1,6 +1,7 @@
 """The comparisons and the serving table of report/metrics.json."""
 
 import numpy as np
+import pytest
 
 from kd_jax.evaluation.latency import costs
 from kd_jax.evaluation.significance import Comparison, gains, paired_bootstrap
@@ -37,11 +38,12 @@ def test_every_comparison_of_trained_models_is_in_its_own_field():
         assert entry[baseline] == expected.baseline and entry[candidate] == expected.candidate
 
 
-def test_without_its_first_baseline_a_comparison_is_left_out():
+def test_a_model_is_compared_with_the_baselines_that_are_there():
     per_user = {"distilled": of_users(1.3), "control": of_users(1.1), "wide": of_users(1.5)}
-    assert gains(per_user, ("ndcg@10",), (MAIN,), 100) == {}
-    found = gains(per_user, ("ndcg@10",), (MAIN, WIDE), 100)
-    assert found["ndcg@10"].keys() == {"distilled", "wide", "wide_over_distilled"}
+    found = gains(per_user, ("ndcg@10",), (MAIN, WIDE), 100)["ndcg@10"]
+    assert found.keys() == {"distilled", "control", "lm_share", "wide", "wide_over_distilled"}
+    assert found["lm_share"]["relative"] == pytest.approx(0.2 / 1.1, rel=1e-5)
+    assert gains({"control": of_users(1.1)}, ("ndcg@10",), (MAIN,), 100) == {}
 
 
 def test_serving_costs_count_labels_and_reading():

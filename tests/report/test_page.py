@@ -30,6 +30,7 @@ from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
 from kd_jax.report.page import render, write
 from kd_jax.report.summary import by_model
+from kd_jax.report.tradeoff import Box, _free_place
 
 LEGEND = roles.legend()
 
@@ -464,11 +465,11 @@ def change(relative: float, ci95: Any, /, **share: Any) -> dict[str, Any]:
         ),
         (
             {"gain": {"log_loss": {"relative": -0.1, "ci95": [-0.2, -0.05]}}},
-            ["improves Log loss by −10.0 %"],
+            ["lowers log loss by 10.0 %"],
         ),
         (
             {"gain": {"log_loss": {"relative": 0.1, "ci95": [0.05, 0.2]}}},
-            ["makes Log loss worse: +10.0 %"],
+            ["makes log loss worse: +10.0 %"],
         ),
         (
             {"gain": {"ndcg@10/warm": GAIN, "ndcg@10": {"relative": 0.5, "ci95": [0.4, 0.6]}}},
@@ -485,6 +486,81 @@ def test_headline_follows_the_interval(metrics: dict[str, Any], phrases: list[st
     )
 
 
+def against(name: str, base: float, found: float, change: Any, metric: str = "ndcg@10") -> Any:
+    """Means of a simple baseline and of the distilled student, and the change between them."""
+    models = [
+        {"name": name, "test": {metric: base}},
+        {"name": "distilled", "test": {metric: found}},
+    ]
+    field = f"over_{name}"
+    gain = {"student": found / 1.2, "distilled": found, "relative": 0.2, "ci95": [0.1, 0.3]}
+    return {"models": models, "gain": {metric: gain | ({field: change} if change else {})}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "first", "phrases"),
+    [
+        (
+            against("popularity", 0.05, 0.06, {"relative": 0.2, "ci95": [0.1, 0.3]}),
+            "Distillation improves",
+            [
+                "Over the popularity baseline, the same for every user, the distilled student is"
+                " at +20.0 % (95 % CI +10.0 % to +30.0 %)."
+            ],
+        ),
+        (
+            against("trending", 0.08, 0.06, {"relative": -0.25, "ci95": [-0.3, -0.2]}),
+            "The distilled student is worse than the recent-popularity baseline",
+            ["NDCG@10 .0600 against .0800 (95 % CI −30.0 % to −20.0 %)", "Distillation improves"],
+        ),
+        (
+            against("popularity", 0.08, 0.06, None),
+            "The distilled student is worse than the popularity baseline",
+            [".0600 against .0800 (no confidence interval was computed)"],
+        ),
+        (
+            against("popularity", 0.2644, 0.5688, None, "log_loss"),
+            "The distilled student is worse than the popularity baseline",
+            ["log loss .5688 against .2644"],
+        ),
+        (
+            against("popularity", 0.059, 0.06, {"relative": 0.017, "ci95": [-0.1, 0.1]}),
+            "Distillation improves",
+            ["The distilled student does not differ significantly from the popularity"],
+        ),
+    ],
+)
+def test_the_headline_names_the_best_simple_baseline(
+    metrics: dict[str, Any], first: str, phrases: list[str]
+) -> None:
+    text = headline(metrics, LEGEND)
+    assert text.startswith(first)
+    for phrase in phrases:
+        assert phrase in text
+
+
+def test_without_a_plain_student_the_simple_baseline_is_the_headline() -> None:
+    metrics = against("trending", 0.05, 0.06, {"relative": 0.2, "ci95": [0.1, 0.3]})
+    metrics["gain"]["ndcg@10"] = {"over_trending": metrics["gain"]["ndcg@10"]["over_trending"]}
+    assert headline(metrics, LEGEND) == (
+        "Over the recent-popularity baseline, the same for every user, the distilled student is at"
+        " +20.0 % (95 % CI +10.0 % to +30.0 %). Without a plain student in this run, the gain of"
+        " distillation is not known."
+    )
+
+
+def test_gains_over_almost_nothing_are_told_as_values() -> None:
+    gain = {"student": 0.0004, "distilled": 0.0055, "relative": 12.8877, "ci95": [3.66, None]}
+    text = headline({"gain": {"ndcg@10": gain}}, LEGEND)
+    assert "improves NDCG@10 from .0004 to .0055" in text
+    assert "(95 % CI at least +366.0 %)" in text and "12" not in text
+
+
+def test_a_change_that_rounds_to_zero_has_no_sign() -> None:
+    text = headline(change(0.2, [0.1, 0.3], relative=-8e-5, ci95=[-1e-4, -4e-5]), LEGEND)
+    assert "is worse, 0.0 % (95 % CI 0.0 % to 0.0 %)" in text
+
+
 def test_a_further_model_is_compared_drawn_and_described_as_its_legend_has_it(
     tmp_path: Path,
 ) -> None:
@@ -493,6 +569,7 @@ def test_a_further_model_is_compared_drawn_and_described_as_its_legend_has_it(
         {**LEGEND.models, "wide": wide},
         (*LEGEND.comparisons, Comparison("wide", {"student": "wide_over_student"})),
         LEGEND.large,
+        LEGEND.simple,
     )
     metrics = rank_metrics()
     change = {"relative": 0.4321, "ci95": [0.4, 0.45], "p_value": 0.01}
@@ -506,6 +583,16 @@ def test_a_further_model_is_compared_drawn_and_described_as_its_legend_has_it(
     assert ["NDCG@10", ".0597", ".0855", "+43.2 %+40.0 % to +45.0 %", ".0100"] in page.rows
     assert "--wide: #123456" in html and "--wide: #abcdef" in html and "var(--wide)" in html
     assert headline(metrics, legend) == headline(rank_metrics(), LEGEND)
+
+
+def test_a_name_keeps_clear_of_whiskers_and_is_nearest_to_its_own_marker() -> None:
+    own, other = (0.4, 0.3), (0.6, 0.35)
+    whisker = [Box(0.59, 0.61, 0.2 + 0.05 * n) for n in range(8)]
+    for taken in ([], whisker):
+        box, side = _free_place(own, 6, taken, [other])
+        assert not any(box.meets(part) for part in taken)
+        assert box.distance(own) < box.distance(other)
+        assert (box.left > own[0]) == (side > 0)
 
 
 @pytest.mark.parametrize("width", [80, 120])
