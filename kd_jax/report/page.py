@@ -327,8 +327,16 @@ def _slices(models: Models, shown: list[str], legend: Legend) -> str:
 def _learning(path: Path, legend: Legend) -> str:
     curves = read_curves(path)
     most = highest(curves)
+    trained = [
+        name
+        for name, measured in curves.items()
+        if any(len(points) > 1 for curve in measured.values() for points in curve.values())
+    ]
     return html.grid(
-        [curve_chart(name, curves[name], most, legend) for name in sorted(curves, key=legend.order)]
+        [
+            curve_chart(name, curves[name], most, legend)
+            for name in sorted(trained, key=legend.order)
+        ]
     )
 
 
