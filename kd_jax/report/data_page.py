@@ -147,7 +147,7 @@ def _time(found: dict[str, Any], legend: Legend) -> str:
         for mark in date2num(marks):
             axes.axvline(mark, color=BASE["ink"], linewidth=1, linestyle="--")
         axes.set(ylabel="interactions")
-        locator = AutoDateLocator(maxticks=6)
+        locator = AutoDateLocator(minticks=3, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         axes.grid(False, axis="x")

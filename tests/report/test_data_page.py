@@ -53,3 +53,10 @@ def test_a_missing_or_damaged_file_is_one_line(tmp_path, content):
         (tmp_path / "report/data.json").write_text(content)
     with pytest.raises(InputError, match="run the stage 'data' again"):
         render(tmp_path, LEGEND)
+
+
+@pytest.mark.parametrize("seconds", (0.5, 90, 7e3, 2.5e5, 4e6, 9e7, 3e9))
+def test_logs_of_any_length_have_dates_on_their_axis(tmp_path, seconds):
+    edges = [1e9, 1e9 + seconds / 2, 1e9 + seconds]
+    times = {"edges": edges, "splits": {"train": [3, 2]}, "cuts": []}
+    assert render(written(tmp_path, time=times), LEGEND).count("<figure>") == 3
