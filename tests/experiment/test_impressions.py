@@ -16,8 +16,10 @@ from kd_jax.data.examples.shown import shown_examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.evaluation.impressions import METRICS
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.objectives import objective
 from kd_jax.experiment.roles import ROLES
+from kd_jax.experiment.trained import TrainedModels
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,20 @@ def test_every_model_is_judged_per_impression_in_both_splits(finished):
             assert all(0 <= found[name] <= 1 for name in METRICS)
     page = (finished / "report/index.html").read_text()
     assert "28 impressions of 28 users" in page and "NDCG@5" in page
+
+
+def test_labels_of_lists_are_others_than_those_of_the_usual_examples(folders, world, tmp_path):
+    """Both have a row per example, and the rows of one mean nothing in the other."""
+
+    def identities(items):
+        fields = {"distill.terms.clicks.items": items, "student.name": "sasrec"}
+        experiment = Experiment(config(world, **fields), tmp_path, None)
+        experiment.dataset = dataset.build(readers.read("mind", folders), split="column")
+        store = LabelStore(TrainedModels(experiment))
+        return [labels.identity for labels in store.of(ROLES["distilled"], (0,))]
+
+    (usual,), (lists,) = identities("all"), identities("shown")
+    assert usual != lists and [lists] == identities("shown")
 
 
 def test_what_cannot_learn_from_lists_is_refused(folders, world, tmp_path):
