@@ -150,6 +150,7 @@ class Dataset:
             with atomic(Path(folder) / DISLIKED) as path:
                 pl.DataFrame({"user": user, "item": item}).write_parquet(path)
         note = {name: getattr(self, name) for name in NOTED}
+        note["impressions"] = impressions.checksum_of(self.impressions)
         write_json(Path(folder) / "dataset.json", note)
 
 
@@ -183,6 +184,8 @@ def load(folder: Path) -> Dataset:
             found = dataclasses.replace(found, impressions=shown)
     except (ValueError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{folder}: the saved data set can't be read ({error}); {fix}") from None
+    if impressions.checksum_of(found.impressions) != note.get("impressions"):
+        raise InputError(f"{folder / impressions.FILE} has changed since it was written; {fix}")
     if found.checksum != written:
         raise InputError(
             f"{folder}: the saved data set has changed since it was written (checksum"

@@ -79,6 +79,11 @@ class Impressions:
             rows.hstack(lists).write_parquet(path)
 
 
+def checksum_of(found: Impressions | None) -> str | None:
+    """The checksum; None where there are no impressions."""
+    return None if found is None else found.checksum
+
+
 def load(frame: pl.DataFrame) -> Impressions:
     """The Impressions that ``Impressions.save`` wrote."""
     lengths = frame["items"].list.len().to_numpy()

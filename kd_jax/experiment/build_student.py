@@ -19,7 +19,7 @@ from kd_jax.data.popularity import decayed_counts
 from kd_jax.experiment import roles
 from kd_jax.experiment.config import student_section
 from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.objectives import objective, start_of_bias
+from kd_jax.experiment.objectives import objective, reads_impressions, start_of_bias
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.losses import sampled
@@ -147,7 +147,7 @@ def examples_of(experiment: Experiment, role: Role, history: int) -> Examples:
     history: number of newest interactions in an example.
     """
     kind = example_kind(experiment, role)
-    if any(term.shown for term in objective(experiment, role)):
+    if reads_impressions(experiment, role):
         return shown_examples(experiment.dataset, history=history, example_kind=kind)
     section = student_section(experiment.settings(role))
     weighting = {name: section[name] for name in WEIGHTING if name in section}

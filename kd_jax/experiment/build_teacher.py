@@ -21,7 +21,7 @@ from kd_jax.data.splits import TRAIN
 from kd_jax.evaluation.tasks import Rate
 from kd_jax.experiment.config import reads_text, trains_text
 from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.objectives import objective
+from kd_jax.experiment.objectives import reads_impressions
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.models.scorer import split
@@ -179,7 +179,7 @@ def examples_of(
     rows: number of examples of a batch that this process looks up.
     """
     c = experiment.settings(role).teacher
-    if any(term.shown for term in objective(experiment, role)):
+    if reads_impressions(experiment, role):
         kind = parts.example_kind
         return shown_examples(experiment.dataset, history=parts.history, example_kind=kind)
     found = experiment.task.examples(parts.example_kind, history=parts.history)

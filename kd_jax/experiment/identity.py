@@ -11,7 +11,7 @@ from kd_jax.distillation.term import OWN
 from kd_jax.experiment.build_student import input_names, teacher_of, window
 from kd_jax.experiment.config import reads_text, selects, student_section
 from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.objectives import objective, teachers_of
+from kd_jax.experiment.objectives import objective, reads_impressions, teachers_of
 from kd_jax.experiment.origin import origin_of
 from kd_jax.experiment.roles import ROLES, Role
 from kd_jax.models.students.base import ITEM_TEXT
@@ -41,7 +41,7 @@ def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]
         common["boundaries"] = tuple(c.rate.boundaries)
     if start := origin_of(experiment, role, seed):
         common["start"] = start
-    if any(term.shown for term in objective(experiment, role)):
+    if reads_impressions(experiment, role):
         assert experiment.dataset.impressions is not None
         common["impressions"] = experiment.dataset.impressions.checksum
     own = _teacher if role.is_teacher else _student

@@ -26,7 +26,7 @@ from kd_jax.experiment.build_student import example_kind, examples_of, window
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.earlier import EarlierRun
 from kd_jax.experiment.identity import identity_of, identity_of_source
-from kd_jax.experiment.objectives import objective, teachers_of
+from kd_jax.experiment.objectives import objective, reads_impressions, teachers_of
 from kd_jax.experiment.outside import OutsideTeachers
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import ROLES, Role
@@ -175,9 +175,14 @@ class LabelStore:
             labeller = labellers.of_model(parts.graphdef, *best, example_kind=where, rates=rates)
             return labeller, examples_of(experiment, student, history)
 
-        identity = fingerprint([identity_of(experiment, role, seed), where, history])
+        made = [identity_of(experiment, role, seed), where, history, *self._lists(student)]
         folder = experiment.workdir / f"labels/{role.name}.seed{seed}"
-        return LabelSet(f"{role.name} (seed {seed})", folder, identity, make)
+        return LabelSet(f"{role.name} (seed {seed})", folder, fingerprint(made), make)
+
+    def _lists(self, student: Role) -> list[str]:
+        """The checksum of the impressions, where they are the examples that are labelled."""
+        shown = self.experiment.dataset.impressions
+        return [shown.checksum] if shown and reads_impressions(self.experiment, student) else []
 
     def of_source(self, student: Role, name: str) -> LabelSet:
         """The labels of a teacher from outside.
@@ -203,6 +208,6 @@ class LabelStore:
             return labeller, examples_of(experiment, student, length or parts.history)
 
         made = [identity_of_source(experiment, name), experiment.dataset.checksum, where, length]
-        identity = fingerprint(made)
+        identity = fingerprint([*made, *self._lists(student)])
         folder = experiment.workdir / "labels" / name / identity
         return LabelSet(f"{name} ({source.path})", folder, identity, make)

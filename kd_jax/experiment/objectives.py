@@ -101,6 +101,11 @@ def _no_lists_shown(experiment: Experiment, role: Role, c: ConfigDict) -> str:
     return ""
 
 
+def reads_impressions(experiment: Experiment, role: Role) -> bool:
+    """Whether the training examples of a role are impressions (``items='shown'``)."""
+    return any(term.shown for term in objective(experiment, role))
+
+
 def may_hold_text(source: Source) -> bool:
     """Whether the labels of a teacher from outside may depend on a language model."""
     if source.folder is None or source.role not in roles.ROLES:

@@ -42,8 +42,9 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     if not c.events:  # as in workdirs that were made before there were types of events
         del fields["events"]
         fields[c.reader].get("columns", {}).pop("event", None)
-    files = stamp(*(value for name, value in section.items() if _is_path(name)))
-    return fields | {"task": config.task, "files": files}
+    given = [value for name, value in section.items() if _is_path(name)]
+    every = readers.PATHS[c.reader](**section) if c.reader in readers.PATHS else given
+    return fields | {"task": config.task, "files": stamp(*every)}
 
 
 def _is_path(field: str) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import sklearn.metrics as sk
 
 from helpers import mind
+from helpers.toy import refused
 from kd_jax.core.scores import Factors
 from kd_jax.data import dataset, readers
 from kd_jax.data.splits import TEST, TRAIN, VALID
@@ -84,6 +85,10 @@ def test_a_second_folder_is_test_and_the_last_day_of_the_first_is_valid(data, tm
     assert (first[knows] < start).all() and (data.split[data.indptr[:-1]][knows] == TRAIN).all()
     data.save(tmp_path)
     assert dataset.load(tmp_path).impressions.checksum == shown.checksum
+    shown.select(shown.user > 0).save(tmp_path)
+    refused(lambda: dataset.load(tmp_path), "impressions.parquet has changed")
+    (tmp_path / "impressions.parquet").unlink()
+    refused(lambda: dataset.load(tmp_path), "impressions.parquet has changed")
 
 
 def test_lists_with_both_kinds_of_a_known_user_are_judged_by_the_scores_of_the_model(data):

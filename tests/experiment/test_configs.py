@@ -1,6 +1,8 @@
 """Every file in configs/ runs as shipped, with ``runlocal`` and a tiny language model."""
 
+import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,14 @@ from helpers import toy
 from helpers.runs import launched
 from kd_jax.core.logging import Log
 from kd_jax.data import synthetic
+from kd_jax.data.synthetic.amazon import write as write_amazon
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.distillation.term import of_section
 from kd_jax.experiment import overrides, pipeline, renamed, roles, sections
 from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
+from kd_jax.experiment.prepared import prepared
 from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
@@ -439,6 +443,24 @@ def test_a_loss_has_its_hyper_parameters_in_its_section():
         "--config.distill.terms.items.loss=squared_distance", "--config.distill.terms.items.drawn=9"
     )
     assert of_section("distill.terms.items", c.distill.terms["items"]).loss.drawn == 9
+
+
+@pytest.mark.parametrize("part", ["meta_All_Beauty.jsonl.gz", "All_Beauty.test.csv.gz"])
+def test_files_that_a_reader_finds_beside_the_given_one_are_in_the_identity(tmp_path, part):
+    write_amazon(tmp_path, users=80, items=60)
+    folder = tmp_path / "5core/last_out"
+    shutil.copy(tmp_path / "meta_All_Beauty.jsonl.gz", folder)
+    c = amazon.get_config()
+    c.data.amazon = {"path": str(folder / "All_Beauty.train.csv.gz")}
+    c.data.split = "column"
+    with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
+        first = prepared(c, tmp_path / "run", log)
+        assert prepared(c, tmp_path / "run", log).checksum == first.checksum
+        lines = gzip.decompress((folder / part).read_bytes()).splitlines(keepends=True)
+        (folder / part).write_bytes(gzip.compress(b"".join(lines[:-1])))
+        toy.refused(lambda: prepared(c, tmp_path / "run", log), "other settings", "data.files")
+        (folder / "All_Beauty.train.csv.gz").unlink()  # the source is gone
+        assert prepared(c, tmp_path / "run", log).checksum == first.checksum
 
 
 def test_a_section_that_the_run_does_not_read_changes_no_identity(tmp_path):

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import polars as pl
 import pytest
 
 from configs import mind as mind_config
@@ -13,11 +14,14 @@ from kd_jax.core.scores import Factors
 from kd_jax.core.types import PAD
 from kd_jax.data import dataset, readers
 from kd_jax.data.examples.shown import shown_examples
+from kd_jax.data.raw import RawData
 from kd_jax.data.splits import TRAIN
 from kd_jax.evaluation.impressions import METRICS
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.objectives import objective
 from kd_jax.experiment.roles import ROLES
+from kd_jax.experiment.trained import TrainedModels
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,29 @@ def test_long_lists_keep_their_clicks_and_some_of_the_others(data, monkeypatch):
         first, *others = batch["shown"][row, 0]
         assert first in lists.item[part][lists.clicked[part]]
         assert set(others) <= set(lists.item[part][~lists.clicked[part]])
+
+
+def test_a_click_on_what_a_user_is_evaluated_with_is_no_example():
+    """data.repeats='last' moves the interaction of an early click to a later split."""
+    rows = [("a", item, time) for time, item in enumerate("yxzvwx")]
+    rows += [("b", item, time) for time, item in enumerate("yxzvw")]
+    lists = [("a", 1, ["x", "w"]), ("a", 2, ["z", "w"]), ("b", 1, ["x", "w"])]
+    raw = RawData(
+        "toy",
+        pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row"),
+        pl.DataFrame({"item": list("vwxyz"), "title": "a film"}),
+        impressions=pl.DataFrame(
+            [(*row, [True, False]) for row in lists],
+            ["user", "timestamp", "items", "clicked"],
+            orient="row",
+        ),
+    )
+    options = {"split": "leave_one_out", "min_user_interactions": 1, "min_item_interactions": 1}
+    for repeats, want in (("first", "xzx"), ("last", "zx")):
+        found = dataset.build(raw, repeats=repeats, **options)
+        examples = shown_examples(found, history=2, example_kind="last")
+        targets = examples.gather(np.arange(examples.size))["targets"].ravel()
+        assert "".join(found.item_ids.gather(targets)) == want
 
 
 def test_the_softmax_is_over_the_shown_items_alone():
@@ -133,6 +160,20 @@ def test_every_model_is_judged_per_impression_in_both_splits(finished):
             assert all(0 <= found[name] <= 1 for name in METRICS)
     page = (finished / "report/index.html").read_text()
     assert "28 impressions of 28 users" in page and "NDCG@5" in page
+
+
+def test_labels_of_lists_are_others_than_those_of_the_usual_examples(folders, world, tmp_path):
+    """Both have a row per example, and the rows of one mean nothing in the other."""
+
+    def identities(items):
+        fields = {"distill.terms.clicks.items": items, "student.name": "sasrec"}
+        experiment = Experiment(config(world, **fields), tmp_path, None)
+        experiment.dataset = dataset.build(readers.read("mind", folders), split="column")
+        store = LabelStore(TrainedModels(experiment))
+        return [labels.identity for labels in store.of(ROLES["distilled"], (0,))]
+
+    (usual,), (lists,) = identities("all"), identities("shown")
+    assert usual != lists and [lists] == identities("shown")
 
 
 def test_what_cannot_learn_from_lists_is_refused(folders, world, tmp_path):

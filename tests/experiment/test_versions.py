@@ -1,7 +1,7 @@
 """A run that one set of versions began goes on, and is read, under another.
 
-KD_JAX_OTHER_PYTHON: the Python of another environment with kd_jax's requirements (make newest sets
-it). Without it there is nothing to compare with.
+KD_JAX_OTHER_PYTHON: the Python of another environment with kd_jax's requirements (.ci/versions
+sets it). Without it there is nothing to compare with.
 """
 
 import json

@@ -11,7 +11,7 @@ from kd_jax.core.types import PAD, Batch
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import Examples, compact, window
 from kd_jax.data.impressions import Impressions
-from kd_jax.data.splits import TRAIN
+from kd_jax.data.splits import TEST, TRAIN, VALID
 
 MAX_SHOWN = 64  # of a longer list, the clicked items and others drawn once
 MAX_CLICKED = 8  # further clicked items of a list are left out
@@ -20,7 +20,8 @@ MAX_CLICKED = 8  # further clicked items of a list are left out
 def shown_examples(dataset: Dataset, *, history: int, example_kind: str) -> Examples:
     """One example per train impression with a clicked item and one that is not.
 
-    The user has a train interaction before it; the history holds those. The targets are the clicked
+    The user has a train interaction before it; the history holds those. No clicked item is one that
+    the user is evaluated with, as data.repeats='last' would leave it. The targets are the clicked
     items, in equal shares. history, example_kind: as for ``sequence_examples``; with 'all' only the
     last position has targets. Raises InputError for a data set without such an impression.
     """
@@ -29,6 +30,7 @@ def shown_examples(dataset: Dataset, *, history: int, example_kind: str) -> Exam
     indptr, items = dataset.targets(TRAIN)
     found = dataset.impressions
     found = found.select((found.split == TRAIN) & found.mixed)
+    found = found.select(~_held_out(dataset, found))
     before = _before(dataset, found)
     found, before = found.select(before > 0), before[before > 0]
     if not len(found):
@@ -72,6 +74,16 @@ def shown_examples(dataset: Dataset, *, history: int, example_kind: str) -> Exam
         "items": items.astype(np.int32),
     }
     return Examples(len(found), tables, look_up)
+
+
+def _held_out(dataset: Dataset, shown: Impressions) -> np.ndarray:
+    """Whether each list has a click whose interaction is in valid or test."""
+    later = np.isin(dataset.split, (VALID, TEST))
+    size, lists = np.int64(dataset.num_items), np.repeat(np.arange(len(shown)), shown.lengths)
+    held = dataset.user[later] * size + dataset.item[later]
+    clicks = shown.user[lists] * size + shown.item
+    found = shown.clicked & np.isin(clicks, held)
+    return np.bincount(lists, found, len(shown)) > 0
 
 
 def _before(dataset: Dataset, shown: Impressions) -> np.ndarray:

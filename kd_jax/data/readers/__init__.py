@@ -23,6 +23,8 @@ READERS: dict[str, Callable[..., RawData]] = {
     "mind": mind.read,
     "amazon": amazon.read,
 }
+# Of a reader that reads more than its section names: the section to all paths.
+PATHS: dict[str, Callable[..., tuple[str, ...]]] = {"amazon": amazon.paths}
 
 
 def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def read(path: str = "", items_path: str = "") -> RawData:
         )
     field = f"{SECTION}.path"
     files = _files(sources.existing(path, "reviews", field), field)
-    folder, category = files[0].parent, files[0].name.partition(".")[0]
+    folder, category = files[0].parent, _category(files)
     header = files[0].name.endswith(_endings("jsonl")) or _has_header(files[0])
     style = Style(header=header, schema=REVIEW, field=SECTION)
     found = sources.opened(
@@ -73,6 +73,22 @@ def read(path: str = "", items_path: str = "") -> RawData:
     )
     raw = tables.raw_data(category, found, products, path=str(path), items_path=str(meta))
     return dataclasses.replace(raw, notes=(*raw.notes, *notes))
+
+
+def paths(path: str, items_path: str) -> tuple[str, ...]:
+    """What is read: a file that is given stands for those of its split, and metadata is beside it.
+
+    A folder, or a path that is missing, is as it is given. Raises InputError if another is missing.
+    """
+    given = Path(path).expanduser()
+    if not path or not given.is_file():
+        return path, items_path
+    files = _files(given, f"{SECTION}.path")
+    return *map(str, files), str(_meta(given.parent, _category(files), items_path))
+
+
+def _category(files: list[Path]) -> str:
+    return files[0].name.partition(".")[0]
 
 
 def _endings(kind: str) -> tuple[str, ...]:
