@@ -371,7 +371,7 @@ def _require_rows(raw: RawData, rows: int, option: str) -> None:
         which = "one of them" if " and " in option else "it"
         raise InputError(
             f"{raw.place}: none of {raw.interactions.height:,} interactions is left after {option};"
-            f" lower {which}"
+            f" {'raise a weight' if option == 'data.events' else f'lower {which}'}"
         )
 
 

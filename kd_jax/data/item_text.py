@@ -68,11 +68,13 @@ def texts(
 
 def _text_columns(items: pl.DataFrame, place: str) -> list[str]:
     """The columns of text, the title first. Raises InputError for a nested column."""
+    flat = [name for name, kind in items.schema.items() if not nested(kind)]
     for name, kind in items.schema.items():
         if nested(kind):
+            example = ",".join(flat) or name
             raise InputError(
                 f"{place}: column {name!r} is of type {_short(kind)}, which is no text; name the"
-                " columns that are the text with data.text_columns, as \"('title',)\""
+                f" columns that are the text: --config.data.text_columns={example}"
             )
     names = [name for name in items.columns if not _holds_urls(items[name])] or items.columns
     title = next((name for name in TITLES if name in names), None)

@@ -38,7 +38,9 @@ def describe_data(experiment: Experiment) -> None:
         log.note(line)
     tokens, problems = _tokens(experiment)
     if leader():
-        wrong = [line.removeprefix("warning: ") for line in (*d.notes, *warnings, *problems)]
+        lines += [note for note in d.notes if not note.startswith("warning")]
+        wrong = [note for note in d.notes if note.startswith("warning")]
+        wrong = [line.removeprefix("warning: ") for line in (*wrong, *warnings, *problems)]
         page: dict[str, Any] = {"name": d.name, "lines": lines, "warnings": wrong} | statistics(d)
         page["tokens"] = tokens
         write_json(experiment.workdir / "report" / data_page.DATA, page)

@@ -200,3 +200,12 @@ def test_weights_that_cannot_be_read_are_refused(text):
 def test_weights_are_read_from_text():
     assert events.parse(SHOP) == {**WEIGHTS, "login": None}
     assert events.parse("add to cart=2,a=b=1,") == {"add to cart": 2.0, "a=b": 1.0}
+
+
+def test_events_that_leave_no_choice_are_refused_with_a_fix():
+    frame = pl.DataFrame({"user": [1, 2], "item": [1, 1], "timestamp": [1, 2], "event": ["a", "a"]})
+    raw = RawData("log", frame, pl.DataFrame({"item": [1], "title": ["x"]}))
+    refused(
+        lambda: dataset.build(raw, split="leave_one_out", events="a=-1, b=1"),
+        "none of 2 interactions is left after data.events; raise a weight",
+    )
