@@ -96,7 +96,8 @@ def test_the_table_is_consistent():
     assert roles.main_teacher().name == "teacher" and roles.plain_student().name == "student"
     (main,) = roles.comparisons()
     assert list(main.over.items()) == [
-        *(("student", ""), ("control", "lm_share"), ("trending", "over_trending"))
+        *(("student", ""), ("control", "lm_share"), ("trending", "over_trending")),
+        ("popularity", "over_popularity"),
     ]
     legend = roles.legend()
     assert legend.large == "teacher" and list(legend.models)[:2] == ["popularity", "trending"]
