@@ -39,7 +39,8 @@ def origin_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any] |
     entry: dict[str, Any] | None = found[name]
     if entry is None:
         return None
-    return entry | {"share": share(experiment, role), "rate": rate(experiment, role)}
+    steps = share(experiment, role)  # without steps the rate does not matter
+    return entry | {"share": steps} | ({"rate": rate(experiment, role)} if steps else {})
 
 
 def share(experiment: Experiment, role: Role) -> float:

@@ -41,7 +41,9 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
     fields[c.reader] = {name: value for name, value in section.items() if not _is_path(name)}
     if not c.events:  # as in workdirs that were made before there were types of events
         del fields["events"]
-        fields[c.reader].get("columns", {}).pop("event", None)
+        columns = fields[c.reader].get("columns", {})
+        if not columns.get("event"):
+            columns.pop("event", None)
     given = [value for name, value in section.items() if _is_path(name)]
     every = readers.PATHS[c.reader](**section) if c.reader in readers.PATHS else given
     return fields | {"task": config.task, "files": stamp(*every)}

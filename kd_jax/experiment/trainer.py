@@ -68,7 +68,7 @@ def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -
     if older is not None:
         fresh = parts.params if start is None else start
         start = earlier.start(role, seed, parts, fresh)
-        recipe = recipe.shortened(older["share"], older["rate"])
+        recipe = recipe.shortened(older["share"], older.get("rate", 1.0))
     teachers = {term.teacher: known[term.teacher] for term in terms if term.reads_teacher}
     judge = experiment.task.evaluation_function(parts.graphdef, "valid", parts.history, full=False)
     mine = sharding.local_rows(experiment.mesh, recipe.batch_size)

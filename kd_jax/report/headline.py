@@ -33,11 +33,11 @@ GAIN = (
     " was computed, so this may be chance.",
 )
 OVER_SIMPLE = (
-    "Over {simple}, the same for every user, the {candidate} student is at {size} ({interval}).",
+    "Over {simple}, the same for every user, the {candidate} student is at {stands} ({interval}).",
     "The {candidate} student is worse than {simple}, which is the same for every user: {what}"
     " {after} against {before} ({interval}).",
     "The {candidate} student does not differ significantly from {simple} (the same for every"
-    " user): {size} ({interval}).",
+    " user): {stands} ({interval}).",
     "{simple}, the same for every user, has {before}, the {candidate} student {after}; {interval}"
     " was computed.",
 )
@@ -140,14 +140,17 @@ def _verdict(
         wording = worse
     size = percent(as_number(difference.get("relative")))
     tiny = before is not None and after is not None and abs(before) < FLOOR
+    stands = size
     by = f"by {size.lstrip('−') if lower else size}"
     if tiny:
         by = size = f"from {decimals(before)} to {decimals(after)}"
+        stands = f"{decimals(after)} against {decimals(before)}"
     return wording.format(
         verb="lowers" if lower else "improves",
         what=_in_sentence(metric),
         size=size,
         by=by,
+        stands=stands,
         before=decimals(before),
         after=decimals(after),
         interval=interval_text(difference.get("ci95")),

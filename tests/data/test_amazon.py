@@ -11,6 +11,7 @@ import pytest
 from helpers.toy import refused
 from kd_jax.data import readers
 from kd_jax.data.dataset import build
+from kd_jax.data.readers import sources
 from kd_jax.data.synthetic import amazon
 
 META = "meta_All_Beauty.jsonl.gz"
@@ -142,3 +143,13 @@ def test_malformed_reviews_are_counted_in_every_file_of_a_split(files, tmp_path)
     raw = read(tmp_path, items_path=str(files / META))
     assert raw.counts["malformed"] == 1 and "All_Beauty.test.csv:" in raw.problems[0]
     assert raw.interactions.schema["split"] == pl.String
+
+
+def test_a_column_that_begins_late_is_kept(tmp_path):
+    path = tmp_path / "meta.jsonl"
+    rows = [{"a": str(n)} | ({"late": "x"} if n > 150 else {}) for n in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    style = sources.Style(schema={"a": pl.String(), "late": pl.String(), "never": pl.String()})
+    table = sources.opened(path, lambda table: table, what="items", field="f", style=style)
+    assert list(table.columns()) == ["a", "late"]
+    assert table.rows.collect()["late"].count() == 49

@@ -130,8 +130,30 @@ def empty(folder):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"splits": ["train", "../other"]}', "'../other' is no name of a split"),
+        ('{"splits": [".."]}', "'..' is no name of a split"),
+        ('{"splits": [3]}', "3 is no name of a split"),
+        ('{"splits": "train"}', "is no list of names"),
+        ('["train"]', "has no 'splits'"),
+    ],
+)
+def test_names_of_splits_stay_in_the_folder(tmp_path, content, message):
+    for name in ("data/train", "other"):
+        write(tmp_path / name, CLICKS)
+    (tmp_path / "data/dataset_dict.json").write_text(content)
+    refused(lambda: read(tmp_path / "data"), "dataset_dict.json", message)
+
+
+def listed(folder):
+    (folder / "state.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (listed, "is no JSON object; save the data set again"),
         (missing, "no such file, which"),
         (cut, "can't be read"),
         (stateless, "give the folder that save_to_disk of Hugging Face's datasets wrote"),

@@ -1,5 +1,6 @@
 """Runs on newer data that start from an older run (``init_from``)."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -60,6 +61,8 @@ def test_a_recipe_is_shortened_to_whole_evaluations():
     shorter = recipe.shortened(0.01)
     assert (shorter.steps, shorter.warmup_steps, shorter.eval_every) == (5, 0, 5)
     assert recipe.shortened(1.0) == recipe
+    slower = dataclasses.replace(recipe, lm_learning_rate=1e-3).shortened(1.0, 0.25)
+    assert (slower.learning_rate, slower.lm_learning_rate) == (0.005, 0.00025)
 
 
 def write(folder, older):

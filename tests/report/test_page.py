@@ -556,6 +556,11 @@ def test_gains_over_almost_nothing_are_told_as_values() -> None:
     assert "(95 % CI at least +366.0 %)" in text and "12" not in text
 
 
+def test_a_simple_baseline_of_almost_nothing_is_told_as_a_value() -> None:
+    metrics = against("trending", 0.0015, 0.1378, {"relative": 90.0, "ci95": [40.6, 421.4]})
+    assert "the distilled student is at .1378 against .0015 (95 % CI" in headline(metrics, LEGEND)
+
+
 def test_a_change_that_rounds_to_zero_has_no_sign() -> None:
     text = headline(change(0.2, [0.1, 0.3], relative=-8e-5, ci95=[-1e-4, -4e-5]), LEGEND)
     assert "is worse, 0.0 % (95 % CI 0.0 % to 0.0 %)" in text

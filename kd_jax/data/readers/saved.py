@@ -38,7 +38,7 @@ def parts(path: Path) -> list[Table]:
     if (path / STATE).is_file():
         tables = {"": _rows(path)}
     else:
-        tables = {str(name): _rows(path / name) for name in _read(path / SPLITS, "splits")}
+        tables = {name: _rows(path / name) for name in _splits(path / SPLITS)}
     found = []
     for name, rows in tables.items():
         if not rows.height:
@@ -51,6 +51,17 @@ def parts(path: Path) -> list[Table]:
     if not found:
         raise InputError(f"{path}: the data set has no rows; save one that has")
     return found
+
+
+def _splits(path: Path) -> list[str]:
+    """The names of the splits; each is a folder beside ``path``, and nothing outside is read."""
+    names = _read(path, "splits")
+    if not isinstance(names, list):
+        raise InputError(f"{path}: 'splits' is no list of names; {FIX}")
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\"):
+            raise InputError(f"{path}: {name!r} is no name of a split; {FIX}")
+    return names
 
 
 def _rows(folder: Path) -> pl.DataFrame:
@@ -73,7 +84,8 @@ def _rows(folder: Path) -> pl.DataFrame:
 
 
 def _read(path: Path, key: str) -> Any:
-    found = read_json(path, FIX).get(key)
+    whole = read_json(path, FIX)
+    found = whole.get(key) if isinstance(whole, dict) else None
     if not found:
         raise InputError(f"{path} has no {key!r}; {FIX}")
     return found
@@ -81,7 +93,10 @@ def _read(path: Path, key: str) -> Any:
 
 def _files(folder: Path, key: str) -> list[Path]:
     """The files that belong to the data set, in order."""
-    listed = read_json(folder / STATE, FIX).get(key) or ()
+    state = read_json(folder / STATE, FIX)
+    if not isinstance(state, dict):
+        raise InputError(f"{folder / STATE} is no JSON object; {FIX}")
+    listed = state.get(key) or ()
     files = [folder / Path(entry["filename"]).name for entry in listed]
     for file in files:
         if not file.is_file():

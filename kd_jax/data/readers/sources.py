@@ -178,10 +178,17 @@ def _part(file: Path, kind: str, style: Style) -> Table:
 
 
 def _schema(file: Path, style: Style) -> dict[str, pl.DataType] | None:
-    """The columns to read of a file of JSON lines: those of the style that its first lines have."""
+    """The columns to read of a file of JSON lines: those of the style that it has.
+
+    Its first lines have them all as a rule; otherwise the whole file is searched for the others.
+    """
     if style.schema is None:
         return None
-    have = pl.scan_ndjson(file, infer_schema_length=100).collect_schema()
+    have = set(pl.scan_ndjson(file, infer_schema_length=100).collect_schema())
+    if rare := [name for name in style.schema if name not in have]:
+        rows = pl.scan_ndjson(file, schema=dict(style.schema))
+        some = rows.select(pl.col(rare).is_not_null().any()).collect(engine="streaming")
+        have |= {name for name in rare if some[name][0]}
     return {name: kind for name, kind in style.schema.items() if name in have}
 
 
