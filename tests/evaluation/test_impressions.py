@@ -8,7 +8,7 @@ import sklearn.metrics as sk
 from helpers import mind
 from helpers.toy import refused
 from kd_jax.core.scores import Factors
-from kd_jax.data import dataset, readers
+from kd_jax.data import dataset, readers, summary
 from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.evaluation import evaluator, impressions
 
@@ -78,6 +78,9 @@ def test_a_second_folder_is_test_and_the_last_day_of_the_first_is_valid(data, tm
     shown = data.impressions
     assert np.bincount(shown.split).tolist() == [72, 24, 11]
     assert data.counts["shown_items_that_are_not_in_the_catalogue"] == 1
+    line = summary.lines(data)[2]
+    assert line.startswith("data: impressions: 107, of them 72 train (72 with a chosen item")
+    assert "11 test (10 with" in line  # U91 clicked all that was shown
     # what users clicked before the log is before all of it, for those of the second folder too
     start = shown.timestamp.min()
     first = data.timestamp[data.indptr[:-1]]

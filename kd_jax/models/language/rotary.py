@@ -46,13 +46,17 @@ def rope(config: Mapping[str, Any]) -> tuple[float, tuple[Any, ...]]:
         raise InputError(
             f"rope_scaling of type {kind!r} lacks {', '.join(missing)}; copy config.json again"
         )
-    partial_factor = config.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0))
-    if partial_factor != 1.0:
-        raise InputError(
-            f"partial_rotary_factor={partial_factor} is not supported by the native backend (only"
-            " 1.0)"
-        )
+    _check_whole({**scaling, **config})
     return theta, (kind, *(float(scaling[field]) for field in ROPE_TYPES[kind]))
+
+
+def _check_whole(config: Mapping[str, Any]) -> None:
+    """Raises InputError where only a part of each head is rotated."""
+    factor = config.get("partial_rotary_factor", 1.0)
+    if factor != 1.0:
+        raise InputError(
+            f"partial_rotary_factor={factor} is not supported by the native backend (only 1.0)"
+        )
 
 
 def rope_by_layer(
@@ -61,9 +65,15 @@ def rope_by_layer(
     """rope_theta and rope_scaling of full layers, and rope_theta of layers with a window.
 
     theta, local: where ``rope_parameters`` of transformers 5 has none by type of layer. Raises
-    InputError for a scaling of layers with a window.
+    InputError for a scaling of layers with a window, and for ``rope_parameters`` of another form.
     """
     by_layer = config.get("rope_parameters") or {}
+    if unknown := sorted(set(by_layer) - {FULL, SLIDING}):
+        raise InputError(
+            f"rope_parameters has {', '.join(unknown)}, where this architecture has {FULL} and"
+            f" {SLIDING} alone; copy config.json again, or choose other weights"
+        )
+    _check_whole(config)
     full = by_layer.get(FULL) or {"rope_theta": theta} | (config.get("rope_scaling") or {})
     theta, scaling = rope({"rope_scaling": {"rope_theta": theta} | full})
     local, kind = rope({"rope_scaling": {"rope_theta": local} | (by_layer.get(SLIDING) or {})})

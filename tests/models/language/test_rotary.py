@@ -254,6 +254,8 @@ def test_configs_that_cannot_be_computed(family, folder):
         cases += [
             (by_kind, "'yarn' is not supported"),
             ({"rope_parameters": {"sliding_attention": linear}}, "'linear' of sliding_attention"),
+            ({"rope_parameters": linear}, "rope_parameters has factor, rope_type"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ]
     if family == "modernbert":
         cases += [({"rope_scaling": linear}, "'linear' is not supported for ModernBERT")]
