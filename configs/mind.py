@@ -10,10 +10,11 @@ are new, so the student reads texts (two_tower); popularity counts by the hour, 
 learned among what was shown beside them.
 
 Cost and result (synthetic data, seed 0): 11 min of one CPU core. Test NDCG@10 per impression:
-popularity .152, control .411, teacher .565, distilled .588, student .680; of all news, each of them
-new: .0000, .0000, .0304, .0204, .0000. So this teacher, which learns from the whole catalogue, helps
-to find news among all, and harms the order of what is shown: to rank that alone, train the student
-without it. A smoke test; the published folders are not at hand, and no setting was searched.
+popularity .152, control .411, teacher .565, distilled .588, student .680; of all news, each of
+which is new then: .0000, .0000, .0304, .0204, .0000. So this teacher, which learns from the whole
+catalogue, helps to find news among all, and harms the order of what is shown: to rank that alone,
+train the student without it. A smoke test; the published folders are not at hand, and no setting
+was searched.
 """
 
 from ml_collections import ConfigDict
