@@ -47,8 +47,8 @@ class RowItemBatches:
         self.rows, self.items = pairs
         self.batch_size = batch_size
         self.edges = np.searchsorted(self.rows, np.arange(0, num_rows + batch_size, batch_size))
-        # Rounded up, so that similar splits share a compiled program.
-        self.size = -(-int(np.diff(self.edges).max(initial=1)) // 64) * 64
+        # A power of two, so that similar splits share a compiled program.
+        self.size = 1 << max(6, int(np.diff(self.edges).max(initial=1) - 1).bit_length())
 
     def batch(self, b: int) -> tuple[np.ndarray, np.ndarray]:
         """The pairs of batch ``b``, with rows relative to the batch."""

@@ -3,7 +3,7 @@
 A score function maps user indices (int32 [B], numpy) to scores [B, I] on the device, or to their
 factors (contexts [B, D], vectors [I, D] and bias [I]), from which no [B, I] array is ever created.
 On a mesh that does not divide I it may have further items at the end. It is called with one batch
-shape. Ranks stay on the device until all users are done.
+shape. What it finds stays on the device until all users are done.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def _rank(
         scores, count = _scores(score_fn, block, dataset.num_items)
         cold_part = (cold_items, cold.batch(b)) if with_cold else None
         how: Any = {"num_items": count, "k": lists_k, "mesh": mesh_of(scores)}
-        return ranking.rank(scores, seen.batch(b), all_targets.batch(b), cold_part, **how)
+        return ranking.target_counts(scores, seen.batch(b), all_targets.batch(b), cold_part, **how)
 
     results = stream(step, users, options.batch_size)
     fetched = {key: [part[key] for part in results] for key in results[0]}
@@ -285,12 +285,18 @@ def _rank(
     def by_user(key: str) -> np.ndarray | None:
         return np.concatenate(fetched[key])[: len(users)] if key in fetched else None
 
+    def ranks(kind: str, pairs: RowItemBatches) -> np.ndarray:
+        counts, scores = (
+            pairs.collect(fetched[f"{kind}{name}"]) for name in ("counts", "scores")
+        )
+        return m.ranks_of(counts, scores, pairs.rows, dataset.num_items)
+
     candidates = by_user("candidates")
     assert candidates is not None
     return _Ranks(
-        all_targets.collect(fetched["ranks"]),
+        ranks("", all_targets),
         candidates,
-        cold.collect(fetched["cold_ranks"]) if with_cold else None,
+        ranks("cold_", cold) if with_cold else None,
         by_user("cold_candidates"),
         by_user("lists"),
     )

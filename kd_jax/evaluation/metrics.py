@@ -1,7 +1,7 @@
 """Metrics: one value per user or example, and one function that reduces them.
 
-Ranking metrics are computed from the *ranks* of the targets, which ``count_not_below`` and
-``ranks_of`` find on the device without sorting the catalogue; the rest is small and uses numpy.
+Ranking metrics are computed from the *ranks* of the targets, for which ``count_not_below`` counts
+on the device, without sorting the catalogue; the rest is small and uses numpy.
 Ties are pessimistic, a NaN score never helps, and a user without targets (in a slice) has the value
 NaN, which ``sum_count`` leaves out.
 
@@ -72,17 +72,15 @@ def count_not_below(
 
 
 def ranks_of(
-    counts: Int[Array, " P"],
-    targets: Float[Array, " P"],
-    rows: Int[Array, " P"],
-    num_rows: int,
+    counts: Int[np.ndarray, " P"],
+    targets: Float[np.ndarray, " P"],
+    rows: Int[np.ndarray, " P"],
     num_items: int,
-) -> Int[Array, " P"]:
+) -> Int[np.ndarray, " P"]:
     """The 1-based rank of each target among the candidates of its row, pessimistic about ties.
 
     counts: the number of other candidates of the row that are ``not_below`` the target. targets:
-    the targets' scores. rows: the row of each target, which may have several distinct targets;
-    num_rows at padding, for which the rank has no meaning.
+    the targets' scores. rows: the row of each target, which may have several distinct targets.
 
     rank = 1 + (candidates that are no target of the row, with a score at least as high)
              + (targets of the row with a higher score, or with the same score and an earlier index)
@@ -91,19 +89,20 @@ def ranks_of(
     masked target cannot be recommended; its rank is num_items + 1.
     """
     if not len(rows):
-        return jnp.zeros(0, jnp.int32)
-    target = jnp.where(jnp.isnan(targets), LOWEST, targets)
-    index = jnp.arange(len(rows), dtype=jnp.int32)
+        return np.zeros(0, np.int32)
+    is_nan = np.isnan(targets)
+    target = np.where(is_nan, np.float32(LOWEST), targets)
     # The count includes the row's other targets that tie with the target but come later ...
-    by_row, by_score, order = lax.sort((rows, target, index), num_keys=3)
-    run_ends = jnp.append((by_row[1:] != by_row[:-1]) | (by_score[1:] != by_score[:-1]), True)
-    run_end = lax.cummin(jnp.where(run_ends, index, len(rows)), reverse=True)
-    later_ties = jnp.zeros_like(index).at[order].set(run_end - index)
+    order = np.lexsort((target, rows))  # stable: ties stay in the order of the pairs
+    by_row, by_score = rows[order], target[order]
+    run_ends = np.append((by_row[1:] != by_row[:-1]) | (by_score[1:] != by_score[:-1]), True)
+    ends = np.flatnonzero(run_ends)
+    later_ties = np.zeros_like(counts)
+    later_ties[order] = ends[np.cumsum(run_ends) - run_ends] - np.arange(len(rows))
     # ... and the row's NaN targets, as if their scores were the highest. Both are subtracted.
-    is_nan = jnp.isnan(targets).astype(jnp.int32)
-    nan_targets = jax.ops.segment_sum(is_nan, rows, num_rows).at[rows].get(mode="clip")
-    ranks = 1 + counts - later_ties - jnp.where(target > LOWEST, nan_targets, 0)
-    return jnp.where(targets == -jnp.inf, num_items + 1, ranks)
+    nan_targets = np.bincount(rows[is_nan], minlength=int(rows.max()) + 1)[rows]
+    ranks = 1 + counts - later_ties - np.where(target > LOWEST, nan_targets, 0)
+    return np.where(targets == -np.inf, num_items + 1, ranks).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ranks and top-k lists for a batch of users, computed by chunks of the catalogue on its devices.
+"""Counts for ranks and top-k lists of a batch of users, by chunks of the catalogue on its devices.
 
 The input is scores [B, I] or their factors; of the latter, at most ``tile_size()`` scores (or those
 of 128 items) exist on a device at a time, however large the catalogue. Chunks are visited once for
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from kd_jax.core.scores import Factors
-from kd_jax.core.tiling import Axes, fold, tile_size, within
+from kd_jax.core.tiling import Axes, tile_size, within
 from kd_jax.core.types import PAD, Array
 from kd_jax.devices import sharding
 from kd_jax.evaluation import metrics
@@ -50,7 +50,7 @@ def top_k(
 
 
 @functools.partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
-def rank(
+def target_counts(
     scores: Factors | Array,
     seen: RowItems,
     targets: RowItems,
@@ -60,11 +60,12 @@ def rank(
     k: int,
     mesh: Mesh | None,
 ) -> dict[str, Array]:
-    """The ranks of ``targets``, with ties and NaN as in ``metrics.ranks_of``.
+    """What ``metrics.ranks_of`` needs for the ranks of ``targets``.
 
-    Returns 'ranks' [P] of the targets, 'candidates' [B], the number of candidates of each row, and
-    'lists' [B, k] if k > 0. cold: None, or (bool [I], pairs); then 'cold_ranks' are the ranks of
-    these pairs among these items only, and 'cold_candidates' the numbers of candidates.
+    Returns 'counts' [P], the number of other candidates that are ``metrics.not_below`` each target,
+    'scores' [P], those of the targets, 'candidates' [B], the number of candidates of each row, and
+    'lists' [B, k] if k > 0. cold: None, or (bool [I], pairs); then 'cold_counts', 'cold_scores' and
+    'cold_candidates' are those of these pairs among these items only.
     """
 
     def here(scores: Any, given: Any, is_cold: Any, axes: Axes) -> Any:
@@ -79,13 +80,12 @@ def rank(
     if cold is not None:
         pairs["cold_"] = cold[1]
         is_cold = jnp.pad(cold[0], (0, sharding.spare(len(cold[0]), mesh)))
-    users = len(scores.contexts if isinstance(scores, Factors) else scores)
     (found, candidates), (counts, raw) = sharding.by_device(
         here, _columns(scores, mesh), (seen, *pairs.values()), is_cold, mesh
     )
-    for i, (kind, (rows, _)) in enumerate(pairs.items()):
+    for i, kind in enumerate(pairs):
         found[f"{kind}candidates"] = candidates[i]
-        found[f"{kind}ranks"] = metrics.ranks_of(counts[i], raw[i], rows, users, num_items)
+        found[f"{kind}counts"], found[f"{kind}scores"] = counts[i], raw[i]
     return found
 
 
@@ -103,6 +103,34 @@ def _columns(scores: Factors | Array, mesh: Mesh | None) -> Factors | Array:
 
 def _count(scores: Factors | Array) -> int:
     return len(scores.bias) if isinstance(scores, Factors) else scores.shape[1]
+
+
+class _Chunk(NamedTuple):
+    """``width`` items from ``start`` on, of which the first ``passed`` were visited before."""
+
+    start: Array | int
+    passed: Array | int
+    width: int
+
+
+def _rounded(items: int) -> int:
+    return -(-items // SMALLEST_CHUNK) * SMALLEST_CHUNK
+
+
+def _fold(step: Callable[[Any, _Chunk], Any], carry: Any, count: int, width: int) -> Any:
+    """The carry after ``step`` for each chunk of ``count`` items.
+
+    All chunks have one width, so that the step is compiled once: the last one ends with the last
+    item, and passes over those of the chunk before it.
+    """
+    if count == width:
+        return step(carry, _Chunk(0, 0, width))
+
+    def chunk(i: Array, carry: Any) -> Any:
+        start = jnp.minimum(i * width, count - width)
+        return step(carry, _Chunk(start, i * width - start, width))
+
+    return lax.fori_loop(0, -(-count // width), chunk, carry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,33 +155,37 @@ class _Ranked:
     @property
     def width(self) -> int:
         """The number of items of a chunk: all, for scores that are not factors."""
+        count = _count(self.scores)
         if not isinstance(self.scores, Factors):
-            return _count(self.scores)
+            return count
         fits = max(SMALLEST_CHUNK, tile_size() // self.rows // SMALLEST_CHUNK * SMALLEST_CHUNK)
-        return min(fits, _count(self.scores))
+        return min(count, _rounded(-(-count // -(-count // fits))))
 
-    def place(self, pairs: RowItems, start: Array | int, size: int) -> RowItems:
-        """The pairs as indices into the chunk of ``size`` items from ``start``.
+    def place(self, pairs: RowItems, at: _Chunk) -> RowItems:
+        """The pairs as indices into a chunk.
 
-        A row that is not on this device becomes B, and an item that is not in the chunk ``size``.
+        A row that is not on this device becomes B, and an item that the chunk does not visit its
+        width.
         """
         rows, items = pairs
-        offset = self.axes.offset(_count(self.scores)) + start
-        return within(rows, self.axes.first_row(self.rows), self.rows), within(items, offset, size)
+        index = within(items, self.axes.offset(_count(self.scores)) + at.start, at.width)
+        visited = jnp.where(index < at.passed, at.width, index)
+        return within(rows, self.axes.first_row(self.rows), self.rows), visited
 
-    def chunk(self, start: Array | int, size: int) -> Array:
-        """Scores f32 [B, size] of the items from ``start`` on, -inf where one is no candidate.
+    def chunk(self, at: _Chunk) -> Array:
+        """Scores f32 [B, width] of a chunk, -inf where an item is no candidate or is passed over.
 
         A score of -inf that is no mask becomes the lowest finite score.
         """
-        return self.whole if size == _count(self.scores) else self._chunk(start, size)
+        return self.whole if at.width == _count(self.scores) else self._chunk(at)
 
     @functools.cached_property
     def whole(self) -> Array:
         """The chunk of all items on this device."""
-        return self._chunk(0, _count(self.scores))
+        return self._chunk(_Chunk(0, 0, _count(self.scores)))
 
-    def _chunk(self, start: Array | int, size: int) -> Array:
+    def _chunk(self, at: _Chunk) -> Array:
+        start, size = at.start, at.width
         if isinstance(self.scores, Factors):
             contexts, *items = self.scores[:3]
             vectors, bias = (lax.dynamic_slice_in_dim(x, start, size) for x in items)
@@ -162,14 +194,16 @@ class _Ranked:
             values = self.scores
         values = jnp.maximum(values.astype(jnp.float32), metrics.LOWEST)
         offset = self.axes.offset(_count(self.scores)) + start
-        values = jnp.where((offset + jnp.arange(size) < self.num_items)[None], values, -jnp.inf)
+        place = jnp.arange(size)
+        counted = (offset + place < self.num_items) & (place >= at.passed)
+        values = jnp.where(counted[None], values, -jnp.inf)
         if size == _count(self.scores):
-            return values.at[self.place(self.seen, start, size)].set(-jnp.inf, mode="drop")
+            return values.at[self.place(self.seen, at)].set(-jnp.inf, mode="drop")
         first, stop = (jnp.searchsorted(self.seen[1], jnp.asarray(offset + x)) for x in (0, size))
 
         def mask(i: Array, values: Array) -> Array:
             rows, items = (lax.dynamic_slice_in_dim(x, first + i * _SEEN, _SEEN) for x in self.seen)
-            return values.at[self.place((rows, items), start, size)].set(-jnp.inf, mode="drop")
+            return values.at[self.place((rows, items), at)].set(-jnp.inf, mode="drop")
 
         return lax.fori_loop(0, (stop - first + _SEEN - 1) // _SEEN, mask, values)
 
@@ -200,21 +234,21 @@ class _Ranked:
             [jnp.zeros(len(rows)) for rows, _ in targets],
         )
 
-        def visit(found: Any, begin: Array | int, size: int) -> Any:
+        def visit(found: Any, at: _Chunk) -> Any:
             items, best, candidates, raw = found
-            values = self.chunk(begin, size)
+            values = self.chunk(at)
             if k:
                 finite = jnp.where(jnp.isnan(values), metrics.LOWEST, values)
-                top, index = lax.top_k(finite, min(k, size))
-                index = self.axes.offset(count) + begin + index
+                top, index = lax.top_k(finite, min(k, at.width))
+                index = self.axes.offset(count) + at.start + index
                 items, best = _merged(items, best, index, top)
-            for i, part in enumerate(self.kinds(values, begin)):
+            for i, part in enumerate(self.kinds(values, at.start)):
                 candidates[i] += jnp.sum(part != -jnp.inf, axis=1, dtype=jnp.int32)
-                place = self.place(targets[i], begin, size)
+                place = self.place(targets[i], at)
                 raw[i] += part.at[place].get(mode="fill", fill_value=0.0)
             return items, best, candidates, raw
 
-        items, best, candidates, raw = fold(visit, start, count, self.width)
+        items, best, candidates, raw = _fold(visit, start, count, self.width)
         if k and self.axes.items is not None:
             items = lax.all_gather(items, self.axes.items, axis=1, tiled=True)
             best = lax.all_gather(best, self.axes.items, axis=1, tiled=True)
@@ -231,16 +265,16 @@ class _Ranked:
         matter whether both visits compute its score with the same bits.
         """
 
-        def visit(counts: list[Array], begin: Array | int, size: int) -> list[Array]:
-            for i, part in enumerate(self.kinds(self.chunk(begin, size), begin)):
-                rows, items = self.place(targets[i], begin, size)
+        def visit(counts: list[Array], at: _Chunk) -> list[Array]:
+            for i, part in enumerate(self.kinds(self.chunk(at), at.start)):
+                rows, items = self.place(targets[i], at)
                 itself = part.at[rows, items].get(mode="fill", fill_value=-jnp.inf)
                 all_counted = metrics.count_not_below(part, rows, raw[i])
                 counts[i] = counts[i] + all_counted - metrics.not_below(itself, raw[i])
             return counts
 
         start = [jnp.zeros(len(x), jnp.int32) for x in raw]
-        counts = fold(visit, start, _count(self.scores), self.width)
+        counts = _fold(visit, start, _count(self.scores), self.width)
         return self.axes.sum_rows(self.axes.sum_items(counts))
 
 

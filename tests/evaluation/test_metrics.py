@@ -22,11 +22,19 @@ import ranx  # noqa: E402, I001
 
 
 @jax.jit
-def target_ranks(scores, rows, items):
-    """Ranks as ``evaluation.ranking`` computes them on one device and in one chunk."""
+def counts_and_scores(scores, rows, items):
+    """What ``evaluation.ranking`` computes on one device and in one chunk."""
     raw = scores.astype(jnp.float32).at[rows, items].get(mode="clip")
-    counts = m.count_not_below(scores.astype(jnp.float32), rows, raw) - m.not_below(raw, raw)
-    return m.ranks_of(counts, raw, rows, *scores.shape)
+    return m.count_not_below(scores.astype(jnp.float32), rows, raw) - m.not_below(raw, raw), raw
+
+
+def target_ranks(scores, rows, items):
+    """The rank of every pair; 0 where the row is B, which is padding."""
+    counts, raw = map(np.asarray, counts_and_scores(scores, rows, items))
+    rows = np.asarray(rows)
+    real, ranks = rows < scores.shape[0], np.zeros(len(rows), np.int32)
+    ranks[real] = m.ranks_of(counts[real], raw[real], rows[real], scores.shape[1])
+    return ranks
 
 
 def brute_force_rank(scores, targets, target):
@@ -150,7 +158,7 @@ def test_no_pairs_by_items_array_is_ever_built():
         jax.ShapeDtypeStruct((32, num_items), jnp.float32),
         *[jax.ShapeDtypeStruct((pairs,), jnp.int32)] * 2,
     )
-    memory = target_ranks.lower(*args).compile().memory_analysis()
+    memory = counts_and_scores.lower(*args).compile().memory_analysis()
     if memory is None:
         pytest.skip("this backend does not report memory")
     assert memory.temp_size_in_bytes < pairs * num_items * 4 / 8
