@@ -406,9 +406,11 @@ def parse(arg: str, names: tuple[str, ...] = (), default: str = "") -> tuple[str
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-    """The same run in seconds: one seed, 300 users, a few steps."""
+    """The same run in seconds: one seed, 100 users and the items they know, a few steps."""
     c.seeds = (0,)
-    c.data.max_users = 300
+    c.data.max_users = 100
+    c.data.min_item_interactions = max(1, c.data.min_item_interactions)
+    c.teacher.model.blocks = 1
     for section in (c.teacher.optimizer, c.student.optimizer):
         section.steps = 20
         section.eval_every = 10

@@ -30,7 +30,9 @@ def matmul_flops(function: Any, *arguments: Any) -> int:
     The body of a loop counts once per iteration, or once for a ``while`` of unknown length; a
     ``cond`` counts as its most expensive branch.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    # A jitted function keeps the trace for its first call.
+    trace = function.trace if hasattr(function, "trace") else jax.jit(function).trace
+    return _count(trace(*arguments).jaxpr.jaxpr)
 
 
 def _count(jaxpr: Any) -> int:

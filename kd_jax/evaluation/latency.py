@@ -46,7 +46,7 @@ def users_per_second(
 
 
 def text_seconds(
-    encode: Encode, dataset: Dataset, texts: Sequence[str], history: int, *, users: int = 64
+    encode: Encode, dataset: Dataset, texts: Sequence[str], history: int, *, users: int = 16
 ) -> tuple[float, float]:
     """Seconds in which a language model encodes one user's history, and one new item.
 
