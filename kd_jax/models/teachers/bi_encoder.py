@@ -165,8 +165,9 @@ class BiEncoder(Scorer):
         x = READ_SCALE * vectors[jnp.maximum(history, 0)][..., : self.transformer.dim]
         if self.rating is not None:
             x = x + self.rating(jnp.maximum(batch["history_class"], 0))
-        how = {"packed": Packed.of(batch), "rngs": rngs, "last": last}
-        return self._with_trends(self.transformer(x, history, **how))
+        packed = Packed.of(batch)
+        found = self.transformer(x, history, packed=packed, rngs=rngs, last=last)
+        return self._with_trends(found)
 
     def _with_trends(self, contexts: Float[Array, "B P D"]) -> Float[Array, "B P DK"]:
         if self.trends is None:
