@@ -33,7 +33,7 @@ from benchmarks.peer_common import (
 from kd_jax.core.process import keep_freed_memory
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import batches
-from kd_jax.data.examples.sequence import sequence_examples
+from kd_jax.data.examples.packed import packed_examples
 from kd_jax.data.examples.user import MAX_TARGETS, user_examples
 from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.devices import sharding
@@ -110,9 +110,10 @@ def main() -> None:
     examples = (
         user_examples(data, history=1, decay=DECAY)
         if options.model == "mf"
-        else sequence_examples(data, history=LENGTH, example_kind=student.example_kind)
+        else packed_examples(data, history=LENGTH)
     )
-    per_epoch = -(-examples.size // recipe["batch_size"])
+    rows = examples.rows_of(recipe["batch_size"])
+    per_epoch = -(-examples.size // rows)
     steps = Recipe(steps=per_epoch * 10_000, **recipe)
     mesh = sharding.make_mesh(1, 1)
     tables = sharding.put_whole(examples.tables, mesh)
@@ -130,7 +131,7 @@ def main() -> None:
         chunk = max(n for n in range(1, 17) if per_epoch % n == 0)
         stream = batches(
             examples,
-            batch_size=steps.batch_size,
+            batch_size=rows,
             num_batches=steps.steps,
             seed=0,
             chunk=chunk,
@@ -171,7 +172,7 @@ def main() -> None:
         matmul_flops(step, state, batch, tables, constants, None) / len(batch) * per_epoch
     )  # of an epoch
     if student.example_kind == "all":  # no work on padding counts
-        flops *= learned / (per_epoch * steps.batch_size * LENGTH)
+        flops *= learned / (per_epoch * rows * LENGTH)
     report(
         settings=f"{options.model}, d={size['dim']}, full softmax, batch {steps.batch_size}, "
         f"lr {steps.learning_rate:g}, {len(times)} epochs",

@@ -10,7 +10,8 @@ read these keys (item indices are padded with ``PAD``):
 key                 shape            meaning
 ==================  ===============  =============================================================
 user                int32 [B]        user index
-history             int32 [B, L]     item indices, oldest first, newest last, padded on the left
+history             int32 [B, L]     item indices, oldest first, newest last, padded on the left;
+                                     in a packed batch several of them, padded on the right
 targets             int32 [B, P, M]  item indices (rank) or class indices (rate)
 target_weights      f32 [B, P, M]    share of each target; a row sums to 1, or to 0 without target
 weights             f32 [B, P]       weight of each position in the mean
@@ -29,7 +30,10 @@ interaction         int32 [B]        rate only: row of the data set
 shown               int32 [B, P, K]  impressions only: the shown items, the clicked ones first
 shown_clicks        int32 [B, P]     impressions only: the number of clicked items
 row                 int32 [B]        position of the example in its table, by which cached soft
-                                     labels are looked up
+                                     labels are looked up; [B, L] in a packed batch
+segment             int32 [B, L]     packed only (``data/examples/packed.py``): the window that a
+                                     position belongs to
+place               int32 [B, L]     packed only: the position in the padded form
 labels of <name>    dict             cached soft labels that do not fit on the devices: the rows of
                                      teacher <name> for this batch
 ==================  ===============  =============================================================

@@ -121,7 +121,7 @@ class Meter:
         """Counts ``count`` further steps as dispatched."""
         self._steps += count
 
-    def read(self, batch_size: int) -> dict[str, Any]:
+    def read(self, batch_size: float) -> dict[str, Any]:
         """The measurement since the last reading, after which a new one starts.
 
         Examples per second, milliseconds per step by activity, TFLOP/s of the matrix products,

@@ -65,9 +65,14 @@ PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")
 
 
 def _cached_scores(labels: PyTree, batch: Batch) -> TeacherScores:
-    return _soft(
-        labels, {name: labels[name][batch["row"]] for name in PER_EXAMPLE if name in labels}
-    )
+    rows = {name: _of_batch(labels[name], batch) for name in PER_EXAMPLE if name in labels}
+    return _soft(labels, rows)
+
+
+def _of_batch(values: Any, batch: Batch) -> Any:
+    """The labels [rows, P, ...] of a batch, [B, P, ...]; of a packed one, [B, L, ...]."""
+    where = (batch["row"], batch["place"]) if "place" in batch else batch["row"]
+    return values[where]
 
 
 def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
@@ -97,7 +102,7 @@ def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teach
 
     def look_up(_: Any, tables: dict[str, Any], chosen: Any) -> Batch:
         batch = examples.look_up(np, tables, chosen)
-        return batch | {key: {name: values[batch["row"]] for name, values in rows.items()}}
+        return batch | {key: {name: _of_batch(values, batch) for name, values in rows.items()}}
 
     def scores(shared: PyTree, batch: Batch) -> TeacherScores:
         return _soft(shared, batch[key])

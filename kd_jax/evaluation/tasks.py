@@ -17,6 +17,7 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array, Batch, Params, PyTree
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import Examples
+from kd_jax.data.examples.packed import packed_examples
 from kd_jax.data.examples.rating import rate_examples
 from kd_jax.data.examples.sequence import sequence_examples
 from kd_jax.data.examples.user import user_examples
@@ -56,8 +57,13 @@ class Task(Protocol):
         """The number of rating classes; 0 for a ranking."""
         ...
 
-    def examples(self, example_kind: str, *, history: int, **weighting: Any) -> Examples:
-        """The training examples of a model with this ``Scorer.example_kind``."""
+    def examples(
+        self, example_kind: str, *, history: int, packed: bool = False, **weighting: Any
+    ) -> Examples:
+        """The training examples of a model with this ``Scorer.example_kind``.
+
+        packed: whether those of the kind 'all' may leave out the padding.
+        """
         ...
 
     def evaluation_function(
@@ -110,10 +116,14 @@ class Rank:
         if self.batch_size < 1:
             raise InputError(f"eval.batch_size={self.batch_size} must be at least 1")
 
-    def examples(self, example_kind: str, *, history: int, **weighting: Any) -> Examples:
+    def examples(
+        self, example_kind: str, *, history: int, packed: bool = False, **weighting: Any
+    ) -> Examples:
         """See ``Task.examples``; weighting: arguments of ``user_examples``, for 'user' only."""
         if example_kind == "user":
             return user_examples(self.dataset, history=history, **weighting)
+        if example_kind == "all" and packed:
+            return packed_examples(self.dataset, history=history)
         return sequence_examples(self.dataset, history=history, example_kind=example_kind)
 
     def evaluate(
@@ -264,8 +274,10 @@ class Rate:
         np.add.at(counts, (self.dataset.item[train], self.classes[train]), 1.0)
         return counts
 
-    def examples(self, example_kind: str, *, history: int, **weighting: Any) -> Examples:
-        """See ``Task.examples``; example_kind and weighting have no effect."""
+    def examples(
+        self, example_kind: str, *, history: int, packed: bool = False, **weighting: Any
+    ) -> Examples:
+        """See ``Task.examples``; example_kind, packed and weighting have no effect."""
         return rate_examples(self.dataset, self.classes, TRAIN, history=history)
 
     def evaluate(self, logits: Callable[[np.ndarray], Array], pairs: Batch) -> Evaluation:

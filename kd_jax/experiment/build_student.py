@@ -141,14 +141,16 @@ def _first_bias(experiment: Experiment, c: ConfigDict) -> np.ndarray:
     return np.log1p(experiment.dataset.item_counts).astype(np.float32)
 
 
-def examples_of(experiment: Experiment, role: Role, history: int) -> Examples:
+def examples_of(experiment: Experiment, role: Role, history: int, packed: bool = False) -> Examples:
     """The training examples of a student.
 
-    history: number of newest interactions in an example.
+    history: number of newest interactions in an example. packed: without padding, for a student
+    that can be trained so; labels are written for the padded ones.
     """
     kind = example_kind(experiment, role)
     if reads_impressions(experiment, role):
         return shown_examples(experiment.dataset, history=history, example_kind=kind)
     section = student_section(experiment.settings(role))
     weighting = {name: section[name] for name in WEIGHTING if name in section}
-    return experiment.task.examples(kind, history=history, **weighting)
+    packed &= student_class(experiment.settings(role).student.name).reads_packed
+    return experiment.task.examples(kind, history=history, packed=packed, **weighting)

@@ -182,7 +182,8 @@ def examples_of(
     if reads_impressions(experiment, role):
         kind = parts.example_kind
         return shown_examples(experiment.dataset, history=parts.history, example_kind=kind)
-    found = experiment.task.examples(parts.example_kind, history=parts.history)
+    packed = not trains_text(c)
+    found = experiment.task.examples(parts.example_kind, history=parts.history, packed=packed)
     if c.popularity.enabled and experiment.task.num_classes == 0:
         found = snapshot_examples(
             experiment.dataset,

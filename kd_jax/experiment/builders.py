@@ -33,7 +33,7 @@ def examples_of(
     """
     if role.is_teacher:
         return build_teacher.examples_of(experiment, role, parts, seed, rows)
-    return build_student.examples_of(experiment, role, parts.history)
+    return build_student.examples_of(experiment, role, parts.history, packed=True)
 
 
 def trains_language_model(experiment: Experiment, role: Role) -> bool:

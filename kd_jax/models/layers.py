@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.types import PAD
+from kd_jax.core.types import PAD, Batch
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> Array:
@@ -90,8 +91,26 @@ class Block(nnx.Module):
         return x + dropout(self.down(hidden), self.dropout, rngs)
 
 
+class Packed(NamedTuple):
+    """Where each position of a packed batch belongs (``data/examples/packed.py``), int32 [B, L].
+
+    segment: its window; a position sees those of its own window alone. place: its position in the
+    padded form.
+    """
+
+    segment: Array
+    place: Array
+
+    @classmethod
+    def of(cls, batch: Batch) -> Packed | None:
+        """None for a batch that is padded."""
+        return cls(batch["segment"], batch["place"]) if "segment" in batch else None
+
+
 class CausalTransformer(nnx.Module):
-    """A causal Transformer over item vectors, oldest first; histories are padded on the left.
+    """A causal Transformer over item vectors, oldest first.
+
+    A history is a row, padded on the left, or one of several windows in a row (``Packed``).
 
     Raises InputError if ``heads`` does not divide ``dim``. Source: Kang and McAuley,
     "Self-Attentive Sequential Recommendation", ICDM 2018 (learned positions; its MLP has the width
@@ -128,19 +147,29 @@ class CausalTransformer(nnx.Module):
         x: Float[Array, "B L D"],
         history: Int[Array, "B L"],
         *,
+        packed: Packed | None = None,
         rngs: nnx.Rngs | None = None,
         last: bool = False,
     ) -> Float[Array, "B Q D"]:
         """The context vector after every position (Q = L), or only the ``last`` one (Q = 1).
 
-        x: the item vectors of ``history``, which is padded with ``PAD``.
+        x: the item vectors of ``history``, which is padded with ``PAD``. packed: of a packed batch,
+        which has no last position.
         """
         batch, length, dim = x.shape
         valid = history != PAD
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        # A padded query attends to itself, so that no softmax row is empty.
-        mask = (causal[None] & valid[:, None, :]) | jnp.eye(length, dtype=bool)[None]
-        x = dropout((x + self.position[...][None, -length:]) * valid[..., None], self.dropout, rngs)
+        causal = jnp.tril(jnp.ones((length, length), bool))[None]
+        if packed is None:
+            # A padded query attends to itself, so that no softmax row is empty.
+            mask = (causal & valid[:, None, :]) | jnp.eye(length, dtype=bool)[None]
+            position = self.position[...][None, -length:]
+        else:
+            assert not last
+            mask = causal & (packed.segment[:, :, None] == packed.segment[:, None, :])
+            # A product, since the gradient of a look-up adds row by row, which is slow on a CPU.
+            place = jax.nn.one_hot(packed.place, length, dtype=x.dtype)
+            position = place @ self.position[...][-length:]
+        x = dropout((x + position) * valid[..., None], self.dropout, rngs)
         x = x.reshape(batch * length, dim)
         for i, block in enumerate(self.blocks):
             x = block(x, mask[:, None], rngs, last and i == len(self.blocks) - 1)

@@ -66,6 +66,8 @@ class Scorer(nnx.Module):
       targets; such a model keeps its user table in ``self.user``, to which
       ``kd_jax/serving/history_map.py`` fits a model of new users. 'all': a context after every
       history item, the next one is the target. 'last': one context, the last item is the target.
+    - reads_packed: whether ``contexts`` keeps the windows of a row apart where a batch of the kind
+      'all' holds several (``data/examples/packed.py``). Only then is it trained without padding.
     - factorised: whether its scores are factors.
     - reads_history: whether it looks items up by the batch's ``history``.
     - tables: the parameters with a row per user or item, name -> 'user' or 'item'; all of a kind or
@@ -84,6 +86,7 @@ class Scorer(nnx.Module):
     """
 
     example_kind = "user"
+    reads_packed = False
     factorised = True
     reads_history = True
     tables: ClassVar[dict[str, str]] = {}

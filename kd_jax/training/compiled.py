@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -105,7 +104,7 @@ def first_auxiliary(
     """The first auxiliary parameters of an objective; of ``params`` only the shapes are read."""
     if not any(term.head or isinstance(term.loss, VectorLoss) for term in objective):
         return {}
-    batch = examples.gather(np.arange(1))
+    batch = examples.sample(1)
 
     def scores(params: PyTree, constants: PyTree, batch: Batch) -> Any:
         model: Any = nnx.merge(graphdef, params, constants)

@@ -44,6 +44,7 @@ class _Loop:
         resident = agreed(
             examples.on_device and examples.nbytes <= TABLES_SHARE * sharding.device_memory()
         )
+        self.rows = examples.rows_of(recipe.batch_size, mesh.shape["data"])
         # Batches of one program are stacked, so they must have the same shapes.
         self.chunk = recipe.chunk if examples.one_shape else 1
         self.shapes = jax.eval_shape(first_params, job.start)
@@ -73,12 +74,12 @@ class _Loop:
         self.tables = sharding.put_whole(examples.tables, mesh) if resident else None
         self.data = batches(
             examples,
-            batch_size=recipe.batch_size,
+            batch_size=self.rows,
             num_batches=recipe.steps,
             seed=job.seed,
             chunk=self.chunk,
             gather=not resident,
-            part=sharding.local_rows(mesh, recipe.batch_size),
+            part=sharding.local_rows(mesh, self.rows),
         )
         self._restore()
         if job.refresh is not None:
@@ -152,7 +153,7 @@ class _Loop:
         """Runs one program of ``chunk`` steps; returns the metrics of the last step."""
         job, chunk, meter = self.job, self.chunk, self.meter
         with meter.time("input"):
-            stacked = sharding.put_batches(next(self.data), job.mesh, job.recipe.batch_size)
+            stacked = sharding.put_batches(next(self.data), job.mesh, self.rows)
         given = (stacked, self.tables, self.constants, self.teachers)
         if self.step == self.first:
             meter.flops = matmul_flops(self.step_fn, self.state, *given) // chunk
@@ -178,7 +179,7 @@ class _Loop:
             values = jax.tree.map(float, metrics)
         terms = values["terms"]
         self._check_finite({**terms, "loss": values["loss"], "grad_norm": values["grad_norm"]}, at)
-        cost = self.meter.read(job.recipe.batch_size)
+        cost = self.meter.read(self.rows * job.examples.per_row)
         job.log.write(model=job.name, seed=job.seed, step=at, **values, **cost)
         shown = terms | {"loss": values["loss"]}
         bar.update(at, shown, cost.get("examples_per_second"))

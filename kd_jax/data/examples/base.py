@@ -28,7 +28,9 @@ class Examples:
     (``core/types.py``); the same code runs on the host and, where the tables fit, in the train
     step. draw: (rng, batch size) -> the rows of a batch; None: every example once per epoch.
     on_device: whether look_up can run on a device; never with 64-bit tables, which JAX would cut to
-    32 bits. one_shape: whether all batches of the same size have the same shapes.
+    32 bits. one_shape: whether all batches of the same size have the same shapes. arrange: rng ->
+    the rows of all examples of an epoch, in its order, [size, ...], for examples that hold several
+    windows each (``packed.py``); windows: the number of these. None: an example is one row.
     """
 
     size: int
@@ -37,6 +39,8 @@ class Examples:
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
     on_device: bool = True
     one_shape: bool = True
+    arrange: Callable[[np.random.Generator], np.ndarray] | None = None
+    windows: int | None = None
 
     def __post_init__(self) -> None:
         if any(table.dtype == np.int64 for table in self.tables.values()):
@@ -45,6 +49,28 @@ class Examples:
     def gather(self, rows: np.ndarray) -> Batch:
         """The batch of these rows, on the host."""
         return self.look_up(np, self.tables, rows)
+
+    def epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of every example once, in random order."""
+        return rng.permutation(self.size) if self.arrange is None else self.arrange(rng)
+
+    def sample(self, count: int) -> Batch:
+        """A batch of ``count`` random examples, always the same, on the host."""
+        return self.gather(BatchRows(self, count, 1, 0)[0])
+
+    def rows_of(self, batch_size: int, parts: int = 1) -> int:
+        """The number of examples of a batch with ``batch_size`` windows on average.
+
+        It is a multiple of ``parts``. Where an example is one window, it is ``batch_size``.
+        """
+        if self.windows is None:
+            return batch_size
+        return max(1, round(batch_size / self.per_row / parts)) * parts
+
+    @property
+    def per_row(self) -> float:
+        """The mean number of windows of an example."""
+        return 1.0 if self.windows is None else self.windows / max(1, self.size)
 
     @property
     def nbytes(self) -> int:
@@ -97,8 +123,8 @@ def draw_items(
 class BatchRows(grain.sources.RandomAccessDataSource):
     """The rows of each batch, by batch number.
 
-    Epoch e visits the examples in a permutation drawn from (seed, e). A batch may span two epochs,
-    so every batch is full.
+    Epoch e visits the examples in an order drawn from (seed, e). A batch may span two epochs, so
+    every batch is full.
     """
 
     def __init__(self, examples: Examples, batch_size: int, num_batches: int, seed: int):
@@ -111,11 +137,11 @@ class BatchRows(grain.sources.RandomAccessDataSource):
     def __len__(self) -> int:
         return self.num_batches
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _rows(self, epoch: int) -> np.ndarray:
         cached = self._epoch
         if cached is None or cached[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
-            cached = (epoch, rng.permutation(self.examples.size))
+            cached = (epoch, self.examples.epoch(rng))
             self._epoch = cached
         return cached[1]
 
@@ -125,11 +151,8 @@ class BatchRows(grain.sources.RandomAccessDataSource):
             return self.examples.draw(rng, self.batch_size).astype(np.int32)
         places = int(index) * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(places, self.examples.size)
-        rows = np.empty(self.batch_size, np.int32)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            rows[here] = self._permutation(int(epoch))[within[here]]
-        return rows
+        parts = [self._rows(int(e))[within[epochs == e]] for e in np.unique(epochs)]
+        return np.concatenate(parts).astype(np.int32)
 
 
 def batches(

@@ -35,8 +35,7 @@ def sequence_examples(dataset: Dataset, *, history: int, example_kind: str) -> E
     [B, L, 1], 'last' for one after the last item [B, 1, 1]. A position has the weight of the
     interaction with its target.
     """
-    indptr, items = dataset.targets(TRAIN)
-    users = np.flatnonzero(np.diff(indptr) >= 2).astype(np.int32)
+    tables = sequence_tables(dataset)
 
     def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:
         user = tables["users"][rows]
@@ -59,7 +58,14 @@ def sequence_examples(dataset: Dataset, *, history: int, example_kind: str) -> E
             "row": user,
         }
 
+    return Examples(len(tables["users"]), tables, look_up)
+
+
+def sequence_tables(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The tables of the examples: users with at least two train items, and all train items."""
+    indptr, items = dataset.targets(TRAIN)
+    users = np.flatnonzero(np.diff(indptr) >= 2).astype(np.int32)
     tables = {"users": users, "indptr": compact(indptr), "items": items.astype(np.int32)}
     if dataset.train_weights is not None:
         tables["weights"] = dataset.train_weights
-    return Examples(len(users), tables, look_up)
+    return tables

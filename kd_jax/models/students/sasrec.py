@@ -12,7 +12,7 @@ from flax import nnx
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.types import Array, Batch
-from kd_jax.models.layers import CausalTransformer
+from kd_jax.models.layers import CausalTransformer, Packed
 from kd_jax.models.students.base import (
     Inputs,
     Student,
@@ -49,6 +49,7 @@ class SASRec(Student):
 
     spec = SASRecSpec
     example_kind = "all"
+    reads_packed = True
     tables = {"item": "item", "bias": "item"}
 
     def __init__(self, spec: SASRecSpec, inputs: Inputs, *, rngs: nnx.Rngs):
@@ -63,7 +64,7 @@ class SASRec(Student):
         )
 
     def contexts(self, batch: Batch, vectors: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        return self._read(batch["history"], vectors, rngs=rngs)
+        return self._read(batch["history"], vectors, packed=Packed.of(batch), rngs=rngs)
 
     def context(self, batch: Batch, vectors: Array) -> Array:
         return self._read(batch["history"], vectors, last=True)[:, 0]

@@ -20,7 +20,7 @@ from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import PAD, Batch
 from kd_jax.models.language.encoding import Texts
-from kd_jax.models.layers import CausalTransformer, dropout
+from kd_jax.models.layers import CausalTransformer, Packed, dropout
 from kd_jax.models.scorer import Frozen, Scorer
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.models.teachers.text_tower import TextTower
@@ -47,6 +47,7 @@ class BiEncoder(Scorer):
     ``snapshot`` is at the end of training.
     """
 
+    reads_packed = True
     rows = {"id": "item", "bias": "item", "item_class": "item"}
 
     def __init__(
@@ -164,7 +165,9 @@ class BiEncoder(Scorer):
         x = READ_SCALE * vectors[jnp.maximum(history, 0)][..., : self.transformer.dim]
         if self.rating is not None:
             x = x + self.rating(jnp.maximum(batch["history_class"], 0))
-        return self._with_trends(self.transformer(x, history, rngs=rngs, last=last))
+        packed = Packed.of(batch)
+        found = self.transformer(x, history, packed=packed, rngs=rngs, last=last)
+        return self._with_trends(found)
 
     def _with_trends(self, contexts: Float[Array, "B P D"]) -> Float[Array, "B P DK"]:
         if self.trends is None:

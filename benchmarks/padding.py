@@ -1,0 +1,116 @@
+"""What padding costs SASRec: positions computed per real one, and training beside an older build.
+
+    git worktree add ../before 23fc1f6
+    python benchmarks/padding.py --before=../before beauty=BEAUTY sports=SPORTS ml-1m=ML-1M
+
+A data set is a folder with interactions.parquet (columns user, item, position) or of MovieLens-1M.
+Of large ones, speeds are those of --users random users over all items. SASRec has d=64, 2 blocks,
+the last 50 items, the full softmax and 128 users a step. Both builds run their own
+``peers_ours.py``, in turns, each in a process of its own; the figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import polars as pl
+
+from benchmarks.peer_common import Split
+from benchmarks.peers import environment, prepare
+from kd_jax.data import readers
+from kd_jax.data.examples.packed import bins_of
+from kd_jax.data.raw import RawData
+
+ROOT = Path(__file__).parents[1]
+LENGTH = 50
+
+
+def split_of(folder: Path) -> Split:
+    """Train and valid of leave-one-out over the 5-core, to learn from."""
+    path = folder / "interactions.parquet"
+    if not path.exists():
+        return prepare(readers.read("movielens", {"path": str(folder)}))
+    rows = pl.read_parquet(path).rename({"position": "timestamp"})
+    items = rows.select(pl.col("item").unique().sort()).with_columns(title=pl.lit("Item"))
+    return prepare(RawData(folder.name, rows.select("user", "item", "timestamp"), items))
+
+
+def some_users(split: Split, number: int) -> Split:
+    """The split with ``number`` random users and all items."""
+    if split.num_users <= number:
+        return split
+    users = np.sort(np.random.default_rng(0).permutation(split.num_users)[:number])
+    lengths = np.diff(split.indptr)[users]
+    items = [split.items[split.indptr[user] : split.indptr[user + 1]] for user in users]
+    indptr = np.concatenate([[0], lengths.cumsum()])
+    valid, test = split.valid[users], split.test[users]
+    return Split(indptr, np.concatenate(items), valid, test, split.num_items, split.fit_valid)
+
+
+def positions(split: Split) -> tuple[float, float]:
+    """Positions computed per real one: padded, and in bins."""
+    lengths = np.minimum(np.diff(split.fit()[0]) - 1, LENGTH)
+    bins = bins_of(np.bincount(lengths, minlength=LENGTH + 1))
+    return LENGTH * len(lengths) / lengths.sum(), LENGTH * len(bins) / lengths.sum()
+
+
+def measure(repo: Path, split: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The figures of a build's SASRec."""
+    command = [sys.executable, "benchmarks/peers_ours.py", "sasrec", f"--data={split}"]
+    command += [f"--threads={options.threads}", f"--epochs={options.epochs}"]
+    done = subprocess.run(
+        command, cwd=repo, env=environment(options.threads), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{repo}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--before", type=Path, help="the older build; without it only positions")
+    parser.add_argument("--users", type=int, default=3000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    print("| data | positions per real one: padded; bins | users/s before; now | ratio |")
+    print("|---|---|---|---|", flush=True)
+    for name, folder in (entry.split("=", 1) for entry in options.data):
+        split = split_of(Path(folder))
+        padded, packed = positions(split)
+        row = f"| {name} | {padded:.2f}; {packed:.2f} |"
+        if options.before is None:
+            print(row, flush=True)
+            continue
+        few = some_users(split, options.users)
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "split.npz"
+            few.save(path)
+            rounds = [
+                [
+                    few.num_users / measure(repo, path, options)["epoch_s"]
+                    for repo in (options.before.absolute(), ROOT)
+                ]
+                for _ in range(options.rounds)
+            ]
+        then, now = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratio = statistics.median(b / a for a, b in rounds)
+        print(f"{row} {then:,.0f}; {now:,.0f} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
