@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from kd_jax.core.scores import Factors
-from kd_jax.core.tiling import Axes, fold, tile_size, within
+from kd_jax.core.tiling import Axes, tile_size, within
 from kd_jax.core.types import PAD, Array
 from kd_jax.devices import sharding
 from kd_jax.evaluation import metrics
@@ -29,6 +29,8 @@ SMALLEST_CHUNK = 128  # items
 _SEEN = 256  # pairs that are masked at once
 # (row, item), int32 [P] each, in any order; row B is padding.
 RowItems = tuple[Array, Array]
+# The first item of a chunk on its device, and the first that no chunk before had.
+Chunk = tuple[Array | int, Array | int]
 
 
 @functools.partial(jax.jit, static_argnames=("num_items", "k", "mesh"))
@@ -127,33 +129,55 @@ class _Ranked:
     @property
     def width(self) -> int:
         """The number of items of a chunk: all, for scores that are not factors."""
+        count = _count(self.scores)
         if not isinstance(self.scores, Factors):
-            return _count(self.scores)
+            return count
         fits = max(SMALLEST_CHUNK, tile_size() // self.rows // SMALLEST_CHUNK * SMALLEST_CHUNK)
-        return min(fits, _count(self.scores))
+        return -(-count // -(-count // fits))
 
-    def place(self, pairs: RowItems, start: Array | int, size: int) -> RowItems:
-        """The pairs as indices into the chunk of ``size`` items from ``start``.
+    def visit(self, step: Callable[[Any, Chunk], Any], carry: Any) -> Any:
+        """The carry after ``step(carry, chunk)`` for every chunk of ``width`` items.
 
-        A row that is not on this device becomes B, and an item that is not in the chunk ``size``.
+        The last chunk ends with the last item and may overlap the one before. So all chunks have
+        one shape, and the program has the step once.
         """
-        rows, items = pairs
+        count, width = _count(self.scores), self.width
+        chunks = -(-count // width)
+        if chunks == 1:
+            return step(carry, (0, 0))
+
+        def one(i: Array, carry: Any) -> Any:
+            return step(carry, (jnp.minimum(i * width, count - width), i * width))
+
+        return lax.fori_loop(0, chunks, one, carry)
+
+    def place(self, pairs: RowItems, chunk: Chunk) -> RowItems:
+        """The pairs as indices into a chunk.
+
+        A row that is not on this device becomes B, and an item that is not in the chunk, or has
+        been in the one before, ``width``.
+        """
+        (rows, items), (start, fresh) = pairs, chunk
         offset = self.axes.offset(_count(self.scores)) + start
-        return within(rows, self.axes.first_row(self.rows), self.rows), within(items, offset, size)
+        index = within(items, offset, self.width)
+        index = jnp.where(index < fresh - start, self.width, index)
+        return within(rows, self.axes.first_row(self.rows), self.rows), index
 
-    def chunk(self, start: Array | int, size: int) -> Array:
-        """Scores f32 [B, size] of the items from ``start`` on, -inf where one is no candidate.
+    def chunk(self, chunk: Chunk) -> Array:
+        """Scores f32 [B, width] of a chunk, -inf where an item is no candidate.
 
-        A score of -inf that is no mask becomes the lowest finite score.
+        A score of -inf that is no mask becomes the lowest finite score. An item that has been in
+        the chunk before is no candidate.
         """
-        return self.whole if size == _count(self.scores) else self._chunk(start, size)
+        return self.whole if self.width == _count(self.scores) else self._chunk(chunk)
 
     @functools.cached_property
     def whole(self) -> Array:
         """The chunk of all items on this device."""
-        return self._chunk(0, _count(self.scores))
+        return self._chunk((0, 0))
 
-    def _chunk(self, start: Array | int, size: int) -> Array:
+    def _chunk(self, chunk: Chunk) -> Array:
+        (start, fresh), size = chunk, self.width
         if isinstance(self.scores, Factors):
             contexts, *items = self.scores[:3]
             vectors, bias = (lax.dynamic_slice_in_dim(x, start, size) for x in items)
@@ -162,14 +186,16 @@ class _Ranked:
             values = self.scores
         values = jnp.maximum(values.astype(jnp.float32), metrics.LOWEST)
         offset = self.axes.offset(_count(self.scores)) + start
-        values = jnp.where((offset + jnp.arange(size) < self.num_items)[None], values, -jnp.inf)
+        item = jnp.arange(size)
+        candidate = (offset + item < self.num_items) & (item >= fresh - start)
+        values = jnp.where(candidate[None], values, -jnp.inf)
         if size == _count(self.scores):
-            return values.at[self.place(self.seen, start, size)].set(-jnp.inf, mode="drop")
+            return values.at[self.place(self.seen, chunk)].set(-jnp.inf, mode="drop")
         first, stop = (jnp.searchsorted(self.seen[1], jnp.asarray(offset + x)) for x in (0, size))
 
         def mask(i: Array, values: Array) -> Array:
             rows, items = (lax.dynamic_slice_in_dim(x, first + i * _SEEN, _SEEN) for x in self.seen)
-            return values.at[self.place((rows, items), start, size)].set(-jnp.inf, mode="drop")
+            return values.at[self.place((rows, items), chunk)].set(-jnp.inf, mode="drop")
 
         return lax.fori_loop(0, (stop - first + _SEEN - 1) // _SEEN, mask, values)
 
@@ -200,21 +226,21 @@ class _Ranked:
             [jnp.zeros(len(rows)) for rows, _ in targets],
         )
 
-        def visit(found: Any, begin: Array | int, size: int) -> Any:
+        def visit(found: Any, chunk: Chunk) -> Any:
             items, best, candidates, raw = found
-            values = self.chunk(begin, size)
+            values = self.chunk(chunk)
             if k:
                 finite = jnp.where(jnp.isnan(values), metrics.LOWEST, values)
-                top, index = lax.top_k(finite, min(k, size))
-                index = self.axes.offset(count) + begin + index
+                top, index = lax.top_k(finite, min(k, self.width))
+                index = self.axes.offset(count) + chunk[0] + index
                 items, best = _merged(items, best, index, top)
-            for i, part in enumerate(self.kinds(values, begin)):
+            for i, part in enumerate(self.kinds(values, chunk[0])):
                 candidates[i] += jnp.sum(part != -jnp.inf, axis=1, dtype=jnp.int32)
-                place = self.place(targets[i], begin, size)
+                place = self.place(targets[i], chunk)
                 raw[i] += part.at[place].get(mode="fill", fill_value=0.0)
             return items, best, candidates, raw
 
-        items, best, candidates, raw = fold(visit, start, count, self.width)
+        items, best, candidates, raw = self.visit(visit, start)
         if k and self.axes.items is not None:
             items = lax.all_gather(items, self.axes.items, axis=1, tiled=True)
             best = lax.all_gather(best, self.axes.items, axis=1, tiled=True)
@@ -231,16 +257,16 @@ class _Ranked:
         matter whether both visits compute its score with the same bits.
         """
 
-        def visit(counts: list[Array], begin: Array | int, size: int) -> list[Array]:
-            for i, part in enumerate(self.kinds(self.chunk(begin, size), begin)):
-                rows, items = self.place(targets[i], begin, size)
+        def visit(counts: list[Array], chunk: Chunk) -> list[Array]:
+            for i, part in enumerate(self.kinds(self.chunk(chunk), chunk[0])):
+                rows, items = self.place(targets[i], chunk)
                 itself = part.at[rows, items].get(mode="fill", fill_value=-jnp.inf)
                 all_counted = metrics.count_not_below(part, rows, raw[i])
                 counts[i] = counts[i] + all_counted - metrics.not_below(itself, raw[i])
             return counts
 
         start = [jnp.zeros(len(x), jnp.int32) for x in raw]
-        counts = fold(visit, start, _count(self.scores), self.width)
+        counts = self.visit(visit, start)
         return self.axes.sum_rows(self.axes.sum_items(counts))
 
 
