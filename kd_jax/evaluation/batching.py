@@ -13,6 +13,7 @@ from kd_jax.devices.sharding import fetch
 CSR = tuple[np.ndarray, np.ndarray]  # (indptr [U + 1], items)
 NO_ITEM = np.iinfo(np.int32).max  # the item of a padding pair
 NO_PAIRS = (np.zeros(0, np.int32), np.zeros(0, np.int32))
+SMALLEST = 512  # pairs of a batch, padding included
 # Batches in flight: the device is never idle, and memory is limited to a few blocks of scores.
 LOOK_AHEAD = 2
 
@@ -47,8 +48,8 @@ class RowItemBatches:
         self.rows, self.items = pairs
         self.batch_size = batch_size
         self.edges = np.searchsorted(self.rows, np.arange(0, num_rows + batch_size, batch_size))
-        # A power of two, so that similar splits share a compiled program.
-        self.size = 1 << max(6, int(np.diff(self.edges).max(initial=1) - 1).bit_length())
+        # Powers of two, so that most splits and targets share a compiled program.
+        self.size = max(SMALLEST, 1 << (int(np.diff(self.edges).max(initial=1)) - 1).bit_length())
 
     def batch(self, b: int) -> tuple[np.ndarray, np.ndarray]:
         """The pairs of batch ``b``, with rows relative to the batch."""

@@ -26,6 +26,8 @@ from kd_jax.evaluation.batching import CSR, NO_PAIRS, RowItemBatches, distinct, 
 
 ScoreFn = Callable[[np.ndarray], Array | Factors]
 
+WIDTH = 64  # of the factors of a baseline
+
 METRICS = (
     "ndcg",
     "recall",
@@ -78,9 +80,13 @@ def popularity(dataset: Dataset) -> ScoreFn:
 
 
 def same_for_all(scores: np.ndarray) -> ScoreFn:
-    """A score function that gives all users the same scores [I]."""
+    """A score function that gives all users the same scores [I].
+
+    Its factors are zeros, of the default width of models: they are then ranked by one program.
+    """
     bias = jnp.asarray(scores, jnp.float32)
-    return lambda users: Factors(jnp.zeros((len(users), 1)), jnp.zeros((len(bias), 1)), bias)
+    vectors = jnp.zeros((len(bias), WIDTH))
+    return lambda users: Factors(jnp.zeros((len(users), WIDTH)), vectors, bias)
 
 
 def eval_users(dataset: Dataset, split: int) -> Int[np.ndarray, " U"]:
