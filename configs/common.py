@@ -44,6 +44,9 @@ def get_config() -> ConfigDict:
     c.export = ConfigDict()
     # names of EXPORTERS, what the folder export/ holds; each has a section of its own
     c.export.formats = ("runtime", "weights", "vectors")
+    # with format 'runtime': also the first seed of the other models, which the page of the server
+    # shows beside the exported one
+    c.export.compare = True
     c.export.runtime = ConfigDict()
     # of a number of the item vectors: 32, 16, 8, 4 or 1 (docs/compression.md)
     c.export.runtime.bits = 32

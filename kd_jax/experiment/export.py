@@ -9,7 +9,7 @@ from flax import nnx
 
 from kd_jax.core.errors import InputError
 from kd_jax.devices.processes import leader
-from kd_jax.experiment import roles
+from kd_jax.experiment import compare, roles
 from kd_jax.experiment.build_student import inputs_of, spec_of
 from kd_jax.experiment.builders import build, trains_language_model
 from kd_jax.experiment.new_items import NewItems
@@ -33,6 +33,7 @@ def export(models: TrainedModels) -> None:
         _export_language_model(models, role, seed)
     if student is not None:
         _export_student(models, student, seed)
+        compare.write(models, student, seed)
     elif not teachers:
         raise InputError(
             "nothing to export: no student is trained; run one of the stages"

@@ -14,7 +14,7 @@ from kd_jax.devices import sharding
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
-from kd_jax.experiment.kept import kept_settings
+from kd_jax.experiment.kept import kept_settings, read_settings
 from kd_jax.experiment.parts import Best, ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
@@ -24,6 +24,12 @@ from kd_jax.serving.text_map import Rows, Settings, TextMaps
 
 SETTINGS = "text_map.json"  # beside it, the arrays (``kept.weights_of``)
 SLICE = "cold_only"  # cold targets, ranked among cold items
+
+
+def kept_of(models: TrainedModels, role: Role, seed: int) -> Settings | None:
+    """The hyper-parameters that were selected for a student; None if there are none yet."""
+    path = models.experiment.folder(role, seed) / SETTINGS
+    return read_settings(path, Settings, models.result(role, seed)["best_step"])
 
 
 class NewItems:
@@ -54,9 +60,12 @@ class NewItems:
         found = self._cold(self._maps.predicted(self.settings()), "test")
         return {task.select: {"trained": trained, "text": found}} if found is not None else {}
 
-    def text_map(self) -> TextMap | None:
-        """The fitted map; None where ``kd_jax.runtime`` cannot serve the student."""
-        return self._maps.fit(self.settings()) if self._served else None
+    def text_map(self, settings: Settings | None = None) -> TextMap | None:
+        """The fitted map; None where ``kd_jax.runtime`` cannot serve the student.
+
+        settings: in place of those that are selected for this student.
+        """
+        return self._maps.fit(settings or self.settings()) if self._served else None
 
     @property
     def _served(self) -> bool:

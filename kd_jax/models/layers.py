@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -174,3 +175,25 @@ class CausalTransformer(nnx.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, mask[:, None], rngs, last and i == len(self.blocks) - 1)
         return self.norm(x).reshape(batch, -1, dim)
+
+
+def runtime_arrays(transformer: CausalTransformer) -> dict[str, Any]:
+    """The fields of ``runtime.contexts.Transformer``; there must be at least one block."""
+    blocks = list(transformer.blocks)
+
+    def norm(layer: Any) -> np.ndarray:
+        return np.stack([np.asarray(layer.scale[...]), np.asarray(layer.bias[...])])
+
+    arrays: dict[str, Any] = {
+        f"{layer}_{part}": np.stack(
+            [np.asarray(getattr(getattr(block, layer), part)[...]) for block in blocks]
+        )
+        for layer in ("qkv", "out", "up", "down")
+        for part in ("kernel", "bias")
+    }
+    return arrays | {
+        "position": np.asarray(transformer.position[...]),
+        "norm": norm(transformer.norm),
+        "norms": np.stack([[norm(block.norm1), norm(block.norm2)] for block in blocks]),
+        "heads": blocks[0].heads,
+    }

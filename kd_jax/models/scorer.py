@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from kd_jax.core.scores import Factors
 from kd_jax.core.types import Batch, Params, PyTree
+from kd_jax.runtime.contexts import Context
 
 
 class Frozen(nnx.Variable):
@@ -148,6 +149,14 @@ class Scorer(nnx.Module):
     def catalogue(self) -> PyTree:
         """The part of the scoring that depends on the items alone, shared by all users."""
         return self.items()
+
+    def runtime_context(self) -> Context | None:
+        """Its model of histories for ``kd_jax.runtime``, in NumPy.
+
+        None for a student with a table of users, which gets a ``HistoryMap``, for one that is
+        exported as a program of JAX, and for a teacher that needs its language model.
+        """
+        return None
 
     def scores(self, batch: Batch, catalogue: PyTree) -> Factors | Float[Array, "B I"]:
         """Scores of the whole catalogue after the last history item; factors, if it has any."""

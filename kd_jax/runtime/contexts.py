@@ -132,9 +132,9 @@ class Transformer:
     def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         history = history[:, -self.length :]
         batch, length = history.shape
-        dim = vectors.shape[1]
+        dim = self.position.shape[1]
         valid = history != PAD
-        x = vectors[np.maximum(history, 0)] * np.float32(dim**0.5) + self.position[-length:]
+        x = self._read(vectors[np.maximum(history, 0)]) + self.position[-length:]
         x *= valid[..., None]
         causal = np.tril(np.ones((length, length), bool))
         # A padded query attends to itself, so that no softmax row is empty.
@@ -143,6 +143,13 @@ class Transformer:
             last = n == len(self.qkv_kernel) - 1
             x = self._block(n, x, mask[:, None], last).reshape(batch, -1, dim)
         return _layer_norm(x[:, -1], self.norm)
+
+    def _read(self, vectors: np.ndarray) -> np.ndarray:
+        """The input of the Transformer, of the vectors of a history's items."""
+        return vectors * np.float32(vectors.shape[-1] ** 0.5)
+
+    def _activation(self, x: np.ndarray) -> np.ndarray:
+        return np.maximum(x, 0)
 
     def _block(self, n: int, x: np.ndarray, mask: np.ndarray, last: bool) -> np.ndarray:
         """Block ``n`` over x [B, L, D]; the output of the last position only, or of all."""
@@ -159,7 +166,29 @@ class Transformer:
         attended = (weights @ v).transpose(0, 2, 1, 3).reshape(x.shape)
         x = x + attended @ self.out_kernel[n] + self.out_bias[n]
         hidden = _layer_norm(x, self.norms[n, 1]) @ self.up_kernel[n] + self.up_bias[n]
-        return x + np.maximum(hidden, 0) @ self.down_kernel[n] + self.down_bias[n]
+        return x + self._activation(hidden) @ self.down_kernel[n] + self.down_bias[n]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherTransformer(Transformer):
+    """The causal Transformer of a teacher (``models/teachers/bi_encoder.py``), as ``Transformer``.
+
+    It reads the first D numbers of an item vector, times ``scale``; the others are features of the
+    item's popularity. output: f32 [D, D'], the map from what the Transformer computes to a context
+    of the width D' of an item vector. The activation is a GELU.
+    """
+
+    scale: float
+    output: np.ndarray
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return super().__call__(history, vectors) @ self.output
+
+    def _read(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors[..., : len(self.output)] * np.float32(self.scale)
+
+    def _activation(self, x: np.ndarray) -> np.ndarray:
+        return _gelu(x)
 
 
 def _layer_norm(x: np.ndarray, scale_and_bias: np.ndarray) -> np.ndarray:
@@ -206,5 +235,6 @@ CONTEXTS: dict[str, type] = {
     "history_map": HistoryMap,
     "mean_tower": MeanTower,
     "transformer": Transformer,
+    "teacher_transformer": TeacherTransformer,
     "program": Program,
 }

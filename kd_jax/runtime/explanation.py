@@ -27,40 +27,43 @@ class Part(NamedTuple):
 
 def explain(
     export: Export,
-    target: int,
+    targets: np.ndarray,
     context: np.ndarray,
     seen: np.ndarray,
     read: Callable[[Sequence[np.ndarray]], np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> list[Part]:
-    """The parts of the score of item ``target`` for one user; their sum is the score.
+) -> list[list[Part]]:
+    """The parts of the score of each of the items ``targets`` for one user; their sum is the score.
 
     With a ``HistoryMap`` and factorised scores the share of a history item is its term of the map.
     Otherwise it is what the score of the history loses without the item.
 
-    context: f32 [1, D], of the user. seen: the items of their history. read, score:
-    ``Runtime.contexts`` and ``Runtime.scores``.
+    targets: int [N]. context: f32 [1, D], of the user. seen: the items of their history. read,
+    score: ``Runtime.contexts`` and ``Runtime.scores``.
     """
     seen = seen[-export.context.length :]
-    one = np.array([target])
-    total = float(score(context, one)[0, 0])
-    base = float(score(read([seen]), one)[0, 0])
-    bias = float(export.item_bias[target])
+    totals = score(context, targets)[0]
+    bases = score(read([seen]), targets)[0]
     model = export.context
     if export.hidden is None and isinstance(model, HistoryMap):
-        vector = export.item_vectors[target]
+        vectors = export.item_vectors[targets]
         rows = export.item_vectors[seen] * model.shares(seen[None])[0][:, None]
-        shares = rows @ (model.weight @ vector)
+        shares = rows @ (model.weight @ vectors.T)
         rest = "intercept"
     else:
         without = [np.delete(seen, place) for place in range(len(seen))]
-        left = score(read(without), one)[:, 0] if without else np.zeros(0)
-        shares = base - left
+        shares = np.zeros((0, len(targets)), np.float32)
+        if without:
+            shares = bases - score(read(without), targets)
         rest = "rest"
-    parts = [
-        Part("history", export.item_ids[index], export.titles[index], float(share))
-        for index, share in zip(seen.tolist(), shares, strict=True)
-    ]
-    parts.sort(key=lambda part: -part.share)
-    others = {"bias": bias, rest: base - bias - float(shares.sum()), "user": total - base}
-    return parts + [Part(name, None, "", share) for name, share in others.items()]
+    found = []
+    columns = zip(shares.T, totals, bases, export.item_bias[targets], strict=True)
+    for column, total, base, bias in columns:
+        parts = [
+            Part("history", export.item_ids[index], export.titles[index], share)
+            for index, share in zip(seen.tolist(), column.tolist(), strict=True)
+        ]
+        parts.sort(key=lambda part: -part.share)
+        others = {"bias": bias, rest: base - bias - column.sum(), "user": total - base}
+        found.append([*parts, *(Part(name, None, "", float(n)) for name, n in others.items())])
+    return found

@@ -210,9 +210,13 @@ class Runtime:
         The parts of history items come first, the greatest first (``explanation.explain``).
         """
         target, query = self.item(item), self.query(user, history)
-        return explanation.explain(
-            self.export, target, query.contexts, query.seen[0], self.contexts, self.scores
-        )
+        return self.explained(np.array([target]), query.contexts, query.seen[0])[0]
+
+    def explained(
+        self, targets: np.ndarray, context: np.ndarray, seen: np.ndarray
+    ) -> list[list[explanation.Part]]:
+        """As ``explain``, of several items (indices) for one context f32 [1, D] and its history."""
+        return explanation.explain(self.export, targets, context, seen, self.contexts, self.scores)
 
     def user(self, name: object) -> int:
         """The index of a user."""
@@ -276,17 +280,25 @@ class Runtime:
     def scores(self, contexts: np.ndarray, items: np.ndarray | None = None) -> np.ndarray:
         """The scores f32 [B, N] of ``items`` (indices; None: all items) for contexts [B, D]."""
         chosen: Any = slice(None) if items is None else items
-        export = self.export
-        bias = export.item_bias[chosen]
-        if export.hidden is None:
-            scores = contexts @ export.item_vectors[chosen].T
+        rows = self.export.item_vectors if self.export.hidden is None else self._hidden
+        return self._scores(contexts, rows[chosen], self.export.item_bias[chosen])
+
+    def scores_of(self, contexts: np.ndarray, vectors: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """As ``scores``, of items that are not in the export: vectors f32 [N, D], bias f32 [N]."""
+        hidden = self.export.hidden
+        return self._scores(contexts, hidden.of_items(vectors) if hidden else vectors, bias)
+
+    def _scores(self, contexts: np.ndarray, rows: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """rows: the items' vectors [N, D], or with ``hidden`` their part of that layer [N, H]."""
+        hidden = self.export.hidden
+        if hidden is None:
+            scores = contexts @ rows.T
             scores += bias
             return scores
-        hidden = export.hidden
         users = contexts @ hidden.user + hidden.user_bias
-        of_items, out = self._hidden[chosen], hidden.out[:, 0]
-        rows = [np.maximum(of_items + row, 0) @ out for row in users]
-        return np.stack(rows) + hidden.out_bias + bias
+        out = hidden.out[:, 0]
+        found = [np.maximum(rows + row, 0) @ out for row in users]
+        return np.stack(found) + hidden.out_bias + bias
 
     def _hidden_items(self, export: Export) -> np.ndarray:
         if export.hidden is None:

@@ -99,7 +99,7 @@ def write(path: Path, export: Export, bits: int = 32) -> None:
     tensors = {name: getattr(export, name) for name in ARRAYS}
     for name in TEXTS:
         tensors |= _pack(name, getattr(export, name))
-    kind = next(name for name, cls in CONTEXTS.items() if isinstance(export.context, cls))
+    kind = next(name for name, cls in CONTEXTS.items() if type(export.context) is cls)
     settings: dict[str, Any] = {"kind": kind}
     parts: list[tuple[str, Any]] = [("context", export.context)]
     for part in OPTIONAL:

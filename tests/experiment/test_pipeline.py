@@ -28,6 +28,8 @@ from kd_jax.core import process
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import locked
 from kd_jax.core.logging import Log
+from kd_jax.data.examples.base import last_items
+from kd_jax.data.splits import TEST
 from kd_jax.data.text import item_texts
 from kd_jax.devices import sharding
 from kd_jax.experiment import pipeline, roles
@@ -36,9 +38,12 @@ from kd_jax.experiment.builders import build
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.objectives import objective as objective_of
 from kd_jax.experiment.roles import ROLES
+from kd_jax.experiment.trained import open_workdir
 from kd_jax.models.language import hf
 from kd_jax.models.scorer import split
 from kd_jax.models.students import build_student
+from kd_jax.runtime import compared
+from kd_jax.runtime import load as load_runtime
 from kd_jax.training import checkpoint, loop
 from kd_jax.training.checkpoint import Checkpoints
 from kd_jax.training.compiled import compiled_step
@@ -139,6 +144,31 @@ def test_exported_vectors_and_weights_give_the_scores_of_the_recommender(finishe
     tensors = load_file(finished / "export/student.safetensors")
     assert tensors.keys() == {"user", "item", "bias"}
     np.testing.assert_array_equal(tensors["item"], items["vector"].to_numpy())
+
+
+def test_the_compared_models_score_as_they_were_trained(finished):
+    main = load_runtime(finished)
+    listed = [one.name for one in compared.described(finished / "export", main.export)]
+    assert listed == ["teacher", "student", "control", "distilled"]
+    assert compared.load(finished / "export", "distilled", main.export) is None
+    with Log(finished / "unused", "ndcg@10", silent=True) as log:
+        models = open_workdir(finished, log)
+    for name in listed[:-1]:
+        role, found = roles.ROLES[name], compared.load(finished / "export", name, main.export)
+        parts = build(models.experiment, role, 0)
+        trained = nnx.merge(parts.graphdef, *models.best(role, 0, parts))
+        data = models.experiment.dataset
+        indptr, items = data.history(TEST + 1 if role.is_teacher else TEST)
+        users = np.arange(data.num_users, dtype=np.int32)
+        windows = last_items(indptr, items, parts.history)
+        scores = trained.scores({"user": users, "history": windows}, trained.items())
+        vectors = found.vectors(users.tolist(), [found.seen(user) for user in users])
+        known = np.asarray(scores.contexts).any(1)
+        # The vectors are stored in float16.
+        np.testing.assert_allclose(
+            found.scores(vectors)[known], np.asarray(scores.dense())[known], atol=0.02
+        )
+        assert (found.export.text_map is None) == role.is_teacher
 
 
 def test_a_checkpoint_is_read_as_documented(finished):
@@ -303,6 +333,9 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     assert names == {"popularity", "teacher", "distilled"}
     trained = "teacher.lm.train" in fields
     assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
+    # A teacher with a trained language model is compared by the vectors of its soft labels.
+    beside = (tmp_path / "run/export/compare/teacher.safetensors").exists()
+    assert beside == (fields.get("teacher.model.context") != "text")
     if trained:
         hf.load_encoder(tmp_path / "run/export/teacher")
         head = tmp_path / "run/export/teacher/head.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from kd_jax.core.types import PAD
 from kd_jax.models.scorer import split
 from kd_jax.models.students import STUDENTS
 from kd_jax.models.students.base import ITEM_TEXT
+from kd_jax.models.teachers.bi_encoder import BiEncoder
+from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving.exporters import Bundle, runtime
 
@@ -60,6 +63,36 @@ def test_a_context_in_numpy_is_that_of_the_student(name, text):
     # Without the padding that no row needs, and one row at a time.
     short = history[1:2, -1:]
     np.testing.assert_allclose(context(short, np.asarray(vectors)), want[1:2], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("trends", [False, True])
+def test_a_context_in_numpy_is_that_of_the_teacher(trends):
+    items, rng = 9, np.random.default_rng(5)
+    features = rng.normal(size=(3, items, 4)).astype(np.float32) if trends else None
+    spec = TeacherSpec(
+        items, np.zeros(items, np.float32), None, item_features="id", dim=8, blocks=2, heads=2,
+        history=HISTORY, trends=features,
+    )  # fmt: skip
+    graphdef, params, constants = split(BiEncoder(spec, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, jnp.float32), params
+    )
+    model = nnx.merge(graphdef, params, constants)
+    history, (vectors, _) = histories(items), model.items()
+    want = model.context({"history": jnp.asarray(history)}, vectors)
+    assert want.shape[1] == (12 if trends else 8)
+    context = model.runtime_context()
+    np.testing.assert_allclose(context(history, np.asarray(vectors)), want, rtol=5e-5, atol=5e-5)
+
+
+def test_a_teacher_that_reads_histories_as_text_has_no_context_in_numpy():
+    model = BiEncoder(
+        TeacherSpec(4, np.zeros(4, np.float32), None, item_features="id", dim=8),
+        rngs=nnx.Rngs(0),
+    )
+    assert model.runtime_context() is not None
+    model.transformer = None  # as it is with texts in its place
+    assert model.runtime_context() is None
 
 
 def test_students_that_read_histories_have_a_context_or_become_a_program():

@@ -18,7 +18,6 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.types import Array
 from kd_jax.models.layers import normal
 from kd_jax.models.scorer import Scorer
-from kd_jax.runtime.contexts import Context
 from kd_jax.runtime.store import Hidden
 
 ITEM_TEXT = "item_text"  # f32 [I, F]: the language model's vector of every item's text
@@ -101,14 +100,6 @@ class Student(Scorer):
         """Whether it has a table of users to which a model of new users can be fitted."""
         vectors = self.factorised or self.runtime_hidden() is not None
         return self.example_kind == "user" and "user" in self.tables and vectors
-
-    def runtime_context(self) -> Context | None:
-        """Its model of histories for ``kd_jax.runtime``, in NumPy.
-
-        None for a student with a table of users, which gets a ``HistoryMap``, and for one that is
-        exported as a program of JAX.
-        """
-        return None
 
     def runtime_hidden(self) -> Hidden | None:
         """For a student that does not factorise: its scores for ``kd_jax.runtime``."""

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.types import Array, Batch
-from kd_jax.models.layers import CausalTransformer, Packed
+from kd_jax.models.layers import CausalTransformer, Packed, runtime_arrays
 from kd_jax.models.students.base import (
     Inputs,
     Student,
@@ -75,25 +74,7 @@ class SASRec(Student):
         )
 
     def runtime_context(self) -> Transformer:
-        body, blocks = self.transformer, list(self.transformer.blocks)
-
-        def norm(layer: Any) -> np.ndarray:
-            return np.stack([np.asarray(layer.scale[...]), np.asarray(layer.bias[...])])
-
-        arrays: dict[str, Any] = {
-            f"{layer}_{part}": np.stack(
-                [np.asarray(getattr(getattr(block, layer), part)[...]) for block in blocks]
-            )
-            for layer in ("qkv", "out", "up", "down")
-            for part in ("kernel", "bias")
-        }
-        return Transformer(
-            position=np.asarray(body.position[...]),
-            norm=norm(body.norm),
-            norms=np.stack([[norm(block.norm1), norm(block.norm2)] for block in blocks]),
-            heads=blocks[0].heads,
-            **arrays,
-        )
+        return Transformer(**runtime_arrays(self.transformer))
 
     def items(
         self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -20,10 +21,11 @@ from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import PAD, Batch
 from kd_jax.models.language.encoding import Texts
-from kd_jax.models.layers import CausalTransformer, Packed, dropout
+from kd_jax.models.layers import CausalTransformer, Packed, dropout, runtime_arrays
 from kd_jax.models.scorer import Frozen, Scorer
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.models.teachers.text_tower import TextTower
+from kd_jax.runtime.contexts import TeacherTransformer
 
 READ_SCALE = 3.0  # gives the inputs of the Transformer about unit length
 # Initial weight of the log of the 3-day count, the best single popularity feature on validation.
@@ -181,6 +183,20 @@ class BiEncoder(Scorer):
         if self.trends is None:
             return factors
         return factors._replace(excluded=batch["history"][:, None])
+
+    def runtime_context(self) -> TeacherTransformer | None:
+        """Its model of histories for ``kd_jax.runtime``, in NumPy.
+
+        None for a teacher that reads histories as text, rates pairs, or has no block.
+        """
+        body = self.transformer
+        if body is None or self.rating is not None or not len(body.blocks):
+            return None
+        output = np.eye(body.dim, dtype=np.float32)
+        if self.trends is not None:
+            weights = np.asarray(self.trend_of_context[...])
+            output = np.concatenate([output * np.asarray(self.gain[...]), weights], axis=1)
+        return TeacherTransformer(**runtime_arrays(body), scale=READ_SCALE, output=output)
 
     def logits(self, batch: Batch, *, rngs: nnx.Rngs | None = None) -> Float[Array, "B P C"]:
         """Logits of the catalogue or, for a batch of pairs, of the rating classes [B, 1, C]."""

@@ -13,7 +13,7 @@ from kd_jax.runtime.live import Live, contexts, histories
 from kd_jax.runtime.runtime import SCORES_AT_ONCE
 from kd_jax.serving.server.errors import Refused
 from kd_jax.serving.server.feedback import Feedback
-from kd_jax.serving.server.requests import Name, Recommend, Similar
+from kd_jax.serving.server.requests import Compare, Name, Recommend, Similar
 
 NONE = np.zeros(0, np.int64)
 Items = list[dict[str, Any]]
@@ -57,7 +57,7 @@ def answer(runtime: Runtime, feedback: Feedback, asks: Sequence[Ask]) -> list[It
                 item(runtime, ask.item)
                 found[place] = rows(runtime.similar(ask.item, ask.k))
                 continue
-            allowed, user = _filters(runtime, ask), _user(runtime, feedback, ask)
+            allowed, user = _filters(runtime, ask), live(runtime, feedback, ask)
         except InputError as error:
             found[place] = error
             continue
@@ -85,7 +85,7 @@ def _filters(runtime: Runtime, ask: Recommend) -> Filters:
     return Filters(items(runtime, ask.exclude), only, ask.include_seen)
 
 
-def _user(runtime: Runtime, feedback: Feedback, ask: Recommend) -> Live:
+def live(runtime: Runtime, feedback: Feedback, ask: Recommend | Compare) -> Live:
     """The user of a request with their feedback. Raises Refused for an unknown one."""
     newer = items(runtime, ask.history or ())
     if ask.user is None:

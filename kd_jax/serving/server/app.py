@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,20 +14,25 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from kd_jax.core.errors import InputError
-from kd_jax.serving.server import requests, schemas
+from kd_jax.serving.server import page, requests, schemas
 from kd_jax.serving.server.errors import Refused
 from kd_jax.serving.server.groups import Groups
 from kd_jax.serving.server.limits import BROKEN, OPEN, Gate, Limits, Post, json_only
 from kd_jax.serving.server.metrics import Metrics
-from kd_jax.serving.server.requests import EVENTS, Recommend, Similar, parse
+from kd_jax.serving.server.requests import EVENTS, Compare, Recommend, Similar, parse
 from kd_jax.serving.server.state import State
 
-ROUTES = ("/v1/recommend", "/v1/similar", "/v1/feedback", "/v1/items", OPEN, "/metrics")
+ROUTES = (
+    *("/v1/recommend", "/v1/similar", "/v1/feedback", "/v1/items"),
+    *("/v1/compare", "/v1/search", OPEN, "/metrics", "/"),
+)
+FIRST = Compare.of({})  # the page's first request, answered at the start: the next one is fast
 SCHEMAS = {
     "/v1/recommend": schemas.RECOMMEND,
     "/v1/similar": schemas.SIMILAR,
     "/v1/feedback": schemas.FEEDBACK,
     "/v1/items": schemas.ITEM,
+    "/v1/compare": schemas.COMPARE,
 }
 
 
@@ -37,7 +43,9 @@ def create(state: State, limits: Limits) -> Gate:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(state.watch())
+        ready = asyncio.create_task(asyncio.to_thread(state.compare, FIRST))
         yield
+        await asyncio.gather(ready, return_exceptions=True)
         watching.cancel()
         await state.close()
 
@@ -45,7 +53,7 @@ def create(state: State, limits: Limits) -> Gate:
     api = FastAPI(title="kd_jax", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
-    posts = {**_lists(groups), **_changes(state)}
+    posts = {**_lists(groups), **_changes(state), **_compared(state)}
     for path, post in posts.items():
         api.add_api_route(path, _endpoint(post), methods=["POST"], openapi_extra=SCHEMAS[path])
 
@@ -53,6 +61,12 @@ def create(state: State, limits: Limits) -> Gate:
     async def recommend(request: Request) -> Response:
         """The best items of a user or a history; POST has more fields."""
         return reply(await answered(groups, Recommend.of(_query(request))))
+
+    @api.get("/v1/search", openapi_extra=schemas.SEARCH)
+    async def search(request: Request) -> Response:
+        """Items by words of their title; without any, the most frequent ones."""
+        words = request.query_params.get("q", "")[: requests.MAX_NAME]
+        return reply({"items": await asyncio.to_thread(state.search, words)})
 
     @api.get(OPEN, tags=["server"])
     async def health() -> Response:
@@ -64,6 +78,8 @@ def create(state: State, limits: Limits) -> Gate:
         text = metrics.text(state.feedback.counts, model.runtime.num_items, model.loaded)
         return Response(text, media_type="text/plain; version=0.0.4")
 
+    page.add(api)
+    limits = dataclasses.replace(limits, public=frozenset(page.FILES))
     return Gate(api, posts, limits, metrics)
 
 
@@ -109,6 +125,16 @@ def _lists(groups: Groups) -> dict[str, Post]:
         return await answered(groups, Similar.of(parse(body, ("item", "k"))))
 
     return {"/v1/recommend": recommend, "/v1/similar": similar}
+
+
+def _compared(state: State) -> dict[str, Post]:
+    async def compare(body: bytes) -> Any:
+        """The lists of all models for one user, as the page shows them. Nothing is stored."""
+        ask = Compare.of(parse(body, requests.COMPARE))
+        # In a thread: it takes several times as long as a list.
+        return await asyncio.to_thread(state.compare, ask)
+
+    return {"/v1/compare": compare}
 
 
 def _changes(state: State) -> dict[str, Post]:

@@ -26,12 +26,13 @@ Post = Callable[[bytes], Awaitable[Any]]
 class Limits:
     """token: of the header Authorization; None: not needed. rate: requests/s of a client; 0: off.
 
-    body: bytes of a request.
+    body: bytes of a request. public: paths that need no token.
     """
 
     token: str | None = None
     rate: float = 0.0
     body: int = 1 << 16
+    public: frozenset[str] = frozenset()
 
 
 class Buckets:
@@ -106,7 +107,7 @@ class Gate:
         client = scope["client"][0] if scope.get("client") else ""
         if self._buckets is not None and not self._buckets.take(client):
             raise Refused(429, f"more than {self._limits.rate:g} requests/s; wait and try again")
-        if self._token is not None:
+        if self._token is not None and scope["path"] not in self._limits.public:
             given = _header(scope, b"authorization") or b""
             if not hmac.compare_digest(given, self._token):
                 raise Refused(401, "the token is missing or wrong; send Authorization: Bearer …")

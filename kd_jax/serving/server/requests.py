@@ -95,6 +95,23 @@ def number(value: Any, field: str) -> float:
     return found
 
 
+def diversity_of(body: dict[str, Any]) -> float:
+    found = number(body.get("diversity", 0.0), "diversity")
+    if not 0 <= found <= 1:
+        raise Refused(400, "diversity must be between 0 and 1")
+    return found
+
+
+def item_text(body: dict[str, Any]) -> str:
+    """The text of an item; '' where it is absent."""
+    found = body.get("text", "")
+    if not isinstance(found, str):
+        raise Refused(400, "text must be a text")
+    if len(found) > MAX_TEXT:
+        raise Refused(400, f"text has {len(found)} characters; at most {MAX_TEXT} are allowed")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Recommend:
     """A request for a list of items. Items are names."""
@@ -116,9 +133,7 @@ class Recommend:
         include_seen = body.get("include_seen", False)
         if not isinstance(include_seen, bool):
             raise Refused(400, "include_seen must be true or false")
-        k, diversity = list_size(body), number(body.get("diversity", 0.0), "diversity")
-        if not 0 <= diversity <= 1:
-            raise Refused(400, "diversity must be between 0 and 1")
+        k, diversity = list_size(body), diversity_of(body)
         if diversity and k > MAX_DIVERSE:
             raise Refused(400, f"k must be at most {MAX_DIVERSE} with diversity")
         only = names(body, "only")
@@ -126,6 +141,35 @@ class Recommend:
 
 
 RECOMMEND = tuple(field.name for field in dataclasses.fields(Recommend))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """A request for the lists of all models. text: of an item that does not exist."""
+
+    user: Name | None
+    history: list[Name]
+    disliked: list[Name]
+    k: int
+    diversity: float
+    text: str
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> Compare:
+        k, diversity = list_size(body), diversity_of(body)
+        if k > MAX_DIVERSE:
+            raise Refused(400, f"k must be at most {MAX_DIVERSE}")
+        return cls(
+            name(body, "user") if "user" in body else None,
+            names(body, "history", MAX_HISTORY) or [],
+            names(body, "disliked", MAX_HISTORY) or [],
+            k,
+            diversity,
+            item_text(body),
+        )
+
+
+COMPARE = tuple(field.name for field in dataclasses.fields(Compare))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +189,10 @@ ITEM = ("id", "title", "text", "vector", "bias")
 
 def new_item(body: dict[str, Any]) -> dict[str, Any]:
     """A new item: texts ``id``, ``title`` and ``text``; where given, ``vector`` and ``bias``."""
-    key, title, text = name(body, "id"), name(body, "title"), body.get("text", "")
+    key, title, text = name(body, "id"), name(body, "title"), item_text(body)
     item = {"id": str(key).strip(), "title": title, "text": text}
-    if not isinstance(title, str) or not isinstance(text, str):
-        raise Refused(400, "title and text must be texts")
-    if len(text) > MAX_TEXT:
-        raise Refused(400, f"text has {len(text)} characters; at most {MAX_TEXT} are allowed")
+    if not isinstance(title, str):
+        raise Refused(400, "title must be a text")
     if "vector" not in body:
         if not text.strip() or "bias" in body:
             raise Refused(400, "send the item's text, or its vector and bias")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_jax.serving.server.requests import EVENTS, MAX_HISTORY, MAX_K, MAX_TEXT
+from kd_jax.serving.server.requests import EVENTS, MAX_DIVERSE, MAX_HISTORY, MAX_K, MAX_TEXT
 
 NAME = {"oneOf": [{"type": "string"}, {"type": "integer"}]}
 NAMES = {"type": "array", "items": NAME}
@@ -28,6 +28,15 @@ RECOMMEND = body(
     include_seen={"type": "boolean", "default": False},
     diversity={"type": "number", "minimum": 0, "maximum": 1, "default": 0},
 )
+COMPARE = body(
+    [],
+    user=NAME,
+    history={**NAMES, "maxItems": MAX_HISTORY, "description": "ids or titles, oldest first"},
+    disliked={**NAMES, "maxItems": MAX_HISTORY},
+    k={**K, "maximum": MAX_DIVERSE},
+    diversity={"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    text={"type": "string", "maxLength": MAX_TEXT, "description": "of an item that is not there"},
+)
 SIMILAR = body(["item"], item=NAME, k=K)
 FEEDBACK = body(["user", "item", "event"], user=NAME, item=NAME, event={"enum": list(EVENTS)})
 ITEM = body(
@@ -49,4 +58,7 @@ QUERY = {
         {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in _PARAMETERS.items()
     ]
+}
+SEARCH = {
+    "parameters": [{"name": "q", "in": "query", "required": False, "schema": {"type": "string"}}]
 }

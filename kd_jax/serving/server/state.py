@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from kd_jax.core.errors import InputError
-from kd_jax.runtime import Runtime, store
-from kd_jax.serving.server import answers, feedback
+from kd_jax.runtime import Runtime, compared, store
+from kd_jax.serving.server import answers, compare, feedback, requests
 from kd_jax.serving.server.errors import Refused
 from kd_jax.serving.server.log import Log, Record, report
 
@@ -72,8 +72,9 @@ class State:
 
     def __init__(self, workdir: Path):
         self.path = workdir / "export" / store.FILE
-        self._stamp = stamp(self.path)
+        self._stamps = self._looked()
         self.model = load(self.path)
+        self.compared = compare.load(self.path.parent, self.model.runtime)
         self.feedback = feedback.Feedback()
         self._events = Log(workdir / FOLDER / feedback.FILE)
         self.feedback.add(self._events.records(feedback.valid))
@@ -81,6 +82,7 @@ class State:
         self._items = Log(workdir / FOLDER / ITEMS_FILE)
         self._added = list(self._items.records(_is_item))
         self._items.on_stored = self._store_items
+        self._titles: tuple[Runtime, compare.Titles] | None = None
         self._reserved: set[str] = set()  # ids of items that are being written
         self.model = _with_items(self.model, self._added)
 
@@ -89,6 +91,19 @@ class State:
         model = self.model
         found = answers.answer(model.runtime, self.feedback, asks)
         return [(one, model.name) for one in found]
+
+    def compare(self, ask: requests.Compare) -> Record:
+        """The lists of all models for one user. Raises Refused as ``compare.answer``."""
+        model = self.model
+        found = compare.answer(model.runtime, self.compared, self.feedback, ask)
+        return found | {"model": model.name}
+
+    def search(self, words: str) -> list[Record]:
+        """Items by words of their title."""
+        runtime = self.model.runtime
+        if self._titles is None or self._titles[0] is not runtime:
+            self._titles = runtime, compare.Titles(runtime)
+        return self._titles[1].search(words)
 
     async def add_event(self, user: object, item: str | int, event: str) -> Record:
         """Stores an event; from then on the user's lists have it."""
@@ -124,18 +139,24 @@ class State:
         """Replaces the model when its file changes; a damaged file keeps the old model."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            found = stamp(self.path)
-            if found == self._stamp:
+            found = self._looked()
+            if found == self._stamps:
                 continue
-            self._stamp = found
+            self._stamps = found
             try:
                 new = await asyncio.to_thread(load, self.path)
             except Exception as error:
                 report(f"the old model is kept: {error}")
                 continue
+            self.compared = await asyncio.to_thread(compare.load, self.path.parent, new.runtime)
             if new.name != self.model.name:
                 self.model = _with_items(new, self._added)
                 report(f"model {new.name} is served")
+
+    def _looked(self) -> list[tuple[int, int, int] | None]:
+        """The stamps of the files that change with an export."""
+        folder = self.path.parent / compared.FOLDER
+        return [stamp(path) for path in (self.path, folder / compared.LIST)]
 
     async def close(self) -> None:
         await self._events.close()
