@@ -30,7 +30,7 @@ BEGAN = time.perf_counter(), time.process_time()
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import table
+from benchmarks.measuring import table  # noqa: E402
 
 # (stage, module, function): in the order of a run.
 STAGES = (

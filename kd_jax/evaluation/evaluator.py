@@ -292,9 +292,7 @@ def _rank(
         return np.concatenate(fetched[key])[: len(users)] if key in fetched else None
 
     def ranks(kind: str, pairs: RowItemBatches) -> np.ndarray:
-        counts, scores = (
-            pairs.collect(fetched[f"{kind}{name}"]) for name in ("counts", "scores")
-        )
+        counts, scores = (pairs.collect(fetched[f"{kind}{name}"]) for name in ("counts", "scores"))
         return m.ranks_of(counts, scores, pairs.rows, dataset.num_items)
 
     candidates = by_user("candidates")

@@ -534,7 +534,8 @@ def test_memory_and_traffic_of_ranking_do_not_grow_with_the_catalogue(shape, mon
 
         scores = Factors(of((users, 8), "data"), of((items, 8), "model"), of((items,), "model"))
         how = {"num_items": items, "k": 5, "mesh": mesh}
-        return ranking.target_counts.lower(scores, (pairs, pairs), (pairs, pairs), None, **how).compile()
+        given = scores, (pairs, pairs), (pairs, pairs), None
+        return ranking.target_counts.lower(*given, **how).compile()
 
     small, large = compiled(2**12), compiled(2**16)
     temporary = [program.memory_analysis().temp_size_in_bytes for program in (small, large)]
