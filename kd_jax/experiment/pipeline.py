@@ -20,7 +20,7 @@ from kd_jax.core.logging import Log
 from kd_jax.core.process import keep_compiled, status
 from kd_jax.core.trackers import TRACKERS
 from kd_jax.devices.processes import barrier, leader, leader_first, preempted
-from kd_jax.experiment import manifest, roles
+from kd_jax.experiment import examples, manifest, roles
 from kd_jax.experiment.checks import check
 from kd_jax.experiment.config import selects
 from kd_jax.experiment.describe import describe_data
@@ -35,6 +35,7 @@ from kd_jax.experiment.trainer import fit
 from kd_jax.report import page
 from kd_jax.report.console import console_table
 from kd_jax.report.headline import headline
+from kd_jax.report.plain import plain
 from kd_jax.training.preemption import Preempted
 
 Stage = Callable[[LabelStore], None]
@@ -45,10 +46,13 @@ def report(experiment: Experiment) -> None:
     if not leader():
         return
     legend, log = roles.legend(), experiment.log
+    examples.write(experiment)
     path = page.write(experiment.workdir, legend)
     metrics = json.loads((experiment.workdir / "report/metrics.json").read_text())
     log.console.print(console_table(metrics, legend))
     log.note(headline(metrics, legend))
+    if words := plain(metrics, legend):
+        log.note(words)
     log.note(f"report: {path}")
 
 

@@ -76,7 +76,7 @@ def _cold(shares: dict[str, float | None]) -> str:
         for name, title in titles.items()
         if (share := shares.get(name)) is not None
     ]
-    return html.table("Cold items, which only their text can describe", ("", "Share"), rows)
+    return html.table("Cold items, which only their text can describe", ("What", "Share"), rows)
 
 
 def _histories(found: dict[str, Any], legend: Legend) -> str:

@@ -27,11 +27,13 @@ from kd_jax.report.charts import (
     slice_chart,
 )
 from kd_jax.report.curves import highest, read_curves
+from kd_jax.report.examples import examples
 from kd_jax.report.headline import claim, main_gain
 from kd_jax.report.impressions import impressions_table
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
-from kd_jax.report.new_users import new_users_table
+from kd_jax.report.new_users import new_users_chart, new_users_table
+from kd_jax.report.plain import plain
 from kd_jax.report.style import TEMPLATES, style
 from kd_jax.report.summary import (
     CONFIDENCE,
@@ -58,6 +60,7 @@ from kd_jax.report.summary import (
 )
 from kd_jax.report.tradeoff import tradeoff_chart
 
+COLUMN = 'scope="col" role="columnheader"'
 # Columns of the results: field of metrics.json, title, format. A baseline is not trained.
 COSTS = (
     ("params", "Parameters", thousands),
@@ -86,12 +89,14 @@ def render(workdir: Path, legend: Legend) -> str:
     metrics = _read_json(workdir / "report" / "metrics.json")
     models, shown = by_model(metrics, legend), shown_metrics(metrics)
     first, second = claim(metrics, legend)
+    words = plain(metrics, legend)
     name = escape(str((metrics.get("dataset") or {}).get("name", "unnamed data")))
     parts = {
         "results": _results(models, shown, legend) + impressions_table(models, legend),
         "gains": _gains(metrics, models, shown, legend),
         "cost": _cost(metrics, models, shown, legend),
-        "new_users": new_users_table(models, legend),
+        "lists": examples(workdir, legend),
+        "new_users": new_users_chart(models, legend) + new_users_table(models, legend),
         "new_items": new_items_text(models),
         "slices": _slices(models, shown, legend),
         "learning": _learning(workdir / "metrics.jsonl", legend),
@@ -102,6 +107,7 @@ def render(workdir: Path, legend: Legend) -> str:
         {key: part or missing for key, part in parts.items()},
         dataset=name,
         headline=_unbroken(first),
+        plain=f'<p class="plain">{_unbroken(words)}</p>' if words else "",
         lead=_unbroken(second),
         tiles=_tiles(metrics, models, legend),
         models=_descriptions(models, legend),
@@ -192,23 +198,30 @@ def _results(models: Models, shown: list[str], legend: Legend) -> str:
     caption = (
         f"Test split, {seeds} seed{'s' if seeds > 1 else ''}. Training: wall time of one seed."
     )
-    return html.table(caption, _results_head(columns), rows)
+    labels = ["Model", *(metric_label(f"{metric}/{part}".rstrip("/")) for metric, part in columns)]
+    labels += [title for _, title, _ in COSTS]
+    return html.table(caption, _results_head(columns), rows, labels)
 
 
 def _results_head(columns: Sequence[tuple[str, str]]) -> str:
     """The header rows: metrics above, and their slices below if there are any."""
-    top, under = '<th rowspan="2" scope="col">Model</th>', ""
+    top, under = f'<th rowspan="2" {COLUMN}>Model</th>', ""
     for metric in dict.fromkeys(metric for metric, _ in columns):
         parts = [part for other, part in columns if other == metric]
-        span = 'rowspan="2" scope="col"'
+        span = f'rowspan="2" {COLUMN}'
         if parts != [""]:
-            span = f'colspan="{len(parts)}" scope="colgroup"'
-            under += "".join(f'<th scope="col">{spoken(part or "all")}</th>' for part in parts)
+            span = f'colspan="{len(parts)}" scope="colgroup" role="columnheader"'
+            under += "".join(
+                f'<th scope="col" role="columnheader">{spoken(part or "all")}</th>'
+                for part in parts
+            )
         top += f"<th {span}>{escape(metric_label(metric))}</th>"
-    top += "".join(f'<th rowspan="2" scope="col">{title}</th>' for _, title, _ in COSTS)
+    top += "".join(
+        f'<th rowspan="2" scope="col" role="columnheader">{title}</th>' for _, title, _ in COSTS
+    )
     if under:
-        return f"<tr>{top}</tr><tr>{under}</tr>"
-    return f"<tr>{top}</tr>".replace(' rowspan="2"', "")
+        return f'<tr role="row">{top}</tr><tr role="row">{under}</tr>'
+    return f'<tr role="row">{top}</tr>'.replace(' rowspan="2"', "")
 
 
 def _gains(metrics: dict[str, Any], models: Models, shown: list[str], legend: Legend) -> str:

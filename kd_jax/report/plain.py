@@ -1,0 +1,80 @@
+"""The result of a run without the name of a metric: who finds something, and what that costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_jax.report.legend import Legend
+from kd_jax.report.summary import (
+    Models,
+    by_model,
+    human_bytes,
+    mean_std,
+    model_means,
+    scaled,
+    spoken,
+)
+
+FOUND = "hit_rate@"
+NUMBERS = {1: "first item", 5: "first five", 10: "first ten", 20: "first twenty"}
+WORDS = ("", " thousand", " million", " billion")
+
+
+def plain(metrics: dict[str, Any], legend: Legend) -> str:
+    """What the candidate finds, beside the other models, and its size and speed; '' if unknown."""
+    models = by_model(metrics, legend)
+    return " ".join(filter(None, (_found(metrics, models, legend), _cost(models, legend))))
+
+
+def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
+    cuts = sorted(
+        (int(name.removeprefix(FOUND)), name)
+        for entry in models.get(legend.candidate, ())[:1]
+        for name in entry.get("test") or {}
+        if name.startswith(FOUND) and name.removeprefix(FOUND).isdigit()
+    )
+    if not cuts:
+        return ""
+    k, name = next((cut for cut in cuts if cut[0] == 10), cuts[0])
+    shares = {model: mean for model, (mean, _) in model_means(models, name, "").items()}
+    count = (((metrics.get("dataset") or {}).get("judged") or {}).get("test") or {}).get("users")
+    judged = f" ({count:,} users were judged)" if count else ""
+    first = (
+        f"{_of_hundred(shares[legend.candidate])} of 100 users find something that they chose"
+        f" later among the {NUMBERS.get(k, f'first {k}')} of the"
+        f" {spoken(legend.candidate)} student{judged}."
+    )
+    simple = [model for model in legend.simple if model in shares]
+    others = [model for model in (legend.baseline, legend.large, *simple) if model in shares]
+    names = {legend.baseline: "the same student trained on its own"} | {
+        model: f"the {spoken(model)}" for model in (legend.large,)
+    }
+    told = [
+        f"{_of_hundred(shares[model])} with {names.get(model) or legend.simple[model]}"
+        for model in dict.fromkeys(others)
+    ]
+    if not told:
+        return first
+    last = f" and {told[-1]}" if len(told) > 1 else told[-1]
+    return f"{first} It is {', '.join(told[:-1])}{last}."
+
+
+def _of_hundred(share: float) -> str:
+    """A whole number, or one decimal below ten."""
+    value = 100 * share
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+def _cost(models: Models, legend: Legend) -> str:
+    def cost(model: str, key: str) -> float | None:
+        return mean_std(models.get(model, ()), key)[0]
+
+    size, large = cost(legend.candidate, "bytes"), cost(legend.large, "bytes")
+    rate = cost(legend.candidate, "users_per_second")
+    if not size:
+        return ""
+    beside = f" (the {spoken(legend.large)}: {human_bytes(large)})" if large else ""
+    found = f"It takes {human_bytes(size)}{beside}"
+    if rate:
+        found += f", and this machine ranked {scaled(rate, WORDS)} users a second"
+    return found + "."
