@@ -38,7 +38,6 @@ class Experiment:
         self.seeds = _seeds(config)
         self.cache = workdir / "cache"
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
-        self._settings: dict[str, ConfigDict] = {}
         self._readers: dict[str, TextReader] = {}
         self._trends: dict[tuple[int, float], Trends] = {}
 
@@ -70,9 +69,7 @@ class Experiment:
 
     def settings(self, role: Role) -> ConfigDict:
         """The configuration of one role: with its tuned values, then with its overrides."""
-        if role.name not in self._settings:
-            self._settings[role.name] = settings_of(self.config, role)
-        return self._settings[role.name]
+        return settings_of(self.config, role)
 
     def folder(self, role: Role, seed: int) -> Path:
         """The folder of a model: ``<role>`` for the first seed, else ``<role>.seed<n>``."""
