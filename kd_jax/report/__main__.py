@@ -23,16 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("workdirs", nargs="+", type=Path, metavar="RUN", help="the workdir of a finished run")
     add("--out", type=Path, metavar="FILE", help="of the page of several runs (needed for them)")
+    add("--peers", type=Path, metavar="FILE", help="what benchmarks/peers.py --out=FILE wrote")
     options = parser.parse_args(arguments)
     workdirs = [workdir.expanduser() for workdir in options.workdirs]
 
     def body() -> None:
-        if len(workdirs) > 1 and options.out is None:
-            raise InputError("several runs need --out=FILE, the page to write")
-        if options.out is None:
-            print(f"report: {page.write(workdirs[0], roles.legend())}")
+        legend, out = roles.legend(), options.out
+        if out is None and (len(workdirs) > 1 or options.peers):
+            raise InputError("several runs, or --peers, need --out=FILE, the page to write")
+        if out is None:
+            print(f"report: {page.write(workdirs[0], legend)}")
         else:
-            print(f"report: {runs.write(workdirs, roles.legend(), options.out.expanduser())}")
+            print(f"report: {runs.write(workdirs, legend, out.expanduser(), options.peers)}")
 
     return process.status(body, workdirs[0])
 

@@ -22,6 +22,7 @@ from kd_jax.report.summary import (
     as_number,
     by_model,
     human_bytes,
+    human_time,
     interval_text,
     mean_std,
     metric_label,
@@ -42,13 +43,15 @@ class Run(NamedTuple):
     config: dict[str, Any]
 
 
-def write(workdirs: Sequence[Path], legend: Legend, path: Path) -> Path:
+def write(workdirs: Sequence[Path], legend: Legend, path: Path, peers: Path | None = None) -> Path:
     """Writes the page of several runs to ``path``.
 
-    Raises InputError for a workdir without report/metrics.json, or one that is damaged.
+    peers: what ``benchmarks/peers.py --out`` wrote, the rows of other libraries. Raises InputError
+    for a workdir without report/metrics.json, and for a damaged file.
     """
     os.environ.setdefault("MPLCONFIGDIR", str((path.parent / ".cache/matplotlib").absolute()))
-    page = render([_read(workdir, name) for workdir, name in _named(workdirs)], legend)
+    runs = [_read(workdir, name) for workdir, name in _named(workdirs)]
+    page = render(runs, legend, "" if peers is None else _peers(peers))
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
@@ -75,8 +78,11 @@ def _read(workdir: Path, name: str) -> Run:
     return Run(name, metrics, read_json(config, "run launch.py again") if config.exists() else {})
 
 
-def render(runs: Sequence[Run], legend: Legend) -> str:
-    """The page as HTML. A run is in the tables of the metric that it selects models by."""
+def render(runs: Sequence[Run], legend: Legend, peers: str = "") -> str:
+    """The page as HTML. A run is in the tables of the metric that it selects models by.
+
+    peers: a table of other libraries.
+    """
     metrics = dict.fromkeys(_metric(run) for run in runs)
     results = "".join(
         _results([run for run in runs if _metric(run) == metric], metric, legend)
@@ -92,6 +98,7 @@ def render(runs: Sequence[Run], legend: Legend) -> str:
         ),
         results=results or '<p class="missing">Not measured in these runs.</p>',
         gains=_gains(runs, legend),
+        peers=peers,
         setups=_setups(runs),
     )
 
@@ -136,6 +143,31 @@ def _gains(runs: Sequence[Run], legend: Legend) -> str:
     titles = [f"over {escape(spoken(name))}" for name, _ in over]
     caption = f"Gains of {escape(spoken(legend.candidate))}, with 95 % confidence intervals."
     return html.table(caption, ("Run", "Metric", *titles), rows)
+
+
+def _peers(path: Path) -> str:
+    """The rows of other libraries, with the conditions that they were measured under."""
+    found = read_json(path, "give the file that benchmarks/peers.py --out=FILE writes")
+    rows = found.get("contestants") if isinstance(found, dict) else None
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise InputError(
+            f"{path} has no contestants; give a file of benchmarks/peers.py --out=FILE"
+        )
+    table = []
+    for name, row in rows.items():
+        if "ndcg" not in row:
+            continue
+        values = [as_number(row.get(key)) for key in ("ndcg", "hr")]
+        costs = [as_number(row.get(key)) for key in ("fit_s", "users_per_s")]
+        cells = [html.spread(value, None) for value in values]
+        cells += [human_time(costs[0]), thousands(costs[1])]
+        table.append([escape(name), escape(str(row.get("settings", EMPTY))), *cells])
+    caption = "Other libraries and kd_jax on one machine and one split, by benchmarks/peers.py."
+    head = ("Contestant", "Settings", "NDCG@10", "HR@10", "Training", "Users/s")
+    return (
+        '<section aria-labelledby="peers"><header><h2 id="peers">Other libraries</h2></header>'
+        f"<div>{html.table(caption, head, table)}</div></section>"
+    )
 
 
 def _setups(runs: Sequence[Run]) -> str:
