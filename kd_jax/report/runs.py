@@ -170,11 +170,17 @@ def _peers(path: Path) -> str:
     )
 
 
+def _architecture(section: Any) -> str | None:
+    """The name in a section of a configuration that is trained; None for the other sections."""
+    trained = isinstance(section, dict) and "optimizer" in section
+    return section.get("name") if trained else None
+
+
 def _setups(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         dataset, config = run.metrics.get("dataset") or {}, run.config
-        student = (config.get("student") or {}).get("name")
+        student = next(filter(None, map(_architecture, config.values())), None)
         terms = ((config.get("distill") or {}).get("terms") or {}).values()
         losses = [str(term.get("loss")) for term in terms if isinstance(term, dict)]
         seeds = {entry.get("seed") for entry in run.metrics.get("models") or ()} - {None}

@@ -88,7 +88,7 @@ def test_terminal_report_and_metrics_agree(tmp_path):
 
 
 LISTS = {
-    "teacher": "teacher",
+    "reference": "teacher",
     "agreement": {"student": {"1": 0.4, "50": 0.656}, "distilled": {"1": 0.8, "50": 0.81}},
     "agreement_users": 1131,
     "users": [
@@ -132,7 +132,10 @@ def test_agreement_is_the_share_in_common():
 
 
 def test_several_runs_are_one_page(tmp_path, capsys):
-    config = {"student": {"name": "sasrec"}, "distill": {"terms": {"soft": {"loss": "rrd"}}}}
+    config = {
+        "student": {"name": "sasrec", "optimizer": {}},
+        "distill": {"terms": {"soft": {"loss": "rrd"}}},
+    }
     one = workdir(tmp_path / "a", metrics(), config=config)
     two = workdir(tmp_path / "b", metrics(0.01, HOSTILE))
     out = tmp_path / "page/runs.html"
