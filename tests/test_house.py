@@ -70,7 +70,10 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def folder_of(module: str) -> str:
+    """The folder whose level counts; ``__main__`` of a folder is a command."""
     parts = module.split(".")
+    if parts[-1] == "__main__":
+        return "commands"
     nested = len(parts) > 2 or modules()[module].name == "__init__.py"
     return parts[1] if len(parts) > 1 and nested else "commands"
 

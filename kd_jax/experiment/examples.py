@@ -53,7 +53,7 @@ def write(experiment: Experiment) -> None:
     write_json(
         path,
         {
-            "teacher": teacher,
+            "reference": teacher,
             "agreement": agreement,
             "agreement_users": len(users),
             "users": [_example(models, data, int(user)) for user in shown],

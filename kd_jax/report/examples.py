@@ -80,7 +80,7 @@ def _agreement(found: Mapping[str, Any], legend: Legend) -> str:
     }
     if not curves:
         return ""
-    teacher = spoken(str(found["teacher"]))
+    teacher = spoken(str(found["reference"]))
     names = sorted(curves, key=legend.order)
 
     def draw(figure: Figure) -> None:

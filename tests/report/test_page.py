@@ -667,7 +667,7 @@ def test_new_users_stand_beside_the_lists_that_are_the_same_for_everybody():
     metrics = rank_metrics()
     metrics["models"][0]["seed"] = None  # popularity: nothing was trained
     table = new_users_table(by_model(metrics, LEGEND), LEGEND)
-    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.S)
     text = [re.sub(r"<[^>]*>", " ", row).lower() for row in rows]
     assert all(title in text[0] for title in ("1 item", "3 items", "all items", "known user"))
     (popularity,) = [row for row in text if "popularity" in row]
