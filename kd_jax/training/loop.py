@@ -23,6 +23,8 @@ from kd_jax.training.step import StepSpec
 
 TABLES_SHARE = 0.25  # of a device's memory that the tables of the training examples may take
 
+_norm = jax.jit(optax.tree.norm)
+
 
 def train(job: TrainingJob) -> Trained:
     """Trains until the recipe ends or validation stops improving; returns the best parameters.
@@ -90,7 +92,6 @@ class _Loop:
         self.started = time.perf_counter()
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.meter = Meter(mesh.size)
-        self.norm = jax.jit(optax.tree.norm)
 
     def _restore(self) -> None:
         """Restores the newest checkpoint, if any."""
@@ -191,7 +192,7 @@ class _Loop:
             self._report(bar, *self.pending)
             self.pending = None
         # The loss is that of the parameters before this step; those after it will be saved.
-        self._check_finite({"param_norm": float(self.norm(self.state.params))}, self.step)
+        self._check_finite({"param_norm": float(_norm(self.state.params))}, self.step)
         if job.refresh is not None:
             self._refresh()
         score = job.evaluate(self.state.params, self.constants)
