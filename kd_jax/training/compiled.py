@@ -41,6 +41,7 @@ def compiled_step(
     seed: int,
     auxiliary: Params | None = None,
     look_up: LookUp | None = None,
+    programs: dict[Any, Any] | None = None,
 ) -> tuple[Any, TrainState]:
     """Compiles ``train_step``, scanned over the leading axis of its batches, for a mesh.
 
@@ -48,8 +49,8 @@ def compiled_step(
     metrics of the last step), and the initial state. The engine and the table rows of ``spec`` are
     those of ``mesh``. auxiliary: the initial auxiliary parameters. look_up: if given, batches are
     row numbers [chunk, B], looked up in the tables within the program, so that Python does not run
-    between two steps. A model whose ``spec`` equals that of the one before, with the same
-    ``look_up`` and shapes, gets its function, already compiled.
+    between two steps. programs: functions of earlier models; one of an equal ``spec``, with the
+    same ``look_up`` and shardings, is taken from here, already compiled, else it is added.
     """
     shapes = jax.eval_shape(first_params, start)
     rows = table_rows(spec.graphdef, shapes)
@@ -81,7 +82,11 @@ def compiled_step(
         spec.lazy,
         tuple(whole.items()),
     )
-    return _program(static, mesh, look_up, structure, tuple(leaves)), state
+    key = static, mesh, look_up, structure, tuple(leaves)
+    programs = {} if programs is None else programs
+    if key not in programs:
+        programs[key] = _program(static, mesh, look_up, shardings)
+    return programs[key], state
 
 
 class _Static(NamedTuple):
@@ -96,13 +101,8 @@ class _Static(NamedTuple):
     table_rows: tuple[tuple[str, int], ...]
 
 
-# The seeds of a role are trained one after another, and share the program of the first.
-@functools.lru_cache(maxsize=1)
-def _program(
-    static: _Static, mesh: Mesh, look_up: LookUp | None, structure: Any, leaves: tuple[Any, ...]
-) -> Any:
-    """The jitted scan of ``train_step``; structure, leaves: the shardings of the state."""
-    shardings = jax.tree.unflatten(structure, leaves)
+def _program(static: _Static, mesh: Mesh, look_up: LookUp | None, shardings: PyTree) -> Any:
+    """The jitted scan of ``train_step``; shardings: of the state."""
     spec = StepSpec(
         **static._asdict()
         | {

@@ -68,6 +68,7 @@ class _Loop:
             seed=job.seed,
             auxiliary=auxiliary,
             look_up=examples.look_up if resident else None,
+            programs=job.programs,
         )
         self.constants = sharding.put(job.constants, mesh)
         teachers = {name: teacher.arrays for name, teacher in job.teachers.items()}
