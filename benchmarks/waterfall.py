@@ -11,6 +11,7 @@ stage it happens in and has rows of its own, and a table by program. --json=FILE
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import importlib
@@ -26,11 +27,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-BEGAN = time.perf_counter(), time.process_time()
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from measuring import ROOT, table
 
-from benchmarks.measuring import table  # noqa: E402
+BEGAN = time.perf_counter(), time.process_time()
 
 # (stage, module, function): in the order of a run.
 STAGES = (
@@ -72,6 +71,18 @@ class Clock:
         self.programs: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         self.open: list[list[float]] = []  # wall and CPU seconds of what is inside each open stage
         self.main = threading.get_ident()
+        self.samples: list[tuple[float, float]] = [BEGAN]  # wall and CPU seconds
+        threading.Thread(target=self.sample, daemon=True).start()
+
+    def sample(self) -> None:
+        while True:
+            self.samples.append((time.perf_counter(), time.process_time()))
+            time.sleep(0.01)
+
+    def cpu_since(self, wall: float) -> float:
+        """CPU seconds since ``wall``, to one sample."""
+        place = bisect.bisect_left(self.samples, (wall, 0.0))
+        return time.process_time() - self.samples[min(place, len(self.samples) - 1)][1]
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -110,7 +121,7 @@ class Clock:
             self.rows[name][2] += 1
             return
         self.open.append([0.0, 0.0])
-        self.close(name, seconds, seconds)  # one thread of XLA compiles a program
+        self.close(name, seconds, self.cpu_since(time.perf_counter() - seconds))
 
     def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

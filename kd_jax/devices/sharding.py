@@ -214,6 +214,20 @@ def mesh_of(tree: PyTree) -> Mesh | None:
     return sharding.mesh
 
 
+def on_one_device(tree: PyTree) -> PyTree:
+    """Arrays that are on a mesh of one device, or on none, as arrays of that device, uncopied.
+
+    A jitted function is compiled anew for each kind of sharding. Arrays on several devices are
+    returned unchanged.
+    """
+    if mesh_of(tree) is not None:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.device_put(x, next(iter(x.devices()))) if isinstance(x, jax.Array) else x,
+        tree,
+    )
+
+
 def spare(count: int, mesh: Mesh | None) -> int:
     """The number of rows to add to ``count`` for a multiple of the size of ``model``."""
     return 0 if mesh is None else -count % mesh.shape.get("model", 1)

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
 from kd_jax.data.dataset import Dataset
-from kd_jax.devices.sharding import mesh_of, spare
+from kd_jax.data.splits import TEST
+from kd_jax.devices.sharding import mesh_of, on_one_device, spare
 from kd_jax.evaluation import metrics as m
 from kd_jax.evaluation import ranking
 from kd_jax.evaluation.batching import CSR, NO_PAIRS, RowItemBatches, distinct, gather, stream
@@ -114,7 +115,8 @@ def _scores(
         raise ValueError(
             f"score_fn returned shape {shape} for {len(users)} users and {num_items} items"
         )
-    return scores, num_items or shape[1]
+    # Of baselines and of models on a mesh of one device alike, so that one program ranks both.
+    return on_one_device(scores), num_items or shape[1]
 
 
 def top_k(
@@ -275,6 +277,8 @@ def _rank(
         return RowItemBatches(pairs, len(users), options.batch_size)
 
     seen = batches(gather(dataset.history(split), users) if options.exclude_seen else NO_PAIRS)
+    if options.exclude_seen:  # as large for all splits, so that they share a compiled program
+        seen.size = max(seen.size, batches(gather(dataset.history(TEST), users)).size)
     all_targets = batches((targets.rows, targets.items))
     cold = batches((targets.rows[is_cold], targets.items[is_cold]))
     cold_items = jnp.asarray(targets.kinds["cold"])

@@ -27,12 +27,35 @@ def score_function(
 ) -> Callable[[Params, PyTree], evaluator.ScoreFn]:
     """A function (params, constants) -> score function of the users (``evaluator.ScoreFn``).
 
-    It is compiled once per architecture and split. A user's history is that before ``split``; item
+    It is compiled once per architecture. A user's history is that before ``split``; item
     vectors are computed once. On a mesh the item tables may have more than I rows, and the scores
     as many columns (``sharding.put_params``).
     """
     windows = last_items(*dataset.history(split), history)
     factorised = factorises(graphdef)
+    catalogue, scores = _programs(graphdef, factorised)
+    first = np.int32(split * dataset.num_users)  # of the split's rows of ``context_row``
+
+    def bind(params: Params, constants: PyTree) -> evaluator.ScoreFn:
+        items = catalogue(params, constants)
+        place = sharding.user_placement(params)
+
+        def score(users: np.ndarray) -> Factors | Array:
+            found = scores(
+                params, constants, items, place(windows[users]), place(users), place(first + users)
+            )
+            return Factors(found, *items) if factorised else found
+
+        return score
+
+    return bind
+
+
+@functools.lru_cache
+def _programs(
+    graphdef: nnx.GraphDef, factorised: bool
+) -> tuple[Callable[..., PyTree], Callable[..., Array]]:
+    """The jitted functions of an architecture: of its items, and of the scores of users."""
 
     @jax.jit
     def catalogue(params: Params, constants: PyTree) -> PyTree:
@@ -41,31 +64,16 @@ def score_function(
 
     @jax.jit
     def scores(
-        params: Params, constants: PyTree, items: PyTree, windows: Array, users: Array
+        params: Params, constants: PyTree, items: PyTree, windows: Array, users: Array, rows: Array
     ) -> Array:
         model: Any = nnx.merge(graphdef, params, constants)
-        batch = {
-            "user": users,
-            "history": windows,
-            "context_row": split * dataset.num_users + users,
-        }
-        found: Any = model.scores(batch, items)
+        found: Any = model.scores({"user": users, "history": windows, "context_row": rows}, items)
         if isinstance(found, Factors) != factorised:
             kind = "no factors" if factorised else "factors"
             raise TypeError(f"{type(model).__name__}.scores returns {kind}; see Scorer.factorised")
         return found.contexts if isinstance(found, Factors) else found
 
-    def bind(params: Params, constants: PyTree) -> evaluator.ScoreFn:
-        items = catalogue(params, constants)
-        place = sharding.user_placement(params)
-
-        def score(users: np.ndarray) -> Factors | Array:
-            found = scores(params, constants, items, place(windows[users]), place(users))
-            return Factors(found, *items) if factorised else found
-
-        return score
-
-    return bind
+    return catalogue, scores
 
 
 def dense_users(batch_size: int, num_items: int, devices: int = 1) -> int:

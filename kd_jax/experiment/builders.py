@@ -27,13 +27,20 @@ def recipe_of(experiment: Experiment, role: Role) -> Recipe:
 def examples_of(
     experiment: Experiment, role: Role, parts: ModelParts, seed: int, rows: int
 ) -> Examples:
-    """The training examples of the model.
+    """The training examples of the model, the same object for all seeds where they are equal.
 
     rows: number of examples of a batch that this process looks up.
     """
-    if role.is_teacher:
+    if trains_language_model(experiment, role):  # its batches depend on the seed
         return build_teacher.examples_of(experiment, role, parts, seed, rows)
-    return build_student.examples_of(experiment, role, parts.history, packed=True)
+    key = role.name, parts.history, parts.example_kind
+    if experiment.last_examples is None or experiment.last_examples[0] != key:
+        if role.is_teacher:
+            found = build_teacher.examples_of(experiment, role, parts, seed, rows)
+        else:
+            found = build_student.examples_of(experiment, role, parts.history, packed=True)
+        experiment.last_examples = key, found
+    return experiment.last_examples[1]
 
 
 def trains_language_model(experiment: Experiment, role: Role) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,6 +13,7 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import fingerprint
 from kd_jax.core.logging import Log
 from kd_jax.data.dataset import Dataset
+from kd_jax.data.examples.base import Examples
 from kd_jax.data.popularity import Trends, trends
 from kd_jax.devices import sharding
 from kd_jax.distillation.sources import Source, sources
@@ -40,6 +42,7 @@ class Experiment:
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         self._readers: dict[str, TextReader] = {}
         self._trends: dict[tuple[int, float], Trends] = {}
+        self.last_examples: tuple[Any, Examples] | None = None  # with what they depend on
 
     @functools.cached_property
     def dataset(self) -> Dataset:

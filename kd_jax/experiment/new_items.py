@@ -125,5 +125,6 @@ class NewItems:
             assert isinstance(found, Factors)
             return Factors(jnp.asarray(sharding.fetch(found.contexts)), vectors, bias)
 
-        found = task.evaluate(score, split, (task.select,), slices=True).slices
+        # All metrics, as in the evaluation of the model, whose compiled program ranks here too.
+        found = task.evaluate(score, split, task.metric_names, slices=True).slices
         return found[SLICE][task.select] if SLICE in found else None

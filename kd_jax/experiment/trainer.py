@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
     Raises InputError for a model in the workdir that another configuration has trained.
     """
     experiment, models = store.experiment, store.models
+    programs: dict[Any, Any] = {}  # the seeds of a role share a compiled step
     for seed in experiment.seeds if seeds is None else seeds:
         folder, title = experiment.folder(role, seed), f"{role.name} (seed {seed})"
         with Checkpoints(folder, identity_of(experiment, role, seed)) as checkpoints:
@@ -45,7 +47,7 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
                 checkpoints.check_there(models.result(role, seed)["best_step"])
                 experiment.log.note(f"{title}: up to date")
                 continue
-            trained = _train(store, role, seed, checkpoints)
+            trained = _train(store, role, seed, checkpoints, programs)
         score = experiment.task.format_score(trained.best_score)
         experiment.log.note(
             f"{title}: best on validation: {score} at step {trained.best_step} of {trained.steps}"
@@ -56,7 +58,9 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
         barrier("result")
 
 
-def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -> Trained:
+def _train(
+    store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints, programs: dict[Any, Any]
+) -> Trained:
     experiment, earlier = store.experiment, store.earlier
     older = origin_of(experiment, role, seed)
     if older is not None:
@@ -95,6 +99,7 @@ def _train(store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints) -
         traces=_traces(experiment, role, seed) if experiment.config.trace else None,
         trained=older is not None,
         steps=0 if older is not None and older["share"] == 0 else None,
+        programs=programs,
     )
     return train(job)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -17,7 +17,7 @@ from kd_jax.core.types import Batch, Params, PyTree, TrainState
 from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
 from kd_jax.distillation.objective import auxiliary_params
-from kd_jax.distillation.teachers import Teacher
+from kd_jax.distillation.teachers import Teacher, TeacherFn
 from kd_jax.distillation.term import Objective
 from kd_jax.losses import sharded
 from kd_jax.losses.base import VectorLoss
@@ -40,6 +40,7 @@ def compiled_step(
     seed: int,
     auxiliary: Params | None = None,
     look_up: LookUp | None = None,
+    programs: dict[Any, Any] | None = None,
 ) -> tuple[Any, TrainState]:
     """Compiles ``train_step``, scanned over the leading axis of its batches, for a mesh.
 
@@ -47,7 +48,8 @@ def compiled_step(
     metrics of the last step), and the initial state. The engine and the table rows of ``spec`` are
     those of ``mesh``. auxiliary: the initial auxiliary parameters. look_up: if given, batches are
     row numbers [chunk, B], looked up in the tables within the program, so that Python does not run
-    between two steps.
+    between two steps. programs: functions of earlier models; one of an equal ``spec``, with the
+    same ``look_up`` and shardings, is taken from here, already compiled, else it is added.
     """
     shapes = jax.eval_shape(first_params, start)
     rows = table_rows(spec.graphdef, shapes)
@@ -69,7 +71,45 @@ def compiled_step(
     shardings = sharding.tree_shardings(jax.eval_shape(initial, start), mesh)
     state = jax.jit(initial, out_shardings=shardings)(start)
     whole = table_rows(spec.graphdef, shapes, "item")  # user tables are only looked up
-    spec = dataclasses.replace(spec, engine=sharded.engine_for(mesh), table_rows=whole)
+    leaves, structure = jax.tree.flatten(shardings)
+    static = _Static(
+        spec.graphdef,
+        spec.objective,
+        spec.tx,
+        spec.total_steps,
+        tuple(spec.teacher_fns.items()),
+        spec.lazy,
+        tuple(whole.items()),
+    )
+    key = static, mesh, look_up, structure, tuple(leaves)
+    programs = {} if programs is None else programs
+    if key not in programs:
+        programs[key] = _program(static, mesh, look_up, shardings)
+    return programs[key], state
+
+
+class _Static(NamedTuple):
+    """The fields of a ``StepSpec`` without its engine, in a form that can be hashed."""
+
+    graphdef: nnx.GraphDef
+    objective: Objective
+    tx: optax.GradientTransformation
+    total_steps: int
+    teacher_fns: tuple[tuple[str, TeacherFn], ...]
+    lazy: bool
+    table_rows: tuple[tuple[str, int], ...]
+
+
+def _program(static: _Static, mesh: Mesh, look_up: LookUp | None, shardings: PyTree) -> Any:
+    """The jitted scan of ``train_step``; shardings: of the state."""
+    spec = StepSpec(
+        **static._asdict()
+        | {
+            "teacher_fns": dict(static.teacher_fns),
+            "engine": sharded.engine_for(mesh),
+            "table_rows": dict(static.table_rows),
+        }
+    )
     step = functools.partial(train_step, spec=spec)
 
     def steps(
@@ -83,13 +123,12 @@ def compiled_step(
         state, metrics = jax.lax.scan(one, state, batches)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
-    jitted = jax.jit(
+    return jax.jit(
         steps,
         donate_argnums=0,
         in_shardings=(shardings, sharding.batches_sharding(mesh), None, None, None),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
-    return jitted, state
 
 
 def first_auxiliary(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -33,7 +34,8 @@ class TrainingJob:
     every evaluation, for constants that follow the parameters. traces: a folder for an XProf trace
     of the third program, when everything is warm; every program is then waited for. trained:
     whether ``start`` has been trained before: it is then evaluated and saved as step 0. steps: at
-    most so many steps of the recipe; None: all.
+    most so many steps of the recipe; None: all. programs: compiled steps of earlier jobs, of which
+    this one takes an equal one, or adds its own (``compiled_step``).
     """
 
     name: str
@@ -53,6 +55,7 @@ class TrainingJob:
     traces: Path | None = None
     trained: bool = False
     steps: int | None = None
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def title(self) -> str:

@@ -23,6 +23,8 @@ from kd_jax.training.step import StepSpec
 
 TABLES_SHARE = 0.25  # of a device's memory that the tables of the training examples may take
 
+_norm = jax.jit(optax.tree.norm)
+
 
 def train(job: TrainingJob) -> Trained:
     """Trains until the recipe ends or validation stops improving; returns the best parameters.
@@ -67,6 +69,7 @@ class _Loop:
             seed=job.seed,
             auxiliary=auxiliary,
             look_up=examples.look_up if resident else None,
+            programs=job.programs,
         )
         self.constants = sharding.put(job.constants, mesh)
         teachers = {name: teacher.arrays for name, teacher in job.teachers.items()}
@@ -91,7 +94,6 @@ class _Loop:
         self.started = time.perf_counter()
         self.pending: tuple[int, dict[str, Any]] | None = None
         self.meter = Meter(mesh.size)
-        self.norm = jax.jit(optax.tree.norm)
 
     def _restore(self) -> None:
         """Restores the newest checkpoint, if any."""
@@ -192,7 +194,7 @@ class _Loop:
             self._report(bar, *self.pending)
             self.pending = None
         # The loss is that of the parameters before this step; those after it will be saved.
-        self._check_finite({"param_norm": float(self.norm(self.state.params))}, self.step)
+        self._check_finite({"param_norm": float(_norm(self.state.params))}, self.step)
         if job.refresh is not None:
             self._refresh()
         score = job.evaluate(self.state.params, self.constants)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -97,8 +98,9 @@ class Recipe:
         whole = math.gcd(self.steps, self.eval_every)
         return max(n for n in range(1, self.log_every + 1) if whole % n == 0)
 
+    @functools.lru_cache  # noqa: B019  equal recipes share one optimiser, and so one program
     def tx(self) -> optax.GradientTransformation:
-        """The optimiser.
+        """The optimiser, the same object for equal recipes.
 
         Its schedule counts updates, whereas ``steps`` and ``warmup_steps`` count batches.
         """

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from benchmarks import hlo
+from helpers import toy
 from helpers.marks import first_fast
 from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
@@ -21,7 +22,7 @@ from kd_jax.core.tiling import TILE
 from kd_jax.core.types import PAD
 from kd_jax.data.dataset import build
 from kd_jax.data.raw import RawData
-from kd_jax.devices.sharding import make_mesh, put
+from kd_jax.devices.sharding import make_mesh, put, put_whole
 from kd_jax.evaluation import batching, ranking
 from kd_jax.evaluation import evaluator as ev
 from kd_jax.evaluation import metrics as m
@@ -585,3 +586,16 @@ def test_evaluate_rate_of_nan_and_infinite_logits():
 
     for value in (np.nan, np.inf, -np.inf):
         assert rate(value)["accuracy"] == 0 and rate(value)["mae"] == 1
+
+
+def test_baselines_and_models_of_both_splits_are_ranked_by_one_program():
+    data = toy.dataset()
+    rng, mesh = np.random.default_rng(0), make_mesh(1, 1)
+    vectors = rng.normal(size=(data.num_items, ev.WIDTH)).astype(np.float32)
+    placed = put_whole((vectors, np.zeros(data.num_items, np.float32)), mesh)
+    users = put_whole(rng.normal(size=(data.num_users, ev.WIDTH)).astype(np.float32), mesh)
+    ranking.rank.clear_cache()
+    for score_fn in (ev.popularity(data), lambda rows: Factors(users[rows], *placed)):
+        for split in (1, 2):
+            ev.evaluate_rank(score_fn, data, split, slices=False)
+    assert ranking.rank._cache_size() == 1

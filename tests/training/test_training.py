@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from helpers.marks import first_fast
+from helpers.terms import term
 from helpers.training import (
     HISTORY,
     ODD,
@@ -48,7 +49,10 @@ from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.models.scorer import split, table_rows
 from kd_jax.models.students import STUDENTS
 from kd_jax.training.checkpoint import Checkpoints
+from kd_jax.training.compiled import compiled_step
 from kd_jax.training.preemption import Preempted
+from kd_jax.training.recipe import Recipe
+from kd_jax.training.step import StepSpec
 
 
 @pytest.mark.parametrize("name", ["mf", "sasrec", "mlp"])
@@ -437,3 +441,26 @@ def test_dropout_differs_between_steps_and_is_off_in_evaluation():
     one, other = (student.logits(batch, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 1))
     assert jnp.abs(one - other).max() > 0
     np.testing.assert_array_equal(student.logits(batch), student.logits(batch))
+
+
+def test_models_that_differ_in_the_seed_alone_share_a_program():
+    task, mesh, shared = task_of(ratings=False), sharding.make_mesh(1, 1), {}
+    examples = examples_of(task, "user")
+    batch = jax.tree.map(lambda x: x[None], examples.gather(np.arange(16)))
+
+    def stepped(seed, rate, programs):
+        graphdef, params, constants = split(student_of(task, "mf", seed))
+        spec = StepSpec(graphdef, (term("ce"),), Recipe(2, 16, rate).tx(), 2)
+        step, state = compiled_step(spec, params, mesh=mesh, seed=seed, programs=programs)
+        state, _ = step(state, batch, None, sharding.put(constants, mesh), {})
+        return step, jax.device_get(state.params)
+
+    first, _ = stepped(0, 1e-2, shared)
+    again, found = stepped(1, 1e-2, shared)
+    assert again is first and len(shared) == 1 and first._cache_size() == 1
+    alone, wanted = stepped(1, 1e-2, None)
+    assert alone is not first
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    other, faster = stepped(1, 2e-2, shared)
+    assert other is not first and len(shared) == 2
+    assert any(np.any(faster[name] != found[name]) for name in found)
