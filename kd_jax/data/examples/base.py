@@ -28,7 +28,9 @@ class Examples:
     (``core/types.py``); the same code runs on the host and, where the tables fit, in the train
     step. draw: (rng, batch size) -> the rows of a batch; None: every example once per epoch.
     on_device: whether look_up can run on a device; never with 64-bit tables, which JAX would cut to
-    32 bits. one_shape: whether all batches of the same size have the same shapes.
+    32 bits. one_shape: whether all batches of the same size have the same shapes. order: (seed,
+    batch number, batch size) -> the rows of a batch, in an order of its own; None: see
+    ``BatchRows``.
     """
 
     size: int
@@ -37,6 +39,7 @@ class Examples:
     draw: Callable[[np.random.Generator, int], np.ndarray] | None = None
     on_device: bool = True
     one_shape: bool = True
+    order: Callable[[int, int, int], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if any(table.dtype == np.int64 for table in self.tables.values()):
@@ -123,6 +126,8 @@ class BatchRows(grain.sources.RandomAccessDataSource):
         if self.examples.draw is not None:
             rng = np.random.default_rng((self.seed, int(index)))
             return self.examples.draw(rng, self.batch_size).astype(np.int32)
+        if self.examples.order is not None:
+            return self.examples.order(self.seed, int(index), self.batch_size).astype(np.int32)
         places = int(index) * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(places, self.examples.size)
         rows = np.empty(self.batch_size, np.int32)
