@@ -25,7 +25,11 @@ def parse(prog: str, arguments: Sequence[str] | None) -> tuple[PrepareOptions, P
         parser.add_argument(
             f"--{name}", default=None, required=required, help=f"default {default!r}"
         )
-    values = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    values = {
+        name: value
+        for name, value in vars(parser.parse_args(arguments)).items()
+        if value is not None
+    }
     folder = Path(values.pop("out")).expanduser()
     try:
         return streaming.options_of(values), folder

@@ -159,9 +159,7 @@ class _Reader:
         if len(found) == 1:
             return found[0]
         back = np.argsort(np.concatenate(places))
-        return {
-            name: np.concatenate([batch[name] for batch in found])[back] for name in found[0]
-        }
+        return {name: np.concatenate([batch[name] for batch in found])[back] for name in found[0]}
 
     def _batch(self, number: int, rows: np.ndarray) -> Batch:
         batch = self._examples(number).gather(rows - self.starts[number])

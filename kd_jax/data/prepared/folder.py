@@ -259,7 +259,9 @@ def open_folder(path: Path, eval_users: int) -> PreparedDataset:
     for name, file in note["files"].items():
         there = (path / name).stat().st_size if (path / name).is_file() else None
         if there != file["bytes"]:
-            raise InputError(f"{path / name} has {there} bytes, {file['bytes']} when written; {fix}")
+            raise InputError(
+                f"{path / name} has {there} bytes, {file['bytes']} when written; {fix}"
+            )
     for name in (USERS, ITEMS):
         if content_hash(path / name) != note["files"][name]["hash"]:
             raise InputError(f"{path / name} has changed since it was written; {fix}")

@@ -95,8 +95,9 @@ class _Maker:
         self.done(f"{self.counts['repeated']:,} repeated rows left out")
         kept_users, kept_items, rounds = self._core(left, len(users.ids), len(items.ids))
         self.done(f"k-core after {rounds} rounds")
-        user_ids, used = users.ids.filter(pl.Series(kept_users)), items.ids.filter(
-            pl.Series(kept_items)
+        user_ids, used = (
+            users.ids.filter(pl.Series(kept_users)),
+            items.ids.filter(pl.Series(kept_items)),
         )
         if not len(user_ids):
             raise InputError(
@@ -302,9 +303,7 @@ def write_split(
     folders.write_shard(folder, number, columns | {"timestamp": times // divisor, "split": codes})
 
 
-def select(
-    chunks: Callable[[], Iterator[np.ndarray]], ranks: tuple[int, int]
-) -> tuple[int, int]:
+def select(chunks: Callable[[], Iterator[np.ndarray]], ranks: tuple[int, int]) -> tuple[int, int]:
     """The values with these ranks, from 0, among all whole numbers of ``chunks()``, exactly.
 
     Each visit of the chunks counts the values in 65,536 ranges of the one that holds the wanted.

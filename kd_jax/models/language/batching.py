@@ -52,9 +52,7 @@ class Plan:
         ]
 
 
-def plan_batches(
-    lengths: Int[np.ndarray, " N"], batch_tokens: int | None, shared: bool
-) -> Plan:
+def plan_batches(lengths: Int[np.ndarray, " N"], batch_tokens: int | None, shared: bool) -> Plan:
     """The batches of texts with these ``lengths``, in tokens.
 
     batch_tokens: tokens that one device computes at once; None: by the kind of device. shared:
@@ -157,5 +155,3 @@ def batch_shapes(
         shapes.append((int(ends[start]), int(ends[stop]), -(-texts // batches), width))
         stop = start
     return shapes[::-1]
-
-
