@@ -103,7 +103,10 @@ class _Loop:
             job.log.note(f"{job.title}: resumes from the checkpoint of step {newest}")
 
     def _refresh(self) -> None:
-        """Recomputes the language model's vectors, from whole weights; processes share the texts."""
+        """Recomputes the language model's vectors from whole weights.
+
+        Processes share the texts.
+        """
         assert self.job.refresh is not None
         fetched = sharding.fetch((self.state.params, self.constants))
         self.constants = sharding.put(self.job.refresh(*fetched), self.job.mesh)

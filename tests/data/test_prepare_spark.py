@@ -1,6 +1,7 @@
 """Spark and the streaming maker write the same files; skipped where there is no Java or Spark."""
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def job():
 def spark():
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # of the workers
     found = (
         SparkSession.builder.master("local[2]")
         .config("spark.sql.shuffle.partitions", 2)

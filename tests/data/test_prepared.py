@@ -345,12 +345,10 @@ def test_the_command(tmp_path, capsys):
     assert command.main([*flags, "--shards=many"]) == 2
     found = readers.read("prepared", {"path": str(tmp_path / "out"), "eval_users": 5})
     assert found.counts["below_min_rating"] > 0 and found.held == 5
+    given = {"path": str(tmp_path / "out")}
     for section, message in (
-        ({}, "data.prepared.path is not set"),
-        ({"eval_users": -1}, "must be"),
+        ({"path": ""}, "data.prepared.path is not set"),
+        ({"eval_users": -1}, "data.prepared.eval_users=-1 must be 0"),
     ):
         with pytest.raises(InputError, match=message):
-            readers.read(
-                "prepared",
-                {"path": str(tmp_path / "out")} | section | ({} if section else {"path": ""}),
-            )
+            readers.read("prepared", given | section)

@@ -39,8 +39,8 @@ def target_ages(
 ) -> Float[np.ndarray, " N"]:
     """The age of each train interaction; inf for all but the newest ``width`` of a user.
 
-    end: the last time of training; None: that of ``dataset``. unit: 'interactions' (0 for the user's newest) or 'days' (before the end of training). Raises
-    InputError for another unit.
+    end: the last time of training; None: that of ``dataset``. unit: 'interactions' (0 for the
+    user's newest) or 'days' (before the end of training). Raises InputError for another unit.
     """
     if unit not in ("interactions", "days"):
         raise InputError(
@@ -72,7 +72,8 @@ def user_examples(
 
     The weight of an interaction multiplies that of its recency. history: L. decay: the age at which
     a target counts 1/e, in ``decay_unit`` (``target_ages``). user_power: the weight of an example
-    is (sum of its target weights) ** user_power; with 0 all users have the same weight. whole: of all users, where ``dataset`` has a part of them.
+    is (sum of its target weights) ** user_power; with 0 all users have the same weight. whole: of
+    all users, where ``dataset`` has a part of them.
     """
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)

@@ -44,7 +44,7 @@ def identity(options: PrepareOptions) -> dict[str, Any]:
 def prepare(options: PrepareOptions, folder: Path, note: Note = print) -> bool:
     """Prepares the data in ``folder``; False if that has been done already.
 
-    note: prints a line. Raises InputError for a source that is malformed, or that changes meanwhile.
+    note: prints a line. Raises InputError for a source that is malformed or changes meanwhile.
     """
     parquet_files(options.interactions, "interactions")
     identified = identity(options)
@@ -187,7 +187,7 @@ class _Maker:
             )
 
     def _reduce(self, num_items: int) -> int:
-        """Sorts each part by (user, time) and keeps one row per pair; returns how many there are."""
+        """Sorts each part by (user, time), keeps one row per pair; returns how many there are."""
         repeated, left = 0, 0
         for number, rows in self._parts("divided"):
             frame = pl.DataFrame({name: rows[name] for name in ROW.names or ()})
