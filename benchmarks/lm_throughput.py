@@ -174,7 +174,8 @@ def ours(spec: dict[str, Any]) -> None:
 
     from kd_jax.core.process import keep_freed_memory
     from kd_jax.data.text import TokenTable
-    from kd_jax.models.language.encoding import batch_shapes, encode
+    from kd_jax.models.language.batching import batch_shapes
+    from kd_jax.models.language.encoding import encode
     from kd_jax.models.language.hf import load_encoder
 
     keep_freed_memory()  # as every run does

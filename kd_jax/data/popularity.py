@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 
 from kd_jax.core.errors import InputError
 from kd_jax.data.dataset import Dataset
+from kd_jax.data.prepared.folder import PreparedDataset
 
 SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days: age at which an interaction counts 1/e
 _FLOOR = 0.03  # interactions: keeps the log finite, and is small against one recent interaction
@@ -21,10 +22,15 @@ _FLOOR = 0.03  # interactions: keeps the log finite, and is small against one re
 
 def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
     """Train interactions per item, weighted by exp(-age / days) at the end of training; f64 [I]."""
-    train = dataset.split == 0
-    time = dataset.timestamp[train]
-    worth = np.exp(-(time.max() - time) / (dataset.day * days))
-    return np.bincount(dataset.item[train], worth, minlength=dataset.num_items)
+    parts = dataset.parts if isinstance(dataset, PreparedDataset) else lambda: iter([dataset])
+    end = max(part.timestamp[part.split == 0].max(initial=np.iinfo(np.int64).min)
+              for part in parts())  # fmt: skip
+    counts = np.zeros(dataset.num_items)
+    for part in parts():
+        train = part.split == 0
+        worth = np.exp(-(end - part.timestamp[train]) / (dataset.day * days))
+        counts += np.bincount(part.item[train], worth, minlength=dataset.num_items)
+    return counts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,12 +74,19 @@ def temporal(timestamp: Int64[np.ndarray, " N"], ratios: Ratios) -> Codes:
     The times are quantiles of the timestamps. Interactions with equal timestamps are never divided;
     they belong to the later split.
     """
-    ranks = [
-        min(int(len(timestamp) * share + 1e-9), len(timestamp) - 1)
-        for share in np.cumsum(ratios)[:2]
-    ]
-    first, second = np.partition(timestamp, ranks)[ranks]
-    return (timestamp >= first).astype(np.int8) + (timestamp >= second)
+    ranks = list(temporal_ranks(len(timestamp), ratios))
+    return temporal_codes(timestamp, *np.partition(timestamp, ranks)[ranks])
+
+
+def temporal_ranks(rows: int, ratios: Ratios) -> tuple[int, int]:
+    """The ranks, from 0, of the timestamps at which valid and test begin."""
+    first, second = (min(int(rows * share + 1e-9), rows - 1) for share in np.cumsum(ratios)[:2])
+    return first, second
+
+
+def temporal_codes(timestamp: Int64[np.ndarray, " N"], valid: int, test: int) -> Codes:
+    """The codes of interactions where valid and test begin at these times."""
+    return (timestamp >= valid).astype(np.int8) + (timestamp >= test)
 
 
 def ratio(indptr: Indptr, ratios: Ratios) -> Codes:

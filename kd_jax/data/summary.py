@@ -40,8 +40,8 @@ def lines(dataset: Dataset, template: str = "") -> list[str]:
     shown = dataset.impressions
     return [
         f"data: interactions: {counts.get('rows', len(dataset.user)):,} rows read,"
-        f" {len(dataset.user):,} kept ({left_out}); users are {_ids(dataset.user_ids)}, items are"
-        f" {_ids(dataset.item_ids)}; {_times(dataset)}",
+        f" {counts.get('interactions', len(dataset.user)):,} kept ({left_out}); users are"
+        f" {_ids(dataset.user_ids)}, items are {_ids(dataset.item_ids)}; {_times(dataset)}",
         f"data: items: {dataset.num_items:,}, shown by {texts[0]!r}; text columns: "
         f"{', '.join(texts)}; for example: {example[:SHOWN]!r}",
         *([] if shown is None else [_impressions(shown)]),

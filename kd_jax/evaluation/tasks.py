@@ -20,8 +20,10 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.examples.packed import packed_examples
 from kd_jax.data.examples.rating import rate_examples
 from kd_jax.data.examples.sequence import sequence_examples
+from kd_jax.data.examples.shards import shard_examples
 from kd_jax.data.examples.user import user_examples
 from kd_jax.data.popularity import SCALES, decayed_counts
+from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.devices import sharding
 from kd_jax.evaluation import evaluator, impressions
@@ -120,6 +122,10 @@ class Rank:
         self, example_kind: str, *, history: int, packed: bool = False, **weighting: Any
     ) -> Examples:
         """See ``Task.examples``; weighting: arguments of ``user_examples``, for 'user' only."""
+        if isinstance(self.dataset, PreparedDataset):
+            return shard_examples(
+                self.dataset, history=history, example_kind=example_kind, **weighting
+            )
         if example_kind == "user":
             return user_examples(self.dataset, history=history, **weighting)
         if example_kind == "all" and packed:

@@ -34,7 +34,7 @@ from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
 from kd_jax.losses.feature import SquaredDistance
-from kd_jax.models.language import encoding
+from kd_jax.models.language import batching, encoding
 from kd_jax.models.language.encoding import Texts
 from kd_jax.models.scorer import Frozen, factorises, split
 from kd_jax.models.teachers.spec import TeacherSpec
@@ -164,7 +164,7 @@ class Adaptation:
         """
         table, states = self.lm.tokens("text", self.texts)
         items = self.items[np.argsort(table.lengths[self.items], kind="stable")]
-        shapes = encoding.batch_shapes(table.lengths[items], 2**62, COMPILE_TOKENS)
+        shapes = batching.batch_shapes(table.lengths[items], 2**62, COMPILE_TOKENS)
         chance = np.array([stop - start for start, stop, *_ in shapes]) / len(items)
 
         def draw(rng: np.random.Generator, size: int) -> np.ndarray:

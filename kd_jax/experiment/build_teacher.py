@@ -168,7 +168,7 @@ def refresh(
         return functools.partial(reader.language_model.refresh, parts.graphdef)
     assert isinstance(experiment.task, Rate)
     rows, table = reader.rated_pairs(experiment.task, c.history, splits)
-    return functools.partial(with_vectors, parts.graphdef, rows=rows, table=table)
+    return functools.partial(with_vectors, parts.graphdef, rows=rows, table=table, shared=True)
 
 
 def examples_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kd_jax.core.errors import InputError
 from kd_jax.data import text
+from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import (
@@ -30,6 +31,7 @@ def check(store: LabelStore) -> None:
     """Raises InputError for an invalid configuration, or for the workdir of another one."""
     experiment = store.experiment
     _check_fields(experiment)
+    _check_prepared(experiment)
     store.earlier.check()
     for role in roles.teachers():
         if role.text:
@@ -56,6 +58,31 @@ def _check_fields(experiment: Experiment) -> None:
         exporter_section(name, export.to_dict().get(name, {}))
     if experiment.config.eval.bootstrap < 1:
         raise InputError(f"eval.bootstrap={experiment.config.eval.bootstrap} must be at least 1")
+
+
+def _check_prepared(experiment: Experiment) -> None:
+    """Raises InputError for what prepared data do not support, or not with a part of the users."""
+    c, d = experiment.config, experiment.dataset
+    if not isinstance(d, PreparedDataset):
+        return
+    if c.task != "rank":
+        raise InputError(
+            f"task={c.task!r} reads ratings from memory; use data.reader='files', or task='rank'"
+        )
+    if d.whole:
+        return
+    wanted = {"stages with 'export'": "export" in c.stages, "init_from": bool(c.init_from)}
+    for role in roles.teachers():
+        if role.name in c.stages:
+            model, popular = (experiment.settings(role).teacher[x] for x in ("model", "popularity"))
+            wanted["teacher.popularity.enabled=True"] = popular.enabled
+            wanted["teacher.model.context='text'"] = model.context == "text"
+    for what, asked in wanted.items():
+        if asked:
+            raise InputError(
+                f"{what} needs the interactions of all users, and data.prepared.eval_users="
+                f"{d.held} keeps those of a part in memory; change one of the two (0: all users)"
+            )
 
 
 def _check_text(experiment: Experiment, role: Role) -> None:

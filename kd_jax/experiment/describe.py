@@ -9,6 +9,7 @@ import numpy as np
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import write_json
 from kd_jax.data import summary
+from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.splits import TEST
 from kd_jax.data.statistics import statistics, text_lengths
 from kd_jax.devices.processes import leader
@@ -21,13 +22,16 @@ from kd_jax.report import data_page
 def describe_data(experiment: Experiment) -> None:
     """Logs a description of the data set, and writes report/data.json and report/data.html."""
     d, log = experiment.dataset, experiment.log
-    sizes = np.bincount(d.split, minlength=3)
+    held = isinstance(d, PreparedDataset) and not d.whole
+    sizes = d.splits if isinstance(d, PreparedDataset) else np.bincount(d.split, minlength=3)
     lines = [
-        f"data: {d.name}: {d.num_users:,} users, {d.num_items:,} items, {len(d.item):,}"
+        f"data: {d.name}: {d.num_users:,} users, {d.num_items:,} items, {sum(sizes[:4]):,}"
         f" interactions ({sizes[0]:,} train, {sizes[1]:,} valid, {sizes[2]:,} test; split"
         f" {d.split_name}); {int(np.sum(~d.warm)):,} items have no train interaction",
         *summary.lines(d, experiment.config.teacher.lm.template),
     ]
+    if held:
+        lines.append(f"data: what follows is of the {d.held:,} users that are evaluated")
     for what, count in d.counts.items():
         if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
             lines.append(f"data: {what.replace('_', ' ')}: {count:,}")

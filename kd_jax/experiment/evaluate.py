@@ -142,7 +142,7 @@ def _dataset(experiment: Experiment, counts: dict[str, dict[str, int]]) -> dict[
         "name": d.name,
         "users": d.num_users,
         "items": d.num_items,
-        "interactions": len(d.item),
+        "interactions": d.counts.get("interactions", len(d.item)),
         "cold_items": int(np.sum(~d.warm)),
         "split": d.split_name,
         "judged": counts,

@@ -12,6 +12,8 @@ from kd_jax.core.files import difference, read_json, stamp, write_json
 from kd_jax.core.logging import Log
 from kd_jax.data import dataset as datasets
 from kd_jax.data import readers
+from kd_jax.data.prepared.folder import MANIFEST, PreparedDataset
+from kd_jax.data.raw import RawData
 
 
 def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
@@ -21,6 +23,8 @@ def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
     """
     folder = workdir / "dataset"
     note = folder / "identity.json"
+    if config.data.reader == "prepared":
+        return _opened(config, note)
     identity = _identity(config)
     if note.exists():
         _check_same(read_json(note, f"delete {folder} and run again"), identity, folder)
@@ -29,6 +33,36 @@ def prepared(config: ConfigDict, workdir: Path, log: Log) -> datasets.Dataset:
     built.save(folder)
     write_json(note, identity)
     return built
+
+
+def _opened(config: ConfigDict, note: Path) -> PreparedDataset:
+    """The data of the reader 'prepared', which stay where they are; note: the file of the identity.
+
+    Raises InputError where the configuration and the folder have different options.
+    """
+    section = _section(config.data)
+    found = readers.read("prepared", section)
+    assert isinstance(found, PreparedDataset)
+    c, path = config.data.to_dict(), section["path"]
+    made = read_json(Path(path).expanduser() / MANIFEST, "prepare the data again")["options"]
+    for name, value in made.items():
+        if (list(c[name]) if isinstance(value, list) else c[name]) != value:
+            raise InputError(
+                f"data.{name}={c[name]!r}, but {path} was prepared with {value!r}; set"
+                f" --config.data.{name} to that, or prepare the data again"
+            )
+    for name, value in (("max_users", 0), ("events", "")):
+        if c[name] != value:
+            raise InputError(
+                f"data.{name}={c[name]!r} is not supported by data.reader='prepared'; unset it, or"
+                " use data.reader='files'"
+            )
+    identity = {"reader": "prepared", "files": [found.checksum], "eval_users": found.held}
+    if note.exists():
+        _check_same(read_json(note, f"delete {note.parent} and run again"), identity, note.parent)
+    else:
+        write_json(note, identity)
+    return found
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -71,6 +105,7 @@ def _check_same(made: dict[str, Any], identity: dict[str, Any], folder: Path) ->
 def _read(config: ConfigDict, log: Log) -> datasets.Dataset:
     c, section = config.data, _section(config.data)
     raw = readers.read(c.reader, section)
+    assert isinstance(raw, RawData)
     built = datasets.build(
         raw,
         split=c.split,

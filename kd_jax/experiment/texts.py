@@ -16,7 +16,6 @@ from kd_jax.data.examples.pairs import PairTokens
 from kd_jax.data.examples.rating import rate_examples
 from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.data.text import TokenTable
-from kd_jax.devices.processes import leader_first
 from kd_jax.evaluation.tasks import Rate
 from kd_jax.experiment.config import language_model
 from kd_jax.models.language import encoding
@@ -61,11 +60,8 @@ class TextReader:
         """The vectors of ``texts``, for the tower with this name."""
         if tower not in self._encoded:
             with self.log.stage(f"encode {tower}", total=len(texts)) as bar:
-                # The first process encodes, the others find the vectors in the cache.
-                self._encoded[tower] = leader_first(
-                    lambda: self.language_model.texts(
-                        tower, texts, lambda done, _: bar.update(done)
-                    )
+                self._encoded[tower] = self.language_model.texts(
+                    tower, texts, lambda done, _: bar.update(done)
                 )
             self.note_problems(texts)
         return self._encoded[tower]
@@ -124,10 +120,12 @@ class TextReader:
             rows, table = self.rated_pairs(task, history, (TRAIN, VALID, TEST))
             vectors = np.full((len(self.dataset.item), lm.encoder.dim), np.nan, np.float32)
             with self.log.stage("encode pairs", total=len(rows)) as bar:
-                vectors[rows] = leader_first(
-                    lambda: encoding.encode(
-                        lm.encoder, table, cache=lm.cache, progress=lambda done, _: bar.update(done)
-                    )
+                vectors[rows] = encoding.encode(
+                    lm.encoder,
+                    table,
+                    cache=lm.cache,
+                    progress=lambda done, _: bar.update(done),
+                    shared=True,
                 )
             self._pair_vectors[history] = vectors
         return self._pair_vectors[history]

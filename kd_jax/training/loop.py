@@ -106,9 +106,9 @@ class _Loop:
             job.log.note(f"{job.title}: resumes from the checkpoint of step {newest}")
 
     def _refresh(self) -> None:
-        """Recomputes the language model's vectors.
+        """Recomputes the language model's vectors from whole weights.
 
-        Every host computes all of them, from whole weights.
+        Processes share the texts.
         """
         assert self.job.refresh is not None
         fetched = sharding.fetch((self.state.params, self.constants))

@@ -20,7 +20,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.data import text
 from kd_jax.data.text import token_problems, tokenize
 from kd_jax.devices import sharding
-from kd_jax.models.language import encoding
+from kd_jax.models.language import batching, encoding
 from kd_jax.models.language.encoder import NativeEncoder
 
 ITEMS = pl.DataFrame(
@@ -266,7 +266,7 @@ def test_progress_ends_at_all_texts(encoder):
 @pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
 def test_plan_covers_every_text_once_in_few_shapes(batch_tokens):
     lengths = np.sort(np.random.default_rng(0).poisson(8, 10_000) + 6)
-    shapes = encoding.batch_shapes(lengths, batch_tokens)
+    shapes = batching.batch_shapes(lengths, batch_tokens)
     assert [shape[0] for shape in shapes] == [0, *(shape[1] for shape in shapes[:-1])] and shapes[
         -1
     ][1] == len(lengths)
@@ -291,7 +291,7 @@ def test_plan_is_the_cheapest_cut():
         best = min(cost(ends, compile_tokens) for ends in cuts)
         assert (
             cost(
-                [stop for _, stop, _, _ in encoding.batch_shapes(lengths, 1000, compile_tokens)],
+                [stop for _, stop, _, _ in batching.batch_shapes(lengths, 1000, compile_tokens)],
                 compile_tokens,
             )
             == best

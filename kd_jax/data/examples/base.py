@@ -30,7 +30,9 @@ class Examples:
     on_device: whether look_up can run on a device; never with 64-bit tables, which JAX would cut to
     32 bits. one_shape: whether all batches of the same size have the same shapes. arrange: rng ->
     the rows of all examples of an epoch, in its order, [size, ...], for examples that hold several
-    windows each (``packed.py``); windows: the number of these. None: an example is one row.
+    windows each (``packed.py``); windows: the number of these. None: an example is one row. order:
+    (seed, batch number, batch size) -> the rows of a batch, in an order of its own; None: see
+    ``BatchRows``.
     """
 
     size: int
@@ -41,6 +43,7 @@ class Examples:
     one_shape: bool = True
     arrange: Callable[[np.random.Generator], np.ndarray] | None = None
     windows: int | None = None
+    order: Callable[[int, int, int], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if any(table.dtype == np.int64 for table in self.tables.values()):
@@ -149,6 +152,8 @@ class BatchRows(grain.sources.RandomAccessDataSource):
         if self.examples.draw is not None:
             rng = np.random.default_rng((self.seed, int(index)))
             return self.examples.draw(rng, self.batch_size).astype(np.int32)
+        if self.examples.order is not None:
+            return self.examples.order(self.seed, int(index), self.batch_size).astype(np.int32)
         places = int(index) * self.batch_size + np.arange(self.batch_size)
         epochs, within = np.divmod(places, self.examples.size)
         parts = [self._rows(int(e))[within[epochs == e]] for e in np.unique(epochs)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,13 +23,24 @@ def recency_weights(age: np.ndarray, decay: float) -> np.ndarray:
     return np.exp(-age / decay)
 
 
+class Whole(NamedTuple):
+    """What the examples of some users depend on in those of all.
+
+    width: targets of an example. end: the last time of training. mean: of the weights.
+    """
+
+    width: int
+    end: int
+    mean: float
+
+
 def target_ages(
-    dataset: Dataset, indptr: np.ndarray, width: int, unit: str
+    dataset: Dataset, indptr: np.ndarray, width: int, unit: str, end: int | None = None
 ) -> Float[np.ndarray, " N"]:
     """The age of each train interaction; inf for all but the newest ``width`` of a user.
 
-    unit: 'interactions' (0 for the user's newest) or 'days' (before the end of training). Raises
-    InputError for another unit.
+    end: the last time of training; None: that of ``dataset``. unit: 'interactions' (0 for the
+    user's newest) or 'days' (before the end of training). Raises InputError for another unit.
     """
     if unit not in ("interactions", "days"):
         raise InputError(
@@ -38,8 +49,14 @@ def target_ages(
     age = np.repeat(indptr[1:] - 1.0, np.diff(indptr)) - np.arange(indptr[-1])
     if unit == "days":
         time = dataset.timestamp[dataset.split == TRAIN]
-        return np.where(age < width, (time.max(initial=0) - time) / dataset.day, np.inf)
+        end = time.max(initial=0) if end is None else end
+        return np.where(age < width, (end - time) / dataset.day, np.inf)
     return np.where(age < width, age, np.inf)
+
+
+def widest(counts: np.ndarray) -> int:
+    """The number of targets of an example, where users have ``counts`` train interactions."""
+    return int(min(MAX_TARGETS, counts.max(initial=1)))
 
 
 def user_examples(
@@ -49,17 +66,19 @@ def user_examples(
     decay: float,
     decay_unit: str = "interactions",
     user_power: float = 0.5,
+    whole: Whole | None = None,
 ) -> Examples:
     """One example per user, with the train items as targets, weighted by recency.
 
     The weight of an interaction multiplies that of its recency. history: L. decay: the age at which
     a target counts 1/e, in ``decay_unit`` (``target_ages``). user_power: the weight of an example
-    is (sum of its target weights) ** user_power; with 0 all users have the same weight.
+    is (sum of its target weights) ** user_power; with 0 all users have the same weight. whole: of
+    all users, where ``dataset`` has a part of them.
     """
     indptr, items = dataset.targets(TRAIN)
     counts = np.diff(indptr)
-    width = int(min(MAX_TARGETS, counts.max(initial=1)))
-    ages = target_ages(dataset, indptr, width, decay_unit)
+    width = whole.width if whole else widest(counts)
+    ages = target_ages(dataset, indptr, width, decay_unit, whole.end if whole else None)
     owner = np.repeat(np.arange(len(counts)), counts)
     own = 1.0 if dataset.train_weights is None else dataset.train_weights
     totals = np.bincount(owner, recency_weights(ages, decay) * own, len(counts))
@@ -70,7 +89,8 @@ def user_examples(
     shares = recency_weights(ages - newest[owner], decay) * own
     shares /= np.bincount(owner, shares, len(counts))[owner]
     users = np.flatnonzero(counts).astype(np.int32)
-    weights = (totals**user_power / np.mean(totals[users] ** user_power)).astype(np.float32)
+    mean = whole.mean if whole else np.mean(totals[users] ** user_power)
+    weights = (totals**user_power / mean).astype(np.float32)
     num_users = len(counts)
 
     def look_up(xp: Any, tables: dict[str, Any], rows: Any) -> Batch:

@@ -11,10 +11,11 @@ from typing import Any
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
+from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.raw import RawData
-from kd_jax.data.readers import amazon, embedded, files, mind, movielens, tfds
+from kd_jax.data.readers import amazon, embedded, files, mind, movielens, prepared, tfds
 
-READERS: dict[str, Callable[..., RawData]] = {
+READERS: dict[str, Callable[..., RawData | PreparedDataset]] = {
     "movietweetings": embedded.movietweetings,
     "online_retail": embedded.online_retail,
     "movielens": movielens.read,
@@ -22,6 +23,7 @@ READERS: dict[str, Callable[..., RawData]] = {
     "files": files.read,
     "mind": mind.read,
     "amazon": amazon.read,
+    "prepared": prepared.read,
 }
 # Of a reader that reads more than its section names: the section to all paths.
 PATHS: dict[str, Callable[..., tuple[str, ...]]] = {"amazon": amazon.paths}
@@ -37,8 +39,8 @@ def reader_section(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     return fields.complete(section, READERS[name], f"data.{name}")
 
 
-def read(name: str, section: Mapping[str, Any] | None = None) -> RawData:
-    """The data that the reader ``name`` reads.
+def read(name: str, section: Mapping[str, Any] | None = None) -> RawData | PreparedDataset:
+    """The data that the reader ``name`` reads; prepared data are filtered and split already.
 
     Raises InputError with what is wrong, where, and how to fix it.
     """

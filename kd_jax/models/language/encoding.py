@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic
 from kd_jax.data.text import TokenTable, digest
-from kd_jax.devices import sharding
+from kd_jax.devices.processes import agreed, barrier, leader
+from kd_jax.models.language.batching import Runs, gather_rows, plan_batches
 from kd_jax.models.language.encoder import TextEncoder
 
 EARLIER = "earlier"  # folder in the cache: what an older run has encoded
@@ -45,6 +46,7 @@ def encode(
     batch_tokens: int | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    shared: bool = False,
 ) -> Float[np.ndarray, "N D"]:
     """The encoder's f32 vector of every text; equal texts are computed once.
 
@@ -53,15 +55,18 @@ def encode(
     tokens that one device computes at once; the default for a CPU keeps the activations of a batch
     in its cache. cache: a folder that keeps results by the hash of texts and weights; texts whose
     vectors are in the folder ``EARLIER`` inside it are not computed. progress: called with (texts
-    done, all texts). Raises InputError for vectors that are not finite. Source
-    of the sorting: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
+    done, all texts). shared: every process calls this with the same texts; each computes its
+    batches, and all get the vectors of all, with the bits that one process computes where all have
+    as many devices. Raises InputError for vectors that are not finite. Source of the sorting:
+    Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
     """
     path, weights = None, ""
     if cache is not None:
         weights = fingerprint(encoder)
         path = cache / f"vectors-{_digest(weights, table)}.npy"
-        if path.is_file():
-            _save_texts(path, weights, table)
+        if _known(path, shared):
+            if not shared or leader():
+                _save_texts(path, weights, table)
             return np.load(path, allow_pickle=False)
     distinct, inverse = _distinct(table)
     vectors = np.zeros((len(distinct), encoder.dim), np.float32)
@@ -70,12 +75,15 @@ def encode(
     if cache is not None:
         new = _fill(vectors, cache / EARLIER, weights, table, distinct)
     done = len(table) - int(copies[new].sum())
-    for rows, _, result in _batches(encoder, table, distinct[new], _forward, states, batch_tokens):
-        rows = new[rows]
-        vectors[rows] = result
-        done += int(copies[rows].sum())
+    plan = plan_batches(table.lengths[distinct[new]], batch_tokens, shared)
+    run = Runs(encoder, table, distinct[new], _forward, states)
+    for rows, _, result in run(plan.own):
+        vectors[new[rows]] = result
+        done += int(copies[new[rows]].sum()) * plan.parts  # as many by each of the others
         if progress is not None:
-            progress(done, len(table))
+            progress(min(done, len(table)), len(table))
+    if plan.parts > 1:
+        gather_rows(vectors, [new[rows] for rows in plan.rows_by_part()])
     broken = int(np.sum(~np.isfinite(vectors).all(1)))
     if broken:
         raise InputError(
@@ -83,10 +91,15 @@ def encode(
             " weights are damaged; copy or download teacher.lm.weights again"
         )
     vectors = vectors[inverse]
-    if path is not None:
+    if path is not None and (not shared or leader()):
         _save(path, vectors)
         _save_texts(path, weights, table)
     return vectors
+
+
+def _known(path: Path, shared: bool) -> bool:
+    """Whether ``path`` is there; one answer of all processes if the work is shared."""
+    return agreed(path.is_file()) if shared else path.is_file()
 
 
 def _save_texts(path: Path, weights: str, table: TokenTable) -> None:
@@ -130,62 +143,36 @@ def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.nd
     """The hidden states of every token after the encoder's frozen layers, [T, D] as ``table.ids``.
 
     They are computed once and kept in ``cache``, by the hash of texts and weights, as a file that
-    is mapped to memory.
+    is mapped to memory. Several processes share the work, so all must call this.
     """
     texts = table.ids.tobytes(), table.indptr.tobytes()
     parts = (f"cut {encoder.frozen_layers}", fingerprint(encoder), *texts)
     path = cache / f"states-{digest(parts)}.npy"
-    if not path.is_file():
+    if not _known(path, shared=True):
         states = np.zeros((len(table.ids), encoder.width), np.dtype(encoder.dtype))
-        for rows, mask, result in _batches(encoder, table, np.arange(len(table)), _states):
+        bits = states.view(np.uint16) if states.dtype.itemsize == 2 else states
+        plan = plan_batches(table.lengths, None, shared=True)
+        for rows, mask, result in Runs(encoder, table, np.arange(len(table)), _states)(plan.own):
             states[table.token_indices(rows, mask.shape[1])[mask]] = result[mask]
-        _save(path, states.view(np.uint16) if states.dtype.itemsize == 2 else states)
+        if plan.parts > 1:
+            gather_rows(bits, [_tokens_of(table, rows) for rows in plan.rows_by_part()])
+        if leader():
+            _save(path, bits)
+        barrier("states")
     found = np.load(path, allow_pickle=False, mmap_mode="r")
     return found.view(np.dtype(encoder.dtype)) if found.dtype == np.uint16 else found
+
+
+def _tokens_of(table: TokenTable, rows: np.ndarray) -> np.ndarray:
+    """The places in ``table.ids`` of the tokens of some texts, one text after the other."""
+    first, lengths = table.indptr[rows], table.lengths[rows]
+    shift = np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+    return np.arange(len(shift)) + shift
 
 
 def _save(path: Path, values: np.ndarray) -> None:
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.save(file, values, allow_pickle=False)
-
-
-def _batches(
-    encoder: TextEncoder,
-    table: TokenTable,
-    distinct: np.ndarray,
-    run: Callable[..., jax.Array],
-    states: np.ndarray | None = None,
-    batch_tokens: int | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Calls ``run`` on the distinct texts, sorted by length, on all devices of this process.
-
-    Yields (indices into ``distinct`` [R], mask [R, L], result [R, ...]).
-    """
-    mesh = sharding.local_mesh()
-    if batch_tokens is None:
-        batch_tokens = 1024 if jax.default_backend() == "cpu" else 65536
-    batch_tokens *= mesh.size
-    lengths = table.lengths[distinct]
-    graphdef, state = nnx.split(encoder)
-    state = sharding.put_whole(state, mesh)
-    order = np.argsort(lengths, kind="stable")
-    pending: list[tuple[np.ndarray, np.ndarray, jax.Array]] = []
-    for start, stop, batch, length in batch_shapes(lengths[order], batch_tokens):
-        batch += -batch % mesh.size
-        for first in range(start, stop, batch):
-            rows = order[first : min(first + batch, stop)]
-            # The last batch repeats its first text, so that its shape, and with it the compiled
-            # program, is the same.
-            filled = distinct[np.concatenate([rows, np.repeat(rows[:1], batch - len(rows))])]
-            ids, mask = table.padded(filled, length)
-            given = None if states is None else states[table.token_indices(filled, length)]
-            result = run(graphdef, state, *sharding.put_rows((ids, mask, given), mesh))
-            pending.append((rows, mask[: len(rows)] > 0, result))
-            if len(pending) > 1:
-                rows, mask, result = pending.pop(0)
-                yield rows, mask, np.asarray(result)[: len(rows)]
-    for rows, mask, result in pending:
-        yield rows, mask, np.asarray(result)[: len(rows)]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -217,35 +204,6 @@ def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
         if inverse[row] == len(first):
             first.append(row)
     return np.asarray(first, np.int64), inverse
-
-
-def batch_shapes(
-    lengths: Int[np.ndarray, " N"], batch_tokens: int, compile_tokens: int = 4000
-) -> list[tuple[int, int, int, int]]:
-    """The cheapest shapes of batches for sorted ``lengths``, as (start, stop, rows, length).
-
-    A shape costs ``compile_tokens`` (the tokens that could be encoded while its program compiles),
-    and a text costs the length of its shape. The minimum is found by dynamic programming over the
-    distinct lengths.
-    """
-    widths, counts = np.unique(lengths, return_counts=True)
-    ends = np.concatenate([[0], counts.cumsum()])
-    best = np.zeros(len(widths) + 1)
-    cut = np.zeros(len(widths) + 1, np.int64)
-    for stop in range(1, len(widths) + 1):
-        cost = best[:stop] + compile_tokens + widths[stop - 1] * (ends[stop] - ends[:stop])
-        cut[stop] = cost.argmin()
-        best[stop] = cost.min()
-    shapes = []
-    stop = len(widths)
-    while stop > 0:
-        start = int(cut[stop])
-        width = int(widths[stop - 1])
-        texts = int(ends[stop] - ends[start])
-        batches = -(-texts // max(1, batch_tokens // width))
-        shapes.append((int(ends[start]), int(ends[stop]), -(-texts // batches), width))
-        stop = start
-    return shapes[::-1]
 
 
 @dataclasses.dataclass(frozen=True)

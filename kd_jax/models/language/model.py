@@ -18,6 +18,7 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import fingerprint, read_json, write_json
 from kd_jax.core.types import Params, PyTree
 from kd_jax.data import text
+from kd_jax.devices.processes import leader_first
 from kd_jax.models.language import encoding, hf
 from kd_jax.models.language.encoder import TextEncoder, check_pooling
 from kd_jax.models.language.encoding import Texts
@@ -117,9 +118,14 @@ class LanguageModel:
         return found
 
     def texts(self, name: str, texts: Sequence[str], progress: Progress | None = None) -> Texts:
-        """The vectors of ``texts``, with tokens if the model is trained; name: of the tower."""
+        """The vectors of ``texts``, with tokens if the model is trained; name: of the tower.
+
+        Several processes share the work: all must call this, with the same texts.
+        """
         table, states = self.tokens(name, texts)
-        vectors = encoding.encode(self.encoder, table, cache=self.cache, progress=progress)
+        vectors = encoding.encode(
+            self.encoder, table, cache=self.cache, progress=progress, shared=True
+        )
         if not self.live:
             return Texts(vectors)
         starts = None if states is None else table.indptr[:-1].astype(np.int32)
@@ -150,7 +156,7 @@ class LanguageModel:
 
         name: of the tower.
         """
-        table = self.table(texts, self.cache)
+        table = leader_first(lambda: self.table(texts, self.cache))
         self._tables[name] = table, self._states(table)
         return self._tables[name]
 
@@ -185,7 +191,7 @@ class LanguageModel:
         model: Any = nnx.merge(graphdef, params, constants)
         for name, (table, states) in self._tables.items():
             tower = getattr(model, name)
-            vectors = encoding.encode(tower.encoder, table, states=states)
+            vectors = encoding.encode(tower.encoder, table, states=states, shared=True)
             tower.vectors = Frozen(jnp.asarray(vectors))
         return split(model)[2]
 

@@ -1,0 +1,234 @@
+"""Prepare a data set with Spark: the files that python -m kd_jax.data.prepare writes.
+
+spark-submit cluster/prepare_spark.py --interactions=/shared/clicks --items=/shared/films.parquet \\
+    --out=/shared/prepared
+
+The arguments are those of kd_jax.data.prepare. The folders must be on a file system that driver and
+workers share, kd_jax be installed on them, and Spark 4 (extra 'spark') and Java 17 be there. The
+driver keeps the ids of users and items in memory, a worker the rows of one shard.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as f
+
+from kd_jax.core import process
+from kd_jax.core.errors import InputError
+from kd_jax.data.prepare import parse
+from kd_jax.data.prepared import folder as folders
+from kd_jax.data.prepared.options import (
+    PrepareOptions,
+    check_schema,
+    parquet_files,
+    read_items,
+    unit_of,
+)
+from kd_jax.data.prepared.streaming import identity, write_split
+from kd_jax.data.splits import temporal_ranks
+from kd_jax.data.time_units import COUNTS, LIMITS
+
+
+def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
+    """As ``kd_jax.data.prepared.streaming.prepare``, by Spark."""
+    folder = folder.absolute()
+    files = parquet_files(options.interactions, "interactions")
+    identified = identity(options)
+    if not folders.begin(folder, identified):
+        return False
+    check_schema(pl.read_parquet_schema(files[0]), options)
+    counts: dict[str, int] = {}
+    rows = _complete(_read(spark, options, files), options, counts)
+    shards = options.shards_for(counts["rows"])
+    rows = _one_per_pair(rows, options.repeats)
+    rows = _kept(rows, folder / folders.WORK / "pairs", spark)
+    left = rows.count()
+    counts["repeated"] = counts.pop("given") - left
+    rows = _core(rows, options, spark, folder / folders.WORK)
+    size = rows.count()
+    counts["below_min_interactions"] = left - size
+    if not size:
+        raise InputError(
+            f"{options.interactions}: no interaction is left; lower --min_interactions,"
+            " --min_item_interactions or --min_rating"
+        )
+    users, used = (_distinct(rows, name, folder / folders.WORK) for name in ("user", "item"))
+    table = read_items(options, used.dtype)
+    items = folders.catalogue(options, used, table)
+    unit, divisor, cuts = _times(rows, options, size)
+    _write(spark, rows, (users, items), folder, shards, (cuts, divisor))
+    name = Path(options.interactions).expanduser().stem
+    made = folders.Made(name, users, items, table, counts, unit, shards)
+    if identity(options) != identified:
+        raise InputError(f"{options.interactions} has changed while it was read; start again")
+    folders.finish(folder, options, made, identified)
+    return True
+
+
+def _read(spark: SparkSession, options: PrepareOptions, files: list[Path]) -> DataFrame:
+    """The columns of the interactions; row: the place in the source, files in natural order."""
+    found = spark.read.parquet(*(str(file.absolute()) for file in files))
+    kinds = dict(found.dtypes)
+    ids = [
+        f.col(column).cast("string" if kinds[column] == "string" else "long").alias(name)
+        for name, column in (("user", options.user), ("item", options.item))
+    ]
+    rating = f.col(options.rating).cast("float") if options.rating else f.lit(1.0).cast("float")
+    # The path of a row's file is a URI; its number is found by a join with the list of files.
+    numbers = spark.createDataFrame(
+        [(file.absolute().as_uri().replace("file:///", "file:/"), n)
+         for n, file in enumerate(files)],
+        "path string, file long",
+    )  # fmt: skip
+    place = f.regexp_replace(f.col("_metadata.file_path"), "^file:/+", "file:/")
+    found = found.select(
+        *ids,
+        rating.alias("rating"),
+        f.col(options.timestamp).cast("long").alias("timestamp"),
+        place.alias("path"),
+        f.col("_metadata.row_index").alias("index"),
+    ).join(f.broadcast(numbers), "path")
+    row = f.col("file") * f.lit(1 << 40) + f.col("index")
+    return found.select("user", "item", "rating", "timestamp", row.alias("row"))
+
+
+def _complete(rows: DataFrame, options: PrepareOptions, counts: dict[str, int]) -> DataFrame:
+    finite = ~f.isnan("rating") & (f.abs("rating") != float("inf"))
+    good = f.col("user").isNotNull() & f.col("item").isNotNull() & f.col("timestamp").isNotNull()
+    good &= f.coalesce(finite, f.lit(False))
+    rated = good
+    if options.min_rating is not None:
+        rated = good & (f.col("rating") >= f.lit(options.min_rating).cast("float"))
+    total, complete, given = rows.select(
+        f.count("*"), f.sum(good.cast("long")), f.sum(rated.cast("long"))
+    ).first()
+    counts |= {"rows": total, "malformed": total - complete, "given": given}
+    counts["below_min_rating"] = complete - given
+    if counts["malformed"] > options.max_malformed * total:
+        raise InputError(
+            f"{options.interactions}: {counts['malformed']:,} of {total:,} rows lack an id, a"
+            " timestamp or a finite rating; fix them, or tolerate such a share: --max_malformed"
+        )
+    if not given:
+        raise InputError(f"{options.interactions}: no row is left; lower --min_rating or give rows")
+    return rows.where(rated)
+
+
+def _one_per_pair(rows: DataFrame, repeats: str) -> DataFrame:
+    order = [f.col("timestamp"), f.col("row")]
+    if repeats != "first":
+        order = [column.desc() for column in order]
+    if repeats == "max":
+        order = [f.col("rating").desc(), *order]
+    window = Window.partitionBy("user", "item").orderBy(*order)
+    return rows.withColumn("n", f.row_number().over(window)).where("n = 1").drop("n")
+
+
+def _kept(rows: DataFrame, path: Path, spark: SparkSession) -> DataFrame:
+    """The rows, written and read again, so that they are computed once."""
+    rows.write.mode("overwrite").parquet(str(path))
+    return spark.read.parquet(str(path))
+
+
+def _core(rows: DataFrame, options: PrepareOptions, spark: SparkSession, work: Path) -> DataFrame:
+    """The k-core: users and items with too few rows are left out until there are none."""
+    wanted = {"user": options.min_interactions, "item": options.min_item_interactions}
+    wanted = {name: least for name, least in wanted.items() if least > 1}
+    step, size = 0, rows.count()
+    while wanted:
+        for name, least in wanted.items():
+            good = rows.groupBy(name).count().where(f.col("count") >= least).select(name)
+            rows = rows.join(good, name, "left_semi")
+        rows = _kept(rows, work / f"core-{step}", spark)
+        left = rows.count()
+        if left == size:
+            break
+        step, size = step + 1, left
+    return rows.select("user", "item", "rating", "timestamp", "row")
+
+
+def _distinct(rows: DataFrame, name: str, work: Path) -> pl.Series:
+    path = work / f"{name}s"
+    rows.select(name).distinct().write.mode("overwrite").parquet(str(path))
+    return pl.read_parquet(path / "*.parquet")[name].sort()
+
+
+def _times(
+    rows: DataFrame, options: PrepareOptions, size: int
+) -> tuple[str, int, tuple[int, int] | None]:
+    """The unit of the times, what they are divided by, and where valid and test begin."""
+    time = f.col("timestamp")
+    kind = f.lit(0)
+    for bound in (COUNTS, *LIMITS.values()):
+        kind = kind + (f.abs(time) >= bound).cast("int")
+    whole = [f.max((time % f.lit(1000**power) != 0).cast("int")) for power in (1, 2, 3)]
+    *classes, one, two, three = rows.select(
+        *(f.sum((kind == place).cast("long")) for place in range(5)), *whole
+    ).first()
+    divisible = 3 if not three else 2 if not two else 1 if not one else 0
+    unit, divisor = unit_of(list(classes), divisible, options.time_unit)
+    if options.split != "temporal":
+        return unit, divisor, None
+    ends = f.sum("count").over(Window.orderBy("timestamp"))
+    ends = rows.groupBy("timestamp").count().withColumn("end", ends)
+    first, second = (
+        ends.where(f.col("end") > rank).agg(f.min("timestamp")).first()[0]
+        for rank in temporal_ranks(size, options.ratios)
+    )
+    return unit, divisor, (first, second)
+
+
+def _write(
+    spark: SparkSession,
+    rows: DataFrame,
+    ids: tuple[pl.Series, pl.Series],
+    folder: Path,
+    shards: int,
+    how: tuple[tuple[int, int] | None, int],
+) -> None:
+    """Writes the shards in the workers, each from all rows of its users."""
+    for name, values in zip(("user", "item"), ids, strict=True):
+        path = folder / folders.WORK / f"{name}-index.parquet"
+        index = pl.int_range(len(values), dtype=pl.Int32, eager=True)
+        pl.DataFrame({name: values, f"{name}_index": index}).write_parquet(path)
+        rows = rows.join(spark.read.parquet(str(path)), name)
+    columns = ("user_index", "item_index", "rating", "timestamp", "row")
+    shard = (f.col("user_index") % shards).alias("shard")
+    rows = rows.select(shard, *columns)
+
+    def write(table):  # type: ignore[no-untyped-def]
+        number = table.column("shard")[0].as_py()
+        frame = pl.from_arrow(table).sort("user_index", "timestamp", "row")
+        names = ("user", "item", "rating", "timestamp")
+        found = {
+            name: frame[column].to_numpy() for name, column in zip(names, columns, strict=False)
+        }
+        write_split(folder, number, found, *how)
+        return table.select(["shard"]).slice(0, 1)
+
+    done = rows.groupBy("shard").applyInArrow(write, "shard int").collect()
+    nothing = {"user": np.int32, "item": np.int32, "rating": np.float32, "timestamp": np.int64}
+    for number in set(range(shards)) - {row[0] for row in done}:
+        empty = {name: np.zeros(0, kind) for name, kind in nothing.items()}
+        write_split(folder, number, empty, *how)
+
+
+def main() -> int:
+    """Runs the command; returns the exit status, 2 for bad input."""
+
+    def run() -> None:
+        options, folder = parse("prepare_spark.py", None)
+        spark = SparkSession.builder.appName("prepare").getOrCreate()
+        if not prepare(spark, options, folder):
+            print(f"{folder}: up to date")
+
+    return process.status(run, Path("."))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

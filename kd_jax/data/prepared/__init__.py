@@ -1,0 +1,1 @@
+"""Data sets that are prepared once, as shards on disk, for data larger than memory."""
