@@ -294,7 +294,7 @@ def test_styles_load_nothing_and_every_variable_has_a_light_and_a_dark_value(
 
 
 def test_charts_and_tables_are_labelled(full: Page) -> None:
-    assert full.count("svg") == full.count("desc") == full.count("figcaption") == 3 + 3 + 2 + 1
+    assert full.count("svg") == full.count("desc") == full.count("figcaption") == 3 + 3 + 1 + 2 + 1
     assert full.count("caption") == full.count("table") == full.count("thead")
     assert all(a.get("scope") in ("row", "col", "colgroup") for tag, a in full.tags if tag == "th")
     assert (
