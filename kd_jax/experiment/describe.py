@@ -22,7 +22,6 @@ from kd_jax.report import data_page
 def describe_data(experiment: Experiment) -> None:
     """Logs a description of the data set, and writes report/data.json and report/data.html."""
     d, log = experiment.dataset, experiment.log
-    held = isinstance(d, PreparedDataset) and not d.whole
     sizes = d.splits if isinstance(d, PreparedDataset) else np.bincount(d.split, minlength=3)
     lines = [
         f"data: {d.name}: {d.num_users:,} users, {d.num_items:,} items, {sum(sizes[:4]):,}"
@@ -30,7 +29,7 @@ def describe_data(experiment: Experiment) -> None:
         f" {d.split_name}); {int(np.sum(~d.warm)):,} items have no train interaction",
         *summary.lines(d, experiment.config.teacher.lm.template),
     ]
-    if held:
+    if isinstance(d, PreparedDataset) and not d.whole:
         lines.append(f"data: what follows is of the {d.held:,} users that are evaluated")
     for what, count in d.counts.items():
         if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):

@@ -88,7 +88,7 @@ def _whole(
         found = np.bincount(owner, recency_weights(ages, decay), len(indptr) - 1)
         totals[number :: shards.number] = np.where(np.diff(indptr) > 0, found, np.nan)
     totals = totals[~np.isnan(totals)]
-    return Whole(width, end, np.mean(totals**user_power)), sizes
+    return Whole(width, end, float(np.mean(totals**user_power))), sizes
 
 
 class ShardOrder:

@@ -65,7 +65,8 @@ def write_shard(folder: Path, number: int, columns: dict[str, np.ndarray]) -> No
     """Writes a shard; columns: those of ``Dataset`` (``ARRAYS``), sorted by (user, time)."""
     frame = pl.DataFrame({name: columns[name] for name in ARRAYS})
     with atomic(shard_path(folder, number)) as path:
-        frame.cast({**TYPES, "split": pl.Int8}).write_parquet(
+        kinds: Any = {**TYPES, "split": pl.Int8}
+        frame.cast(kinds).write_parquet(
             path, compression="zstd", compression_level=3, statistics=False
         )
 
@@ -198,18 +199,9 @@ class Shards:
 
 def _dataset(own: Shards, users: pl.Series, arrays: dict[str, Any], **more: Any) -> Any:
     indptr = np.concatenate([[0], np.cumsum(np.bincount(arrays["user"], minlength=len(users)))])
-    kind = PreparedDataset if more else Dataset
-    more = {"counts": {}, "checksum": ""} | more
-    return kind(
-        *own.names,
-        users,
-        own.item_ids,
-        own.items,
-        **arrays,
-        indptr=indptr,
-        time_unit=own.time_unit,
-        **more,
-    )
+    kind: Any = PreparedDataset if more else Dataset
+    more = {"counts": {}, "checksum": "", "time_unit": own.time_unit} | more
+    return kind(*own.names, users, own.item_ids, own.items, indptr=indptr, **arrays, **more)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -332,7 +332,7 @@ def options_of(values: dict[str, Any]) -> PrepareOptions:
     known = {field.name: field for field in dataclasses.fields(PrepareOptions)}
     found: dict[str, Any] = {}
     for name, value in values.items():
-        default = known[name].default
+        default: Any = known[name].default
         if name == "ratios":
             found[name] = tuple(float(part) for part in value.split(","))
         elif name == "text_columns":
