@@ -594,8 +594,8 @@ def test_baselines_and_models_of_both_splits_are_ranked_by_one_program():
     vectors = rng.normal(size=(data.num_items, ev.WIDTH)).astype(np.float32)
     placed = put_whole((vectors, np.zeros(data.num_items, np.float32)), mesh)
     users = put_whole(rng.normal(size=(data.num_users, ev.WIDTH)).astype(np.float32), mesh)
-    ranking.rank.clear_cache()
+    ranking.target_counts.clear_cache()
     for score_fn in (ev.popularity(data), lambda rows: Factors(users[rows], *placed)):
         for split in (1, 2):
             ev.evaluate_rank(score_fn, data, split, slices=False)
-    assert ranking.rank._cache_size() == 1
+    assert ranking.target_counts._cache_size() == 1
