@@ -33,9 +33,9 @@ from typing import Any
 
 import measuring
 
+from benchmarks.lm_throughput import MAX_LENGTH, RATE, bert_step
+
 LEAST = 30  # seconds
-TOKENS = 128
-RATE = 1e-5
 ROLES = {  # what is run: overrides of the default configuration
     "default run": (),
     "SASRec": ("--config.student.name=sasrec", "--config.stages=('data','student','evaluate')"),
@@ -47,7 +47,6 @@ def language_model(spec: dict[str, Any]) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import optax
     from flax import nnx
 
     from kd_jax.devices import profiling
@@ -58,23 +57,15 @@ def language_model(spec: dict[str, Any]) -> dict[str, Any]:
     rate = measuring.ceiling("bfloat16", 1024 if spec["small"] else 8192)
     encoder = NativeEncoder(Bert(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(encoder)
-    tx = optax.adamw(RATE)
-
-    def forward(params: Any, ids: Any) -> Any:
-        return nnx.merge(graphdef, params)(ids, jnp.ones_like(ids))
-
-    def step(params: Any, state: Any, ids: Any) -> Any:
-        grads = jax.grad(lambda params: (forward(params, ids) ** 2).mean())(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    forward, step, init = bert_step(graphdef, RATE)
 
     found: dict[str, Any] = {"peak": max(rate() for _ in range(5)), "rows": []}
     rng, shrink = np.random.default_rng(0), 64 if spec["small"] else 1
     for name, function, texts, given in (
         ("encoding", forward, 512 // shrink, (params,)),
-        ("fine-tuning step", step, 64 // shrink, (params, tx.init(params))),
+        ("fine-tuning step", step, 64 // shrink, (params, init(params))),
     ):
-        ids = jnp.asarray(rng.integers(1000, 30000, (texts, TOKENS)), jnp.int32)
+        ids = jnp.asarray(rng.integers(1000, 30000, (texts, MAX_LENGTH)), jnp.int32)
         flops = profiling.matmul_flops(function, *given, ids)
         run = jax.jit(function).lower(*given, ids).compile()
         jax.block_until_ready(run(*given, ids))

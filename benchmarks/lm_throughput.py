@@ -469,6 +469,29 @@ def show(rows: list[dict[str, Any]]) -> str:
     return measuring.table(head, lines)
 
 
+def bert_step(graphdef: Any, rate: float) -> tuple[Any, Any, Any]:
+    """(forward, training step, initial optimiser state) of an encoder, as functions of its params.
+
+    forward: (params, ids) -> vectors. step: (params, state, ids) -> (params, state), by AdamW.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    tx = optax.adamw(rate)
+
+    def forward(params: Any, ids: Any) -> Any:
+        return nnx.merge(graphdef, params)(ids, jnp.ones_like(ids))
+
+    def step(params: Any, state: Any, ids: Any) -> Any:
+        grads = jax.grad(lambda params: (forward(params, ids) ** 2).mean())(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return forward, step, tx.init
+
+
 def lowered() -> None:
     """FLOPs and bytes of a BERT-base in bfloat16 at 128 tokens.
 
@@ -476,7 +499,6 @@ def lowered() -> None:
     """
     import jax
     import jax.numpy as jnp
-    import optax
     from flax import nnx
 
     from kd_jax.devices import profiling
@@ -487,20 +509,12 @@ def lowered() -> None:
         lambda: NativeEncoder(Bert(BertConfig(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     )
     graphdef, params = nnx.split(encoder)
-    tx = optax.adamw(RATE)
-
-    def forward(params: Any, ids: Any) -> Any:
-        return nnx.merge(graphdef, params)(ids, jnp.ones_like(ids))
-
-    def step(params: Any, state: Any, ids: Any) -> Any:
-        grads = jax.grad(lambda params: (forward(params, ids) ** 2).mean())(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    forward, step, init = bert_step(graphdef, RATE)
 
     rows = []
     for name, function, texts, given in (
         ("encode", forward, 512, (params,)),
-        ("fine-tuning step", step, 64, (params, jax.eval_shape(tx.init, params))),
+        ("fine-tuning step", step, 64, (params, jax.eval_shape(init, params))),
     ):
         ids = jax.ShapeDtypeStruct((texts, MAX_LENGTH), jnp.int32)
         flops = profiling.matmul_flops(function, *given, ids)

@@ -125,7 +125,7 @@ class Dataset:
         return None if self.weight is None else self.weight[self.split == TRAIN]
 
     def _rows(self, chosen: Bool[np.ndarray, " N"]) -> CSR:
-        return _indptr(self.user[chosen], self.num_users), self.item[chosen]
+        return indptr_of(self.user[chosen], self.num_users), self.item[chosen]
 
     def save(self, folder: Path) -> None:
         """Writes interactions, users and items as Parquet, then dataset.json.
@@ -149,9 +149,8 @@ class Dataset:
             user = np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(indptr))
             with atomic(Path(folder) / DISLIKED) as path:
                 pl.DataFrame({"user": user, "item": item}).write_parquet(path)
-        note = {name: getattr(self, name) for name in NOTED}
-        note["impressions"] = impressions.checksum_of(self.impressions)
-        write_json(Path(folder) / "dataset.json", note)
+        shown = {"impressions": impressions.checksum_of(self.impressions)}
+        write_json(Path(folder) / "dataset.json", {n: getattr(self, n) for n in NOTED} | shown)
 
 
 def load(folder: Path) -> Dataset:
@@ -194,7 +193,7 @@ def load(folder: Path) -> Dataset:
     if not (folder / DISLIKED).exists():
         return found
     pairs = _saved(folder / DISLIKED, fix)
-    disliked = _indptr(pairs["user"].to_numpy(), found.num_users), pairs["item"].to_numpy()
+    disliked = indptr_of(pairs["user"].to_numpy(), found.num_users), pairs["item"].to_numpy()
     return dataclasses.replace(found, disliked=disliked)
 
 
@@ -230,14 +229,15 @@ def _assemble(
         item_ids.rename("item"),
         items,
         **arrays,
-        indptr=_indptr(arrays["user"], len(user_ids)),
+        indptr=indptr_of(arrays["user"], len(user_ids)),
         counts=counts,
         checksum=digest.hexdigest()[:16],
         time_unit=time_unit,
     )
 
 
-def _indptr(user: Int32[np.ndarray, " N"], users: int) -> Int64[np.ndarray, " U+1"]:
+def indptr_of(user: Int32[np.ndarray, " N"], users: int) -> Int64[np.ndarray, " U+1"]:
+    """The bounds of the rows of a CSR array, of rows sorted by ``user`` (0 to ``users`` - 1)."""
     return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=users))])
 
 
@@ -257,7 +257,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     users, items, rows = len(kept.user_ids), len(kept.item_ids), kept.rows
     texts = item_text.texts(raw, kept.item_ids, options.text_columns, options.missing_text)
 
-    indptr = _indptr(kept.user, users)
+    indptr = indptr_of(kept.user, users)
     times = [rows["timestamp"].to_numpy()]
     if raw.impressions is not None:
         times.append(raw.impressions["timestamp"].to_numpy())
@@ -292,7 +292,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     untimed = options.split != "column" and not has_time
     _check_splits(dataset, options.minima, UNTIMED if untimed else "")
     low = filters.indexed_pairs(kept.low, ids, (kept.user, kept.item))
-    disliked = (_indptr(low[0], users), low[1]) if len(low[0]) else None
+    disliked = (indptr_of(low[0], users), low[1]) if len(low[0]) else None
     notes = (*notes, *kept.reduced.notes)
     return dataclasses.replace(dataset, disliked=disliked, impressions=shown, notes=notes)
 

@@ -110,6 +110,8 @@ class Fit:
     ``watch(count)`` is called at every evaluation, with the number of evaluations so far.
     """
 
+    student = "mf"
+
     def __init__(self, folder, mesh=(1, 1), sizes=None, **recipe):
         self.folder, self.task, self.watch = (
             folder,
@@ -129,8 +131,11 @@ class Fit:
         )
         self.evaluations, self.traces = 0, None
 
+    def examples(self):
+        return self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5)
+
     def __call__(self, identity=None):
-        graphdef, params, constants = split(student_of(self.task, "mf"))
+        graphdef, params, constants = split(student_of(self.task, self.student))
         judge = self.task.evaluation_function(graphdef, "valid", HISTORY, full=False)
 
         def evaluate(params, constants):
@@ -146,7 +151,7 @@ class Fit:
                 graphdef,
                 params,
                 constants,
-                self.task.examples("user", history=HISTORY, decay=3.0, user_power=0.5),
+                self.examples(),
                 (term("ce"),),
                 self.recipe,
                 evaluate,

@@ -15,7 +15,6 @@ from helpers import toy
 from helpers.marks import first_fast
 from helpers.terms import term
 from helpers.training import HISTORY, Fit, final_state, losses, student_of, teacher_of
-from kd_jax.core.logging import Log
 from kd_jax.data import dataset as datasets
 from kd_jax.data.lists import Lists
 from kd_jax.devices import sharding
@@ -26,9 +25,6 @@ from kd_jax.distillation.term import OWN
 from kd_jax.evaluation.tasks import Rank
 from kd_jax.models.scorer import split
 from kd_jax.models.students import STUDENTS
-from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.job import TrainingJob
-from kd_jax.training.loop import train
 from kd_jax.training.preemption import Preempted
 
 OBJECTIVE = (
@@ -165,24 +161,14 @@ def test_losses_do_not_depend_on_the_mesh(shape, monkeypatch):
 class Packed(Fit):
     """A run of a SASRec that is trained without padding."""
 
-    def __call__(self):
+    student = "sasrec"
+
+    def __init__(self, *args, **how):
+        super().__init__(*args, **how)
         self.task = task_of()
-        graphdef, params, constants = split(student_of(self.task, "sasrec"))
-        judge = self.task.evaluation_function(graphdef, "valid", HISTORY, full=False)
 
-        def evaluate(params, constants):
-            self.evaluations += 1
-            self.watch(self.evaluations)
-            return self.task.score(judge(params, constants))
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        examples = self.task.examples("all", history=HISTORY, packed=True)
-        with Log(self.folder / "metrics.jsonl", "ndcg@10") as log:
-            job = TrainingJob(
-                "student", 0, graphdef, params, constants, examples, (term("ce"),), self.recipe,
-                evaluate, Checkpoints(self.folder / "student", {"seed": 0}), self.mesh, log,
-            )  # fmt: skip
-            return train(job)
+    def examples(self):
+        return self.task.examples("all", history=HISTORY, packed=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 1)])

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic, content_hash, fingerprint, read_json, write_json
-from kd_jax.data.dataset import ARRAYS, Dataset
+from kd_jax.data.dataset import ARRAYS, Dataset, indptr_of
 from kd_jax.data.item_text import texts
 from kd_jax.data.prepared.options import PrepareOptions
 from kd_jax.data.raw import RawData, check_items
@@ -198,7 +198,7 @@ class Shards:
 
 
 def _dataset(own: Shards, users: pl.Series, arrays: dict[str, Any], **more: Any) -> Any:
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(arrays["user"], minlength=len(users)))])
+    indptr = indptr_of(arrays["user"], len(users))
     kind: Any = PreparedDataset if more else Dataset
     more = {"counts": {}, "checksum": "", "time_unit": own.time_unit} | more
     return kind(*own.names, users, own.item_ids, own.items, indptr=indptr, **arrays, **more)
