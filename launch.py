@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
     from kd_jax.experiment import pipeline
 
     process.start()
+    if flags.FLAGS.config.get("compile_quickly"):
+        process.compile_quickly()
     try:
         processes.initialize(
             flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id

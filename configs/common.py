@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
     # write an XProf trace of a few steps of every model's training to trace/, and its sums to the
     # log
     c.trace = False
+    # compile in a quarter of the time, into slower programs: for short runs on a CPU
+    c.compile_quickly = False
     c.mesh = ConfigDict()
     # devices the batch is split over; -1 = all that are left
     c.mesh.data = -1
@@ -411,6 +413,7 @@ def parse(arg: str, names: tuple[str, ...] = (), default: str = "") -> tuple[str
 def shrink(c: ConfigDict) -> ConfigDict:
     """The same run in seconds: one seed, 100 users and the items they know, a few steps."""
     c.seeds = (0,)
+    c.compile_quickly = True
     c.data.max_users = 100
     c.data.min_item_interactions = max(1, c.data.min_item_interactions)
     c.teacher.model.blocks = 1

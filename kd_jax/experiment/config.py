@@ -20,8 +20,10 @@ from kd_jax.training.recipe import Recipe
 
 def settings_of(config: ConfigDict, role: Role) -> ConfigDict:
     """The configuration of ``role``: with its tuned values, then with its overrides."""
-    c = merged(config, config.tuned.get(role.name, {}), f"tuned.{role.name}")
-    return merged(c, role.overrides, f"overrides of {role.name}")
+    tuned = config.tuned.get(role.name, {})
+    return merged(
+        config, {f"tuned.{role.name}": tuned, f"overrides of {role.name}": role.overrides}
+    )
 
 
 def selects(config: ConfigDict) -> str:

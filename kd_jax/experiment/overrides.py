@@ -152,7 +152,7 @@ def _tune(config: ConfigDict, override: Override) -> None:
         if not name:
             raise InputError(f"{override.flag}: give --config.tuned.{role}.<field>=<value>")
         sections.check_tunable(config, name, override.flag)
-        scratch = sections.merged(config, config.tuned[role], f"tuned.{role}")
+        scratch = sections.merged(config, {f"tuned.{role}": config.tuned[role]})
         text = isinstance(value, str) and not override.text.strip().startswith("{")
         _store(
             config.tuned[role], name, sections.put(scratch, name, value, override.flag, text=text)

@@ -172,19 +172,21 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def merged(config: ConfigDict, tree: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of ``config`` with the fields in ``tree`` replaced.
+def merged(config: ConfigDict, trees: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """A copy of ``config`` with the fields in ``trees`` replaced, one after the other.
 
-    tree: a part of its sections, nested. A term that is None is removed.
+    trees: where the values are from, as errors name it -> a part of the sections, nested. A term
+    that is None is removed.
     """
     c = ConfigDict(config.to_dict())
-    for field, value in leaves(tree):
-        check_tunable(c, field, where)
-        parent, _, name = field.rpartition(".")
-        if value is None and parent == "distill.terms" and name in c.distill.terms:
-            del c.distill.terms[name]
-        else:
-            put(c, field, value, where)
+    for where, tree in trees.items():
+        for field, value in leaves(tree):
+            check_tunable(c, field, where)
+            parent, _, name = field.rpartition(".")
+            if value is None and parent == "distill.terms" and name in c.distill.terms:
+                del c.distill.terms[name]
+            else:
+                put(c, field, value, where)
     return c
 
 

@@ -72,6 +72,7 @@ def test_runlocal_shrinks_every_config():
     for module in CONFIGS:
         whole, local = module.get_config(), module.get_config("runlocal")
         assert local.seeds == (0,) and local.data.max_users > 0 == whole.data.max_users
+        assert local.compile_quickly and not whole.compile_quickly
         assert (
             max(local.teacher.optimizer.steps, local.student.optimizer.steps)
             <= 20
