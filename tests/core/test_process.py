@@ -11,7 +11,7 @@ import os
 import jax, jax.numpy as jnp
 from kd_jax.core import process
 process.compile_quickly()
-assert jax.config.jax_disable_most_optimizations
+assert jax.config.read("jax_disable_most_optimizations")
 assert os.environ["XLA_FLAGS"].endswith(GIVEN)
 assert float(jax.jit(lambda x: jnp.exp(x).sum())(jnp.zeros(3))) == 3
 """
