@@ -7,6 +7,8 @@ A data set is a folder with interactions.parquet (columns user, item, position) 
 Of large ones, speeds are those of --users random users over all items. SASRec has d=64, 2 blocks,
 the last 50 items, the full softmax and 128 users a step. Both builds run their own
 ``peers_ours.py``, in turns, each in a process of its own; the figures are medians over the rounds.
+--rectools=PYTHON, of an environment of ``peers.py``, takes its turns with RecTools' fast path at
+the same settings.
 """
 
 from __future__ import annotations
@@ -64,16 +66,37 @@ def positions(split: Split) -> tuple[float, float]:
     return LENGTH * len(lengths) / lengths.sum(), LENGTH * len(bins) / lengths.sum()
 
 
-def measure(repo: Path, split: Path, options: argparse.Namespace) -> dict[str, float]:
-    """The figures of a build's SASRec."""
-    command = [sys.executable, "benchmarks/peers_ours.py", "sasrec", f"--data={split}"]
-    command += [f"--threads={options.threads}", f"--epochs={options.epochs}"]
+Contestant = tuple[Path, list[str]]  # a repository, and the command that measures in it
+
+
+def contestants(options: argparse.Namespace) -> dict[str, Contestant]:
+    """The contestants by name, this build last."""
+    ours = [sys.executable, "benchmarks/peers_ours.py", "sasrec"]
+    found: dict[str, Contestant] = {}
+    if options.before is not None:
+        found["before"] = options.before.absolute(), ours
+    if options.rectools:
+        python = str(Path(options.rectools).absolute())
+        found["RecTools"] = ROOT, [python, "benchmarks/peer_rectools.py", "flat"]
+    return found | {"now": (ROOT, ours)}
+
+
+def users_per_second(
+    contestant: Contestant, split: Path, users: int, options: argparse.Namespace
+) -> float:
+    """The training speed of a contestant's SASRec."""
+    repo, command = contestant
+    settings = [f"--data={split}", f"--threads={options.threads}", f"--epochs={options.epochs}"]
     done = subprocess.run(
-        command, cwd=repo, env=environment(options.threads), capture_output=True, text=True
+        [*command, *settings],
+        cwd=repo,
+        env=environment(options.threads),
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(f"{repo}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return users / json.loads(done.stdout.splitlines()[-1])["epoch_s"]
 
 
 def main() -> None:
@@ -82,34 +105,37 @@ def main() -> None:
     )
     parser.add_argument("data", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--before", type=Path, help="the older build; without it only positions")
+    parser.add_argument("--rectools", help="the Python of an environment with RecTools")
     parser.add_argument("--users", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    print("| data | positions per real one: padded; bins | users/s before; now | ratio |")
-    print("|---|---|---|---|", flush=True)
+    found = contestants(options)
+    *others, ours = found
+    ratios = [f"now / {name}" for name in others]
+    head = ["data", "positions per real one: padded; bins"]
+    head += [f"users/s {name}" for name in found] * bool(others) + ratios
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     for name, folder in (entry.split("=", 1) for entry in options.data):
         split = split_of(Path(folder))
-        padded, packed = positions(split)
-        row = f"| {name} | {padded:.2f}; {packed:.2f} |"
-        if options.before is None:
-            print(row, flush=True)
-            continue
-        few = some_users(split, options.users)
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / "split.npz"
-            few.save(path)
-            rounds = [
-                [
-                    few.num_users / measure(repo, path, options)["epoch_s"]
-                    for repo in (options.before.absolute(), ROOT)
-                ]
-                for _ in range(options.rounds)
-            ]
-        then, now = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(b / a for a, b in rounds)
-        print(f"{row} {then:,.0f}; {now:,.0f} | {ratio:.2f} |", flush=True)
+        row = [name, "{:.2f}; {:.2f}".format(*positions(split))]
+        if others:
+            few = some_users(split, options.users)
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / "split.npz"
+                few.save(path)
+                speeds: dict[str, list[float]] = {key: [] for key in found}
+                for _ in range(options.rounds):
+                    for key, contestant in found.items():
+                        speeds[key].append(
+                            users_per_second(contestant, path, few.num_users, options)
+                        )
+            row += [f"{statistics.median(values):,.0f}" for values in speeds.values()]
+            for other in others:
+                pairs = zip(speeds[other], speeds[ours], strict=True)
+                row.append(f"{statistics.median(b / a for a, b in pairs):.2f}")
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":
