@@ -311,6 +311,8 @@ def tables() -> dict[str, object]:
         "dim": 64,
         "dropout": 0.5,
         "init_scale": 0.1,
+        # item vectors start: 'random'; 'text', from the language model's, except in the control
+        "vectors": "random",
         # item bias starts at: 'count', log(1 + count); 'trend', log of the recency-weighted count;
         # 'teacher', the teacher's
         "bias": "count",

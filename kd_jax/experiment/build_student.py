@@ -109,8 +109,9 @@ def input_names(experiment: Experiment, role: Role) -> tuple[str, ...]:
     A role without text gets no array of the language model, and this is the only place that decides
     so. Raises InputError for an unknown name.
     """
-    chosen = experiment.settings(role).student.name
-    names = student_class(chosen).inputs
+    c = experiment.settings(role)
+    chosen = c.student.name
+    names = student_class(chosen).reads(student_section(c).vectors)
     for name in names:
         if name not in INPUTS:
             raise InputError(
@@ -119,10 +120,19 @@ def input_names(experiment: Experiment, role: Role) -> tuple[str, ...]:
     return tuple(name for name in names if role.text or name != ITEM_TEXT)
 
 
-def inputs_of(experiment: Experiment, role: Role) -> dict[str, np.ndarray]:
-    """The arrays of ``input_names``, by name."""
+def inputs_of(
+    experiment: Experiment, role: Role, *, trained: bool = False
+) -> dict[str, np.ndarray]:
+    """The arrays of ``input_names``, by name.
+
+    trained: without those that only the first parameters are made from.
+    """
     known = {ITEM_TEXT: lambda: experiment.texts(teacher_of(role)).encoded_items().vectors}
-    return {name: known[name]() for name in input_names(experiment, role)}
+    names = input_names(experiment, role)
+    if trained:
+        kept = student_class(experiment.settings(role).student.name).inputs
+        names = tuple(name for name in names if name in kept)
+    return {name: known[name]() for name in names}
 
 
 def _first_bias(experiment: Experiment, c: ConfigDict) -> np.ndarray:

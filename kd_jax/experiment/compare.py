@@ -85,7 +85,7 @@ def _student(
         experiment.dataset,
         model,
         {"model": role.name, "task": experiment.config.task, "history": parts.history},
-        inputs_of(experiment, role),
+        inputs_of(experiment, role, trained=True),
         NewUsers(models, role, seed, parts, best).history_map(),
         new_items.text_map(settings) if settings else None,
     )

@@ -45,7 +45,7 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     experiment = models.experiment
     parts = build(experiment, role, seed)
     # Orbax reads, and texts are encoded, in all processes together.
-    best, inputs = models.best(role, seed, parts), inputs_of(experiment, role)
+    best, inputs = models.best(role, seed, parts), inputs_of(experiment, role, trained=True)
     history_map = NewUsers(models, role, seed, parts, best).history_map()
     text_map = NewItems(models, role, seed, parts, best).text_map()
     if not leader():

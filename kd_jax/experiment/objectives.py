@@ -119,7 +119,7 @@ def may_hold_text(source: Source) -> bool:
 def _reads_text(workdir: Path) -> bool:
     """Whether the students of another workdir read the language model's vectors."""
     config = ConfigDict(read_json(workdir / "config.json", "take it out of distill.sources"))
-    return ITEM_TEXT in student_class(config.student.name).inputs
+    return ITEM_TEXT in student_class(config.student.name).reads(student_section(config).vectors)
 
 
 def start_of_bias(c: ConfigDict) -> str:

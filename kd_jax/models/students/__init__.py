@@ -48,7 +48,8 @@ def student_spec(name: str, section: Mapping[str, Any], **sizes: Any) -> Student
 def build_student(name: str, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs) -> Student:
     """The student ``name`` with its initial parameters.
 
-    inputs: the arrays in ``Student.inputs`` that its role may read; others are ignored.
+    inputs: the arrays in ``Student.reads`` that its role may read; others are ignored.
     """
     cls = student_class(name)
-    return cls(spec, {key: inputs[key] for key in cls.inputs if key in inputs}, rngs=rngs)
+    read = {key: inputs[key] for key in cls.reads(spec.vectors) if key in inputs}
+    return cls(spec, read, rngs=rngs)

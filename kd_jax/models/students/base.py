@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
-from kd_jax.core.errors import InputError
+from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array
 from kd_jax.models.layers import normal
 from kd_jax.models.scorer import Scorer
@@ -22,6 +23,8 @@ from kd_jax.runtime.store import Hidden
 
 ITEM_TEXT = "item_text"  # f32 [I, F]: the language model's vector of every item's text
 INPUTS = (ITEM_TEXT,)  # what a run provides
+TEXT_START = "text"
+VECTORS = ("random", TEXT_START)
 
 Inputs = Mapping[str, Any]  # name -> array, numpy or traced
 
@@ -42,6 +45,8 @@ class StudentSpec:
     dim: int = 64
     dropout: float = 0.5
     init_scale: float = 0.1
+    # where item vectors start: 'random'; 'text', the language model's vectors, cut to dim by PCA
+    vectors: str = "random"
     # where item biases start: 'count', log(1 + count); 'trend', the log of the recent count;
     # 'teacher', the teacher's biases
     bias: str = "count"
@@ -51,6 +56,8 @@ class StudentSpec:
         at_least_one(self, "dim")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and less than 1")
+        if self.vectors not in VECTORS:
+            raise InputError(f"vectors={self.vectors!r} is unknown{nearest(self.vectors, VECTORS)}")
 
     def plain(self) -> dict[str, Any]:
         """The fields that are no arrays."""
@@ -95,6 +102,11 @@ class Student(Scorer):
     def __init__(self, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec.warm)
 
+    @classmethod
+    def reads(cls, vectors: str) -> tuple[str, ...]:
+        """The names of the arrays that it reads, given the spec's ``vectors``."""
+        return tuple(dict.fromkeys((*cls.inputs, *(ITEM_TEXT,) * (vectors == TEXT_START))))
+
     @property
     def has_user_vectors(self) -> bool:
         """Whether it has a table of users to which a model of new users can be fitted."""
@@ -106,8 +118,36 @@ class Student(Scorer):
         return None
 
 
-def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs) -> nnx.Param:
-    return nnx.Param(normal(rngs, (rows, spec.dim), spec.init_scale))
+def item_table(
+    rows: int, spec: StudentSpec, rngs: nnx.Rngs, inputs: Inputs | None = None
+) -> nnx.Param:
+    """The table of item vectors, with random values of standard deviation ``init_scale``.
+
+    inputs: where they have item texts and the spec starts from them, the vectors are those of
+    ``text_start``.
+    """
+    random = normal(rngs, (rows, spec.dim), spec.init_scale)
+    text = (inputs or {}).get(ITEM_TEXT)
+    if text is None or spec.vectors != TEXT_START:
+        return nnx.Param(random)
+    return nnx.Param(text_start(jnp.asarray(text, jnp.float32), random))
+
+
+def text_start(text: Float[Array, "I F"], random: Float[Array, "I D"]) -> Float[Array, "I D"]:
+    """Item vectors from those of a language model: the first D of their principal components.
+
+    A component is divided by the square root of its standard deviation, so that those that all
+    texts share do not outweigh the others, and all are scaled together to the root mean square of
+    ``random``, which also fills the components that text of fewer than D numbers lacks.
+    """
+    centred = text - text.mean(0, keepdims=True)
+    variances, basis = jnp.linalg.eigh(centred.T @ centred / len(text))
+    kept = min(text.shape[1], random.shape[1])
+    spread = jnp.maximum(variances[::-1][:kept], 1e-8) ** 0.25
+    components = centred @ (basis[:, ::-1][:, :kept] / spread[None])
+    size = jnp.sqrt(jnp.mean(components**2)) + 1e-8
+    target = jnp.sqrt(jnp.mean(random**2))
+    return jnp.concatenate([components * (target / size), random[:, kept:]], axis=1)
 
 
 def user_table(spec: StudentSpec) -> nnx.Param:

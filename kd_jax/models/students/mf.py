@@ -34,7 +34,7 @@ class MatrixFactorization(Student):
         super().__init__(spec, inputs, rngs=rngs)
         self.dropout = spec.dropout
         self.user = user_table(spec)
-        self.item = item_table(spec.num_items, spec, rngs)
+        self.item = item_table(spec.num_items, spec, rngs, inputs)
         if spec.num_classes:
             self.item_class = nnx.Param(jnp.zeros((spec.num_items, spec.num_classes)))
             self.user_class = nnx.Param(jnp.zeros((spec.num_users, spec.num_classes)))

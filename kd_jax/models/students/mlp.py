@@ -53,7 +53,7 @@ class MLP(Student):
         super().__init__(spec, inputs, rngs=rngs)
         self.dropout = spec.dropout
         self.user = user_table(spec)
-        self.item = item_table(spec.num_items, spec, rngs)
+        self.item = item_table(spec.num_items, spec, rngs, inputs)
         self.user_in = nnx.Linear(spec.dim, spec.hidden, rngs=rngs)
         self.item_in = nnx.Linear(spec.dim, spec.hidden, use_bias=False, rngs=rngs)
         self.out = nnx.Linear(spec.hidden, max(1, spec.num_classes), rngs=rngs)

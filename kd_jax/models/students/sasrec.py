@@ -53,7 +53,7 @@ class SASRec(Student):
 
     def __init__(self, spec: SASRecSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)
-        self.item = item_table(spec.num_items, spec, rngs)
+        self.item = item_table(spec.num_items, spec, rngs, inputs)
         self.bias = nnx.Param(jnp.asarray(spec.item_bias))
         self.transformer = CausalTransformer(
             *(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout),

@@ -24,7 +24,7 @@ from kd_jax.distillation.objective import StepInputs
 from kd_jax.losses import sampled
 from kd_jax.models.scorer import Frozen, split, table_rows
 from kd_jax.models.students import STUDENTS, build_student, student_class
-from kd_jax.models.students.base import ITEM_TEXT
+from kd_jax.models.students.base import ITEM_TEXT, text_start
 from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.serving.exporters import Bundle, weights
 from kd_jax.training.step import StepSpec, gathered
@@ -270,3 +270,41 @@ def test_an_unknown_student_is_refused():
 def test_the_sections_of_configs_common_have_the_specs_defaults(name):
     section = common.get_config().student[name].to_dict()
     assert section == fields.defaults(STUDENTS[name].spec)
+
+
+def test_item_vectors_start_as_the_principal_components_of_the_text():
+    text = np.random.default_rng(3).normal(size=(50, 12)) * np.linspace(3, 0.5, 12)
+    random = np.random.default_rng(4).normal(size=(50, 5)).astype(np.float32) * 0.1
+    found = np.asarray(text_start(jnp.asarray(text, jnp.float32), jnp.asarray(random)))
+    _, values, basis = np.linalg.svd(text - text.mean(0), full_matrices=False)
+    expected = (text - text.mean(0)) @ basis[:5].T / np.sqrt(values[:5])
+    expected *= np.sqrt((random**2).mean() / (expected**2).mean())
+    signs = np.sign((found * expected).sum(0))
+    np.testing.assert_allclose(found * signs, expected, atol=1e-5)
+
+
+def test_text_of_few_numbers_leaves_the_other_components_random():
+    random = np.random.default_rng(4).normal(size=(9, 5)).astype(np.float32)
+    text = jnp.asarray(np.random.default_rng(3).normal(size=(9, 2)), jnp.float32)
+    found = np.asarray(text_start(text, jnp.asarray(random)))
+    np.testing.assert_array_equal(found[:, 2:], random[:, 2:])
+    assert np.abs(found[:, :2] - random[:, :2]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["mf", "mlp", "sasrec"])
+def test_a_student_that_starts_from_text_needs_it_only_to_start(name):
+    spec = dataclasses.replace(spec_of(task().dataset, name), vectors="text")
+    text = {ITEM_TEXT: np.random.default_rng(1).normal(size=(task().dataset.num_items, 12))}
+    with_text = build_student(name, spec, text, rngs=nnx.Rngs(0))
+    without = build_student(name, spec, {}, rngs=nnx.Rngs(0))
+    assert STUDENTS[name].reads("text") == (ITEM_TEXT,) and STUDENTS[name].reads("random") == ()
+    assert np.abs(with_text.item[...] - without.item[...]).max() > 0.01
+    assert split(with_text)[0] == split(without)[0]
+
+
+def test_an_unknown_start_of_item_vectors_is_refused():
+    refused(
+        lambda: student_of(task(), "mf", vectors="texts"),
+        "student.mf: vectors='texts' is unknown",
+        "'text'",
+    )
