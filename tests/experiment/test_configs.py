@@ -7,10 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from ml_collections import ConfigDict
 
-from configs import amazon, common, courses, csv, mind, movielens, online_retail, posts, quickstart
+from configs import (
+    amazon,
+    amazon_2014,
+    common,
+    courses,
+    csv,
+    mind,
+    movielens,
+    online_retail,
+    posts,
+    quickstart,
+)
 from helpers import toy
 from helpers.runs import launched
 from kd_jax.core.logging import Log
@@ -27,7 +39,7 @@ from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = (quickstart, online_retail, csv, mind, movielens, amazon, posts, courses)
+CONFIGS = (quickstart, online_retail, csv, mind, movielens, amazon, amazon_2014, posts, courses)
 QUICK = ("data", "student", "evaluate")
 
 
@@ -118,6 +130,24 @@ def test_amazon(tmp_path, bert):
     c = amazon.get_config("runlocal")
     c.data.amazon.path = str(tmp_path / "data")
     names = run(c, tmp_path / "run", bert, stages=QUICK)
+    assert names >= {"popularity", "student"}
+
+
+@pytest.mark.slow
+def test_amazon_2014(tmp_path, bert):
+    """Its student draws negatives, and starts from the language model's vectors."""
+    world = toy.raw(ratings=True)
+    path, items_path = (tmp_path / f"{name}.parquet" for name in ("interactions", "items"))
+    world.interactions.select("user", "item", pl.col("timestamp").alias("position")).write_parquet(
+        path
+    )
+    terms = pl.col("title").alias("terms")
+    world.items.select(pl.col("item").alias("item_id"), terms).write_parquet(items_path)
+    c = amazon_2014.get_config("sports,runlocal")
+    c.data.files.path, c.data.files.items_path = str(path), str(items_path)
+    c.student.sasrec.heads = 2
+    c.student.sasrec.dim = 8
+    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"distill.negatives": 4})
     assert names >= {"popularity", "student"}
 
 
