@@ -147,7 +147,9 @@ def test_amazon_2014(tmp_path, bert):
     c.data.files.path, c.data.files.items_path = str(path), str(items_path)
     c.student.sasrec.heads = 2
     c.student.sasrec.dim = 8
-    names = run(c, tmp_path / "run", bert, stages=QUICK, **{"distill.negatives": 4})
+    names = run(
+        c, tmp_path / "run", bert, stages=QUICK, **{"distill.negatives": 4, "distill.top": 2}
+    )
     assert names >= {"popularity", "student"}
 
 
