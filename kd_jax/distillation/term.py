@@ -169,7 +169,7 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
             if reads_list and term.loss.entropy_coefficient is None:
                 raise InputError(
                     f"{field}: the teacher {term.teacher!r} lists a few items, and this loss needs"
-                    " a score of every item; use one of those that docs/losses.md marks for lists,"
+                    " a score of every item; use one of those that docs/methods.md marks for lists,"
                     " or one of candidates"
                 )
             continue
