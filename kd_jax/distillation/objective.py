@@ -310,9 +310,10 @@ class _Work:
     def candidate_mean(self, term: Term, loss: CandidateLoss) -> Array:
         teacher = self.inputs.teachers[term.teacher].scores
         assert isinstance(teacher, Factors | Listed) and self.inputs.key is not None
-        given = candidates.compared(
-            self.inputs.items[term.name], self.student(term), teacher, self.warm(term)
-        )
+        student = self.student(term)
+        own = candidates.own_items(loss, student)
+        items = self.inputs.items[term.name]
+        given = candidates.compared(items, student, teacher, self.warm(term), own)
         key = jax.random.fold_in(self.inputs.key, self.objective.index(term))
         return jnp.sum(loss.value(given, key) * self.position_weights(term).reshape(-1))
 
@@ -321,17 +322,19 @@ class _Work:
         assert isinstance(student, Factors) and isinstance(teacher, Factors)
         auxiliary = self.auxiliary.get(term.name, {})
         if not loss.of_items:
-            found = loss.value(_flat(student.contexts), _flat(teacher.contexts), auxiliary)
-            return jnp.sum(found * self.position_weights(term).reshape(-1))
+            share = self.position_weights(term).reshape(-1)
+            found = loss.value(_flat(student.contexts), _flat(teacher.contexts), auxiliary, share)
+            return jnp.sum(found * share)
         vectors, warm = (student.vectors, teacher.vectors), self.warm(term)
         if loss.drawn:
             rows = self.inputs.items[term.name].drawn
             vectors = (student.vectors[rows], teacher.vectors[rows])
             warm = None if warm is None else warm[rows]
         count = len(vectors[0])  # a teacher's may have more rows on a mesh
-        found = loss.value(vectors[0], jax.lax.stop_gradient(vectors[1][:count]), auxiliary)
         share = jnp.ones(count) if warm is None else warm.astype(jnp.float32)
-        return jnp.sum(found * share) / jnp.maximum(jnp.sum(share), 1.0)
+        total = jnp.maximum(jnp.sum(share), 1.0)
+        soft = jax.lax.stop_gradient(vectors[1][:count])
+        return jnp.sum(loss.value(vectors[0], soft, auxiliary, share / total) * share) / total
 
 
 def _flat(x: Array) -> Array:

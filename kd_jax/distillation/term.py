@@ -9,7 +9,7 @@ from typing import Any
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.losses import LOSSES
-from kd_jax.losses.base import CandidateLoss, Loss, SoftmaxLoss, VectorLoss
+from kd_jax.losses.base import CandidateLoss, Loss, OnPolicyLoss, SoftmaxLoss, VectorLoss
 
 ITEMS = ("all", "warm", "sampled", "sampled_warm", "shown")
 OWN = ""  # the name, among a student's teachers, of the run's own
@@ -177,12 +177,8 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
             raise InputError(f"{field}: this loss compares rankings of items; use task='rank'")
         if isinstance(term.loss, VectorLoss):
             _check_vectors(term, limits, field)
-        elif term.loss.top + term.loss.drawn < 1:
-            raise InputError(f"{field}.top=0 and drawn=0 leave no candidate; raise one of them")
-        elif term.loss.top > limits.num_items:
-            raise InputError(
-                f"{field}.top={term.loss.top} is more than the {limits.num_items} items there are"
-            )
+        else:
+            _check_candidates(term, term.loss, limits, field)
 
 
 def _check_sampled(term: Term, limits: Limits, field: str) -> None:
@@ -206,6 +202,27 @@ def _check_sampled(term: Term, limits: Limits, field: str) -> None:
             f"distill.negatives={term.negatives} and distill.top={term.top} are no sample of"
             f" {limits.num_items} items; lower them, or use items='all' or 'warm' in {field}"
         )
+
+
+def _check_candidates(term: Term, loss: CandidateLoss, limits: Limits, field: str) -> None:
+    sizes = {"top": loss.top, "drawn": loss.drawn}
+    if isinstance(loss, OnPolicyLoss):
+        sizes["own"] = loss.own
+        if term.sampled:
+            raise InputError(
+                f"{field}.items={term.items!r} reads a sample, and the student's own best items are"
+                " those of the whole catalogue; use items='all' or 'warm'"
+            )
+    if sum(sizes.values()) < 1:
+        raise InputError(
+            f"{field}: {' and '.join(f'{name}=0' for name in sizes)} leave no candidate; raise one"
+            " of them"
+        )
+    for name in sizes.keys() - {"drawn"}:
+        if sizes[name] > limits.num_items:
+            raise InputError(
+                f"{field}.{name}={sizes[name]} is more than the {limits.num_items} items there are"
+            )
 
 
 def _check_shown(term: Term, limits: Limits, field: str) -> None:

@@ -83,19 +83,24 @@ class SoftmaxLoss:
 
 
 class Candidates(NamedTuple):
-    """The scores of each row's candidates: the teacher's best items, then drawn items.
+    """The scores of each row's candidates: the teacher's best items, the student's, drawn ones.
 
-    The teacher's items of highest score come first, best first.
+    The items of highest score come first in their columns, best first.
 
-    student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for a drawn item
-    that is already among the first, and for a cold item where the term reads warm items only.
-    num_top: how many columns hold the teacher's items.
+    student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for an item that is
+    already in an earlier column, and for a cold item where the term reads warm items only. num_top:
+    how many columns hold the teacher's items. num_own: how many columns behind them hold the
+    student's. own: bool [R, K], whether an item is one of these, in whichever column. num_items: of
+    the catalogue.
     """
 
     student: Float[Array, "R K"]
     teacher: Float[Array, "R K"]
     valid: Array
     num_top: int
+    num_own: int = 0
+    own: Array | None = None
+    num_items: Array | int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,18 @@ class CandidateLoss:
     def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
         """The loss of each row; key: for losses that sample among the candidates."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyLoss(CandidateLoss):
+    """A loss of candidates that has the student's own best items among them.
+
+    own: the items of the whole catalogue to which the student gives the highest scores at this
+    step. They are found at the cost of one more product with all item vectors, and no gradient
+    flows through the choice.
+    """
+
+    own: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +152,16 @@ class VectorLoss:
         return {}
 
     def value(
-        self, student: Float[Array, "N Ds"], teacher: Float[Array, "N Dt"], auxiliary: Params
+        self,
+        student: Float[Array, "N Ds"],
+        teacher: Float[Array, "N Dt"],
+        auxiliary: Params,
+        share: Float[Array, " N"],
     ) -> Float[Array, " N"]:
-        """The loss of each vector."""
+        """The loss of each vector; share: its weight in the mean, which losses of pairs read.
+
+        The shares sum to 1, or are all 0 where no vector takes part.
+        """
         raise NotImplementedError
 
 
