@@ -40,8 +40,8 @@ class RD(CandidateLoss):
             )
         if self.mu and self.drawn < 1:
             raise InputError(
-                f"rd: the student's ranks are estimated from drawn={self.drawn} items; draw at least"
-                " 1, or set mu=0"
+                f"rd: ranks of the student are estimated from drawn={self.drawn} items; draw"
+                " at least 1, or set mu=0"
             )
 
     def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
