@@ -59,7 +59,8 @@ class Term:
         """The teacher's items of highest score that it reads exactly."""
         if isinstance(self.loss, CandidateLoss):
             return self.loss.top
-        return self.top if self.sampled and self.reads_teacher else 0
+        named = max(self.loss.apart, 0) if isinstance(self.loss, SoftmaxLoss) else 0
+        return max(named, self.top if self.sampled and self.reads_teacher else 0)
 
     def identity(self) -> dict[str, Any]:
         """The identity of the term: all that determines its loss."""
@@ -166,6 +167,13 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
             )
         if isinstance(term.loss, SoftmaxLoss):
             reads_list = term.reads_teacher and term.teacher in limits.lists
+            if max(term.loss.apart, 0) >= limits.num_items:
+                raise InputError(
+                    f"{field}.k={term.loss.apart} leaves none of the {limits.num_items} items for"
+                    " the others; lower it, or use loss='kl'"
+                )
+            if term.loss.apart > 0 and not limits.ranks:
+                raise InputError(f"{field}: this loss compares rankings of items; use task='rank'")
             if reads_list and term.loss.entropy_coefficient is None:
                 raise InputError(
                     f"{field}: the teacher {term.teacher!r} lists a few items, and this loss needs"
@@ -196,6 +204,16 @@ def _check_sampled(term: Term, limits: Limits, field: str) -> None:
         raise InputError(
             f"{field}.items={term.items!r} gathers rows of an item table, and this model owns none;"
             " use items='all' or 'warm' (a student class declares its table in ``tables``)"
+        )
+    if isinstance(term.loss, SoftmaxLoss) and term.loss.standardised:
+        raise InputError(
+            f"{field}.items={term.items!r} reads a sample, and this loss the standard deviation"
+            " over all items; use items='all' or 'warm'"
+        )
+    if isinstance(term.loss, SoftmaxLoss) and term.loss.apart > term.top:
+        raise InputError(
+            f"{field}.k={term.loss.apart} reads the teacher's best items, and a sample has"
+            f" distill.top={term.top} of them; raise distill.top"
         )
     if term.negatives + term.top >= limits.num_items:
         raise InputError(

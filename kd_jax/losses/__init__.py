@@ -7,6 +7,7 @@ from kd_jax.losses.feature import SquaredDistance
 from kd_jax.losses.generalised_js import GeneralisedJS
 from kd_jax.losses.item_matching import ItemMatching
 from kd_jax.losses.listmle import ListMLE
+from kd_jax.losses.named import DecoupledKL, TopKL
 from kd_jax.losses.on_policy_kl import OnPolicyKL
 from kd_jax.losses.rce import RCE
 from kd_jax.losses.rd import RD
@@ -14,6 +15,7 @@ from kd_jax.losses.relational import FTD, RKD, ContextMatching
 from kd_jax.losses.reverse_kl import ReverseKL
 from kd_jax.losses.rrd import RRD
 from kd_jax.losses.softmax import KL, CrossEntropy, JensenShannon, SoftCrossEntropy
+from kd_jax.losses.standardised_kl import StandardisedKL
 
 LOSSES: dict[str, type[Loss]] = {
     "ce": CrossEntropy,
@@ -22,6 +24,9 @@ LOSSES: dict[str, type[Loss]] = {
     "js": JensenShannon,
     "generalised_js": GeneralisedJS,
     "reverse_kl": ReverseKL,
+    "standardised_kl": StandardisedKL,
+    "dkd": DecoupledKL,
+    "topk_kl": TopKL,
     "rd": RD,
     "rrd": RRD,
     "listmle": ListMLE,

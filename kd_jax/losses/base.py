@@ -11,9 +11,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import Params
+
+TARGETS = -1  # the ``SoftmaxLoss.apart`` of a loss that treats the clicked items apart
 
 
 class Expectation(NamedTuple):
@@ -35,6 +40,8 @@ class RowStatistics(NamedTuple):
     student_log_z, teacher_log_z: log-normalisers. expected: the loss's ``expectations``, in their
     order. sums: the loss's ``log_prob_sums``, in their order. target_logit: the student's logits of
     the targets, weighted by the target weights and summed. target_weight: the sum of these weights.
+    student_named, teacher_named: [R, M], the logits of the items that a loss treats ``apart``, very
+    low ones for padding; the other statistics are those of all other items then.
     """
 
     student_log_z: Array
@@ -43,6 +50,8 @@ class RowStatistics(NamedTuple):
     sums: tuple[Array, ...] = ()
     target_logit: Array | None = None
     target_weight: Array | None = None
+    student_named: Array | None = None
+    teacher_named: Array | None = None
 
 
 class Tile(NamedTuple):
@@ -65,13 +74,19 @@ class SoftmaxLoss:
     engine sums over the items. log_prob_sums: functions of both log-probabilities [R, C], summed
     over the items in one more pass, since they need the normalisers. entropy_coefficient: c for a
     loss that is the cross-entropy against the teacher plus c times the teacher's entropy, which can
-    also be computed for a teacher that lists a few items; None for all others.
+    also be computed for a teacher that lists a few items; None for all others. standardised:
+    whether the logits of both models are first divided by their standard deviation over the items.
+    apart: the items of a row that the loss treats apart: k for the teacher's best,
+    ``TARGETS`` for the clicked ones, 0 for none. Softmaxes and tiles are those of the other items
+    then; a row without any has loss 0.
     """
 
     reads_teacher: ClassVar[bool] = True
     expectations: ClassVar[tuple[Expectation, ...]] = ()
     log_prob_sums: ClassVar[tuple[Callable[[Array, Array], Array], ...]] = ()
     entropy_coefficient: ClassVar[float | None] = None
+    standardised: ClassVar[bool] = False
+    apart: ClassVar[int] = 0
 
     def value(self, rows: RowStatistics) -> Float[Array, " R"]:
         """The loss of each row, without the factor temperature²."""
@@ -80,6 +95,12 @@ class SoftmaxLoss:
     def slope(self, tile: Tile, rows: RowStatistics) -> Float[Array, "R C"]:
         """The derivative of ``value`` in the student's logits divided by the temperature."""
         raise NotImplementedError
+
+    def named_slope(self, rows: RowStatistics) -> Float[Array, "R M"]:
+        """The derivative of ``value`` in ``rows.student_named``."""
+        named = rows.student_named
+        found = jax.grad(lambda x: jnp.sum(self.value(rows._replace(student_named=x))))(named)
+        return jnp.where(named > NEGATIVE / 2, found, 0.0)
 
 
 class Candidates(NamedTuple):

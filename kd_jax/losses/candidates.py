@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -102,7 +103,7 @@ def compared(
     Gradients flow to the student's contexts, vectors and biases; the teacher gets none. warm: mask
     of the items that take part; None: all. own: the student's items, see ``own_items``.
     """
-    top = items.top.reshape(-1, items.top.shape[-1])
+    top = items.top.reshape(math.prod(items.top.shape[:-1]), items.top.shape[-1])
     own = jnp.zeros((len(top), 0), jnp.int32) if own is None else own
     drawn = jnp.broadcast_to(items.drawn[None], (len(top), len(items.drawn)))
     best = jnp.concatenate([top, own], 1)

@@ -31,7 +31,7 @@ from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, tile_size
 from kd_jax.core.types import PAD
 from kd_jax.losses.base import RowStatistics
-from kd_jax.losses.dense import statistics
+from kd_jax.losses.dense import statistics, with_named
 from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 
@@ -180,12 +180,25 @@ def _means(
         some = jnp.max(weights, 1) > NEGATIVE / 2  # a softmax without any item has loss 0
         if term.loss.reads_teacher:
             assert soft is not None
-            scale = temperature(term)
+            scale, apart = temperature(term), term.loss.apart
+            named = None
+            if apart:
+                there = jnp.any(own[:, :, None] == rows.apart(apart)[:, None, :], -1)
+                there &= weights[:, : own.shape[1]] > NEGATIVE / 2
+                named = [
+                    jnp.where(there, x[:, : own.shape[1]] / scale, NEGATIVE) for x in (scores, soft)
+                ]
+                there = jnp.pad(there, ((0, 0), (0, len(items))))
+                weights = jnp.where(there, NEGATIVE, weights)
+                some = jnp.max(weights, 1) > NEGATIVE / 2
             log_p, log_q = (
                 x / scale - jax.nn.logsumexp(x / scale + weights, axis=1)[:, None]
                 for x in (scores, soft)
             )
-            per_row = scale**2 * term.loss.value(statistics(term.loss, log_p, log_q, weights))
+            found = statistics(term.loss, log_p, log_q, weights)
+            if named is not None:
+                found = with_named(found, named, [x / scale + weights for x in (scores, soft)])
+            per_row = scale**2 * term.loss.value(found)
         else:
             share = counted
             if term.warm and warm is not None:

@@ -20,6 +20,7 @@ from kd_jax.distillation.objective import auxiliary_params, chosen_items
 from kd_jax.distillation.term import Limits, check
 from kd_jax.losses import LOSSES
 from kd_jax.losses.base import CandidateLoss, OnPolicyLoss, SoftmaxLoss, VectorLoss
+from kd_jax.losses.candidates import top_items
 from kd_jax.losses.sampled import Draws
 from kd_jax.losses.sharded import engine_for
 from kd_jax.losses.streamed import local
@@ -72,7 +73,26 @@ SOFTMAX = {
     ),
     "reverse_kl": lambda s, t: np.sum(np.exp(s) * (s - t)),
     "generalised_js": lambda s, t: generalised_js(s, t, 0.1),
+    "standardised_kl": lambda s, t: np.sum(np.exp(t) * (t - s)),  # of standardised logits
 }
+
+
+def decoupled(s, t, named):
+    """Decoupled KL with alpha = beta = 1."""
+    found, (q, p) = 0.0, (np.exp(x) for x in (s, t))
+    for a, b in ((p[named].sum(), q[named].sum()), (p[~named].sum(), q[~named].sum())):
+        found += a * np.log(a / b) if a > 0 else 0.0
+    p, q = (x[~named] / x[~named].sum() for x in (p, q))
+    return found + np.sum(p * np.log(p / q))
+
+
+def top_and_rest(s, t, named):
+    p, q = (np.append(np.exp(x)[named], np.exp(x)[~named].sum()) for x in (t, s))
+    return np.sum(p * np.log(p / q))
+
+
+# Name -> (log-probabilities of the student, of the teacher, bool: the items apart, [C] each).
+APART = {"dkd": decoupled, "topk_kl": top_and_rest}
 
 
 def generalised_js(s, t, beta):
@@ -92,7 +112,7 @@ VECTORS = {
     "rkd": rkd,
     "ftd": ftd,
 }
-HYPER |= {"rkd": {"drawn": 9}, "ftd": {"drawn": 11}}
+HYPER |= {"topk_kl": {"k": 30}, "rkd": {"drawn": 9}, "ftd": {"drawn": 11}}
 SAME_WIDTH = ("squared_distance",)  # for vectors of one width
 
 names = pytest.mark.parametrize("name", LOSSES)
@@ -151,7 +171,7 @@ class World:
 
 
 def make(name, temperature=1.0, **fields):
-    softmax = name in SOFTMAX
+    softmax = name in SOFTMAX or name in APART
     return term(name, 1.3, temperature if softmax else 1.0, hyper=HYPER.get(name), **fields)
 
 
@@ -203,7 +223,15 @@ def row_of_softmax(name, one, student, teacher, kept, place):
         weights = np.asarray(world.batch["target_weights"])[place]
         return -sum(w * log_p[t] for t, w in zip(targets, weights, strict=True) if t in log_p)
     t = one.temperature.start
-    return t**2 * SOFTMAX[name](log_softmax(student[kept] / t), log_softmax(teacher[kept] / t))
+    if one.loss.standardised:
+        student, teacher = (x / np.std(x[kept]) for x in (student, teacher))
+    logs = [log_softmax(x[kept] / t) for x in (student, teacher)]
+    if one.loss.apart:
+        items = np.asarray(world.batch["targets"])[place]
+        if one.loss.apart > 0:
+            items = np.argsort(-teacher)[: one.loss.apart]
+        return t**2 * APART[name](*logs, np.isin(kept, items))
+    return t**2 * SOFTMAX[name](*logs)
 
 
 def rows_of_candidates(name, one, world, student, teacher, kept):
@@ -292,11 +320,14 @@ def test_every_engine_gives_the_same(name, items, engine):
     how = ENGINES[engine]()
     other = one
     if "draws" in how:
-        if isinstance(one.loss, OnPolicyLoss):
+        if isinstance(one.loss, OnPolicyLoss) or getattr(one.loss, "standardised", False):
             other = dataclasses.replace(one, items="sampled", negatives=10)
             limits = Limits(True, True, N)
-            refused(lambda: check((other,), limits, "distill.terms"), "of the whole catalogue")
+            refused(lambda: check((other,), limits, "distill.terms"), "reads a sample, and")
             return
+        top = max(getattr(one.loss, "apart", 0), 0)
+        if top:
+            world.teacher = world.teacher._replace(top=top_items(world.teacher, top))
         other = dataclasses.replace(one, items=f"sampled{'_warm' if one.warm else ''}", negatives=N)
     assert float(value(other, world, **how)) == pytest.approx(float(value(one, world)), rel=1e-5)
     for part, whole in zip(slopes(other, world, **how)[:3], slopes(one, world)[:3], strict=True):
@@ -343,7 +374,7 @@ def test_a_teacher_that_lists_items_is_read_or_refused(name):
 @names
 def test_classes_of_a_pair_are_compared_or_refused(name):
     one, limits = make(name), Limits(False, True, N, ranks=False)
-    if isinstance(one.loss, SoftmaxLoss):
+    if isinstance(one.loss, SoftmaxLoss) and one.loss.apart <= 0:
         check((one,), limits, "distill.terms")
         return
     refused(lambda: check((one,), limits, "distill.terms"), "distill.terms", "task='rank'")
@@ -364,7 +395,7 @@ def test_auxiliary_parameters_learn_or_there_are_none(name):
 
 
 def test_every_loss_has_an_oracle():
-    families = {SoftmaxLoss: SOFTMAX, CandidateLoss: CANDIDATES, VectorLoss: VECTORS}
+    families = {SoftmaxLoss: SOFTMAX | APART, CandidateLoss: CANDIDATES, VectorLoss: VECTORS}
     for name, kind in LOSSES.items():
         oracles = next(oracles for family, oracles in families.items() if issubclass(kind, family))
         assert name in oracles or not make(name).reads_teacher, f"add an oracle of {name!r} here"

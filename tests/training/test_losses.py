@@ -13,7 +13,7 @@ from kd_jax.distillation.teachers import online_teacher
 from kd_jax.distillation.term import Limits, check
 from kd_jax.losses import LOSSES
 
-SIZES = {"top": 9, "own": 9, "drawn": 9, "interesting": 5, "picked": 5}
+SIZES = {"top": 9, "own": 9, "drawn": 9, "interesting": 5, "picked": 5, "k": 5}
 # Drawn items are refused, or the loss of a new draw at each step would hide what is learned.
 ALL_ITEMS = {"listmle": 0, "dllm2rec": 0, "item_matching": 0, "rkd": 60, "ftd": 60}
 
