@@ -99,6 +99,7 @@ class SoftmaxLoss:
     def named_slope(self, rows: RowStatistics) -> Float[Array, "R M"]:
         """The derivative of ``value`` in ``rows.student_named``."""
         named = rows.student_named
+        assert named is not None
         found = jax.grad(lambda x: jnp.sum(self.value(rows._replace(student_named=x))))(named)
         return jnp.where(named > NEGATIVE / 2, found, 0.0)
 

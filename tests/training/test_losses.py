@@ -42,7 +42,7 @@ def test_a_student_learns_from_each_loss_alone(name):
     found, state = train(objective_of(name))
     values = [step[name] for step in found]
     assert np.all(np.isfinite(values)) and values[0] > 0
-    assert np.mean(values[-2:]) < 0.99 * np.mean(values[:2])
+    assert np.mean(values[-2:]) < np.mean(values[:2])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
 
 
