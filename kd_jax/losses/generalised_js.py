@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from kd_jax.core.errors import InputError
 from kd_jax.losses.base import RowStatistics, SoftmaxLoss, Tile
 
+Sums = tuple[Callable[[Array, Array], Array], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class GeneralisedJS(SoftmaxLoss):
@@ -32,7 +34,7 @@ class GeneralisedJS(SoftmaxLoss):
             )
 
     @property
-    def log_prob_sums(self) -> tuple[Callable[[Array, Array], Array], ...]:  # type: ignore[override]
+    def log_prob_sums(self) -> Sums:  # type: ignore[override]
         return (
             lambda student, teacher: (
                 jnp.exp(teacher) * (teacher - self._log_mixture(student, teacher))
