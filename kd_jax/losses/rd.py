@@ -22,8 +22,8 @@ class RD(CandidateLoss):
     exp(-r / rank_scale), for the rank r = 1, 2, … of the teacher, times
     tanh(max(mu (rank_s - r), 0)), which is 0 where the student ranks the item as high as the
     teacher; mu=0 leaves that factor out. The student's rank is estimated from the ``drawn`` items:
-    1 + floor(n (items - 1) / drawn), where n of them have a higher score and are none of the
-    teacher's. A row without any weight has loss 0. Source: Tang and Wang, "Ranking Distillation",
+    1 + floor(n (items - 1) / drawn), where n of them score at least as high and are none of the
+    teacher's: a student that scores all items alike has all its ranks to learn. A row without any weight has loss 0. Source: Tang and Wang, "Ranking Distillation",
     KDD 2018, equations 7 to 10.
     """
 
@@ -52,7 +52,7 @@ class RD(CandidateLoss):
         if self.mu:
             fixed = lax.stop_gradient(candidates.student)
             others = jnp.where(candidates.valid[:, number:], fixed[:, number:], NEGATIVE)
-            higher = jnp.sum(others[:, None, :] > fixed[:, :number, None], -1)
+            higher = jnp.sum(others[:, None, :] >= fixed[:, :number, None], -1)
             found = 1 + jnp.floor(higher * ((candidates.num_items - 1) / self.drawn))
             weights *= jnp.tanh(jnp.maximum(self.mu * (found - ranks), 0.0))
         weights /= jnp.maximum(jnp.sum(weights, 1, keepdims=True), 1e-30)

@@ -46,7 +46,7 @@ def of_rd(loss, key, rows):
         weights = np.zeros(len(student))
         for i in row.best:
             drawn = row.at(range(row.num_top, len(student)))
-            above = sum(row.fixed[j] > row.fixed[i] for j in drawn)
+            above = sum(row.fixed[j] >= row.fixed[i] for j in drawn)
             rank = 1 + np.floor(above * (row.num_items - 1) / loss.drawn)
             weights[i] = np.exp(-(i + 1) / loss.rank_scale)
             if loss.mu:

@@ -100,6 +100,8 @@ def test_ranking_distillation_has_no_loss_once_the_student_ranks_as_the_teacher(
     given = candidates_of(loss)
     above = given.student.at[:, : loss.top].add(100.0)
     assert not np.any(loss.value(given._replace(student=above), KEY))
+    alike = given._replace(student=jnp.zeros(given.student.shape))
+    assert np.all(loss.value(alike, KEY) > 0)
     always = dataclasses.replace(loss, mu=0.0)
     assert np.all(always.value(given, KEY) > 0)
 
