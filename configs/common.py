@@ -336,7 +336,7 @@ def recency() -> dict[str, object]:
 def distill() -> ConfigDict:
     c = ConfigDict()
     # What distilled and control learn from: a sum of terms, each a section. Fields of a term:
-    #   loss         a name of LOSSES (docs/losses.md); its hyper-parameters are further fields
+    #   loss         a name of LOSSES (docs/methods.md); its hyper-parameters are further fields
     #   weight       1.0: a number, or a section {start, end, schedule}, from the first step to the
     #                last; schedule: 'linear' (default), 'cosine' (half a period) or 'constant' (at
     #                start, without an end)

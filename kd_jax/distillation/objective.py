@@ -18,8 +18,8 @@ from kd_jax.core.scores import Factors, Listed, TeacherScores
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import PAD, Batch, Params
 from kd_jax.distillation.term import Objective, Term
-from kd_jax.losses import candidates, dense, sampled, streamed
-from kd_jax.losses.base import CandidateLoss, SoftmaxLoss, VectorLoss
+from kd_jax.losses import candidates, dense, sampled, standardised_kl, streamed
+from kd_jax.losses.base import TARGETS, CandidateLoss, SoftmaxLoss, VectorLoss
 from kd_jax.losses.candidates import CandidateItems
 from kd_jax.losses.sampled import Draws
 from kd_jax.losses.softmax import CrossEntropy
@@ -194,14 +194,27 @@ class _Work:
         if isinstance(scores, Factors):
             # Where tables are split, a teacher's may have rows at their end that are no items.
             scores = scores.dense()[..., : logits.shape[-1]]
-        return dense.per_row(loss, logits, scores, temperature, where)
+        if loss.standardised:
+            logits, scores = (standardised_kl.of_logits(x, where) for x in (logits, scores))
+        return dense.per_row(loss, logits, scores, temperature, where, self._named(term))
+
+    def _named(self, term: Term) -> Array | None:
+        """The items that a loss treats apart, int32 [B, P, M]; None if it treats all alike."""
+        assert isinstance(term.loss, SoftmaxLoss)
+        if term.loss.apart == TARGETS:
+            return self.inputs.batch["targets"]
+        if not term.loss.apart:
+            return None
+        scores = self.inputs.teachers[term.teacher].scores
+        assert isinstance(scores, Factors)
+        return candidates.best_items(scores, term.loss.apart)
 
     def _of_factors(self, terms: Sequence[Term]) -> tuple[list[Array], dict[str, Array]]:
         """The weighted loss of each group of terms, and the mean loss of each term by name.
 
         All terms of one teacher form a group, which is computed in one pass; the clicks are in the
-        group of the first teacher without weights. Every further teacher or head, and every term of
-        a list, computes the student's logits once more.
+        group of the first teacher without weights. Every further teacher or head, every loss of
+        standardised logits, and every term of a list computes the student's logits once more.
         """
         teachers = self.inputs.teachers
         first = next(
@@ -209,7 +222,7 @@ class _Work:
                 term.teacher
                 for term in terms
                 if term.reads_teacher
-                and not term.head
+                and not _apart(term)
                 and teachers[term.teacher].weights is None
                 and isinstance(teachers[term.teacher].scores, Factors)
             ),
@@ -220,7 +233,7 @@ class _Work:
         means: dict[str, Array] = {}
         for term in terms:
             key = term.teacher if term.reads_teacher else first
-            groups.setdefault((key, term.name if term.head else ""), []).append(term)
+            groups.setdefault((key, term.name if _apart(term) else ""), []).append(term)
         for (name, _), members in groups.items():
             if name is not None and isinstance(teachers[name].scores, Listed):
                 for term in members:
@@ -234,7 +247,15 @@ class _Work:
                 teacher = _flat_factors(scores)
             batch = self.inputs.batch
             counted = self.position_weights(members[0]).reshape(-1)  # the same for all of them
-            rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), counted)
+            # The items that one loss treats apart are the first of those of another.
+            best = max(members, key=lambda term: getattr(term.loss, "apart", 0))
+            top = self._named(best) if getattr(best.loss, "apart", 0) > 0 else None
+            rows = Rows(
+                _flat(batch["targets"]),
+                _flat(batch["target_weights"]),
+                counted,
+                None if top is None else _flat(top),
+            )
             total, found = self._visit(members, rows, teacher)
             totals.append(total)
             means |= {term.name: found[place] for place, term in enumerate(members)}
@@ -256,8 +277,15 @@ class _Work:
             start = term.temperature.start
             chosen.append(SoftmaxTerm(term.loss, start, term.warm and has_warm, scheduled))
         coefficients = jnp.stack([self.coefficients[term.name] for term in terms])
+        student = _flat_factors(student)
+        if isinstance(terms[0].loss, SoftmaxLoss) and terms[0].loss.standardised:
+            assert teacher is not None
+            count, where = len(student.bias), self.warm(terms[0])
+            student, teacher = (
+                standardised_kl.of_factors(x, count, where) for x in (student, teacher)
+            )
         given = Inputs(rows, coefficients, teacher, self.inputs.warm, temperatures)
-        return self._run(tuple(chosen), _flat_factors(student), given)
+        return self._run(tuple(chosen), student, given)
 
     def _run(
         self, terms: tuple[SoftmaxTerm, ...], student: Factors, given: Inputs
@@ -310,9 +338,10 @@ class _Work:
     def candidate_mean(self, term: Term, loss: CandidateLoss) -> Array:
         teacher = self.inputs.teachers[term.teacher].scores
         assert isinstance(teacher, Factors | Listed) and self.inputs.key is not None
-        given = candidates.compared(
-            self.inputs.items[term.name], self.student(term), teacher, self.warm(term)
-        )
+        student = self.student(term)
+        own = candidates.own_items(loss, student)
+        items = self.inputs.items[term.name]
+        given = candidates.compared(items, student, teacher, self.warm(term), own)
         key = jax.random.fold_in(self.inputs.key, self.objective.index(term))
         return jnp.sum(loss.value(given, key) * self.position_weights(term).reshape(-1))
 
@@ -321,17 +350,24 @@ class _Work:
         assert isinstance(student, Factors) and isinstance(teacher, Factors)
         auxiliary = self.auxiliary.get(term.name, {})
         if not loss.of_items:
-            found = loss.value(_flat(student.contexts), _flat(teacher.contexts), auxiliary)
-            return jnp.sum(found * self.position_weights(term).reshape(-1))
+            share = self.position_weights(term).reshape(-1)
+            found = loss.value(_flat(student.contexts), _flat(teacher.contexts), auxiliary, share)
+            return jnp.sum(found * share)
         vectors, warm = (student.vectors, teacher.vectors), self.warm(term)
         if loss.drawn:
             rows = self.inputs.items[term.name].drawn
             vectors = (student.vectors[rows], teacher.vectors[rows])
             warm = None if warm is None else warm[rows]
         count = len(vectors[0])  # a teacher's may have more rows on a mesh
-        found = loss.value(vectors[0], jax.lax.stop_gradient(vectors[1][:count]), auxiliary)
         share = jnp.ones(count) if warm is None else warm.astype(jnp.float32)
-        return jnp.sum(found * share) / jnp.maximum(jnp.sum(share), 1.0)
+        total = jnp.maximum(jnp.sum(share), 1.0)
+        soft = jax.lax.stop_gradient(vectors[1][:count])
+        return jnp.sum(loss.value(vectors[0], soft, auxiliary, share / total) * share) / total
+
+
+def _apart(term: Term) -> bool:
+    """Whether a term of a softmax reads other logits of the student than most."""
+    return term.head or (isinstance(term.loss, SoftmaxLoss) and term.loss.standardised)
 
 
 def _flat(x: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.losses import LOSSES
-from kd_jax.losses.base import CandidateLoss, Loss, SoftmaxLoss, VectorLoss
+from kd_jax.losses.base import CandidateLoss, Loss, OnPolicyLoss, SoftmaxLoss, VectorLoss
 
 ITEMS = ("all", "warm", "sampled", "sampled_warm", "shown")
 OWN = ""  # the name, among a student's teachers, of the run's own
@@ -59,7 +59,8 @@ class Term:
         """The teacher's items of highest score that it reads exactly."""
         if isinstance(self.loss, CandidateLoss):
             return self.loss.top
-        return self.top if self.sampled and self.reads_teacher else 0
+        named = max(self.loss.apart, 0) if isinstance(self.loss, SoftmaxLoss) else 0
+        return max(named, self.top if self.sampled and self.reads_teacher else 0)
 
     def identity(self) -> dict[str, Any]:
         """The identity of the term: all that determines its loss."""
@@ -166,10 +167,17 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
             )
         if isinstance(term.loss, SoftmaxLoss):
             reads_list = term.reads_teacher and term.teacher in limits.lists
+            if max(term.loss.apart, 0) >= limits.num_items:
+                raise InputError(
+                    f"{field}.k={term.loss.apart} leaves none of the {limits.num_items} items for"
+                    " the others; lower it, or use loss='kl'"
+                )
+            if term.loss.apart > 0 and not limits.ranks:
+                raise InputError(f"{field}: this loss compares rankings of items; use task='rank'")
             if reads_list and term.loss.entropy_coefficient is None:
                 raise InputError(
                     f"{field}: the teacher {term.teacher!r} lists a few items, and this loss needs"
-                    " a score of every item; use one of those that docs/losses.md marks for lists,"
+                    " a score of every item; use one of those that docs/methods.md marks for lists,"
                     " or one of candidates"
                 )
             continue
@@ -177,12 +185,8 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
             raise InputError(f"{field}: this loss compares rankings of items; use task='rank'")
         if isinstance(term.loss, VectorLoss):
             _check_vectors(term, limits, field)
-        elif term.loss.top + term.loss.drawn < 1:
-            raise InputError(f"{field}.top=0 and drawn=0 leave no candidate; raise one of them")
-        elif term.loss.top > limits.num_items:
-            raise InputError(
-                f"{field}.top={term.loss.top} is more than the {limits.num_items} items there are"
-            )
+        else:
+            _check_candidates(term, term.loss, limits, field)
 
 
 def _check_sampled(term: Term, limits: Limits, field: str) -> None:
@@ -201,11 +205,42 @@ def _check_sampled(term: Term, limits: Limits, field: str) -> None:
             f"{field}.items={term.items!r} gathers rows of an item table, and this model owns none;"
             " use items='all' or 'warm' (a student class declares its table in ``tables``)"
         )
+    if isinstance(term.loss, SoftmaxLoss) and term.loss.standardised:
+        raise InputError(
+            f"{field}.items={term.items!r} reads a sample, and this loss the standard deviation"
+            " over all items; use items='all' or 'warm'"
+        )
+    if isinstance(term.loss, SoftmaxLoss) and term.loss.apart > term.top:
+        raise InputError(
+            f"{field}.k={term.loss.apart} reads the teacher's best items, and a sample has"
+            f" distill.top={term.top} of them; raise distill.top"
+        )
     if term.negatives + term.top >= limits.num_items:
         raise InputError(
             f"distill.negatives={term.negatives} and distill.top={term.top} are no sample of"
             f" {limits.num_items} items; lower them, or use items='all' or 'warm' in {field}"
         )
+
+
+def _check_candidates(term: Term, loss: CandidateLoss, limits: Limits, field: str) -> None:
+    sizes = {"top": loss.top, "drawn": loss.drawn}
+    if isinstance(loss, OnPolicyLoss):
+        sizes["own"] = loss.own
+        if term.sampled:
+            raise InputError(
+                f"{field}.items={term.items!r} reads a sample, and the student's own best items are"
+                " those of the whole catalogue; use items='all' or 'warm'"
+            )
+    if sum(sizes.values()) < 1:
+        raise InputError(
+            f"{field}: {' and '.join(f'{name}=0' for name in sizes)} leave no candidate; raise one"
+            " of them"
+        )
+    for name in sizes.keys() - {"drawn"}:
+        if sizes[name] > limits.num_items:
+            raise InputError(
+                f"{field}.{name}={sizes[name]} is more than the {limits.num_items} items there are"
+            )
 
 
 def _check_shown(term: Term, limits: Limits, field: str) -> None:

@@ -11,9 +11,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import Params
+
+TARGETS = -1  # the ``SoftmaxLoss.apart`` of a loss that treats the clicked items apart
 
 
 class Expectation(NamedTuple):
@@ -35,6 +40,8 @@ class RowStatistics(NamedTuple):
     student_log_z, teacher_log_z: log-normalisers. expected: the loss's ``expectations``, in their
     order. sums: the loss's ``log_prob_sums``, in their order. target_logit: the student's logits of
     the targets, weighted by the target weights and summed. target_weight: the sum of these weights.
+    student_named, teacher_named: [R, M], the logits of the items that a loss treats ``apart``, very
+    low ones for padding; the other statistics are those of all other items then.
     """
 
     student_log_z: Array
@@ -43,6 +50,8 @@ class RowStatistics(NamedTuple):
     sums: tuple[Array, ...] = ()
     target_logit: Array | None = None
     target_weight: Array | None = None
+    student_named: Array | None = None
+    teacher_named: Array | None = None
 
 
 class Tile(NamedTuple):
@@ -65,13 +74,19 @@ class SoftmaxLoss:
     engine sums over the items. log_prob_sums: functions of both log-probabilities [R, C], summed
     over the items in one more pass, since they need the normalisers. entropy_coefficient: c for a
     loss that is the cross-entropy against the teacher plus c times the teacher's entropy, which can
-    also be computed for a teacher that lists a few items; None for all others.
+    also be computed for a teacher that lists a few items; None for all others. standardised:
+    whether the logits of both models are first divided by their standard deviation over the items.
+    apart: the items of a row that the loss treats apart: k for the teacher's best,
+    ``TARGETS`` for the clicked ones, 0 for none. Softmaxes and tiles are those of the other items
+    then; a row without any has loss 0.
     """
 
     reads_teacher: ClassVar[bool] = True
     expectations: ClassVar[tuple[Expectation, ...]] = ()
     log_prob_sums: ClassVar[tuple[Callable[[Array, Array], Array], ...]] = ()
     entropy_coefficient: ClassVar[float | None] = None
+    standardised: ClassVar[bool] = False
+    apart: ClassVar[int] = 0
 
     def value(self, rows: RowStatistics) -> Float[Array, " R"]:
         """The loss of each row, without the factor temperature²."""
@@ -81,21 +96,33 @@ class SoftmaxLoss:
         """The derivative of ``value`` in the student's logits divided by the temperature."""
         raise NotImplementedError
 
+    def named_slope(self, rows: RowStatistics) -> Float[Array, "R M"]:
+        """The derivative of ``value`` in ``rows.student_named``."""
+        named = rows.student_named
+        assert named is not None
+        found = jax.grad(lambda x: jnp.sum(self.value(rows._replace(student_named=x))))(named)
+        return jnp.where(named > NEGATIVE / 2, found, 0.0)
+
 
 class Candidates(NamedTuple):
-    """The scores of each row's candidates: the teacher's best items, then drawn items.
+    """The scores of each row's candidates: the teacher's best items, the student's, drawn ones.
 
-    The teacher's items of highest score come first, best first.
+    The items of highest score come first in their columns, best first.
 
-    student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for a drawn item
-    that is already among the first, and for a cold item where the term reads warm items only.
-    num_top: how many columns hold the teacher's items.
+    student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for an item that is
+    already in an earlier column, and for a cold item where the term reads warm items only. num_top:
+    how many columns hold the teacher's items. num_own: how many columns behind them hold the
+    student's. own: bool [R, K], whether an item is one of these, in whichever column. num_items: of
+    the catalogue.
     """
 
     student: Float[Array, "R K"]
     teacher: Float[Array, "R K"]
     valid: Array
     num_top: int
+    num_own: int = 0
+    own: Array | None = None
+    num_items: Array | int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +139,18 @@ class CandidateLoss:
     def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
         """The loss of each row; key: for losses that sample among the candidates."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicyLoss(CandidateLoss):
+    """A loss of candidates that has the student's own best items among them.
+
+    own: the items of the whole catalogue to which the student gives the highest scores at this
+    step. They are found at the cost of one more product with all item vectors, and no gradient
+    flows through the choice.
+    """
+
+    own: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +174,16 @@ class VectorLoss:
         return {}
 
     def value(
-        self, student: Float[Array, "N Ds"], teacher: Float[Array, "N Dt"], auxiliary: Params
+        self,
+        student: Float[Array, "N Ds"],
+        teacher: Float[Array, "N Dt"],
+        auxiliary: Params,
+        share: Float[Array, " N"],
     ) -> Float[Array, " N"]:
-        """The loss of each vector."""
+        """The loss of each vector; share: its weight in the mean, which losses of pairs read.
+
+        The shares sum to 1, or are all 0 where no vector takes part.
+        """
         raise NotImplementedError
 
 

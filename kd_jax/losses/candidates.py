@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from kd_jax.core.scores import Factors, Listed
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import PAD
-from kd_jax.losses.base import CandidateLoss, Candidates
+from kd_jax.losses.base import CandidateLoss, Candidates, OnPolicyLoss
 
 TOP_CHUNK = 2**14  # items that are ranked at once
 
@@ -50,13 +51,15 @@ def best_items(factors: Factors, k: int) -> Int[Array, "*B k"]:
 
 
 class CandidateItems(NamedTuple):
-    """The candidate items of a step.
+    """The candidate items of a step that depend on the teacher and on chance.
 
     top: int32 [..., N], best first, padded with ``PAD``. drawn: int32 [L], the same for all rows.
+    num_items: of the catalogue from which they are drawn.
     """
 
     top: Int[Array, "*B N"]
     drawn: Int[Array, " L"]
+    num_items: Array | int = 0
 
 
 def choose(
@@ -67,8 +70,25 @@ def choose(
     if isinstance(teacher, Listed):
         logits = jnp.where(teacher.items == PAD, NEGATIVE, teacher.logits)
         order = jnp.argsort(-logits, axis=-1, stable=True)[..., : loss.top]
-        return CandidateItems(jnp.take_along_axis(teacher.items, order, -1), drawn)
-    return CandidateItems(best_items(teacher, loss.top), drawn)
+        return CandidateItems(jnp.take_along_axis(teacher.items, order, -1), drawn, num_items)
+    return CandidateItems(best_items(teacher, loss.top), drawn, num_items)
+
+
+def own_items(
+    loss: CandidateLoss, student: Factors | Float[Array, "*B I"]
+) -> Int[Array, "R K"] | None:
+    """The student's items of highest score that ``loss`` reads, best first; None if it does not.
+
+    Rows are flattened, and padded with ``PAD``.
+    """
+    if not isinstance(loss, OnPolicyLoss) or not loss.own:
+        return None
+    student = lax.stop_gradient(student)
+    if isinstance(student, Factors):
+        found = top_items(student, loss.own)
+    else:
+        found = lax.top_k(student, loss.own)[1].astype(jnp.int32)
+    return found.reshape(-1, loss.own)
 
 
 def compared(
@@ -76,27 +96,42 @@ def compared(
     student: Factors | Float[Array, "*B I"],
     teacher: Factors | Listed,
     warm: Bool[Array, " I"] | None,
+    own: Int[Array, "R K"] | None = None,
 ) -> Candidates:
-    """The scores of both models for ``items``, with rows flattened to [R, N + L].
+    """The scores of both models for ``own`` and ``items``, with rows flattened to [R, N + K + L].
 
     Gradients flow to the student's contexts, vectors and biases; the teacher gets none. warm: mask
-    of the items that take part; None: all.
+    of the items that take part; None: all. own: the student's items, see ``own_items``.
     """
-    top = items.top.reshape(-1, items.top.shape[-1])
+    top = items.top.reshape(math.prod(items.top.shape[:-1]), items.top.shape[-1])
+    own = jnp.zeros((len(top), 0), jnp.int32) if own is None else own
     drawn = jnp.broadcast_to(items.drawn[None], (len(top), len(items.drawn)))
-    both = jnp.concatenate([top, drawn], 1)
-    known = jnp.any(drawn[:, :, None] == top[:, None, :], -1)
+    best = jnp.concatenate([top, own], 1)
+    every = jnp.concatenate([best, drawn], 1)
     earlier = jnp.tril(items.drawn[:, None] == items.drawn[None], -1).any(1)
-    valid = jnp.concatenate([top != PAD, ~known & ~earlier[None]], 1)
-    safe = jnp.maximum(both, 0)
+    valid = jnp.concatenate(
+        [top != PAD, (own != PAD) & ~_among(own, top), ~_among(drawn, best) & ~earlier[None]], 1
+    )
     if warm is not None:
-        valid &= warm[safe]
-    best = jnp.maximum(top, 0)
+        valid &= warm[jnp.maximum(every, 0)]
+    best = jnp.maximum(best, 0)
     scores = [
         jnp.concatenate([scores_of(model, best), _shared(model, items.drawn)], 1)
         for model in (student, teacher)
     ]
-    return Candidates(scores[0], lax.stop_gradient(scores[1]), valid, top.shape[1])
+    return Candidates(
+        scores[0],
+        lax.stop_gradient(scores[1]),
+        valid,
+        top.shape[1],
+        own.shape[1],
+        _among(every, own) & (every != PAD),
+        items.num_items,
+    )
+
+
+def _among(items: Int[Array, "R M"], others: Int[Array, "R N"]) -> Bool[Array, "R M"]:
+    return jnp.any(items[:, :, None] == others[:, None, :], -1)
 
 
 def scores_of(model: Factors | Listed | Array, items: Int[Array, "R K"]) -> Float[Array, "R K"]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from kd_jax.core.tiling import NEGATIVE
+from kd_jax.core.tiling import NEGATIVE, set_at
 from kd_jax.core.types import PAD
 from kd_jax.losses.base import RowStatistics, SoftmaxLoss
 
@@ -17,13 +19,14 @@ def per_row(
     other: Float[Array, "*B C"] | tuple[Int[Array, "*B M"], Float[Array, "*B M"]],
     temperature: float | Array = 1.0,
     where: Bool[Array, " C"] | None = None,
+    apart: Int[Array, "*B M"] | None = None,
 ) -> Float[Array, "*B"]:
     """temperature² · ``loss`` of each row, differentiable in ``logits``.
 
     other: the teacher's logits, which get no gradient; for a loss of the clicks, targets (padded
     with ``PAD``) and their weights, at temperature 1. where: the classes that take part; the others
-    have probability 0. A row without any class that takes part, or without a target, has loss 0 and
-    gradient 0.
+    have probability 0. apart: the classes that ``loss.apart`` names. A row without any class that
+    takes part, or without a target, has loss 0 and gradient 0.
     """
     if not loss.reads_teacher:
         assert isinstance(other, tuple)
@@ -32,10 +35,20 @@ def per_row(
     shape = logits.shape[:-1]
     student = _masked(logits, temperature, where).reshape(-1, logits.shape[-1])
     teacher = _masked(jax.lax.stop_gradient(other), temperature, where).reshape(student.shape)
+    named = None
+    if loss.apart:
+        assert apart is not None
+        nothing = jnp.zeros(student.shape)
+        there = set_at(nothing, apart.reshape(len(student), -1), 0, 1.0) > 0
+        there &= teacher > NEGATIVE / 2
+        named = [jnp.where(there, x, NEGATIVE) for x in (student, teacher)]
+        student, teacher = (jnp.where(there, NEGATIVE, x) for x in (student, teacher))
     some = jnp.max(teacher, -1) > NEGATIVE / 2
     # A softmax does not change when logits are shifted: log-probabilities are logits, too, with
     # normaliser 0, and sums of them do not cancel.
     rows = statistics(loss, jax.nn.log_softmax(student), jax.nn.log_softmax(teacher), None)
+    if named is not None:
+        rows = with_named(rows, named, (student, teacher))
     return jnp.where(some, temperature**2 * loss.value(rows), 0.0).reshape(shape)
 
 
@@ -65,6 +78,20 @@ def statistics(
         ),
         tuple(expected(jnp.exp(log_weights), of(student, teacher)) for of in loss.log_prob_sums),
     )
+
+
+def with_named(
+    rows: RowStatistics, named: Sequence[Array], others: Sequence[Array]
+) -> RowStatistics:
+    """``rows`` with the logits of the items apart, whose normalisers are those of the others.
+
+    named: of student and teacher, [R, M]. others: logits [R, C].
+    """
+    student, teacher = (
+        jnp.where(x > NEGATIVE / 2, x - jax.nn.logsumexp(y, axis=1, keepdims=True), NEGATIVE)
+        for x, y in zip(named, others, strict=True)
+    )
+    return rows._replace(student_named=student, teacher_named=teacher)
 
 
 def _masked(logits: Array, temperature: float | Array, where: Array | None) -> Array:

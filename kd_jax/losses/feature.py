@@ -31,6 +31,10 @@ class SquaredDistance(VectorLoss):
         return {}
 
     def value(
-        self, student: Float[Array, "N D"], teacher: Float[Array, "N D"], auxiliary: Params
+        self,
+        student: Float[Array, "N D"],
+        teacher: Float[Array, "N D"],
+        auxiliary: Params,
+        share: Float[Array, " N"],
     ) -> Float[Array, " N"]:
         return 0.5 * jnp.mean((student - teacher) ** 2, axis=-1)

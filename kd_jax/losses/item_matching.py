@@ -29,7 +29,11 @@ class ItemMatching(VectorLoss):
         }
 
     def value(
-        self, student: Float[Array, "N Ds"], teacher: Float[Array, "N Dt"], auxiliary: Params
+        self,
+        student: Float[Array, "N Ds"],
+        teacher: Float[Array, "N Dt"],
+        auxiliary: Params,
+        share: Float[Array, " N"],
     ) -> Float[Array, " N"]:
         projected = student @ auxiliary["kernel"] + auxiliary["bias"][None]
         return 0.5 * jnp.mean((projected - teacher) ** 2, axis=-1)

@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, tile_size
 from kd_jax.core.types import PAD
-from kd_jax.losses.base import RowStatistics
-from kd_jax.losses.dense import statistics
+from kd_jax.losses.base import RowStatistics, SoftmaxLoss
+from kd_jax.losses.dense import statistics, with_named
 from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 
 
@@ -180,12 +180,9 @@ def _means(
         some = jnp.max(weights, 1) > NEGATIVE / 2  # a softmax without any item has loss 0
         if term.loss.reads_teacher:
             assert soft is not None
-            scale = temperature(term)
-            log_p, log_q = (
-                x / scale - jax.nn.logsumexp(x / scale + weights, axis=1)[:, None]
-                for x in (scores, soft)
+            per_row, some = _compared(
+                term.loss, temperature(term), weights, own, rows, scores, soft
             )
-            per_row = scale**2 * term.loss.value(statistics(term.loss, log_p, log_q, weights))
         else:
             share = counted
             if term.warm and warm is not None:
@@ -198,6 +195,30 @@ def _means(
             )
         values.append(jnp.sum(jnp.where(some, per_row, 0.0) * rows.weights))
     return jnp.stack(values)
+
+
+def _compared(
+    loss: SoftmaxLoss,
+    temperature: float | Array,
+    weights: Float[Array, "R CN"],
+    own: Int[Array, "R C"],
+    rows: Rows,
+    scores: Float[Array, "R CN"],
+    soft: Float[Array, "R CN"],
+) -> tuple[Float[Array, " R"], Bool[Array, " R"]]:
+    """temperature² · ``loss`` of each row, and whether any item takes part in its softmax."""
+    scaled, named = [scores / temperature, soft / temperature], None
+    if loss.apart:
+        there = jnp.any(own[:, :, None] == rows.apart(loss.apart)[:, None, :], -1)
+        there &= weights[:, : own.shape[1]] > NEGATIVE / 2
+        named = [jnp.where(there, x[:, : own.shape[1]], NEGATIVE) for x in scaled]
+        there = jnp.pad(there, ((0, 0), (0, weights.shape[1] - own.shape[1])))
+        weights = jnp.where(there, NEGATIVE, weights)
+    log_p, log_q = (x - jax.nn.logsumexp(x + weights, axis=1)[:, None] for x in scaled)
+    found = statistics(loss, log_p, log_q, weights)
+    if named is not None:
+        found = with_named(found, named, [x + weights for x in scaled])
+    return temperature**2 * loss.value(found), jnp.max(weights, 1) > NEGATIVE / 2
 
 
 def _logits(factors: Factors, own: Int[Array, "R C"], drawn: Int[Array, " N"]) -> Array:

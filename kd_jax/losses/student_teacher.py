@@ -104,10 +104,21 @@ class StudentTeacher:
         temperature = self.temperature(softmax)
         fixed = softmax.scheduled < 0 and temperature == 1.0
         scaled = logits if fixed else logits / temperature
-        if not softmax.warm or self.warm is None:
+        if softmax.warm and self.warm is not None:
+            warm = lax.dynamic_slice_in_dim(self.warm, start, logits.shape[1])
+            scaled = jnp.where(warm[None], scaled, NEGATIVE)
+        if not softmax.apart:
             return scaled
-        warm = lax.dynamic_slice_in_dim(self.warm, start, logits.shape[1])
-        return jnp.where(warm[None], scaled, NEGATIVE)
+        return set_at(scaled, self.rows.apart(softmax.apart), self.offset + start, NEGATIVE)
+
+    def named(self, softmax: Softmax, begin: Array | int, size: int) -> tuple[Array, Array]:
+        """The positions in a chunk of the items apart, [R, M], and whether they take part."""
+        index = within(self.rows.apart(softmax.apart), self.offset + begin, size)
+        inside = index < size
+        if softmax.warm and self.warm is not None:
+            here = lax.dynamic_slice_in_dim(self.warm, begin, size)
+            inside &= here[jnp.minimum(index, size - 1)]
+        return index, inside
 
     def targets(self, start: Array | int, size: int, warm: bool) -> tuple[Array, Array]:
         """The positions of the targets in a chunk, [R, M], and their weights.
@@ -131,9 +142,13 @@ class StudentTeacher:
             for expectation in needed:
                 start["t" if expectation.under_teacher else "s", key].append(empty)
         start |= {("hit", warm): [empty, empty] for warm in self.hard}
+        for key in self.softmaxes:
+            if key.apart:
+                none = jnp.zeros(self.rows.apart(key.apart).shape)
+                start["named", key] = [none, none, none]
         found = fold(self._visit, start, len(self.student.bias), width)
         for kind, key in found:
-            if kind == "hit":
+            if kind in ("hit", "named"):
                 found[kind, key] = self.axes.sum_items(found[kind, key])
                 continue
             top, *sums = found[kind, key]
@@ -179,6 +194,21 @@ class StudentTeacher:
             picked = jnp.take_along_axis(logits, jnp.minimum(index, size - 1), axis=1)
             total, weight = found["hit", warm]
             new["hit", warm] = [total + jnp.sum(weights * picked, 1), weight + weights.sum(1)]
+        for softmax in self.softmaxes:
+            if softmax.apart:
+                assert soft is not None
+                index, inside = self.named(softmax, begin, size)
+                parts = [
+                    jnp.take_along_axis(x, jnp.minimum(index, size - 1), axis=1)
+                    / self.temperature(softmax)
+                    for x in (logits, soft)
+                ]
+                new["named", softmax] = [
+                    old + jnp.where(inside, part, 0.0)
+                    for old, part in zip(
+                        found["named", softmax], [*parts, jnp.ones(index.shape)], strict=True
+                    )
+                ]
         return new
 
     def _of_term(self, term: SoftmaxTerm, found: dict[Any, Any]) -> tuple[RowStatistics, Array]:
@@ -192,7 +222,14 @@ class StudentTeacher:
         for expectation in self.compared[term.softmax]:
             values[expectation] = next(queues[expectation.under_teacher])
         expected = tuple(values[expectation] for expectation in term.loss.expectations)
-        return RowStatistics(log_z, teacher_log_z, expected), some
+        rows = RowStatistics(log_z, teacher_log_z, expected)
+        if term.softmax.apart:
+            student, teacher, taken = found["named", term.softmax]
+            rows = rows._replace(
+                student_named=jnp.where(taken > 0, student, NEGATIVE),
+                teacher_named=jnp.where(taken > 0, teacher, NEGATIVE),
+            )
+        return rows, some
 
     def _with_sums(
         self, statistics: list[tuple[RowStatistics, Array]], width: int
@@ -294,6 +331,13 @@ class StudentTeacher:
                 index, share = self.targets(begin, size, term.warm)
                 grid = jnp.arange(len(index))[:, None]
                 slope = slope.at[grid, index].add(-weight[:, None] * share, mode="drop")
+        for term, weight, (rows, some) in zip(self.terms, weights, statistics, strict=True):
+            if term.softmax.apart:
+                weight = jnp.where(some, weight, 0.0) * self.temperature(term.softmax)
+                index, _ = self.named(term.softmax, begin, size)
+                grid = jnp.arange(len(index))[:, None]
+                share = term.loss.named_slope(rows)
+                slope = slope.at[grid, index].add(weight[:, None] * share, mode="drop")
         if self.student.excluded is not None:  # their logits are constants
             slope = set_at(slope, self.student.excluded, self.offset + begin, 0.0)
         return slope

@@ -16,7 +16,7 @@ from kd_jax.core.types import Array, Batch, Params, PyTree, TrainState
 from kd_jax.distillation.objective import StepInputs, chosen_items, mean_loss
 from kd_jax.distillation.teachers import TeacherFn
 from kd_jax.distillation.term import Objective
-from kd_jax.losses.candidates import CandidateItems, best_items
+from kd_jax.losses.candidates import best_items
 from kd_jax.losses.sampled import draw
 from kd_jax.losses.terms import Engine
 
@@ -96,8 +96,8 @@ def gathered(spec: StepSpec, model: Any, inputs: StepInputs, key: Array) -> Gath
             scores = Factors(scores.contexts, vectors, bias, top=at.get(f"top of {name}"))
         teachers[name] = soft._replace(scores=scores)
     items = {
-        name: CandidateItems(at[f"candidates of {name}"], at[f"drawn of {name}"])
-        for name in inputs.items
+        name: chosen._replace(top=at[f"candidates of {name}"], drawn=at[f"drawn of {name}"])
+        for name, chosen in inputs.items.items()
     }
     warm = None if inputs.warm is None else take(inputs.warm, found)
     draws = draws._replace(items=at["draws"])

@@ -19,7 +19,7 @@ from kd_jax.models.students import build_student, student_class, student_spec
 from kd_jax.models.teachers.bi_encoder import BiEncoder
 from kd_jax.models.teachers.spec import TeacherSpec
 from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.compiled import compiled_step
+from kd_jax.training.compiled import compiled_step, first_auxiliary
 from kd_jax.training.job import TrainingJob
 from kd_jax.training.loop import train
 from kd_jax.training.recipe import Recipe
@@ -81,13 +81,18 @@ def examples_of(task, example_kind):
     return task.examples(example_kind, history=HISTORY, decay=3.0, user_power=0.5)
 
 
-def losses(task, student, mesh, teacher, steps=4, batch_size=16, examples=None):
-    """Loss terms of the first steps, the final state and the compiled step."""
+def losses(
+    task, student, mesh, teacher, steps=4, batch_size=16, examples=None, objective=OBJECTIVE
+):
+    """Loss terms of the first steps, and the final state."""
     graphdef, params, constants = split(student)
     recipe = Recipe(steps, batch_size, 1e-2)
-    spec = StepSpec(graphdef, OBJECTIVE, recipe.tx(), steps, {OWN: teacher.scores})
-    step, state = compiled_step(spec, params, mesh=mesh, seed=0)
+    spec = StepSpec(graphdef, objective, recipe.tx(), steps, {OWN: teacher.scores})
     examples = examples or examples_of(task, student.example_kind)
+    auxiliary = first_auxiliary(
+        objective, graphdef, params, constants, {OWN: teacher}, examples, seed=0
+    )
+    step, state = compiled_step(spec, params, mesh=mesh, seed=0, auxiliary=auxiliary)
     constants, arrays = (
         sharding.put(constants, mesh),
         sharding.put_labels({OWN: teacher.arrays}, mesh),

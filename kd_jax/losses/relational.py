@@ -1,0 +1,135 @@
+"""Losses of the relations between item vectors, for which the widths may differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_jax.core.errors import InputError
+from kd_jax.core.types import Params
+from kd_jax.losses.base import VectorLoss
+from kd_jax.losses.item_matching import ItemMatching
+
+TINY = 1e-12  # a squared length up to this is 0 and has gradient 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextMatching(ItemMatching):
+    """Half the mean squared difference of context vectors, after a learned affine map.
+
+    The map is that of ``ItemMatching``. Source: Romero et al., "FitNets: Hints for Thin Deep Nets",
+    ICLR 2015, equation 3.
+    """
+
+    of_items: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RKD(VectorLoss):
+    """Relational distillation: distances and angles between ``drawn`` item vectors.
+
+    It is distance · D + angle · A. D is the mean of huber(d_s - d_t) over pairs of items, where d
+    is the distance of the two vectors divided by the mean distance. A is the mean of
+    huber(a_s - a_t) over triplets, where a is the cosine of the angle at the middle item. Source:
+    Park et al., "Relational Knowledge Distillation", CVPR 2019, equations 5 to 9. The cost grows
+    with the cube of ``drawn``, or with its square at angle=0.
+    """
+
+    drawn: int = 128
+    distance: float = 1.0
+    angle: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.drawn < 3 or not min(self.distance, self.angle) >= 0:
+            raise InputError(
+                f"rkd: drawn={self.drawn} must be 3 or more, and distance={self.distance} and"
+                f" angle={self.angle} 0 or more"
+            )
+        if not self.distance + self.angle > 0:
+            raise InputError("rkd: distance=0 and angle=0 leave nothing to compare; raise one")
+
+    def value(
+        self,
+        student: Float[Array, "N Ds"],
+        teacher: Float[Array, "N Dt"],
+        auxiliary: Params,
+        share: Float[Array, " N"],
+    ) -> Float[Array, " N"]:
+        both = [_differences(vectors) for vectors in (student, teacher)]
+        others = share[None] * (1 - jnp.eye(len(share)))
+        pairs = jnp.maximum(1 - jnp.sum(share**2), 1e-9)
+        found = jnp.zeros(len(share))
+        if self.distance:
+            scaled = []
+            for _, distances in both:
+                mean = jnp.sum(share[:, None] * others * distances) / pairs
+                scaled.append(distances / jnp.maximum(mean, TINY))
+            found += self.distance * jnp.sum(others * _huber(scaled[0] - scaled[1]), 1) / pairs
+        if self.angle:
+            cosines = []
+            for differences, distances in both:
+                units = differences * _inverse(distances**2)[..., None]
+                cosines.append(jnp.einsum("jid,jkd->jik", units, units))
+            weights = others[:, :, None] * others[:, None, :] * (1 - jnp.eye(len(share)))[None]
+            triplets = 1 - 3 * jnp.sum(share**2) + 2 * jnp.sum(share**3)
+            summed = jnp.sum(weights * _huber(cosines[0] - cosines[1]), (1, 2))
+            found += self.angle * summed / jnp.maximum(triplets, 1e-9)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class FTD(VectorLoss):
+    """Full topology distillation: the cosines between ``drawn`` item vectors.
+
+    It is the mean of (cos_s - cos_t)² over pairs of different items; the source sums over the users
+    and items of a batch. Source: Kang et al., "Topology Distillation for Recommender System", KDD
+    2021, section 4.1.
+    """
+
+    drawn: int = 256
+
+    def __post_init__(self) -> None:
+        if self.drawn < 2:
+            raise InputError(f"ftd: drawn={self.drawn} must be 2 or more")
+
+    def value(
+        self,
+        student: Float[Array, "N Ds"],
+        teacher: Float[Array, "N Dt"],
+        auxiliary: Params,
+        share: Float[Array, " N"],
+    ) -> Float[Array, " N"]:
+        gap = _cosines(student) - _cosines(teacher)
+        others = share[None] * (1 - jnp.eye(len(share)))
+        return jnp.sum(others * gap**2, 1) / jnp.maximum(1 - jnp.sum(share**2), 1e-9)
+
+
+def _cosines(vectors: Float[Array, "N D"]) -> Float[Array, "N N"]:
+    wide = vectors.astype(jnp.float32)
+    units = wide * _inverse(jnp.sum(wide**2, -1, keepdims=True))
+    return units @ units.T
+
+
+def _inverse(square: Array) -> Array:
+    """1 / sqrt(square), and 0 with gradient 0 for a length of 0."""
+    some = square > TINY
+    return jnp.where(some, 1 / jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
+
+
+def _differences(
+    vectors: Float[Array, "N D"],
+) -> tuple[Float[Array, "N N D"], Float[Array, "N N"]]:
+    """x_i - x_j of all pairs, and their lengths."""
+    wide = vectors.astype(jnp.float32)
+    found = wide[:, None] - wide[None]
+    square = jnp.sum(found**2, -1)
+    some = square > TINY
+    return found, jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
+
+
+def _huber(gap: Array) -> Array:
+    size = jnp.abs(gap)
+    return jnp.where(size <= 1, 0.5 * gap**2, size - 0.5)
