@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from kd_jax.models.language.encoder import freeze_bottom, hidden_states
+from kd_jax.models.language.encoder import freeze_bottom, hidden_states, keys_of, until
 from kd_jax.models.layers import dropout
 
 
@@ -35,14 +35,14 @@ def causal_mask(
     """True where a query (third axis) attends to a key (last axis).
 
     Keys are the tokens up to the query, without padding; only the newest ``window`` of them, if
-    given. length: L.
+    given. length: L. attention_mask: see ``keys_of``.
     """
     distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
     visible = distance >= 0
     if window is not None:
         visible &= distance < window
     visible = visible[None, None]
-    return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
+    return visible if attention_mask is None else visible & keys_of(attention_mask)
 
 
 def mask_both_ways(
@@ -55,7 +55,7 @@ def mask_both_ways(
     distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
     visible = jnp.abs(distance) <= (length if window is None else window // 2)
     visible = visible[None, None]
-    return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
+    return visible if attention_mask is None else visible & keys_of(attention_mask)
 
 
 def attention(
@@ -118,7 +118,7 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         input_ids: Int[Array, "B L"],
-        attention_mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        attention_mask: Int[Array, "B *L L"] | Bool[Array, "B *L L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
@@ -126,7 +126,8 @@ class Decoder(nnx.Module):
     ) -> DecoderOutput:
         """Runs the decoder; the hidden states at padding have no meaning.
 
-        position_ids: None counts from 0 at the first token that is no padding. rngs: for dropout;
+        attention_mask: see ``keys_of``. position_ids: None counts from 0 at the first token that is
+        no padding, of every text. rngs: for dropout;
         None: no dropout. states: the hidden states after layer ``stop_gradient_below``, where they
         are known; the layers below are then skipped.
         """
@@ -135,9 +136,13 @@ class Decoder(nnx.Module):
             attention_mask = jnp.asarray(attention_mask)
         if position_ids is None:
             tokens = jnp.ones_like(input_ids)
-            if attention_mask is not None:
-                tokens = (attention_mask > 0).astype(jnp.int32)
-            position_ids = jnp.maximum(jnp.cumsum(tokens, axis=1) - 1, 0)
+            if attention_mask is not None and attention_mask.ndim == 3:
+                count = until(attention_mask).sum(2)
+            else:
+                if attention_mask is not None:
+                    tokens = (attention_mask > 0).astype(jnp.int32)
+                count = jnp.cumsum(tokens, axis=1)
+            position_ids = jnp.maximum(count - 1, 0)
         shared = self.shared(attention_mask, position_ids)
         found = hidden_states(
             self,

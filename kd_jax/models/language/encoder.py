@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.text import SECOND
@@ -100,6 +100,27 @@ def _pooled(hidden: Array, mask: Array, places: Array, pooling: str) -> Float[Ar
     return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
 
 
+def keys_of(attention_mask: Array) -> Bool[Array, "B 1 #L L"]:
+    """True where a query (third axis) may attend to a key (last axis).
+
+    attention_mask: 0 at padding [B, L], or, where a row has several texts, 0 between a query and a
+    key of another text [B, L, L].
+    """
+    visible = attention_mask > 0
+    return visible[:, None] if visible.ndim == 3 else visible[:, None, None, :]
+
+
+def same_text(segment: Int[Array, "B L"]) -> Int[Array, "B L L"]:
+    """The mask of rows with several texts; segment: the number of the text, 0 at padding."""
+    same = segment[:, :, None] == segment[:, None]
+    return (same & (segment > 0)[:, :, None]).astype(jnp.int32)
+
+
+def until(attention_mask: Int[Array, "B L L"]) -> Bool[Array, "B L L"]:
+    """True at the keys in the text of a query up to the query itself."""
+    return jnp.tril(attention_mask > 0)
+
+
 def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
     """``layer(*inputs)``; remat: compute its activations again in the backward pass.
 
@@ -164,8 +185,11 @@ class TextEncoder(nnx.Module):
     the keys of caches. head: modules between pooling and normalisation, called with [B, F]; a
     module without ``dim`` keeps the width. prompt, lower_case: what happens to a text before it is
     tokenized, see ``read``. skipped: tokens of the prompt, at the start of a text, that are not
-    pooled; a pair has no prompt. notes: lines for the log.
+    pooled; a pair has no prompt. notes: lines for the log. reads_packed: whether ``hidden`` and
+    ``states`` take a mask [B, L, L], so that a row can have several texts.
     """
+
+    reads_packed = False
 
     width: int
     num_layers: int
@@ -245,6 +269,28 @@ class TextEncoder(nnx.Module):
                 f" {self.max_length}"
             )
         hidden = self.hidden(input_ids, attention_mask, rngs, states)
+        return self._vectors(hidden, attention_mask)
+
+    def packed(
+        self,
+        input_ids: Int[Array, "B L"],
+        segment: Int[Array, "B L"],
+        texts: int,
+        states: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The vectors of up to ``texts`` = S texts in each row.
+
+        segment: the number of a token's text in its row, from 1, and 0 at padding. S is 1 where
+        ``reads_packed`` is False. states: see ``states``.
+        """
+        if not self.reads_packed:
+            return self(input_ids, segment, states=states)[:, None]
+        hidden = self.hidden(input_ids, same_text(segment), None, states)
+        own = segment[None] == jnp.arange(1, texts + 1)[:, None, None]
+        vectors = jax.vmap(lambda mask: self._vectors(hidden, mask.astype(jnp.int32)))(own)
+        return vectors.swapaxes(0, 1)
+
+    def _vectors(self, hidden: Array, attention_mask: Array) -> Float[Array, "B D"]:
         skipped = None
         if self.skipped:
             skipped = jnp.where((attention_mask == SECOND).any(1), 0, self.skipped)
@@ -270,6 +316,8 @@ class NativeEncoder(TextEncoder):
     [B, L, D].
     """
 
+    reads_packed = True
+
     def __init__(self, model: Any, *, pooling: str = "mean", normalize: bool = False):
         super().__init__(pooling=pooling, normalize=normalize)
         if hasattr(model, "pooler"):
@@ -292,7 +340,7 @@ class NativeEncoder(TextEncoder):
 
     def _run(self, input_ids: Array, attention_mask: Array, **how: Any) -> Any:
         # RoBERTa has one token type only, which cannot distinguish the texts.
-        if getattr(self.model.config, "type_vocab_size", 1) > 1:
+        if attention_mask.ndim == 2 and getattr(self.model.config, "type_vocab_size", 1) > 1:
             how["token_type_ids"] = (attention_mask == SECOND).astype(jnp.int32)
         return self.model(input_ids, (attention_mask > 0).astype(jnp.int32), **how)
 
