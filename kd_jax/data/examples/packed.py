@@ -24,9 +24,9 @@ def bins_of(counts: np.ndarray, sizes: Sequence[int] = ()) -> Int[np.ndarray, "N
 
     counts: the number of windows of each length; the first, of length 0, is not read. sizes: of the
     bins, in positions, ascending; () is len(counts) - 1 alone. A bin is the smallest in which its
-    first window fits. Best fit decreasing (Johnson et al., "Worst-case performance bounds for simple one-dimensional packing
-    algorithms", SIAM J. Comput. 1974), with bins of equal content filled at once: the time does not
-    depend on the number of windows.
+    first window fits. Best fit decreasing (Johnson et al., "Worst-case performance bounds for
+    simple one-dimensional packing algorithms", SIAM J. Comput. 1974), with bins of equal content
+    filled at once: the time does not depend on the number of windows.
     """
     sizes = sizes or (len(counts) - 1,)
     # By the positions that are left: (number of bins, lengths of the windows in each).

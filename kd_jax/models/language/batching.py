@@ -24,8 +24,8 @@ from kd_jax.devices import sharding
 
 GATHERED = 2**26  # bytes of each process that are exchanged at once
 COMPILED = 4000  # tokens that could be encoded while a program compiles
-ATTENTION = 512  # length of a row whose attention takes as long as everything else
-LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256)  # of rows with several texts
+ATTENTION = 1300  # length of a row whose attention takes as long as everything else
+LENGTHS = (*range(16, 129, 8), 192, 256)  # of rows with several texts
 
 
 class TextBatch(NamedTuple):
@@ -113,8 +113,13 @@ def _packed(lengths: np.ndarray, batch_tokens: int, devices: int) -> Rows:
             most = int((bins[chosen] > 0).sum(1).max())
             wide = np.full((chosen.sum(), most + -most % 8), -1)  # few programs for many catalogues
             wide[:, :most] = texts[chosen, :most]
-            batches = -(-len(wide) // max(1, batch_tokens * devices // size))
-            yield wide, -(-len(wide) // batches), size
+            yield wide, _rows_of_batch(len(wide), max(1, batch_tokens * devices // size)), size
+
+
+def _rows_of_batch(rows: int, most: int) -> int:
+    """The size of batches, between half of ``most`` and ``most``, with the fewest empty rows."""
+    sizes = np.arange(most, most // 2, -1) if rows > most else np.array([rows])
+    return int(sizes[np.argmin(-(-rows // sizes) * sizes)])
 
 
 def row_lengths(counts: Int[np.ndarray, " L_1"], batch_tokens: int) -> tuple[int, ...]:

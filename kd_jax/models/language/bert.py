@@ -13,20 +13,18 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
+from kd_jax.models.language.attention import attend, keys_of, until
 from kd_jax.models.language.encoder import (
     ACTIVATIONS,
     Architecture,
     freeze_bottom,
     hidden_states,
-    keys_of,
     parameter_map,
-    until,
 )
 from kd_jax.models.layers import dropout
 
@@ -150,11 +148,7 @@ class BertLayer(nnx.Module):
         """Multi-head self-attention, before the output projection; bias: added to the scores."""
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
         q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
-        # Softmax in f32: in bf16 the sum over a long row loses two digits.
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(self.dtype)
-        weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return attend(q, k, v, bias, self.config.attention_probs_dropout_prob, rngs)
 
 
 class Bert(nnx.Module):
@@ -211,8 +205,9 @@ class Bert(nnx.Module):
     ) -> BertOutput:
         """Runs the encoder.
 
-        attention_mask: see ``keys_of``. rngs: for dropout (stream 'dropout'); None: no dropout. states: the hidden states after
-        layer ``stop_gradient_below``, where they are known; the layers below are then skipped.
+        attention_mask: see ``keys_of``. rngs: for dropout (stream 'dropout'); None: no dropout.
+        states: the hidden states after layer ``stop_gradient_below``, where they are known; the
+        layers below are then skipped.
         """
         if position_ids is None:
             position_ids = self.position_ids(input_ids, attention_mask)

@@ -17,8 +17,9 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic
 from kd_jax.data.text import TokenTable, digest
 from kd_jax.devices.processes import agreed, barrier, leader
+from kd_jax.models.language.attention import same_text
 from kd_jax.models.language.batching import Runs, gather_rows, plan_batches
-from kd_jax.models.language.encoder import TextEncoder, same_text
+from kd_jax.models.language.encoder import TextEncoder
 
 EARLIER = "earlier"  # folder in the cache: what an older run has encoded
 
@@ -52,15 +53,16 @@ def encode(
 
     Texts share rows of one length, or of two where some are long, and attend to themselves alone,
     so that nearly no padding is computed and one program is compiled. An encoder that does not read
-    such rows gets texts of similar length, in a few (rows, length) shapes. states: of ``frozen_states``, or None. batch_tokens:
-    tokens that one device computes at once; the default for a CPU keeps the activations of a batch
-    in its cache. cache: a folder that keeps results by the hash of texts and weights; texts whose
-    vectors are in the folder ``EARLIER`` inside it are not computed. progress: called with (texts
-    done, all texts). shared: every process calls this with the same texts; each computes its
-    batches, and all get the vectors of all, with the bits that one process computes where all have
-    as many devices. Raises InputError for vectors that are not finite. Sources: Krell et al.,
-    "Efficient Sequence Packing without Cross-contamination", 2021 (rows of several texts); Reimers
-    and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (sorting).
+    such rows gets texts of similar length, in a few (rows, length) shapes. states: of
+    ``frozen_states``, or None. batch_tokens: tokens that one device computes at once; the default
+    for a CPU keeps the activations of a batch in its cache. cache: a folder that keeps results by
+    the hash of texts and weights; texts whose vectors are in the folder ``EARLIER`` inside it are
+    not computed. progress: called with (texts done, all texts). shared: every process calls this
+    with the same texts; each computes its batches, and all get the vectors of all, with the bits
+    that one process computes where all have as many devices. Raises InputError for vectors that are
+    not finite. Sources: Krell et al., "Efficient Sequence Packing without Cross-contamination",
+    2021 (rows of several texts); Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7
+    (sorting).
     """
     path, weights = None, ""
     if cache is not None:
