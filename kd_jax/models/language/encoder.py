@@ -111,7 +111,8 @@ class TextEncoder(nnx.Module):
     module without ``dim`` keeps the width. prompt, lower_case: what happens to a text before it is
     tokenized, see ``read``. skipped: tokens of the prompt, at the start of a text, that are not
     pooled; a pair has no prompt. notes: lines for the log. reads_packed: whether ``hidden`` and
-    ``states`` take a mask [B, L, L], so that a row can have several texts.
+    ``states`` take a mask [B, L, L], so that a row can have several texts; else a row has one, and
+    a batch texts of similar length.
     """
 
     reads_packed = False

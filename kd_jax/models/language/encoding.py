@@ -52,17 +52,16 @@ def encode(
     """The encoder's f32 vector of every text; equal texts are computed once.
 
     Texts share rows of one length, or of two where some are long, and attend to themselves alone,
-    so that nearly no padding is computed and one program is compiled. An encoder that does not read
-    such rows gets texts of similar length, in a few (rows, length) shapes. states: of
-    ``frozen_states``, or None. batch_tokens: tokens that one device computes at once; the default
-    for a CPU keeps the activations of a batch in its cache. cache: a folder that keeps results by
-    the hash of texts and weights; texts whose vectors are in the folder ``EARLIER`` inside it are
-    not computed. progress: called with (texts done, all texts). shared: every process calls this
-    with the same texts; each computes its batches, and all get the vectors of all, with the bits
-    that one process computes where all have as many devices. Raises InputError for vectors that are
-    not finite. Sources: Krell et al., "Efficient Sequence Packing without Cross-contamination",
-    2021 (rows of several texts); Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7
-    (sorting).
+    so that little padding is computed and one program is compiled; else see ``reads_packed``.
+    states: of ``frozen_states``, or None. batch_tokens: tokens that one device computes at once;
+    the default for a CPU keeps the activations of a batch in its cache. cache: a folder that keeps
+    results by the hash of texts and weights; texts whose vectors are in the folder ``EARLIER``
+    inside it are not computed. progress: called with (texts done, all texts). shared: every process
+    calls this with the same texts; each computes its batches, and all get the vectors of all, with
+    the bits that one process computes where all have as many devices. Raises InputError for vectors
+    that are not finite. Sources: Krell et al., "Efficient Sequence Packing without
+    Cross-contamination", 2021 (rows of several texts); Reimers and Gurevych, "Sentence-BERT", EMNLP
+    2019, section 7 (sorting by length).
     """
     path, weights = None, ""
     if cache is not None:
@@ -81,8 +80,8 @@ def encode(
     done = len(table) - int(copies[new].sum())
     lengths = table.lengths[distinct[new]]
     plan = plan_batches(lengths, batch_tokens, shared, encoder.reads_packed)
-    run = Runs(encoder, table, distinct[new], _forward, states)
-    for batch, _, result in run(plan.own):
+    runs = Runs(encoder, table, distinct[new], _forward, states)(plan.own)
+    for batch, _, result in runs:
         vectors[new[batch.rows]] = result[: len(batch.texts)][batch.texts >= 0]
         done += int(copies[new[batch.rows]].sum()) * plan.parts  # as many by each of the others
         if progress is not None:
