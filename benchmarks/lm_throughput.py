@@ -367,7 +367,7 @@ def compete(
     rows: list[dict[str, Any]] = []
     for worker in workers:
         for name in worker.about["contestants"]:
-            if only and not any(part in name for part in only):
+            if only and not any(part in f"{worker.library} {name}" for part in only):
                 continue
             case, _, how = name.partition(": ")
             kind = "fine-tuning" if how.startswith("fine-tuning") else "encoding"
@@ -580,9 +580,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of fine-tuning in a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--only", nargs="+", default=[], help="parts of the names of contestants, such as encode"
-    )
+    parser.add_argument("--only", nargs="+", default=[], help="such as 'kd_jax films: encode'")
     parser.add_argument(
         "--tokens",
         type=int,

@@ -45,7 +45,7 @@ def test_bins_hold_every_window_once(size):
 def test_long_windows_alone_open_bins_of_the_larger_size():
     rng = np.random.default_rng(1)
     for _ in range(20):
-        lengths = np.concatenate([rng.integers(1, 7, 40), rng.integers(9, 21, 5)])
+        lengths = np.concatenate([rng.integers(1, 7, 40), rng.integers(11, 21, 5)])
         bins = bins_of(np.bincount(lengths), (8, 20))
         sizes = np.where(bins[:, 0] > 8, 20, 8)
         assert (bins.sum(1) <= sizes).all() and (sizes == 20).sum() == 5

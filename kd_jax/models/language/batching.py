@@ -102,10 +102,10 @@ def _packed(lengths: np.ndarray, batch_tokens: int, devices: int) -> Rows:
     counts = np.bincount(lengths, minlength=2)
     sizes = row_lengths(counts, batch_tokens)
     bins = bins_of(counts, sizes)
-    texts = np.full(bins.size, -1)
+    flat = np.full(bins.size, -1)
     filled = np.argsort(bins, axis=None, kind="stable")[bins.size - len(lengths) :]
-    texts[filled] = np.argsort(lengths, kind="stable")
-    texts = texts.reshape(bins.shape)
+    flat[filled] = np.argsort(lengths, kind="stable")
+    texts = flat.reshape(bins.shape)
     of = np.searchsorted(sizes, bins[:, 0])
     for number, size in enumerate(sizes):
         chosen = of == number
@@ -117,8 +117,8 @@ def _packed(lengths: np.ndarray, batch_tokens: int, devices: int) -> Rows:
 
 
 def _rows_of_batch(rows: int, most: int) -> int:
-    """The size of batches, between half of ``most`` and ``most``, with the fewest empty rows."""
-    sizes = np.arange(most, most // 2, -1) if rows > most else np.array([rows])
+    """The size of batches, from 7/8 of ``most`` to ``most``, with the fewest empty rows."""
+    sizes = np.arange(most, most - most // 8 - 1, -1) if rows > most else np.array([rows])
     return int(sizes[np.argmin(-(-rows // sizes) * sizes)])
 
 
@@ -130,26 +130,27 @@ def row_lengths(counts: Int[np.ndarray, " L_1"], batch_tokens: int) -> tuple[int
     """
     longest = len(counts) - 1
     longest += -longest % 8
-    choices = [(length,) for length in LENGTHS if longest < length <= batch_tokens]
+    choices: list[tuple[int, ...]] = [(longest,)]
+    choices += [(length,) for length in LENGTHS if longest < length <= batch_tokens]
     choices += [(length, longest) for length in LENGTHS if length < longest]
 
     def cost(sizes: tuple[int, ...]) -> float:
         rows = np.asarray(sizes)[np.searchsorted(sizes, bins_of(counts, sizes)[:, 0])]
         return float((rows * (1 + rows / ATTENTION)).sum()) + COMPILED * len(sizes)
 
-    return min([(longest,), *choices], key=cost)
+    return min(choices, key=cost)
 
 
 class Layout(NamedTuple):
     """The tokens of a batch, int32 [B, L] each.
 
-    segment: the number of a token's text in its row, from 1, and 0 at padding. index: the place of
-    a token in the table, without a meaning at padding.
+    segment: the number of a token's text in its row, from 1, and 0 at padding. places: of the
+    tokens in the table, without a meaning at padding.
     """
 
     ids: np.ndarray
     segment: np.ndarray
-    index: np.ndarray
+    places: np.ndarray
 
 
 def layout(table: TokenTable, texts: Int[np.ndarray, "R S"], size: int, length: int) -> Layout:
@@ -168,10 +169,10 @@ def layout(table: TokenTable, texts: Int[np.ndarray, "R S"], size: int, length: 
 
     place = at - of_text(ends - room)
     valid = place < of_text(sizes)
-    index = np.where(valid, table.indptr[of_text(given)] + place, 0)
-    ids = np.where(valid, table.ids[index], table.pad_id) if len(table.ids) else table.pad_id
-    ids = np.broadcast_to(ids, index.shape)
-    return Layout(ids.astype(np.int32), np.where(valid, slot + 1, 0).astype(np.int32), index)
+    places = np.where(valid, table.indptr[of_text(given)] + place, 0)
+    ids = np.where(valid, table.ids[places], table.pad_id) if len(table.ids) else table.pad_id
+    ids = np.broadcast_to(ids, places.shape)
+    return Layout(ids.astype(np.int32), np.where(valid, slot + 1, 0).astype(np.int32), places)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Runs:
         for batch in batches:
             chosen = np.where(batch.texts >= 0, self.chosen[batch.texts], -1)
             tokens = layout(self.table, chosen, batch.size, batch.length)
-            given = None if self.states is None else self.states[tokens.index]
+            given = None if self.states is None else self.states[tokens.places]
             arrays = sharding.put_rows((tokens.ids, tokens.segment, given), mesh)
             result = self.run(graphdef, batch.texts.shape[1], state, *arrays)
             pending.append((batch, tokens, result))

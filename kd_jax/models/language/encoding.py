@@ -158,7 +158,7 @@ def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.nd
         plan = plan_batches(table.lengths, None, True, encoder.reads_packed)
         for _, tokens, result in Runs(encoder, table, np.arange(len(table)), _states)(plan.own):
             real = tokens.segment > 0
-            states[tokens.index[real]] = result[real]
+            states[tokens.places[real]] = result[real]
         if plan.parts > 1:
             gather_rows(bits, [_tokens_of(table, rows) for rows in plan.rows_by_part()])
         if leader():

@@ -142,7 +142,7 @@ def test_tokens_of_a_batch():
     assert found.ids.tolist() == [[13, 14, 10, 11, 12, 0, 0], [15, 16, 17, 18, 19, 0, 0], [0] * 7]
     assert found.segment.tolist() == [[1, 1, 2, 2, 2, 0, 0], [1] * 5 + [0, 0], [0] * 7]
     real = found.segment > 0
-    np.testing.assert_array_equal(table.ids[found.index[real]], found.ids[real])
+    np.testing.assert_array_equal(table.ids[found.places[real]], found.ids[real])
 
 
 @pytest.mark.parametrize("dtype, error", [("float32", 1e-6), ("bfloat16", 3e-2)])
