@@ -174,7 +174,7 @@ def ours(spec: dict[str, Any]) -> None:
 
     from kd_jax.core.process import keep_freed_memory
     from kd_jax.data.text import TokenTable
-    from kd_jax.models.language.batching import batch_shapes
+    from kd_jax.models.language.batching import plan_batches
     from kd_jax.models.language.encoding import encode
     from kd_jax.models.language.hf import load_encoder
 
@@ -188,11 +188,8 @@ def ours(spec: dict[str, Any]) -> None:
     def encoding(tokens: Tokens) -> Contestant:
         table = TokenTable(tokens.ids, tokens.indptr, tokens.pad_id)
         batch_tokens = spec["tokens"] if jax.default_backend() == "cpu" else None
-        at_once = batch_tokens or 65536
-        shapes = batch_shapes(np.sort(table.lengths), at_once)
-        computed = sum(
-            -(-(stop - start) // rows) * rows * width for start, stop, rows, width in shapes
-        )
+        plan = plan_batches(table.lengths, batch_tokens, False, encoder.reads_packed)
+        computed = sum(batch.size * batch.length for batch in plan.batches)
         return lambda: (encode(encoder, table, batch_tokens=batch_tokens), computed)
 
     def loss(params: Any, parts: list[Any], targets: Any) -> Any:
@@ -360,14 +357,18 @@ class Worker:
         self.process.wait()
 
 
-def compete(workers: Sequence[Worker], rounds: int, folder: Path) -> list[dict[str, Any]]:
+def compete(
+    workers: Sequence[Worker], rounds: int, folder: Path, only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """One row for each contestant: the seconds of its runs, and the file of its values.
 
-    The first run is left out of the seconds.
+    The first run is left out of the seconds. only: parts of the names of those that run; () is all.
     """
     rows: list[dict[str, Any]] = []
     for worker in workers:
         for name in worker.about["contestants"]:
+            if only and not any(part in f"{worker.library} {name}" for part in only):
+                continue
             case, _, how = name.partition(": ")
             kind = "fine-tuning" if how.startswith("fine-tuning") else "encoding"
             rows.append(
@@ -579,6 +580,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of fine-tuning in a round")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=[], help="such as 'kd_jax films: encode'")
     parser.add_argument(
         "--tokens",
         type=int,
@@ -643,7 +645,7 @@ def main() -> None:
                 f"{worker.library}: "
                 + ", ".join(f"{key} {value}" for key, value in worker.about["versions"].items())
             )
-        rows = compete(workers, options.rounds, folder)
+        rows = compete(workers, options.rounds, folder, options.only)
         for worker in workers:
             worker.close()
         ceiling = add_rates(rows, counts, trained)

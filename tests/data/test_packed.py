@@ -42,6 +42,18 @@ def test_bins_hold_every_window_once(size):
     assert bins_of(np.array([5])).shape == (0, 1)
 
 
+def test_long_windows_alone_open_bins_of_the_larger_size():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        lengths = np.concatenate([rng.integers(1, 7, 40), rng.integers(11, 21, 5)])
+        bins = bins_of(np.bincount(lengths), (8, 20))
+        sizes = np.where(bins[:, 0] > 8, 20, 8)
+        assert (bins.sum(1) <= sizes).all() and (sizes == 20).sum() == 5
+        np.testing.assert_array_equal(np.sort(bins[bins > 0]), np.sort(lengths))
+        alone = bins_of(np.bincount(lengths[:40]), (8,))
+        assert (sizes == 8).sum() < len(alone), "short ones fill the larger bins first"
+
+
 def test_short_histories_leave_hardly_a_position_empty():
     lengths = np.minimum(2 + np.random.default_rng(0).geometric(0.25, 20_000), 50)
     bins = bins_of(np.bincount(lengths, minlength=51))

@@ -7,6 +7,7 @@ epoch; which users do is drawn anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,33 +19,36 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.examples.sequence import sequence_tables
 
 
-def bins_of(counts: np.ndarray) -> Int[np.ndarray, "N S"]:
-    """The lengths of the windows in each bin of len(counts) - 1 positions, padded with 0.
+def bins_of(counts: np.ndarray, sizes: Sequence[int] = ()) -> Int[np.ndarray, "N S"]:
+    """The lengths of the windows in each bin, longest first, padded with 0.
 
-    counts: the number of windows of each length; the first, of length 0, is not read. Best fit
-    decreasing (Johnson et al., "Worst-case performance bounds for simple one-dimensional packing
-    algorithms", SIAM J. Comput. 1974), with bins of equal content filled at once: the time does not
-    depend on the number of windows.
+    counts: the number of windows of each length; the first, of length 0, is not read. sizes: of the
+    bins, in positions, ascending; () is len(counts) - 1 alone. A bin is the smallest in which its
+    first window fits. Best fit decreasing (Johnson et al., "Worst-case performance bounds for
+    simple one-dimensional packing algorithms", SIAM J. Comput. 1974), with bins of equal content
+    filled at once: the time does not depend on the number of windows.
     """
-    size = len(counts) - 1
+    sizes = sizes or (len(counts) - 1,)
     # By the positions that are left: (number of bins, lengths of the windows in each).
-    opened: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(size + 1)]
-    for length in range(size, 0, -1):
+    opened: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(sizes[-1] + 1)]
+    for length in range(len(counts) - 1, 0, -1):
+        size = next(size for size in sizes if size >= length)
         left = int(counts[length])
         while left:
-            room = next((room for room in range(length, size) if opened[room]), size)
+            found = next((room for room in range(length, sizes[-1]) if opened[room]), None)
+            room = size if found is None else found
             each = min(room // length, left)
-            number, content = opened[room].pop() if room < size else (left // each, ())
+            number, content = (left // each, ()) if found is None else opened[room].pop()
             filled = min(number, left // each)
             if filled < number:
                 opened[room].append((number - filled, content))
             opened[room - each * length].append((filled, content + (length,) * each))
             left -= filled * each
     groups = [group for alike in opened for group in alike]
-    found = np.zeros((len(groups), max((len(c) for _, c in groups), default=1)), np.int32)
-    for row, (_, content) in zip(found, groups, strict=True):
+    bins = np.zeros((len(groups), max((len(c) for _, c in groups), default=1)), np.int32)
+    for row, (_, content) in zip(bins, groups, strict=True):
         row[: len(content)] = content
-    return np.repeat(found, [number for number, _ in groups], axis=0)
+    return np.repeat(bins, [number for number, _ in groups], axis=0)
 
 
 def packed_examples(dataset: Dataset, *, history: int) -> Examples:

@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
+from kd_jax.models.language.attention import attend, keys_of, until
 from kd_jax.models.language.encoder import (
     ACTIVATIONS,
     Architecture,
@@ -148,11 +148,7 @@ class BertLayer(nnx.Module):
         """Multi-head self-attention, before the output projection; bias: added to the scores."""
         heads = (*x.shape[:2], self.config.num_attention_heads, -1)
         q, k, v = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q / jnp.sqrt(q.shape[-1]).astype(q.dtype), k)
-        # Softmax in f32: in bf16 the sum over a long row loses two digits.
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(self.dtype)
-        weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return attend(q, k, v, bias, self.config.attention_probs_dropout_prob, rngs)
 
 
 class Bert(nnx.Module):
@@ -200,7 +196,7 @@ class Bert(nnx.Module):
     def __call__(
         self,
         input_ids: Int[Array, "B L"],
-        attention_mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        attention_mask: Int[Array, "B *L L"] | Bool[Array, "B *L L"] | None = None,
         token_type_ids: Int[Array, "B L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
         *,
@@ -209,11 +205,12 @@ class Bert(nnx.Module):
     ) -> BertOutput:
         """Runs the encoder.
 
-        rngs: for dropout (stream 'dropout'); None: no dropout. states: the hidden states after
-        layer ``stop_gradient_below``, where they are known; the layers below are then skipped.
+        attention_mask: see ``keys_of``. rngs: for dropout (stream 'dropout'); None: no dropout.
+        states: the hidden states after layer ``stop_gradient_below``, where they are known; the
+        layers below are then skipped.
         """
         if position_ids is None:
-            position_ids = self.position_ids(input_ids)
+            position_ids = self.position_ids(input_ids, attention_mask)
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         bias = self.bias(attention_mask, input_ids.shape[1])
@@ -235,20 +232,31 @@ class Bert(nnx.Module):
             x = x + self.types(token_type_ids)
         return x if self.positions is None else x + self.positions(position_ids)
 
-    def position_ids(self, input_ids: Int[Array, "B L"]) -> Int[Array, "B L"]:
-        """The default positions of the tokens, see ``BertConfig.padding_idx``."""
+    def position_ids(
+        self, input_ids: Int[Array, "B L"], attention_mask: Array | None = None
+    ) -> Int[Array, "B L"]:
+        """The default positions of the tokens in their text, see ``BertConfig.padding_idx``."""
         padding = self.config.padding_idx
+        if attention_mask is not None and attention_mask.ndim == 3:
+            before = until(attention_mask)
+            if padding is None:
+                return jnp.maximum(before.sum(2) - 1, 0)
+            known = input_ids != padding
+            return padding + (before & known[:, None]).sum(2) * known
         if padding is None:
             return jnp.broadcast_to(jnp.arange(input_ids.shape[1])[None], input_ids.shape)
         token = (input_ids != padding).astype(jnp.int32)
         return padding + jnp.cumsum(token, axis=1) * token
 
     def bias(self, attention_mask: Array | None, length: int) -> Any:
-        """What every layer needs: a bias of the attention scores, [#B, #H, #L, #L]; length: L."""
+        """What every layer needs: a bias of the attention scores, [#B, #H, #L, #L]; length: L.
+
+        attention_mask: see ``keys_of``.
+        """
         if attention_mask is None:
             return jnp.zeros((1, 1, 1, 1))
         # Added, not assigned, as in HF: a row without tokens has uniform attention, not 0 / 0.
-        return jnp.where(attention_mask > 0, 0.0, jnp.finfo(self.dtype).min)[:, None, None, :]
+        return jnp.where(keys_of(attention_mask), 0.0, jnp.finfo(self.dtype).min)
 
     def freeze_below(self, layer: int) -> None:
         """See ``freeze_bottom``."""

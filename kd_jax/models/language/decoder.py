@@ -1,21 +1,18 @@
-"""The common parts of causal language models: mask, attention, layer stack, next-token logits.
+"""The common parts of causal language models: layer stack and next-token logits.
 
-Sources: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018 (a
-causal decoder); Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models", EMNLP
-2023 (grouped heads).
+Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from kd_jax.models.language.attention import until
 from kd_jax.models.language.encoder import freeze_bottom, hidden_states
-from kd_jax.models.layers import dropout
 
 
 class DecoderOutput(NamedTuple):
@@ -27,60 +24,6 @@ class DecoderOutput(NamedTuple):
 
     last_hidden_state: Array
     hidden_states: tuple[Array, ...]
-
-
-def causal_mask(
-    attention_mask: Array | None, length: int, window: int | None = None
-) -> Bool[Array, "B 1 L L"]:
-    """True where a query (third axis) attends to a key (last axis).
-
-    Keys are the tokens up to the query, without padding; only the newest ``window`` of them, if
-    given. length: L.
-    """
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
-    visible = distance >= 0
-    if window is not None:
-        visible &= distance < window
-    visible = visible[None, None]
-    return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
-
-
-def mask_both_ways(
-    attention_mask: Array | None, length: int, window: int | None = None
-) -> Bool[Array, "#B 1 L L"]:
-    """As ``causal_mask``, for models that read both ways: keys on either side of the query.
-
-    Only those at most ``window`` // 2 tokens away, if given.
-    """
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
-    visible = jnp.abs(distance) <= (length if window is None else window // 2)
-    visible = visible[None, None]
-    return visible if attention_mask is None else visible & (attention_mask > 0)[:, None, None, :]
-
-
-def attention(
-    q: Float[Array, "B L H K"],
-    k: Float[Array, "B L G K"],
-    v: Float[Array, "B L G K"],
-    mask: Bool[Array, "B 1 L L"],
-    rate: float = 0.0,
-    rngs: nnx.Rngs | None = None,
-    size: float | None = None,
-) -> Float[Array, "B L D"]:
-    """softmax(q k' / sqrt(size)) v, with the heads concatenated.
-
-    H / G query heads share a key and a value head. rate: of dropout on the attention weights. size:
-    None is K.
-    """
-    groups = q.shape[2] // k.shape[2]
-    k = jnp.repeat(k, groups, axis=2)
-    v = jnp.repeat(v, groups, axis=2)
-    q = q / jnp.sqrt(q.shape[-1] if size is None else size).astype(q.dtype)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
-    # Finite, not -inf: a query without keys (padding on the left) has uniform attention, not NaN.
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", dropout(weights, rate, rngs), v).reshape(*q.shape[:2], -1)
 
 
 class Decoder(nnx.Module):
@@ -118,7 +61,7 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         input_ids: Int[Array, "B L"],
-        attention_mask: Int[Array, "B L"] | Bool[Array, "B L"] | None = None,
+        attention_mask: Int[Array, "B *L L"] | Bool[Array, "B *L L"] | None = None,
         position_ids: Int[Array, "B L"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
@@ -126,7 +69,8 @@ class Decoder(nnx.Module):
     ) -> DecoderOutput:
         """Runs the decoder; the hidden states at padding have no meaning.
 
-        position_ids: None counts from 0 at the first token that is no padding. rngs: for dropout;
+        attention_mask: see ``keys_of``. position_ids: None counts from 0 at the first token that is
+        no padding, of every text. rngs: for dropout;
         None: no dropout. states: the hidden states after layer ``stop_gradient_below``, where they
         are known; the layers below are then skipped.
         """
@@ -135,9 +79,13 @@ class Decoder(nnx.Module):
             attention_mask = jnp.asarray(attention_mask)
         if position_ids is None:
             tokens = jnp.ones_like(input_ids)
-            if attention_mask is not None:
-                tokens = (attention_mask > 0).astype(jnp.int32)
-            position_ids = jnp.maximum(jnp.cumsum(tokens, axis=1) - 1, 0)
+            if attention_mask is not None and attention_mask.ndim == 3:
+                count = until(attention_mask).sum(2)
+            else:
+                if attention_mask is not None:
+                    tokens = (attention_mask > 0).astype(jnp.int32)
+                count = jnp.cumsum(tokens, axis=1)
+            position_ids = jnp.maximum(count - 1, 0)
         shared = self.shared(attention_mask, position_ids)
         found = hidden_states(
             self,

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
 from kd_jax.models.language import gguf
-from kd_jax.models.language.encoder import gelu, unit_length
+from kd_jax.models.language.encoder import gelu
+from kd_jax.models.language.pooling import unit_length
 from kd_jax.models.language.weights import load_tensors, open_weights
 from kd_jax.models.scorer import Frozen
 

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.data.text import SECOND
+from kd_jax.models.language.attention import same_text
+from kd_jax.models.language.pooling import check_pooling, pool, unit_length
 from kd_jax.models.scorer import Frozen
 
 
@@ -34,14 +36,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-POOLINGS = ("mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len_tokens")
-
-
-def check_pooling(pooling: str) -> None:
-    """Raises InputError unless ``pooling`` is names of ``POOLINGS``, joined by '+'."""
-    for name in pooling.split("+"):
-        if name not in POOLINGS:
-            raise InputError(f"pooling {name!r} is unknown{nearest(name, POOLINGS)}")
 
 
 def freeze(module: nnx.Module) -> None:
@@ -50,54 +44,6 @@ def freeze(module: nnx.Module) -> None:
         for name, value in list(vars(part).items()):
             if isinstance(value, nnx.Param):
                 setattr(part, name, Frozen(value[...]))
-
-
-def pool(
-    hidden: Float[Array, "B L D"],
-    mask: Array,
-    pooling: str,
-    normalize: bool = False,
-    skipped: Int[Array, " B"] | None = None,
-) -> Float[Array, "B P"]:
-    """One f32 vector per text, from the hidden states of its tokens.
-
-    mask: [B, L], 0 at padding, which may be on either side. pooling: 'mean', 'max', 'cls' (first
-    token), 'last', 'mean_sqrt_len_tokens' (the sum divided by the root of the number of tokens),
-    'weightedmean' (weights 1, 2, 3 … by position: Muennighoff, "SGPT: GPT Sentence Embeddings for
-    Semantic Search", 2022, equation 2), or several joined by '+', whose vectors are concatenated.
-    normalize: whether vectors get unit length. skipped: tokens at the start of each text that are
-    not pooled.
-    """
-    hidden = hidden.astype(jnp.float32)
-    places = jnp.arange(mask.shape[1])[None] - (mask > 0).argmax(1)[:, None]
-    if skipped is not None:
-        mask = jnp.where(places < skipped[:, None], 0, mask)
-    parts = [_pooled(hidden, mask, places, name) for name in pooling.split("+")]
-    pooled = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-    return unit_length(pooled) if normalize else pooled
-
-
-def unit_length(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Vectors scaled to length 1; a vector of zeros stays."""
-    return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(-1, keepdims=True), 1e-24))
-
-
-def _pooled(hidden: Array, mask: Array, places: Array, pooling: str) -> Float[Array, "B D"]:
-    if pooling in ("mean", "weightedmean", "mean_sqrt_len_tokens"):
-        weights = mask.astype(jnp.float32)
-        if pooling == "weightedmean":
-            weights = weights * (places + 1)
-        total = jnp.einsum("bld,bl->bd", hidden, weights)
-        divisor = jnp.maximum(weights.sum(1), 1e-9)[:, None]
-        return total / (jnp.sqrt(divisor) if pooling == "mean_sqrt_len_tokens" else divisor)
-    if pooling == "max":
-        found = jnp.max(jnp.where(mask[:, :, None] > 0, hidden, jnp.finfo(jnp.float32).min), axis=1)
-        return jnp.where((mask > 0).any(1)[:, None], found, 0.0)
-    real = mask > 0
-    index = real.argmax(1)
-    if pooling == "last":
-        index = mask.shape[1] - 1 - real[:, ::-1].argmax(1)
-    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
 
 
 def call_layer(layer: Any, remat: bool, *inputs: Any) -> Any:
@@ -164,8 +110,12 @@ class TextEncoder(nnx.Module):
     the keys of caches. head: modules between pooling and normalisation, called with [B, F]; a
     module without ``dim`` keeps the width. prompt, lower_case: what happens to a text before it is
     tokenized, see ``read``. skipped: tokens of the prompt, at the start of a text, that are not
-    pooled; a pair has no prompt. notes: lines for the log.
+    pooled; a pair has no prompt. notes: lines for the log. reads_packed: whether ``hidden`` and
+    ``states`` take a mask [B, L, L], so that a row can have several texts; else a row has one, and
+    a batch texts of similar length.
     """
+
+    reads_packed = False
 
     width: int
     num_layers: int
@@ -245,6 +195,28 @@ class TextEncoder(nnx.Module):
                 f" {self.max_length}"
             )
         hidden = self.hidden(input_ids, attention_mask, rngs, states)
+        return self._vectors(hidden, attention_mask)
+
+    def packed(
+        self,
+        input_ids: Int[Array, "B L"],
+        segment: Int[Array, "B L"],
+        texts: int,
+        states: Float[Array, "B L D"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The vectors of up to ``texts`` = S texts in each row.
+
+        segment: the number of a token's text in its row, from 1, and 0 at padding. S is 1 where
+        ``reads_packed`` is False. states: see ``states``.
+        """
+        if not self.reads_packed:
+            return self(input_ids, segment, states=states)[:, None]
+        hidden = self.hidden(input_ids, same_text(segment), None, states)
+        own = segment[None] == jnp.arange(1, texts + 1)[:, None, None]
+        vectors = jax.vmap(lambda mask: self._vectors(hidden, mask.astype(jnp.int32)))(own)
+        return vectors.swapaxes(0, 1)
+
+    def _vectors(self, hidden: Array, attention_mask: Array) -> Float[Array, "B D"]:
         skipped = None
         if self.skipped:
             skipped = jnp.where((attention_mask == SECOND).any(1), 0, self.skipped)
@@ -270,6 +242,8 @@ class NativeEncoder(TextEncoder):
     [B, L, D].
     """
 
+    reads_packed = True
+
     def __init__(self, model: Any, *, pooling: str = "mean", normalize: bool = False):
         super().__init__(pooling=pooling, normalize=normalize)
         if hasattr(model, "pooler"):
@@ -292,7 +266,7 @@ class NativeEncoder(TextEncoder):
 
     def _run(self, input_ids: Array, attention_mask: Array, **how: Any) -> Any:
         # RoBERTa has one token type only, which cannot distinguish the texts.
-        if getattr(self.model.config, "type_vocab_size", 1) > 1:
+        if attention_mask.ndim == 2 and getattr(self.model.config, "type_vocab_size", 1) > 1:
             how["token_type_ids"] = (attention_mask == SECOND).astype(jnp.int32)
         return self.model(input_ids, (attention_mask > 0).astype(jnp.int32), **how)
 

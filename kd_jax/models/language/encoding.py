@@ -1,4 +1,4 @@
-"""Encodes texts to vectors: each distinct text once, in batches of similar length, cached."""
+"""Encodes texts to vectors: each distinct text once, several in a row, cached."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic
 from kd_jax.data.text import TokenTable, digest
 from kd_jax.devices.processes import agreed, barrier, leader
+from kd_jax.models.language.attention import same_text
 from kd_jax.models.language.batching import Runs, gather_rows, plan_batches
 from kd_jax.models.language.encoder import TextEncoder
 
@@ -50,15 +51,17 @@ def encode(
 ) -> Float[np.ndarray, "N D"]:
     """The encoder's f32 vector of every text; equal texts are computed once.
 
-    Texts are sorted by length and divided into a few (rows, length) shapes, so that little padding
-    is computed and few programs are compiled. states: of ``frozen_states``, or None. batch_tokens:
-    tokens that one device computes at once; the default for a CPU keeps the activations of a batch
-    in its cache. cache: a folder that keeps results by the hash of texts and weights; texts whose
-    vectors are in the folder ``EARLIER`` inside it are not computed. progress: called with (texts
-    done, all texts). shared: every process calls this with the same texts; each computes its
-    batches, and all get the vectors of all, with the bits that one process computes where all have
-    as many devices. Raises InputError for vectors that are not finite. Source of the sorting:
-    Reimers and Gurevych, "Sentence-BERT", EMNLP 2019, section 7 (smart batching).
+    Texts share rows of one length, or of two where some are long, and attend to themselves alone,
+    so that little padding is computed and one program is compiled; else see ``reads_packed``.
+    states: of ``frozen_states``, or None. batch_tokens: tokens that one device computes at once;
+    the default for a CPU keeps the activations of a batch in its cache. cache: a folder that keeps
+    results by the hash of texts and weights; texts whose vectors are in the folder ``EARLIER``
+    inside it are not computed. progress: called with (texts done, all texts). shared: every process
+    calls this with the same texts; each computes its batches, and all get the vectors of all, with
+    the bits that one process computes where all have as many devices. Raises InputError for vectors
+    that are not finite. Sources: Krell et al., "Efficient Sequence Packing without
+    Cross-contamination", 2021 (rows of several texts); Reimers and Gurevych, "Sentence-BERT", EMNLP
+    2019, section 7 (sorting by length).
     """
     path, weights = None, ""
     if cache is not None:
@@ -75,11 +78,12 @@ def encode(
     if cache is not None:
         new = _fill(vectors, cache / EARLIER, weights, table, distinct)
     done = len(table) - int(copies[new].sum())
-    plan = plan_batches(table.lengths[distinct[new]], batch_tokens, shared)
-    run = Runs(encoder, table, distinct[new], _forward, states)
-    for rows, _, result in run(plan.own):
-        vectors[new[rows]] = result
-        done += int(copies[new[rows]].sum()) * plan.parts  # as many by each of the others
+    lengths = table.lengths[distinct[new]]
+    plan = plan_batches(lengths, batch_tokens, shared, encoder.reads_packed)
+    runs = Runs(encoder, table, distinct[new], _forward, states)(plan.own)
+    for batch, _, result in runs:
+        vectors[new[batch.rows]] = result[: len(batch.texts)][batch.texts >= 0]
+        done += int(copies[new[batch.rows]].sum()) * plan.parts  # as many by each of the others
         if progress is not None:
             progress(min(done, len(table)), len(table))
     if plan.parts > 1:
@@ -151,9 +155,10 @@ def frozen_states(encoder: TextEncoder, table: TokenTable, cache: Path) -> np.nd
     if not _known(path, shared=True):
         states = np.zeros((len(table.ids), encoder.width), np.dtype(encoder.dtype))
         bits = states.view(np.uint16) if states.dtype.itemsize == 2 else states
-        plan = plan_batches(table.lengths, None, shared=True)
-        for rows, mask, result in Runs(encoder, table, np.arange(len(table)), _states)(plan.own):
-            states[table.token_indices(rows, mask.shape[1])[mask]] = result[mask]
+        plan = plan_batches(table.lengths, None, True, encoder.reads_packed)
+        for _, tokens, result in Runs(encoder, table, np.arange(len(table)), _states)(plan.own):
+            real = tokens.segment > 0
+            states[tokens.places[real]] = result[real]
         if plan.parts > 1:
             gather_rows(bits, [_tokens_of(table, rows) for rows in plan.rows_by_part()])
         if leader():
@@ -175,20 +180,25 @@ def _save(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _forward(
-    graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array, states: Any
+    graphdef: nnx.GraphDef,
+    texts: int,
+    state: Any,
+    ids: jax.Array,
+    segment: jax.Array,
+    states: Any,
 ) -> jax.Array:
     model: Any = nnx.merge(graphdef, state)
-    return model(ids, mask, states=states)
+    return model.packed(ids, segment, texts, states)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _states(
-    graphdef: nnx.GraphDef, state: Any, ids: jax.Array, mask: jax.Array, _: None
+    graphdef: nnx.GraphDef, _: int, state: Any, ids: jax.Array, segment: jax.Array, __: None
 ) -> jax.Array:
     model: Any = nnx.merge(graphdef, state)
-    return model.states(ids, mask)
+    return model.states(ids, same_text(segment) if model.reads_packed else segment)
 
 
 def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd_jax.core.errors import InputError
-from kd_jax.models.language.decoder import causal_mask, mask_both_ways
+from kd_jax.models.language.attention import causal_mask, mask_both_ways
 from kd_jax.models.language.encoder import Architecture, parameter_map
 from kd_jax.models.language.llama import LAYER_NAMES, NAMES, Llama, LlamaConfig, LlamaLayer
 from kd_jax.models.language.rotary import (

@@ -188,7 +188,7 @@ def load_encoder(
     """A pretrained text encoder and its tokenizer.
 
     name: see ``resolve_weights``. backend: 'native' (this package) or 'hf_flax' (transformers' Flax
-    classes). pooling, normalize: see ``encoder.pool``. prompt: see ``sentence.choose``. max_length:
+    classes). pooling, normalize: see ``pooling.pool``. prompt: see ``sentence.choose``. max_length:
     tokens of the longest text to encode, limited to the model's own maximum. None: as in the
     folder. dtype: of the activations; weights are f32. remat: whether layers are computed again in
     the backward pass, at a third more time, so that only their inputs are kept. Raises InputError

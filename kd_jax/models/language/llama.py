@@ -18,7 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.models.language.decoder import Decoder, attention, causal_mask
+from kd_jax.models.language.attention import attention, causal_mask
+from kd_jax.models.language.decoder import Decoder
 from kd_jax.models.language.encoder import ACTIVATIONS, Architecture, parameter_map
 from kd_jax.models.language.rotary import (
     PLAIN,

@@ -20,8 +20,9 @@ from kd_jax.core.types import Params, PyTree
 from kd_jax.data import text
 from kd_jax.devices.processes import leader_first
 from kd_jax.models.language import encoding, hf
-from kd_jax.models.language.encoder import TextEncoder, check_pooling
+from kd_jax.models.language.encoder import TextEncoder
 from kd_jax.models.language.encoding import Texts
+from kd_jax.models.language.pooling import check_pooling
 from kd_jax.models.language.weights import resolve_weights
 from kd_jax.models.scorer import Frozen, split
 

@@ -17,7 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.models.language.decoder import Decoder, attention, mask_both_ways
+from kd_jax.models.language.attention import attention, mask_both_ways
+from kd_jax.models.language.decoder import Decoder
 from kd_jax.models.language.encoder import ACTIVATIONS, Architecture, parameter_map
 from kd_jax.models.language.rotary import (
     PLAIN,

@@ -17,8 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kd_jax.core.errors import InputError
+from kd_jax.models.language.attention import attention, mask_both_ways
 from kd_jax.models.language.bert import EMBEDDINGS, Bert, BertConfig, BertLayer, build
-from kd_jax.models.language.decoder import attention, mask_both_ways
 from kd_jax.models.language.encoder import ACTIVATIONS, Architecture, parameter_map
 from kd_jax.models.language.rotary import PLAIN, Attended, frequencies, rope, rotate, rotation
 

@@ -14,7 +14,7 @@ from typing import Any
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
 from kd_jax.models.language import adapter, gguf
-from kd_jax.models.language.encoder import POOLINGS
+from kd_jax.models.language.pooling import POOLINGS
 from kd_jax.models.language.weights import resolve_weights
 
 MODULES = "modules.json"
@@ -40,7 +40,7 @@ class Reading:
     """How texts become vectors; None: not known.
 
     weights: the folder or file of the language model itself. pooling, normalize: see
-    ``encoder.pool``; several poolings are joined by '+'. max_tokens: of a text. prompt: put before
+    ``pooling.pool``; several poolings are joined by '+'. max_tokens: of a text. prompt: put before
     every text. include_prompt: whether its tokens are pooled. lower_case: whether texts are lowered
     first. head: what follows the pooling, ``UNIT`` or a Dense module as for ``dense.load_dense``; a
     last ``UNIT`` is ``normalize``. prompts: (name, text) of all prompts of the folder.

@@ -18,8 +18,9 @@ from helpers.bert import LENGTH, SMALL, flax_bert, inputs, masks, minilm, small
 from helpers.marks import first_fast
 from kd_jax.core.errors import InputError
 from kd_jax.models.language.bert import Bert, BertConfig
-from kd_jax.models.language.encoder import NativeEncoder, pool
+from kd_jax.models.language.encoder import NativeEncoder
 from kd_jax.models.language.hf import load_model
+from kd_jax.models.language.pooling import pool
 from kd_jax.models.scorer import Frozen
 
 

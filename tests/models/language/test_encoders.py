@@ -29,9 +29,10 @@ from benchmarks import parity_fixtures
 from benchmarks.parity_fixtures import FIXTURES
 from helpers.bert import SMALL, inputs, masks
 from helpers.hf_folders import WORDS, edit, error, save_tokenizer, set_config, torch_named
-from kd_jax.models.language.encoder import NativeEncoder, pool
+from kd_jax.models.language.encoder import NativeEncoder
 from kd_jax.models.language.hf import ARCHITECTURES, load_encoder, load_model, save_encoder
 from kd_jax.models.language.mpnet import buckets
+from kd_jax.models.language.pooling import pool
 from kd_jax.models.scorer import Frozen
 
 FAMILIES = ("distilbert", "mpnet", "roberta")
