@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Int32
 from kd_jax.core.scores import Factors
 from kd_jax.evaluation.batching import CSR
 
-Clicks = scipy.sparse.csr_array  # f32 [U, I], 1 where the user chose the item
+Clicks: TypeAlias = "scipy.sparse.csr_array"  # f32 [U, I], 1 where the user chose the item
 # (users int32 [B], their clicks before the split [B, I]) -> scores [B, I] or factors
 Scores = Callable[[Int32[np.ndarray, " B"], Clicks], Float32[np.ndarray, "B I"] | Factors]
 

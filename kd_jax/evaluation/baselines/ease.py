@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kd_jax.core.types import Array
 from kd_jax.evaluation.baselines.base import Clicks, Fitted, TooLarge, clicked
 
 MOST_BYTES = 2**32  # of the four matrices of items x items that exist at a time
@@ -40,7 +39,7 @@ class Ease:
         return Fitted(scores, weights.size)
 
 
-def _inverse(x: Clicks, l2: float) -> Array:
+def _inverse(x: Clicks, l2: float) -> np.ndarray:
     """(X' X + l2)^-1, f32 [W, W], by an inverse of users x users where these are fewer."""
     if x.shape[0] >= x.shape[1]:
         gram = (x.T @ x).toarray()

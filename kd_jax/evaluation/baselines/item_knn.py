@@ -24,9 +24,7 @@ class ItemKnn:
     """
 
     settings: tuple[dict[str, float], ...] = (
-        {"neighbours": 50, "shrink": 0.0},
         {"neighbours": 50, "shrink": 20.0},
-        {"neighbours": 500, "shrink": 0.0},
         {"neighbours": 500, "shrink": 20.0},
     )
 
@@ -39,8 +37,10 @@ class ItemKnn:
         norms = np.sqrt(np.maximum(np.diff(by_item.indptr), 1)).astype(np.float32)
         parts = []
         for start in range(0, by_item.shape[0], _ROWS):
-            common = (by_item[start : start + _ROWS] @ clicks).tocoo()
-            row, column, count = common.row + start, common.col, common.data
+            common = by_item[start : start + _ROWS] @ clicks
+            common.sort_indices()
+            row, column = common.tocoo().coords
+            row, count = row + start, common.data
             value = count / (norms[row] * norms[column]) * (count / (count + np.float32(shrink)))
             value[row == column] = 0.0
             parts.append(_first(row, column, value, neighbours))
@@ -57,9 +57,15 @@ class ItemKnn:
 def _first(
     row: np.ndarray, column: np.ndarray, value: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``most`` entries of each row with the highest positive values, first columns first."""
-    order = np.lexsort((column, -value, row))
-    order = order[value[order] > 0]
-    row = row[order]
-    kept = np.arange(len(row)) - np.searchsorted(row, row) < most
-    return row[kept], column[order][kept], value[order][kept]
+    """The ``most`` entries of each row with the highest positive values, first columns first.
+
+    row, column: ascending. value: at most 1.
+    """
+    there = value > 0
+    row, column, value = row[there], column[there], value[there]
+    start = np.searchsorted(row, row)
+    if np.bincount(row, minlength=1).max(initial=0) > most:
+        order = np.argsort(row - 0.5 * value.astype(np.float64), kind="stable")
+        kept = order[np.arange(len(row)) - start < most]
+        row, column, value = row[kept], column[kept], value[kept]
+    return row, column, value
