@@ -85,7 +85,7 @@ def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     first = _verdict(metric, gain, GAIN, *values)
     known = as_number(share.get("relative")) is not None
     second = _verdict(metric, share, LM_SHARE) if known else NO_CONTROL
-    second = f"{second} {transfer_sentence(gain, metric)}".strip()
+    second = f"{second} {transfer_sentence(gain, metric, legend)}".strip()
     if worse:
         return simple, f"{first} {second}"
     return first, f"{second} {simple}".strip()

@@ -7,6 +7,7 @@ from typing import Any
 
 from kd_jax.evaluation.significance import TRANSFER, Comparison
 from kd_jax.report import html
+from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
     CONFIDENCE,
     LOWER_IS_BETTER,
@@ -19,11 +20,11 @@ from kd_jax.report.summary import (
 )
 
 MEANING = (
-    "The transfer ratio is ({candidate} − {student}) / ({teacher} − {student}): 0 % where"
+    "The transfer ratio is ({candidate} − {plain}) / ({large} − {plain}): 0 % where"
     " distillation changes nothing, 100 % where the student is as good as its teacher."
 )
-UNCERTAIN = "the confidence interval of the {teacher}’s lead over the {student} contains 0"
-WORSE = "the {teacher} is worse than the {student}"
+UNCERTAIN = "the confidence interval of the {large}’s lead over the {plain} contains 0"
+WORSE = "the {large} is worse than the {plain}"
 
 
 def _of(gain: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def ratio(gain: dict[str, Any], metric: str) -> float | None:
 
 
 def why_not(found: dict[str, Any], metric: str) -> str:
-    """Why there is no ratio to tell, with {teacher} and {student} to fill in; '' if there is one.
+    """Why there is no ratio to tell, with {large} and {plain} to fill in; '' if there is one.
 
     A teacher that is worse than the student has no lead that could be passed on.
     """
@@ -54,16 +55,16 @@ def _interval(found: dict[str, Any]) -> str:
     return f"{CONFIDENCE}{share(ends[0])} to {share(ends[1])}" if ends else "no confidence interval"
 
 
-def transfer_sentence(gain: dict[str, Any], metric: str) -> str:
+def transfer_sentence(gain: dict[str, Any], metric: str, legend: Legend) -> str:
     """The ratio of the main metric, as a sentence of the headline; '' where it was not measured."""
     found = _of(gain)
     if not found:
         return ""
+    large, plain = spoken(legend.large), f"plain {spoken(legend.baseline)}"
     if why := why_not(found, metric):
-        why = why.format(teacher="teacher", student="plain student")
-        return f"The transfer ratio is not computed: {why}."
+        return f"The transfer ratio is not computed: {why.format(large=large, plain=plain)}."
     return (
-        "Of the teacher’s lead over the plain student,"
+        f"Of the {large}’s lead over the {plain},"
         f" {share(as_number(found['ratio']))} is passed on (transfer ratio, {_interval(found)})."
     )
 
@@ -72,8 +73,8 @@ def transfer_table(gains: dict[str, Any], comparison: Comparison) -> str:
     """The ratio of each metric, after a sentence that says what it is; '' where there is none."""
     names = {
         "candidate": spoken(comparison.candidate),
-        "teacher": spoken(comparison.teacher),
-        "student": spoken(comparison.baseline),
+        "large": spoken(comparison.teacher),
+        "plain": spoken(comparison.baseline),
     }
     if not comparison.teacher:
         return ""
@@ -91,7 +92,7 @@ def transfer_table(gains: dict[str, Any], comparison: Comparison) -> str:
         rows.append([escape(metric_label(metric)), decimals(lead) + told, f"{cell}</small>"])
     if not rows:
         return ""
-    head = ("Metric", f"{escape(names['teacher'])} − {escape(names['student'])}".capitalize(),
+    head = ("Metric", f"{escape(names['large'])} − {escape(names['plain'])}".capitalize(),
             "Transfer ratio")  # fmt: skip
     caption = f"{MEANING.format(**names)} With 95 % confidence intervals."
     return html.table(escape(caption), head, rows)

@@ -70,6 +70,7 @@ def test_item_knn_is_the_sum_of_the_nearest_similarities(neighbours, shrink, mon
     assert fitted.params == np.count_nonzero(similar)
 
 
+@pytest.mark.filterwarnings("ignore:Method expects CSR")  # implicit converts its own matrix
 def test_item_knn_without_a_limit_is_that_of_implicit():
     train, history = clicks(30, 17), clicks(30, 17, seed=1)
     theirs = CosineRecommender(K=17, num_threads=1)
