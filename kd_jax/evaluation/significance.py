@@ -135,7 +135,7 @@ def transfer(
         raise InputError(
             "transfer ratio: no user has a value of all three; evaluate on a split with targets"
         )
-    base, large, small = _resampled(stacked, resamples, seed)
+    base, large, small = _resampled(tuple(stacked), resamples, seed)
     lead_ci95 = low, high = _interval(large - base)
     means = stacked.mean(axis=1)
     lead = float(means[1] - means[0])

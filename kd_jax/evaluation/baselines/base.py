@@ -41,8 +41,12 @@ class Baseline(Protocol):
     @property
     def settings(self) -> tuple[Mapping[str, Any], ...]: ...
 
-    def fit(self, clicks: Clicks, **setting: Any) -> Fitted:
-        """The model of the clicks in training; raises TooLarge before it takes time or memory."""
+    @property
+    def fit(self) -> Callable[..., Fitted]:
+        """The model of clicks in training [U, I] with a setting, given by name.
+
+        Raises TooLarge before it takes time or memory.
+        """
         ...
 
 
