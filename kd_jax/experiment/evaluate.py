@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def evaluate(store: LabelStore) -> None:
     first = experiment.seeds[0]
     trained = [role for role in roles.in_tables() if store.models.has(role, first)]
     measured = Measured(compared_metrics(experiment))
-    total = 1 + len(trained) * len(experiment.seeds)
+    total = len(trained) * len(experiment.seeds)
     with experiment.log.stage("evaluate", total=total) as bar:
         counts = _add_baselines(experiment, measured)
         _add_models(store, trained, measured, bar)
@@ -135,10 +136,10 @@ def _size(params: int, seconds: float) -> Row:
 
 
 def _add_models(store: LabelStore, trained: list[Role], measured: Measured, bar: Bar) -> None:
-    for role in trained:
-        for seed in store.experiment.seeds:
-            bar.update(len(measured.rows))
-            measured.add(*_evaluated(store, role, seed))
+    models = itertools.product(trained, store.experiment.seeds)
+    for done, (role, seed) in enumerate(models):
+        bar.update(done)
+        measured.add(*_evaluated(store, role, seed))
 
 
 def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str, Evaluation]]:
