@@ -393,6 +393,9 @@ def evaluation() -> ConfigDict:
     c.batch_size = 256
     # users of validation in training, drawn once; 0 = all. The report is always over all
     c.valid_users = 0
+    # names of BASELINES, models of clicks alone that every report compares with, beside popularity:
+    # 'item_knn', 'ease', and with the extra baselines 'bpr' and 'ials' (docs/metrics.md)
+    c.baselines = ("item_knn",)
     # resamples of the paired bootstrap over users
     c.bootstrap = 2000
     return c

@@ -6,9 +6,10 @@ Ties are pessimistic, a NaN score never helps, and a user without targets (in a 
 NaN, which ``sum_count`` leaves out.
 
 Conventions: relevance is binary; recall = hits / number of targets; precision = hits / k; F1 is
-their harmonic mean; NDCG (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR
-techniques", TOIS 2002, log2 discount) and MAP are normalised by the value of the best ranking of
-min(k, number of targets) targets; MRR is the reciprocal rank of the best target.
+their harmonic mean; NDCG and MAP are normalised by the value of the best ranking of min(k, number
+of targets) targets; MRR is the reciprocal rank of the best target. The discount of NDCG is
+1 / log2(rank + 1), as in Burges et al., "Learning to rank using gradient descent", ICML 2005, and
+in trec_eval. docs/metrics.md has the formulas and what other libraries count.
 """
 
 from __future__ import annotations

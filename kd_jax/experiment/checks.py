@@ -6,6 +6,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.data import text
 from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.distillation.term import OWN
+from kd_jax.evaluation import baselines
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import (
     example_kind,
@@ -56,6 +57,7 @@ def _check_fields(experiment: Experiment) -> None:
     export = experiment.config.export
     for name in export.formats:
         exporter_section(name, export.to_dict().get(name, {}))
+    baselines.check(experiment.config.eval.baselines)
     if experiment.config.eval.bootstrap < 1:
         raise InputError(f"eval.bootstrap={experiment.config.eval.bootstrap} must be at least 1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,16 @@ import numpy as np
 from kd_jax.core.files import write_json
 from kd_jax.core.logging import Bar
 from kd_jax.data import summary
+from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.splits import NAMES
 from kd_jax.devices import sharding
 from kd_jax.devices.processes import barrier, leader
+from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import latency
-from kd_jax.evaluation.significance import PerUser, gains
+from kd_jax.evaluation.baselines import BASELINES
+from kd_jax.evaluation.baselines.base import TooLarge
+from kd_jax.evaluation.baselines.chosen import chosen
+from kd_jax.evaluation.significance import Comparison, PerUser, gains
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
 from kd_jax.experiment import roles
 from kd_jax.experiment.builders import build
@@ -56,7 +62,7 @@ def evaluate(store: LabelStore) -> None:
     first = experiment.seeds[0]
     trained = [role for role in roles.in_tables() if store.models.has(role, first)]
     measured = Measured(compared_metrics(experiment))
-    total = 1 + len(trained) * len(experiment.seeds)
+    total = len(trained) * len(experiment.seeds)
     with experiment.log.stage("evaluate", total=total) as bar:
         counts = _add_baselines(experiment, measured)
         _add_models(store, trained, measured, bar)
@@ -76,10 +82,20 @@ def evaluate(store: LabelStore) -> None:
         "task": experiment.config.task,
         "dataset": _dataset(experiment, counts),
         "models": measured.rows,
-        "gain": gains(per_user, measured.compared, roles.comparisons(), resamples),
+        "gain": gains(per_user, measured.compared, _comparisons(experiment), resamples),
         "serving": _serving(experiment, measured.rows),
     }
     write_json(experiment.workdir / "report/metrics.json", page)
+
+
+def _comparisons(experiment: Experiment) -> list[Comparison]:
+    """Those of the roles, with a transfer ratio if a student learns from the run's own teacher."""
+    return [
+        comparison
+        if OWN in teachers_of(experiment, roles.ROLES[comparison.candidate])
+        else dataclasses.replace(comparison, teacher="")
+        for comparison in roles.comparisons()
+    ]
 
 
 def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict[str, int]]:
@@ -91,7 +107,28 @@ def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict
     if experiment.config.teacher.popularity.enabled and isinstance(task, Rank):
         days, found = task.trending()
         measured.add({"name": "trending"} | row | {"days": days}, found)
+    if isinstance(task, Rank) and leader():
+        for name in experiment.config.eval.baselines:
+            _add_personal(experiment, task, name, measured)
     return {split: found.counts for split, found in base.items()}
+
+
+def _add_personal(experiment: Experiment, task: Rank, name: str, measured: Measured) -> None:
+    """Evaluates a baseline that is fitted to clicks, or notes why it is left out."""
+    data, note = experiment.dataset, experiment.log.note
+    if isinstance(data, PreparedDataset) and not data.whole:
+        note(f"{name}: left out: it reads the interactions of all users, and a part is in memory")
+        return
+    try:
+        best = chosen(task, BASELINES[name])
+    except TooLarge as error:
+        note(f"{name}: left out: {error}")
+        return
+    tried = len(BASELINES[name].settings)
+    setting = ", ".join(f"{field} {value:g}" for field, value in best.setting.items())
+    note(f"{name}: {setting}, the best of {tried} on valid")
+    row = {"name": name, "seed": None, "setting": dict(best.setting)}
+    measured.add(row | _size(best.params, best.seconds), best.found)
 
 
 def _size(params: int, seconds: float) -> Row:
@@ -99,10 +136,10 @@ def _size(params: int, seconds: float) -> Row:
 
 
 def _add_models(store: LabelStore, trained: list[Role], measured: Measured, bar: Bar) -> None:
-    for role in trained:
-        for seed in store.experiment.seeds:
-            bar.update(len(measured.rows))
-            measured.add(*_evaluated(store, role, seed))
+    models = itertools.product(trained, store.experiment.seeds)
+    for done, (role, seed) in enumerate(models):
+        bar.update(done)
+        measured.add(*_evaluated(store, role, seed))
 
 
 def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str, Evaluation]]:

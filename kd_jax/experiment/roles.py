@@ -13,7 +13,7 @@ from typing import Any
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.evaluation.significance import Comparison
-from kd_jax.report.legend import Appearance, Legend
+from kd_jax.report.legend import Appearance, Legend, Simple
 
 
 class Kind(Enum):
@@ -122,20 +122,36 @@ _ROWS = (
             "control": "lm_share",
             "trending": "over_trending",
             "popularity": "over_popularity",
+            **{name: f"over_{name}" for name in ("item_knn", "ease", "bpr", "ials")},
         },
         export=3,
     ),
 )
 ROLES: dict[str, Role] = {role.name: role for role in _ROWS}  # in the order of training
 
-# What every model is compared with: lists that are the same for everybody.
+# What every model is compared with: lists that are the same for everybody, and models of clicks.
 BASELINES = {
     "popularity": Appearance("#7b848f", "#98a2ae", "X"),
     "trending": Appearance(),
+    "item_knn": Appearance(
+        "#8a7a4e", "#bcae84", "v", "adds up the items that the same users chose"
+    ),
+    "ease": Appearance("#6f5b4b", "#ad9785", ">", "is the linear model of clicks in closed form"),
+    "bpr": Appearance(
+        "#6d7a52", "#a3b187", "<", "is a matrix factorisation of clicks by pairs of items"
+    ),
+    "ials": Appearance(
+        "#5c6f7e", "#94a7b6", "p", "is a matrix factorisation of clicks by weighted least squares"
+    ),
 }
+_EVERYBODY = "the same for every user"
 SIMPLE = {
-    "popularity": "the popularity baseline",
-    "trending": "the recent-popularity baseline",
+    "popularity": Simple("the popularity baseline", _EVERYBODY, same=True),
+    "trending": Simple("the recent-popularity baseline", _EVERYBODY, same=True),
+    "item_knn": Simple("the item-kNN baseline", "a table of similar items"),
+    "ease": Simple("the EASE baseline", "a linear model of clicks"),
+    "bpr": Simple("the BPR baseline", "a matrix factorisation of clicks"),
+    "ials": Simple("the iALS baseline", "a matrix factorisation of clicks"),
 }  # how a sentence calls them
 
 
@@ -176,7 +192,11 @@ def in_tables() -> tuple[Role, ...]:
 
 def comparisons() -> tuple[Comparison, ...]:
     """The comparisons, with that of the headline first."""
-    found = [Comparison(role.name, role.over) for role in ROLES.values() if role.over]
+    found = [
+        Comparison(role.name, role.over, role.labels_from if "" in role.over.values() else "")
+        for role in ROLES.values()
+        if role.over
+    ]
     return tuple(sorted(found, key=lambda comparison: comparison.over[comparison.baseline] != ""))
 
 

@@ -20,6 +20,7 @@ from kd_jax.report.summary import (
     percent,
     shown_metrics,
 )
+from kd_jax.report.transfer import transfer_sentence
 
 FLOOR = 0.005  # of a value; changes of smaller ones are told as values
 # Four wordings each: better, worse, an interval that includes zero, no interval.
@@ -33,13 +34,12 @@ GAIN = (
     " was computed, so this may be chance.",
 )
 OVER_SIMPLE = (
-    "Over {simple}, the same for every user, the {candidate} student is at {stands} ({interval}).",
-    "The {candidate} student is worse than {simple}, which is the same for every user: {what}"
+    "Over {simple}, {kind}, the {candidate} student is at {stands} ({interval}).",
+    "The {candidate} student is worse than {simple}, which is {kind}: {what}"
     " {after} against {before} ({interval}).",
-    "The {candidate} student does not differ significantly from {simple} (the same for every"
-    " user): {stands} ({interval}).",
-    "{simple}, the same for every user, has {before}, the {candidate} student {after}; {interval}"
-    " was computed.",
+    "The {candidate} student does not differ significantly from {simple} ({kind}):"
+    " {stands} ({interval}).",
+    "{simple}, {kind}, has {before}, the {candidate} student {after}; {interval} was computed.",
 )
 LM_SHARE = (
     "The language model's own share, over a control distilled from an ID-only teacher, is {size}"
@@ -70,8 +70,8 @@ def headline(metrics: dict[str, Any], legend: Legend) -> str:
 def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     """The statements of the headline: the gain over the student, and what explains it.
 
-    The second is the language model's own share, and how the distilled student stands to the best
-    of the simple baselines. Where it is worse than that, this comes first.
+    The second is the language model's own share, the transfer ratio, and how the distilled student
+    stands to the best of the simple baselines. Where it is worse than that, this comes first.
     """
     metric, gain, share = main_gain(metrics)
     metric = metric or next(iter(shown_metrics(metrics)), "")
@@ -85,6 +85,7 @@ def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     first = _verdict(metric, gain, GAIN, *values)
     known = as_number(share.get("relative")) is not None
     second = _verdict(metric, share, LM_SHARE) if known else NO_CONTROL
+    second = f"{second} {transfer_sentence(gain, metric, legend)}".strip()
     if worse:
         return simple, f"{first} {second}"
     return first, f"{second} {simple}".strip()
@@ -106,7 +107,8 @@ def _over_simple(
     best = (min if lower else max)(means, key=lambda name: means[name])
     field = legend.comparisons[0].over.get(best, "")
     difference = gain.get(field) or {} if field else {}
-    words = {"simple": legend.simple[best], "candidate": legend.candidate}
+    simple = legend.simple[best]
+    words = {"simple": simple.name, "kind": simple.kind, "candidate": legend.candidate}
     sentence = _verdict(metric, difference, OVER_SIMPLE, means[best], after, **words)
     worse = after > means[best] if lower else after < means[best]
     if worse and _bounds(difference.get("ci95")) is None:

@@ -30,17 +30,30 @@ class Appearance:
 
 
 @dataclasses.dataclass(frozen=True)
+class Simple:
+    """A simple baseline in a sentence.
+
+    name: with its article. kind: what it is, to stand after the name. same: whether its list is the
+    same for everybody.
+    """
+
+    name: str
+    kind: str
+    same: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Legend:
     """Models in the order of tables and charts, and their comparisons, the headline's first.
 
     large: the model that ``candidate`` is to replace in serving; '' for none. simple: the simple
-    baselines and how a sentence calls them. Models that are not here come last and look alike.
+    baselines in a sentence. Models that are not here come last and look alike.
     """
 
     models: Mapping[str, Appearance]
     comparisons: tuple[Comparison, ...] = ()
     large: str = ""
-    simple: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    simple: Mapping[str, Simple] = dataclasses.field(default_factory=dict)
 
     @property
     def candidate(self) -> str:
@@ -51,6 +64,10 @@ class Legend:
     def baseline(self) -> str:
         """The model that the headline compares it with."""
         return self.comparisons[0].baseline if self.comparisons else ""
+
+    def same_for_all(self, name: str) -> bool:
+        """Whether a model is a baseline with the same list for everybody."""
+        return name in self.simple and self.simple[name].same
 
     def order(self, name: str) -> tuple[int, str]:
         """A key to sort names by."""

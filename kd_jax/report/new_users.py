@@ -37,7 +37,7 @@ def new_users_chart(models: Models, legend: Legend) -> str:
     levels = {
         name: mean_std(entries, "test", metric)[0]
         for name, entries in models.items()
-        if entries[0].get("seed") is None
+        if legend.same_for_all(name)
     }
 
     def draw(figure: Figure) -> None:
@@ -78,7 +78,7 @@ def new_users_chart(models: Models, legend: Legend) -> str:
 def new_users_table(models: Models, legend: Legend) -> str:
     """The quality of each model by the length of the given history; '' where not measured.
 
-    Baselines are not personalised: all columns have their quality on the test split.
+    Baselines with the same list for everybody have their quality on the test split in all columns.
     """
     measured = [entry for entries in models.values() for entry in entries if entry.get("new_users")]
     if not measured:
@@ -95,14 +95,14 @@ def new_users_table(models: Models, legend: Legend) -> str:
         row = [swatch + escape(spoken(name))]
         if any(entry.get("new_users") for entry in entries):
             row += [html.spread(*mean_std(entries, "new_users", metric, key)) for key in columns]
-        elif entries[0].get("seed") is None:
+        elif legend.same_for_all(name):
             row += [html.spread(*mean_std(entries, "test", metric))] * len(columns)
         else:
             continue
         rows.append(row)
     caption = (
         f"{metric_label(metric)} on the test split, by the length of the given history (the newest"
-        " training items); baselines are not personalised. Item vectors were trained with these"
+        " training items); popularity has one list for all. Item vectors were trained with these"
         " users' clicks; only the map from histories to user vectors is fitted to other users."
     )
     return html.table(caption, ("Model", *columns.values()), rows)

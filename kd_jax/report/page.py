@@ -18,7 +18,7 @@ from typing import Any
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic
 from kd_jax.evaluation.significance import Comparison
-from kd_jax.report import html
+from kd_jax.report import html, transfer
 from kd_jax.report.charts import (
     Effect,
     bar_chart,
@@ -54,6 +54,7 @@ from kd_jax.report.summary import (
     metric_path,
     model_means,
     percent,
+    share,
     shown_metrics,
     spoken,
     thousands,
@@ -145,7 +146,7 @@ def _unbroken(sentence: str) -> str:
 
 
 def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
-    metric, gain, share = main_gain(metrics)
+    metric, gain, lm_share = main_gain(metrics)
     candidate, large = spoken(legend.candidate), spoken(legend.large)
     tiles = [
         (
@@ -153,8 +154,12 @@ def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
             f"{metric_label(metric)}, {candidate} over {spoken(legend.baseline)}",
         ),
         (
-            percent(as_number(share.get("relative"))),
+            percent(as_number(lm_share.get("relative"))),
             f"{candidate} over control: the language model’s own share",
+        ),
+        (
+            share(transfer.ratio(gain, metric)),
+            f"transfer ratio: of the {large}’s lead over the {spoken(legend.baseline)}",
         ),
     ]
     for key, form, text in (
@@ -233,7 +238,10 @@ def _gains(metrics: dict[str, Any], models: Models, shown: list[str], legend: Le
     effects = [effect for comparison in legend.comparisons for effect in _effects(gain, comparison)]
     if effects:
         charts.append(effect_chart(effects, legend))
-    tables = [_gain_table(gain, comparison) for comparison in legend.comparisons]
+    tables = [
+        _gain_table(gain, comparison) + transfer.transfer_table(gain, comparison)
+        for comparison in legend.comparisons
+    ]
     return html.grid(charts) + "".join(tables)
 
 

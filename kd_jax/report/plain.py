@@ -44,13 +44,13 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         f" later among the {NUMBERS.get(k, f'first {k}')} of the"
         f" {spoken(legend.candidate)} student{judged}."
     )
-    simple = [model for model in legend.simple if model in shares]
-    others = [model for model in (legend.baseline, legend.large, *simple) if model in shares]
+    simple = sorted((model for model in legend.simple if model in shares), key=shares.__getitem__)
+    others = [model for model in (legend.baseline, legend.large, *simple[-1:]) if model in shares]
     names = {legend.baseline: "the same student trained on its own"} | {
         model: f"the {spoken(model)}" for model in (legend.large,)
     }
     told = [
-        f"{_of_hundred(shares[model])} with {names.get(model) or legend.simple[model]}"
+        f"{_of_hundred(shares[model])} with {names.get(model) or legend.simple[model].name}"
         for model in dict.fromkeys(others)
     ]
     if not told:

@@ -128,7 +128,13 @@ def _results(runs: Sequence[Run], metric: str, legend: Legend) -> str:
 
 
 def _gains(runs: Sequence[Run], legend: Legend) -> str:
-    over = [(name, field) for each in legend.comparisons for name, field in each.over.items()]
+    gains = [main_gain(run.metrics)[1] for run in runs]
+    over = [
+        (name, field)
+        for each in legend.comparisons
+        for name, field in each.over.items()
+        if not field or any(field in gain for gain in gains)
+    ]
     rows = []
     for run in runs:
         metric, gain, _ = main_gain(run.metrics)

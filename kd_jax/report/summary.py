@@ -125,6 +125,11 @@ def percent(value: float | None) -> str:
     return f"{'0.0' if text in ('+0.0', '-0.0') else text} %".replace("-", "−")
 
 
+def share(value: float | None) -> str:
+    """A part of something in percent, with a sign only if it is negative."""
+    return percent(value).removeprefix("+")
+
+
 def open_end(pair: Any) -> float | None:
     """The lower end of an interval without an upper one: of a gain over almost nothing."""
     if not isinstance(pair, list | tuple) or len(pair) != 2 or as_number(pair[1]) is not None:

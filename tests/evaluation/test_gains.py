@@ -1,5 +1,7 @@
 """The comparisons and the serving table of report/metrics.json."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,17 @@ def test_every_comparison_of_trained_models_is_in_its_own_field():
         assert change["relative"] == expected.relative and change["ci95"] == expected.ci95
         assert change["p_value"] == expected.p_value
         assert entry[baseline] == expected.baseline and entry[candidate] == expected.candidate
+
+
+def test_the_transfer_ratio_stands_beside_the_gain_where_there_is_a_teacher():
+    per_user = {"student": of_users(1.0), "distilled": of_users(1.3, 1.2)}
+    main = dataclasses.replace(MAIN, teacher="teacher")
+    assert "transfer" not in gains(per_user, ("ndcg@10",), (main,), 100)["ndcg@10"]
+    per_user["teacher"] = of_users(1.5)
+    entry = gains(per_user, ("ndcg@10",), (main,), 100)["ndcg@10"]
+    assert entry["transfer"]["ratio"] == pytest.approx(0.5, rel=1e-5)
+    assert entry["transfer"].keys() == {"ratio", "ci95", "lead", "lead_ci95"}
+    assert "transfer" not in gains(per_user, ("ndcg@10",), (MAIN,), 100)["ndcg@10"]
 
 
 def test_a_model_is_compared_with_the_baselines_that_are_there():

@@ -371,6 +371,44 @@ def test_bootstrap_interval_covers_and_p_value_is_calibrated():
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.04)
 
 
+def test_the_transfer_ratio_is_one_of_means_and_its_interval_one_of_the_same_users():
+    rng = np.random.default_rng(0)
+    student = rng.exponential(size=(3, 300))
+    teacher = student.mean(axis=0) + rng.normal(0.4, 0.5, (2, 300))
+    candidate = student.mean(axis=0) + 0.5 * (teacher.mean(axis=0) - student.mean(axis=0))
+    half = significance.transfer(student, teacher, candidate, resamples=500)
+    assert half.ratio == pytest.approx(0.5) and half.ci95 == pytest.approx((0.5, 0.5))
+    assert half.lead == pytest.approx(teacher.mean() - student.mean())
+    noisy = candidate + rng.normal(0, 0.3, 300)
+    found = significance.transfer(student, teacher, noisy, resamples=500, seed=3)
+    means = [side.mean() for side in (student, teacher, noisy)]
+    assert found.ratio == pytest.approx((means[2] - means[0]) / (means[1] - means[0]))
+    drawn = np.random.default_rng(3).integers(0, 300, (500, 300))
+    a, b, c = (np.atleast_2d(v).mean(axis=0)[drawn].mean(axis=1)
+               for v in (student, teacher, noisy))  # fmt: skip
+    ends = np.quantile((c - a) / (b - a), [0.025, 0.975], method="inverted_cdf")
+    assert found.ci95 == pytest.approx(tuple(ends))
+    ends = np.quantile(b - a, [0.025, 0.975], method="inverted_cdf")
+    assert found.lead_ci95 == pytest.approx(tuple(ends))
+
+
+def test_there_is_no_transfer_ratio_over_a_lead_that_may_be_zero():
+    student = np.random.default_rng(0).exponential(size=200)
+    noise = np.random.default_rng(1).normal(0, 1, 200)
+    found = significance.transfer(student, student + noise - noise.mean(), student + 1)
+    assert found.ratio is None and found.ci95 == (None, None)
+    assert found.lead_ci95[0] < 0 < found.lead_ci95[1]
+    same = significance.transfer(student, student, student + 1, resamples=50)
+    assert same.ratio is None and same.lead == 0
+    missing = np.where(np.arange(200) < 5, np.nan, student)
+    known = significance.transfer(missing, student + 1, student + 2, resamples=50)
+    assert known.ratio == pytest.approx(2.0)
+    with pytest.raises(InputError, match="200, 200, 3 users"):
+        significance.transfer(student, student, student[:3])
+    with pytest.raises(InputError, match="no user"):
+        significance.transfer(student, student, np.full(200, np.nan))
+
+
 def test_bootstrap_edges():
     nothing = significance.paired_bootstrap(np.zeros(20), np.full(20, 0.1), resamples=500)
     assert nothing.relative is None and nothing.ci95 == (None, None) and nothing.p_value < 0.01

@@ -152,7 +152,12 @@ def finished(folders, world, tmp_path_factory):
 @pytest.mark.slow
 def test_every_model_is_judged_per_impression_in_both_splits(finished):
     report = metrics_of(finished)
-    assert {row["name"] for row in report["models"]} == {"popularity", "teacher", "distilled"}
+    assert {row["name"] for row in report["models"]} == {
+        "popularity",
+        "item_knn",
+        "teacher",
+        "distilled",
+    }
     for row in report["models"]:
         for split, count in (("valid", 24), ("test", 28)):
             found = row["impressions"][split]

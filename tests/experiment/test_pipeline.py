@@ -76,10 +76,12 @@ def test_the_workdir_keeps_its_contract(finished):
     report = metrics_of(finished)
     assert report["schema"] == 1
     rows = {(m["name"], m["seed"]): m for m in report["models"]}
-    assert rows.keys() == {("popularity", None)} | {(n, s) for n in ROLES for s in (0, 3)}
+    simple = {("popularity", None), ("item_knn", None)}
+    assert rows.keys() == simple | {(n, s) for n in ROLES for s in (0, 3)}
+    assert rows["item_knn", None]["setting"].keys() == {"neighbours", "shrink"}
     for (name, _), row in rows.items():
         assert 0 <= row["test"]["ndcg@10"] <= 1 and 0 <= row["valid"]["recall@5"] <= 1
-        if name != "popularity":
+        if name in ROLES:
             assert row["users_per_second"] > 0 and row["train_seconds"] > 0
     assert rows["student", 0]["params"] == rows["distilled", 0]["params"] == 40 * 8 + 24 * 8 + 24
     bert = sum(
@@ -100,6 +102,11 @@ def test_the_workdir_keeps_its_contract(finished):
         mean["distilled"] / mean["control"] - 1, rel=1e-4
     )
     assert gain["ci95"][0] <= gain["relative"] <= gain["ci95"][1]
+    assert gain["over_item_knn"]["relative"] == pytest.approx(
+        mean["distilled"] / rows["item_knn", None]["test"]["ndcg@10"] - 1, rel=1e-4
+    )
+    lead = np.mean([rows["teacher", s]["test"]["ndcg@10"] for s in (0, 3)]) - mean["student"]
+    assert gain["transfer"]["lead"] == pytest.approx(lead, abs=1e-6)
     for line in (finished / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["model"] in ROLES
 
@@ -330,7 +337,7 @@ def test_every_part_that_can_be_chosen_runs(world, tmp_path, fields):
     stages = ("data", "teacher", "labels", "distilled", "evaluate", "export", "report")
     run(config(world, stages=stages, **fields), tmp_path / "run")
     names = {row["name"] for row in metrics_of(tmp_path / "run")["models"]}
-    assert names == {"popularity", "teacher", "distilled"}
+    assert names == {"popularity", "item_knn", "teacher", "distilled"}
     trained = "teacher.lm.train" in fields
     assert (tmp_path / "run/export/teacher/model.safetensors").exists() == trained
     # A teacher with a trained language model is compared by the vectors of its soft labels.

@@ -42,7 +42,7 @@ def test_the_student_of_the_docs_trains_distils_and_recommends(world, tmp_path, 
     c.student.mean = {"dim": 8}
     run(c, tmp_path / "run")
     rows = {row["name"]: row for row in metrics_of(tmp_path / "run")["models"]}
-    assert rows.keys() == {"popularity", "teacher", "student", "distilled"}
+    assert rows.keys() == {"popularity", "item_knn", "teacher", "student", "distilled"}
     assert rows["student"]["test"]["ndcg@10"] > rows["popularity"]["test"]["ndcg@10"]
     recommender = kd_jax.load(tmp_path / "run")
     titles = recommender.dataset.titles

@@ -10,6 +10,7 @@ import pytest
 import kd_jax
 from helpers.runs import config, metrics_of, run
 from kd_jax.core import fields
+from kd_jax.evaluation.baselines import BASELINES as BASELINES_OF_CLICKS
 from kd_jax.experiment import roles, sweep
 from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.roles import ROLES, Kind, Role
@@ -52,7 +53,7 @@ def test_a_further_row_goes_all_the_way(world, tmp_path, further):
     run(c, workdir)
     rows = {row["name"]: row for row in metrics_of(workdir)["models"]}
     assert list(rows) == [
-        *("popularity", "teacher", "student", "distilled", "small_teacher", "narrow")
+        *("popularity", "item_knn", "teacher", "student", "distilled", "small_teacher", "narrow")
     ]
     assert rows["narrow"]["params"] == 40 * 4 + 24 * 4 + 24  # of its overrides
     assert rows["narrow"]["label_seconds"] > 0
@@ -98,10 +99,13 @@ def test_the_table_is_consistent():
     assert list(main.over.items()) == [
         *(("student", ""), ("control", "lm_share"), ("trending", "over_trending")),
         ("popularity", "over_popularity"),
+        *((name, f"over_{name}") for name in BASELINES_OF_CLICKS),
     ]
+    assert main.teacher == "teacher" and roles.SIMPLE.keys() == roles.BASELINES.keys()
+    assert list(roles.BASELINES) == ["popularity", "trending", *BASELINES_OF_CLICKS]
     legend = roles.legend()
     assert legend.large == "teacher" and list(legend.models)[:2] == ["popularity", "trending"]
-    colours = [role.appearance.colour for role in ROLES.values()]
+    colours = [look.colour for look in legend.models.values()]
     assert len(set(colours)) == len(colours)
     assert dataclasses.is_dataclass(Role) and all(name == r.name for name, r in ROLES.items())
 

@@ -524,6 +524,16 @@ def against(name: str, base: float, found: float, change: Any, metric: str = "nd
             ["log loss .5688 against .2644"],
         ),
         (
+            against("ease", 0.08, 0.06, {"relative": -0.25, "ci95": [-0.3, -0.2]}),
+            "The distilled student is worse than the EASE baseline, which is a linear model of",
+            ["NDCG@10 .0600 against .0800 (95 % CI −30.0 % to −20.0 %)"],
+        ),
+        (
+            against("item_knn", 0.05, 0.06, {"relative": 0.2, "ci95": [0.1, 0.3]}),
+            "Distillation improves",
+            ["Over the item-kNN baseline, a table of similar items, the distilled student is"],
+        ),
+        (
             against("popularity", 0.059, 0.06, {"relative": 0.017, "ci95": [-0.1, 0.1]}),
             "Distillation improves",
             ["The distilled student does not differ significantly from the popularity"],
@@ -547,6 +557,37 @@ def test_without_a_plain_student_the_simple_baseline_is_the_headline() -> None:
         " +20.0 % (95 % CI +10.0 % to +30.0 %). Without a plain student in this run, the gain of"
         " distillation is not known."
     )
+
+
+def with_transfer(metric: str, **found: Any) -> dict[str, Any]:
+    gain = {"relative": 0.2, "ci95": [0.1, 0.3], "student": 0.5, "distilled": 0.6}
+    return {"gain": {metric: gain | {"transfer": found}}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "ratio", "lead", "ends", "phrase"),
+    [
+        ("ndcg@10", 0.5, 0.01, [0.005, 0.015], "50.0 % is passed on (transfer ratio, 95 % CI"),
+        ("ndcg@10", -0.5, 0.01, [0.005, 0.015], "−50.0 % is passed on"),
+        ("log_loss", 0.5, -0.01, [-0.015, -0.005], "50.0 % is passed on"),
+        ("ndcg@10", 0.5, -0.01, [-0.02, -0.005], "the teacher is worse than the plain student"),
+        ("log_loss", 0.5, 0.01, [0.005, 0.02], "the teacher is worse than the plain student"),
+        ("ndcg@10", None, 0.01, [-0.01, 0.03], "the confidence interval of the teacher’s lead"),
+    ],
+)
+def test_a_transfer_ratio_is_told_where_there_is_a_lead(
+    tmp_path: Path, metric: str, ratio: float | None, lead: float, ends: Any, phrase: str
+) -> None:
+    ci95 = [None, None] if ratio is None else [ratio - 0.2, ratio + 0.2]
+    metrics = with_transfer(metric, ratio=ratio, ci95=ci95, lead=lead, lead_ci95=ends)
+    text = headline(metrics, LEGEND)
+    assert phrase in text
+    known = "is passed on" in phrase
+    assert ("transfer ratio is not computed" in text) == (not known)
+    page = Page(render(make(tmp_path / "run", metrics), LEGEND))
+    (row,) = [row for row in page.rows if len(row) == 3 and row[0] in ("NDCG@10", "Log loss")]
+    assert row[2].startswith("not computed") == (not known)
+    assert ("transfer ratio: of the teacher’s lead over the student" in page.text) == known
 
 
 def test_gains_over_almost_nothing_are_told_as_values() -> None:

@@ -39,6 +39,12 @@ def metrics(shift=0.0, name="Films"):
         for model, share in SHARES.items()
     ]
     gain = {"relative": 0.2, "ci95": [0.1, 0.3], "student": 0.078, "distilled": 0.09}
+    gain["transfer"] = {
+        "ratio": 1.3429,
+        "ci95": [1.0, 1.7],
+        "lead": 0.0093,
+        "lead_ci95": [0.008, 0.01],
+    }
     return {
         "task": "rank",
         "models": models,
@@ -67,6 +73,12 @@ def test_plain_words_have_no_name_of_a_metric_and_the_numbers_of_metrics_json():
         " with the teacher and 20 with the popularity baseline. It takes 3.93 MB (the teacher: 90"
         " MB), and this machine ranked 8.73 thousand users a second."
     )
+    with_knn = metrics()
+    with_knn["models"] += [
+        {"name": name, "seed": None, "test": {"hit_rate@10": share}}
+        for name, share in (("item_knn", 0.221), ("ease", 0.219))
+    ]
+    assert "and 22 with the item-kNN baseline. It takes" in plain(with_knn, LEGEND)
     few = metrics()
     few["models"][-1]["test"]["hit_rate@10"] = 0.0312
     assert plain(few, LEGEND).startswith("3.1 of 100 users")
@@ -80,6 +92,11 @@ def test_terminal_report_and_metrics_agree(tmp_path):
     console.print(console_table(found, LEGEND))
     printed = console.file.getvalue()
     assert headline(found, LEGEND) == " ".join(claim(found, LEGEND))
+    assert "134.3 % is passed on (transfer ratio, 95 % CI 100.0 % to 170.0 %)" in headline(
+        found, LEGEND
+    )
+    assert shown.count("134.3 %") == 3  # the headline, a tile and the table
+    assert "100 % where the student is as good as its teacher" in shown
     for sentence in (*claim(found, LEGEND), plain(found, LEGEND)):
         assert words_of(sentence) in shown
     for name, entries in by_model(found, LEGEND).items():
