@@ -3,25 +3,33 @@
 python benchmarks/prepared.py --rows=10,30,100 --folder=/tmp/prepared-bench
 python benchmarks/prepared.py --read --folder=/tmp/prepared-bench
 
-Synthetic interactions: users and items drawn by Zipf-like weights, times at random. A size is in
-millions of rows; each is written, then prepared in a process of its own, whose peak memory is told.
---read compares batches of SASRec's and MF's examples that are gathered from shards with those that
+Synthetic interactions: users and items drawn by Zipf-like weights, the rarest of which have too few
+for the 5-core, times at random. A size is in millions of rows; each is written, then prepared in a process of its own, which prints the seconds,
+processor seconds and peak memory (resident) of each stage.
+--discard removes a size before the next. --read compares batches of SASRec's and MF's examples that are gathered from shards with those that
 are gathered from memory, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 CHUNK = 2_000_000
+
+
+def draw(rng: np.random.Generator, number: int, size: int, head: float = 1e-3) -> np.ndarray:
+    """Of ``number`` ids, more the first ones, and hardly ever the last ones."""
+    place = 1 - np.sqrt(1 - rng.random(size))
+    return (number * head * ((1 + 1 / head) ** place - 1)).astype(np.int64)
 
 
 def write(folder: Path, millions: int) -> None:
@@ -34,8 +42,8 @@ def write(folder: Path, millions: int) -> None:
         size = min(CHUNK, rows - start)
         frame = pl.DataFrame(
             {
-                "user": (users * rng.random(size) ** 1.5).astype(np.int64),
-                "item": (items * rng.random(size) ** 3).astype(np.int64),
+                "user": draw(rng, users, size),
+                "item": draw(rng, items, size),
                 "timestamp": rng.integers(1_500_000_000, 1_600_000_000, size),
             }
         )
@@ -44,28 +52,59 @@ def write(folder: Path, millions: int) -> None:
     table.write_parquet(folder.with_suffix(".items.parquet"))
 
 
-def make(folder: Path, millions: int) -> None:
+def make(folder: Path, millions: int, discard: bool) -> None:
     """Prepares one size in a fresh process; prints its stages and its peak."""
     source = folder / f"source-{millions}"
     if not source.exists():
         write(source, millions)
     command = [sys.executable, __file__, f"--one={millions}", f"--folder={folder}"]
     subprocess.run(command, check=True)
+    if discard:
+        shutil.rmtree(source)
+        source.with_suffix(".items.parquet").unlink()
+        shutil.rmtree(folder / f"prepared-{millions}")
+
+
+def source_options(folder: Path, millions: int) -> dict[str, Any]:
+    """The options of ``kd_jax.data.prepare`` for a source that ``write`` has written."""
+    source = folder / f"source-{millions}"
+    return {
+        "interactions": str(source), "items": str(source.with_suffix(".items.parquet")),
+        "rating": "", "split": "leave_one_out", "min_interactions": 5, "min_item_interactions": 5,
+    }  # fmt: skip
+
+
+class Stages:
+    """Prints what a maker notes, with the processor seconds and peak memory of that stage."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.cpu = 0.0
+        self.start()
+
+    def start(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+        self.cpu = time.process_time()
+
+    def __call__(self, line: str) -> None:
+        status = Path("/proc/self/status").read_text().split("\n")
+        found = {key: value for key, _, value in (row.partition(":") for row in status)}
+        peak = int(found["VmHWM"].split()[0]) / 2**20
+        self.peak = max(self.peak, peak)
+        cpu = time.process_time() - self.cpu
+        print(f"{line}: processor {cpu:.1f} s, peak {peak:.2f} GiB", flush=True)
+        self.start()
 
 
 def one(folder: Path, millions: int) -> None:
     from kd_jax.data.prepared import streaming
     from kd_jax.data.prepared.options import PrepareOptions
 
-    source = folder / f"source-{millions}"
-    options = PrepareOptions(
-        interactions=str(source), items=str(source.with_suffix(".items.parquet")), rating="",
-        split="leave_one_out", min_interactions=5, min_item_interactions=5,
-    )  # fmt: skip
-    began = time.perf_counter()
-    streaming.prepare(options, folder / f"prepared-{millions}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{millions}M rows: {time.perf_counter() - began:.1f} s, peak {peak:.2f} GiB", flush=True)
+    options = PrepareOptions(**source_options(folder, millions))
+    began, cpu, stages = time.perf_counter(), time.process_time(), Stages()
+    streaming.prepare(options, folder / f"prepared-{millions}", note=stages)
+    print(f"{millions}M rows: {time.perf_counter() - began:.1f} s,"
+          f" processor {time.process_time() - cpu:.1f} s, peak {stages.peak:.2f} GiB", flush=True)  # fmt: skip
 
 
 def read(folder: Path, batch_size: int = 1024, steps: int = 300, rounds: int = 3) -> None:
@@ -107,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="10,30,100", help="millions of rows")
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--discard", action="store_true", help="remove each size after its run")
     parser.add_argument("--one", type=int)
     parser.add_argument("--read", action="store_true")
     options = parser.parse_args()
@@ -116,7 +156,7 @@ def main() -> None:
         one(options.folder, options.one)
     else:
         for millions in map(int, options.rows.split(",")):
-            make(options.folder, millions)
+            make(options.folder, millions, options.discard)
 
 
 if __name__ == "__main__":

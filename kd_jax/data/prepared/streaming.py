@@ -113,8 +113,7 @@ class _Maker:
         unit = self._write()
         self.done("shards sorted, split and written")
         name = Path(self.options.interactions).expanduser().stem
-        counts = {"malformed": 0} | self.counts
-        return folders.Made(name, user_ids, catalogue, table, counts, unit, self.shards)
+        return folders.Made(name, user_ids, catalogue, table, self.counts, unit, self.shards)
 
     def done(self, what: str) -> None:
         now = time.perf_counter()
