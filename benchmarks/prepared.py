@@ -26,9 +26,9 @@ import polars as pl
 CHUNK = 2_000_000
 
 
-def draw(rng: np.random.Generator, number: int, size: int, head: float = 1e-3) -> np.ndarray:
-    """Of ``number`` ids, more the first ones, and hardly ever the last ones."""
-    place = 1 - np.sqrt(1 - rng.random(size))
+def draw(rng: np.random.Generator, number: int, size: int, head: float) -> np.ndarray:
+    """Of ``number`` ids, more the first ones (all the more the smaller ``head``), few the last."""
+    place = 1 - (1 - rng.random(size)) ** 0.6
     return (number * head * ((1 + 1 / head) ** place - 1)).astype(np.int64)
 
 
@@ -42,8 +42,8 @@ def write(folder: Path, millions: int) -> None:
         size = min(CHUNK, rows - start)
         frame = pl.DataFrame(
             {
-                "user": draw(rng, users, size),
-                "item": draw(rng, items, size),
+                "user": draw(rng, users, size, 0.1),
+                "item": draw(rng, items, size, 0.02),
                 "timestamp": rng.integers(1_500_000_000, 1_600_000_000, size),
             }
         )
