@@ -4,9 +4,11 @@ python benchmarks/prepared.py --rows=10,30,100 --folder=/tmp/prepared-bench
 python benchmarks/prepared.py --read --folder=/tmp/prepared-bench
 
 Synthetic interactions: users and items drawn by Zipf-like weights, the rarest of which have too few
-for the 5-core, times at random. A size is in millions of rows; each is written, then prepared in a process of its own, which prints the seconds,
-processor seconds and peak memory (resident) of each stage.
---discard removes a size before the next. --read compares batches of SASRec's and MF's examples that are gathered from shards with those that
+for the 5-core, times at random. A size is in millions of rows; each is written, then prepared in a
+process of its own, which prints the seconds, processor seconds and peak memory (resident) of each
+stage. --discard removes a size before the next.
+
+--read compares batches of SASRec's and MF's examples that are gathered from shards with those that
 are gathered from memory, in turns.
 """
 
@@ -103,8 +105,8 @@ def one(folder: Path, millions: int) -> None:
     options = PrepareOptions(**source_options(folder, millions))
     began, cpu, stages = time.perf_counter(), time.process_time(), Stages()
     streaming.prepare(options, folder / f"prepared-{millions}", note=stages)
-    print(f"{millions}M rows: {time.perf_counter() - began:.1f} s,"
-          f" processor {time.process_time() - cpu:.1f} s, peak {stages.peak:.2f} GiB", flush=True)  # fmt: skip
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print(f"{millions}M rows: {seconds:.1f} s, processor {cpu:.1f} s, peak {stages.peak:.2f} GiB")
 
 
 def read(folder: Path, batch_size: int = 1024, steps: int = 300, rounds: int = 3) -> None:

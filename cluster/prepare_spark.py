@@ -10,6 +10,7 @@ driver keeps the ids of users and items in memory, a worker the rows of one shar
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from kd_jax.data.prepared.options import (
     read_items,
     unit_of,
 )
-from kd_jax.data.prepared.streaming import identity, write_split
+from kd_jax.data.prepared.streaming import BINS, identity, narrow, write_split
 from kd_jax.data.splits import temporal_ranks
 from kd_jax.data.time_units import COUNTS, LIMITS
 
@@ -42,14 +43,15 @@ def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
     if not folders.begin(folder, identified):
         return False
     check_schema(pl.read_parquet_schema(files[0]), options)
+    work = folder / folders.WORK
     counts: dict[str, int] = {}
     rows = _complete(_read(spark, options, files), options, counts)
+    _check_names(files, counts["rows"], options)
     shards = options.shards_for(counts["rows"])
-    rows = _one_per_pair(rows, options.repeats)
-    rows = _kept(rows, folder / folders.WORK / "pairs", spark)
+    rows = _kept(_one_per_pair(rows, options.repeats), work / "pairs")
     left = rows.count()
     counts["repeated"] = counts.pop("given") - left
-    rows = _core(rows, options, spark, folder / folders.WORK)
+    rows = _core(rows, options, work)
     size = rows.count()
     counts["below_min_interactions"] = left - size
     if not size:
@@ -57,11 +59,11 @@ def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
             f"{options.interactions}: no interaction is left; lower --min_interactions,"
             " --min_item_interactions or --min_rating"
         )
-    users, used = (_distinct(rows, name, folder / folders.WORK) for name in ("user", "item"))
+    users, used = (_distinct(rows, name, work) for name in ("user", "item"))
     table = read_items(options, used.dtype)
     items = folders.catalogue(options, used, table)
     unit, divisor, cuts = _times(rows, options, size)
-    _write(spark, rows, (users, items), folder, shards, (cuts, divisor))
+    _write(rows, (users, items), folder, shards, (cuts, divisor))
     name = Path(options.interactions).expanduser().stem
     made = folders.Made(name, users, items, table, counts, unit, shards)
     if identity(options) != identified:
@@ -97,6 +99,16 @@ def _read(spark: SparkSession, options: PrepareOptions, files: list[Path]) -> Da
     return found.select("user", "item", "rating", "timestamp", row.alias("row"))
 
 
+def _check_names(files: list[Path], rows: int, options: PrepareOptions) -> None:
+    """Raises InputError unless Spark has found all rows of ``files`` by their names."""
+    there = pl.scan_parquet(files).select(pl.len()).collect().item()
+    if rows != there:
+        raise InputError(
+            f"{options.interactions}: Spark reads {rows:,} of {there:,} rows; give files names of"
+            " plain letters and digits that do not begin with '_'"
+        )
+
+
 def _complete(rows: DataFrame, options: PrepareOptions, counts: dict[str, int]) -> DataFrame:
     finite = ~f.isnan("rating") & (f.abs("rating") != float("inf"))
     good = f.col("user").isNotNull() & f.col("item").isNotNull() & f.col("timestamp").isNotNull()
@@ -129,32 +141,48 @@ def _one_per_pair(rows: DataFrame, repeats: str) -> DataFrame:
     return rows.withColumn("n", f.row_number().over(window)).where("n = 1").drop("n")
 
 
-def _kept(rows: DataFrame, path: Path, spark: SparkSession) -> DataFrame:
+def _kept(rows: DataFrame, path: Path) -> DataFrame:
     """The rows, written and read again, so that they are computed once."""
     rows.write.mode("overwrite").parquet(str(path))
-    return spark.read.parquet(str(path))
+    return rows.sparkSession.read.schema(rows.schema).parquet(str(path))
 
 
-def _core(rows: DataFrame, options: PrepareOptions, spark: SparkSession, work: Path) -> DataFrame:
-    """The k-core: users and items with too few rows are left out until there are none."""
+def _core(rows: DataFrame, options: PrepareOptions, work: Path) -> DataFrame:
+    """The k-core: users and items with too few rows are left out until there are none.
+
+    Only their ids are written in a round; the rows are written at the end.
+    """
     wanted = {"user": options.min_interactions, "item": options.min_item_interactions}
     wanted = {name: least for name, least in wanted.items() if least > 1}
-    step, size = 0, rows.count()
-    while wanted:
-        for name, least in wanted.items():
-            good = rows.groupBy(name).count().where(f.col("count") >= least).select(name)
-            rows = rows.join(good, name, "left_semi")
-        rows = _kept(rows, work / f"core-{step}", spark)
-        left = rows.count()
-        if left == size:
-            break
-        step, size = step + 1, left
-    return rows.select("user", "item", "rating", "timestamp", "row")
+    few: dict[str, list[str]] = {name: [] for name in wanted}
+    done, step = set[str](), 0
+    while len(done) < len(wanted):
+        name = list(wanted)[step % len(wanted)]
+        path = work / f"few-{step}"
+        count = _without(rows, few).groupBy(name).count()
+        count.where(f.col("count") < wanted[name]).select(name).write.parquet(str(path))
+        if pl.scan_parquet(path / "*.parquet").select(pl.len()).collect().item():
+            few[name].append(str(path))
+            done = {name}  # what has too few now is out, and others may have fewer
+        else:
+            done.add(name)
+        step += 1
+    return _kept(_without(rows, few), work / "core") if any(few.values()) else rows
+
+
+def _without(rows: DataFrame, few: dict[str, list[str]]) -> DataFrame:
+    """The rows but for those of the users and items in these files."""
+    for name, paths in few.items():
+        if paths:
+            schema = rows.select(name).schema
+            ids = rows.sparkSession.read.schema(schema).parquet(*paths)
+            rows = rows.join(ids, name, "left_anti")
+    return rows
 
 
 def _distinct(rows: DataFrame, name: str, work: Path) -> pl.Series:
     path = work / f"{name}s"
-    rows.select(name).distinct().write.mode("overwrite").parquet(str(path))
+    rows.select(name).distinct().write.parquet(str(path))
     return pl.read_parquet(path / "*.parquet")[name].sort()
 
 
@@ -167,24 +195,33 @@ def _times(
     for bound in (COUNTS, *LIMITS.values()):
         kind = kind + (f.abs(time) >= bound).cast("int")
     whole = [f.max((time % f.lit(1000**power) != 0).cast("int")) for power in (1, 2, 3)]
-    *classes, one, two, three = rows.select(
-        *(f.sum((kind == place).cast("long")) for place in range(5)), *whole
+    *classes, one, two, three, low, high = rows.select(
+        *(f.sum((kind == place).cast("long")) for place in range(5)),
+        *whole,
+        f.min(time),
+        f.max(time),
     ).first()
     divisible = 3 if not three else 2 if not two else 1 if not one else 0
     unit, divisor = unit_of(list(classes), divisible, options.time_unit)
     if options.split != "temporal":
         return unit, divisor, None
-    ends = f.sum("count").over(Window.orderBy("timestamp"))
-    ends = rows.groupBy("timestamp").count().withColumn("end", ends)
+
+    @functools.cache
+    def histogram(low: int, high: int, width: int) -> np.ndarray:
+        place = f.expr(f"(timestamp - {low}) div {width}").cast("int").alias("place")
+        found = rows.where(time.between(low, high)).groupBy(place).count().collect()
+        counts = np.zeros(BINS + 1, np.int64)
+        for place, count in found:
+            counts[place] = count
+        return counts
+
     first, second = (
-        ends.where(f.col("end") > rank).agg(f.min("timestamp")).first()[0]
-        for rank in temporal_ranks(size, options.ratios)
+        narrow((low, high), rank, histogram) for rank in temporal_ranks(size, options.ratios)
     )
     return unit, divisor, (first, second)
 
 
 def _write(
-    spark: SparkSession,
     rows: DataFrame,
     ids: tuple[pl.Series, pl.Series],
     folder: Path,
@@ -196,7 +233,8 @@ def _write(
         path = folder / folders.WORK / f"{name}-index.parquet"
         index = pl.int_range(len(values), dtype=pl.Int32, eager=True)
         pl.DataFrame({name: values, f"{name}_index": index}).write_parquet(path)
-        rows = rows.join(spark.read.parquet(str(path)), name)
+        schema = f"{name} {dict(rows.dtypes)[name]}, {name}_index int"
+        rows = rows.join(rows.sparkSession.read.schema(schema).parquet(str(path)), name)
     columns = ("user_index", "item_index", "rating", "timestamp", "row")
     shard = (f.col("user_index") % shards).alias("shard")
     rows = rows.select(shard, *columns)
