@@ -81,13 +81,13 @@ def _read(spark: SparkSession, options: PrepareOptions, files: list[Path]) -> Da
         for name, column in (("user", options.user), ("item", options.item))
     ]
     rating = f.col(options.rating).cast("float") if options.rating else f.lit(1.0).cast("float")
-    # The path of a row's file is a URI; its number is found by a join with the list of files.
+    # A row has the URI of its file; the file's number is found by a join with the list of paths.
     numbers = spark.createDataFrame(
-        [(file.absolute().as_uri().replace("file:///", "file:/"), n)
-         for n, file in enumerate(files)],
+        [(str(file.absolute()), number) for number, file in enumerate(files)],
         "path string, file long",
-    )  # fmt: skip
-    place = f.regexp_replace(f.col("_metadata.file_path"), "^file:/+", "file:/")
+    )
+    uri = f.regexp_replace(f.col("_metadata.file_path"), "^file:/+", "/")
+    place = f.url_decode(f.replace(uri, f.lit("+"), f.lit("%2B")))
     found = found.select(
         *ids,
         rating.alias("rating"),
@@ -104,8 +104,8 @@ def _check_names(files: list[Path], rows: int, options: PrepareOptions) -> None:
     there = pl.scan_parquet(files).select(pl.len()).collect().item()
     if rows != there:
         raise InputError(
-            f"{options.interactions}: Spark reads {rows:,} of {there:,} rows; give files names of"
-            " plain letters and digits that do not begin with '_'"
+            f"{options.interactions}: Spark reads {rows:,} of {there:,} rows; give its files names"
+            " of plain letters and digits"
         )
 
 
