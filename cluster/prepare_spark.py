@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import polars as pl
@@ -38,6 +39,8 @@ from kd_jax.data.time_units import COUNTS, LIMITS
 def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
     """As ``kd_jax.data.prepared.streaming.prepare``, by Spark."""
     folder = folder.absolute()
+    # Few rows are repeated, so sorting them before they are moved costs more than it saves.
+    spark.conf.set("spark.sql.optimizer.windowGroupLimitThreshold", -1)
     files = parquet_files(options.interactions, "interactions")
     identified = identity(options)
     if not folders.begin(folder, identified):
@@ -46,7 +49,6 @@ def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
     work = folder / folders.WORK
     counts: dict[str, int] = {}
     rows = _complete(_read(spark, options, files), options, counts)
-    _check_names(files, counts["rows"], options)
     shards = options.shards_for(counts["rows"])
     rows = _kept(_one_per_pair(rows, options.repeats), work / "pairs")
     left = rows.count()
@@ -81,32 +83,23 @@ def _read(spark: SparkSession, options: PrepareOptions, files: list[Path]) -> Da
         for name, column in (("user", options.user), ("item", options.item))
     ]
     rating = f.col(options.rating).cast("float") if options.rating else f.lit(1.0).cast("float")
-    # A row has the URI of its file; the file's number is found by a join with the list of paths.
-    numbers = spark.createDataFrame(
-        [(str(file.absolute()), number) for number, file in enumerate(files)],
-        "path string, file long",
-    )
-    uri = f.regexp_replace(f.col("_metadata.file_path"), "^file:/+", "/")
-    place = f.url_decode(f.replace(uri, f.lit("+"), f.lit("%2B")))
+    # A row has the URI of its file; the file's number is found by a join with the list of URIs.
+    numbers = {str(file.absolute()): number for number, file in enumerate(files)}
+    uris = [row[0] for row in found.select("_metadata.file_path").distinct().collect()]
+    paths = [unquote(urlsplit(uri).path) for uri in uris]
+    if unknown := [path for path in paths if path not in numbers]:
+        raise InputError(f"{unknown[0]} is not among the files of --interactions; rename it")
+    pairs = [(uri, numbers[path]) for uri, path in zip(uris, paths, strict=True)]
+    table = spark.createDataFrame(pairs, "path string, file long")
     found = found.select(
         *ids,
         rating.alias("rating"),
         f.col(options.timestamp).cast("long").alias("timestamp"),
-        place.alias("path"),
+        f.col("_metadata.file_path").alias("path"),
         f.col("_metadata.row_index").alias("index"),
-    ).join(f.broadcast(numbers), "path")
+    ).join(f.broadcast(table), "path")
     row = f.col("file") * f.lit(1 << 40) + f.col("index")
     return found.select("user", "item", "rating", "timestamp", row.alias("row"))
-
-
-def _check_names(files: list[Path], rows: int, options: PrepareOptions) -> None:
-    """Raises InputError unless Spark has found all rows of ``files`` by their names."""
-    there = pl.scan_parquet(files).select(pl.len()).collect().item()
-    if rows != there:
-        raise InputError(
-            f"{options.interactions}: Spark reads {rows:,} of {there:,} rows; give its files names"
-            " of plain letters and digits"
-        )
 
 
 def _complete(rows: DataFrame, options: PrepareOptions, counts: dict[str, int]) -> DataFrame:
@@ -116,9 +109,8 @@ def _complete(rows: DataFrame, options: PrepareOptions, counts: dict[str, int]) 
     rated = good
     if options.min_rating is not None:
         rated = good & (f.col("rating") >= f.lit(options.min_rating).cast("float"))
-    total, complete, given = rows.select(
-        f.count("*"), f.sum(good.cast("long")), f.sum(rated.cast("long"))
-    ).first()
+    found = rows.select(f.count("*"), f.count_if(good), f.count_if(rated)).first()
+    total, complete, given = found
     counts |= {"rows": total, "malformed": total - complete, "given": given}
     counts["below_min_rating"] = complete - given
     if counts["malformed"] > options.max_malformed * total:
