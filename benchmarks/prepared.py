@@ -168,7 +168,7 @@ def both_examples(folder: Path) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     }
 
 
-def in_turns(title: str, runs: Sequence[Callable[[], Any]], steps: int, rounds: int = 5) -> None:
+def in_turns(title: str, runs: Sequence[Callable[[], Any]], steps: int, rounds: int = 3) -> None:
     """Prints the median processor milliseconds of each of two runs, and the speed of the first."""
     times: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds):
@@ -182,7 +182,7 @@ def in_turns(title: str, runs: Sequence[Callable[[], Any]], steps: int, rounds: 
     print(f"{title}: processor {one:.2f} ms from shards, {other:.2f} from memory; speed {speed}")
 
 
-def read(folder: Path, batch_size: int = 1024, steps: int = 200) -> None:
+def read(folder: Path, batch_size: int = 1024, steps: int = 100) -> None:
     """Batches that are gathered on the host, and nothing else."""
     from kd_jax.data.examples.base import batches
 
@@ -196,7 +196,7 @@ def read(folder: Path, batch_size: int = 1024, steps: int = 200) -> None:
         in_turns(f"{name}, a batch of {batch_size}", [run(each) for each in data], steps)
 
 
-def train(folder: Path, batch_size: int = 256, chunk: int = 4, programs: int = 8) -> None:
+def train(folder: Path, batch_size: int = 128, chunk: int = 4, programs: int = 3) -> None:
     """Train steps as the training loop runs them: data in memory are gathered in the step."""
     import jax
     from flax import nnx
