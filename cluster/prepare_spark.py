@@ -10,8 +10,10 @@ driver keeps the ids of users and items in memory, a worker the rows of one shar
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import polars as pl
@@ -29,7 +31,7 @@ from kd_jax.data.prepared.options import (
     read_items,
     unit_of,
 )
-from kd_jax.data.prepared.streaming import identity, write_split
+from kd_jax.data.prepared.streaming import BINS, identity, narrow, write_split
 from kd_jax.data.splits import temporal_ranks
 from kd_jax.data.time_units import COUNTS, LIMITS
 
@@ -37,19 +39,21 @@ from kd_jax.data.time_units import COUNTS, LIMITS
 def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
     """As ``kd_jax.data.prepared.streaming.prepare``, by Spark."""
     folder = folder.absolute()
+    # Few rows are repeated, so sorting them before they are moved costs more than it saves.
+    spark.conf.set("spark.sql.optimizer.windowGroupLimitThreshold", -1)
     files = parquet_files(options.interactions, "interactions")
     identified = identity(options)
     if not folders.begin(folder, identified):
         return False
     check_schema(pl.read_parquet_schema(files[0]), options)
+    work = folder / folders.WORK
     counts: dict[str, int] = {}
     rows = _complete(_read(spark, options, files), options, counts)
     shards = options.shards_for(counts["rows"])
-    rows = _one_per_pair(rows, options.repeats)
-    rows = _kept(rows, folder / folders.WORK / "pairs", spark)
+    rows = _kept(_one_per_pair(rows, options.repeats), work / "pairs")
     left = rows.count()
     counts["repeated"] = counts.pop("given") - left
-    rows = _core(rows, options, spark, folder / folders.WORK)
+    rows = _core(rows, options, work)
     size = rows.count()
     counts["below_min_interactions"] = left - size
     if not size:
@@ -57,11 +61,11 @@ def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
             f"{options.interactions}: no interaction is left; lower --min_interactions,"
             " --min_item_interactions or --min_rating"
         )
-    users, used = (_distinct(rows, name, folder / folders.WORK) for name in ("user", "item"))
+    users, used = (_distinct(rows, name, work) for name in ("user", "item"))
     table = read_items(options, used.dtype)
     items = folders.catalogue(options, used, table)
     unit, divisor, cuts = _times(rows, options, size)
-    _write(spark, rows, (users, items), folder, shards, (cuts, divisor))
+    _write(rows, (users, items), folder, shards, (cuts, divisor))
     name = Path(options.interactions).expanduser().stem
     made = folders.Made(name, users, items, table, counts, unit, shards)
     if identity(options) != identified:
@@ -79,20 +83,21 @@ def _read(spark: SparkSession, options: PrepareOptions, files: list[Path]) -> Da
         for name, column in (("user", options.user), ("item", options.item))
     ]
     rating = f.col(options.rating).cast("float") if options.rating else f.lit(1.0).cast("float")
-    # The path of a row's file is a URI; its number is found by a join with the list of files.
-    numbers = spark.createDataFrame(
-        [(file.absolute().as_uri().replace("file:///", "file:/"), n)
-         for n, file in enumerate(files)],
-        "path string, file long",
-    )  # fmt: skip
-    place = f.regexp_replace(f.col("_metadata.file_path"), "^file:/+", "file:/")
+    # A row has the URI of its file; the file's number is found by a join with the list of URIs.
+    numbers = {str(file.absolute()): number for number, file in enumerate(files)}
+    uris = [row[0] for row in found.select("_metadata.file_path").distinct().collect()]
+    paths = [unquote(urlsplit(uri).path) for uri in uris]
+    if unknown := [path for path in paths if path not in numbers]:
+        raise InputError(f"{unknown[0]} is not among the files of --interactions; rename it")
+    pairs = [(uri, numbers[path]) for uri, path in zip(uris, paths, strict=True)]
+    table = spark.createDataFrame(pairs, "path string, file long")
     found = found.select(
         *ids,
         rating.alias("rating"),
         f.col(options.timestamp).cast("long").alias("timestamp"),
-        place.alias("path"),
+        f.col("_metadata.file_path").alias("path"),
         f.col("_metadata.row_index").alias("index"),
-    ).join(f.broadcast(numbers), "path")
+    ).join(f.broadcast(table), "path")
     row = f.col("file") * f.lit(1 << 40) + f.col("index")
     return found.select("user", "item", "rating", "timestamp", row.alias("row"))
 
@@ -104,9 +109,8 @@ def _complete(rows: DataFrame, options: PrepareOptions, counts: dict[str, int]) 
     rated = good
     if options.min_rating is not None:
         rated = good & (f.col("rating") >= f.lit(options.min_rating).cast("float"))
-    total, complete, given = rows.select(
-        f.count("*"), f.sum(good.cast("long")), f.sum(rated.cast("long"))
-    ).first()
+    found = rows.select(f.count("*"), f.count_if(good), f.count_if(rated)).first()
+    total, complete, given = found
     counts |= {"rows": total, "malformed": total - complete, "given": given}
     counts["below_min_rating"] = complete - given
     if counts["malformed"] > options.max_malformed * total:
@@ -129,32 +133,48 @@ def _one_per_pair(rows: DataFrame, repeats: str) -> DataFrame:
     return rows.withColumn("n", f.row_number().over(window)).where("n = 1").drop("n")
 
 
-def _kept(rows: DataFrame, path: Path, spark: SparkSession) -> DataFrame:
+def _kept(rows: DataFrame, path: Path) -> DataFrame:
     """The rows, written and read again, so that they are computed once."""
     rows.write.mode("overwrite").parquet(str(path))
-    return spark.read.parquet(str(path))
+    return rows.sparkSession.read.schema(rows.schema).parquet(str(path))
 
 
-def _core(rows: DataFrame, options: PrepareOptions, spark: SparkSession, work: Path) -> DataFrame:
-    """The k-core: users and items with too few rows are left out until there are none."""
+def _core(rows: DataFrame, options: PrepareOptions, work: Path) -> DataFrame:
+    """The k-core: users and items with too few rows are left out until there are none.
+
+    Only their ids are written in a round; the rows are written at the end.
+    """
     wanted = {"user": options.min_interactions, "item": options.min_item_interactions}
     wanted = {name: least for name, least in wanted.items() if least > 1}
-    step, size = 0, rows.count()
-    while wanted:
-        for name, least in wanted.items():
-            good = rows.groupBy(name).count().where(f.col("count") >= least).select(name)
-            rows = rows.join(good, name, "left_semi")
-        rows = _kept(rows, work / f"core-{step}", spark)
-        left = rows.count()
-        if left == size:
-            break
-        step, size = step + 1, left
-    return rows.select("user", "item", "rating", "timestamp", "row")
+    few: dict[str, list[str]] = {name: [] for name in wanted}
+    done, step = set[str](), 0
+    while len(done) < len(wanted):
+        name = list(wanted)[step % len(wanted)]
+        path = work / f"few-{step}"
+        count = _without(rows, few).groupBy(name).count()
+        count.where(f.col("count") < wanted[name]).select(name).write.parquet(str(path))
+        if pl.scan_parquet(path / "*.parquet").select(pl.len()).collect().item():
+            few[name].append(str(path))
+            done = {name}  # what has too few now is out, and others may have fewer
+        else:
+            done.add(name)
+        step += 1
+    return _kept(_without(rows, few), work / "core") if any(few.values()) else rows
+
+
+def _without(rows: DataFrame, few: dict[str, list[str]]) -> DataFrame:
+    """The rows but for those of the users and items in these files."""
+    for name, paths in few.items():
+        if paths:
+            schema = rows.select(name).schema
+            ids = rows.sparkSession.read.schema(schema).parquet(*paths)
+            rows = rows.join(ids, name, "left_anti")
+    return rows
 
 
 def _distinct(rows: DataFrame, name: str, work: Path) -> pl.Series:
     path = work / f"{name}s"
-    rows.select(name).distinct().write.mode("overwrite").parquet(str(path))
+    rows.select(name).distinct().write.parquet(str(path))
     return pl.read_parquet(path / "*.parquet")[name].sort()
 
 
@@ -167,24 +187,33 @@ def _times(
     for bound in (COUNTS, *LIMITS.values()):
         kind = kind + (f.abs(time) >= bound).cast("int")
     whole = [f.max((time % f.lit(1000**power) != 0).cast("int")) for power in (1, 2, 3)]
-    *classes, one, two, three = rows.select(
-        *(f.sum((kind == place).cast("long")) for place in range(5)), *whole
+    *classes, one, two, three, low, high = rows.select(
+        *(f.sum((kind == place).cast("long")) for place in range(5)),
+        *whole,
+        f.min(time),
+        f.max(time),
     ).first()
     divisible = 3 if not three else 2 if not two else 1 if not one else 0
     unit, divisor = unit_of(list(classes), divisible, options.time_unit)
     if options.split != "temporal":
         return unit, divisor, None
-    ends = f.sum("count").over(Window.orderBy("timestamp"))
-    ends = rows.groupBy("timestamp").count().withColumn("end", ends)
+
+    @functools.cache
+    def histogram(low: int, high: int, width: int) -> np.ndarray:
+        place = f.expr(f"(timestamp - {low}) div {width}").cast("int").alias("place")
+        found = rows.where(time.between(low, high)).groupBy(place).count().collect()
+        counts = np.zeros(BINS + 1, np.int64)
+        for place, count in found:
+            counts[place] = count
+        return counts
+
     first, second = (
-        ends.where(f.col("end") > rank).agg(f.min("timestamp")).first()[0]
-        for rank in temporal_ranks(size, options.ratios)
+        narrow((low, high), rank, histogram) for rank in temporal_ranks(size, options.ratios)
     )
     return unit, divisor, (first, second)
 
 
 def _write(
-    spark: SparkSession,
     rows: DataFrame,
     ids: tuple[pl.Series, pl.Series],
     folder: Path,
@@ -196,7 +225,8 @@ def _write(
         path = folder / folders.WORK / f"{name}-index.parquet"
         index = pl.int_range(len(values), dtype=pl.Int32, eager=True)
         pl.DataFrame({name: values, f"{name}_index": index}).write_parquet(path)
-        rows = rows.join(spark.read.parquet(str(path)), name)
+        schema = f"{name} {dict(rows.dtypes)[name]}, {name}_index int"
+        rows = rows.join(rows.sparkSession.read.schema(schema).parquet(str(path)), name)
     columns = ("user_index", "item_index", "rating", "timestamp", "row")
     shard = (f.col("user_index") % shards).alias("shard")
     rows = rows.select(shard, *columns)

@@ -29,6 +29,7 @@ from kd_jax.data.splits import NAMES, TRAIN
 FORMAT = 1
 MANIFEST = "prepared.json"
 USERS, ITEMS = "users.parquet", "items.parquet"
+COUNTED = ("malformed", "rows", "below_min_rating", "repeated", "below_min_interactions")
 WORK = ".work"  # of a maker, in the folder
 TYPES = {"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64}
 
@@ -76,7 +77,7 @@ class Made:
     """What a maker knows beside the shards.
 
     user_ids: of the users, sorted. item_ids: of the core, sorted. items: the whole items table, ids
-    as 'item'. counts: rows by what became of them.
+    as 'item'. counts: rows by what became of them (``COUNTED``).
     """
 
     name: str
@@ -119,7 +120,7 @@ def finish(folder: Path, options: PrepareOptions, made: Made, identity: dict[str
         "format": FORMAT,
         "name": made.name,
         "options": options.checked,
-        "counts": made.counts | found.pop("more") | sizes,
+        "counts": {name: made.counts[name] for name in COUNTED} | found.pop("more") | sizes,
         "time_unit": made.time_unit,
         "shards": made.shards,
         **found,

@@ -113,8 +113,7 @@ class _Maker:
         unit = self._write()
         self.done("shards sorted, split and written")
         name = Path(self.options.interactions).expanduser().stem
-        counts = {"malformed": 0} | self.counts
-        return folders.Made(name, user_ids, catalogue, table, counts, unit, self.shards)
+        return folders.Made(name, user_ids, catalogue, table, self.counts, unit, self.shards)
 
     def done(self, what: str) -> None:
         now = time.perf_counter()
@@ -304,23 +303,31 @@ def write_split(
 
 
 def select(chunks: Callable[[], Iterator[np.ndarray]], ranks: tuple[int, int]) -> tuple[int, int]:
-    """The values with these ranks, from 0, among all whole numbers of ``chunks()``, exactly.
+    """The values with these ranks, from 0, among all whole numbers of ``chunks()``, exactly."""
 
-    Each visit of the chunks counts the values in 65,536 ranges of the one that holds the wanted.
-    """
-    return _select(chunks, ranks[0]), _select(chunks, ranks[1])
-
-
-def _select(chunks: Callable[[], Iterator[np.ndarray]], rank: int) -> int:
-    parts = [(int(chunk.min()), int(chunk.max())) for chunk in chunks() if len(chunk)]
-    low, high = min(part[0] for part in parts), max(part[1] for part in parts)
-    while low < high:
-        width = -(-(high - low + 1) // BINS)
+    def histogram(low: int, high: int, width: int) -> np.ndarray:
         counts = np.zeros(BINS + 1, np.int64)
         for chunk in chunks():
             inside = chunk[(chunk >= low) & (chunk <= high)]
             counts += np.bincount((inside - low) // width, minlength=BINS + 1)
-        ends = np.cumsum(counts)
+        return counts
+
+    parts = [(int(chunk.min()), int(chunk.max())) for chunk in chunks() if len(chunk)]
+    bounds = min(part[0] for part in parts), max(part[1] for part in parts)
+    return narrow(bounds, ranks[0], histogram), narrow(bounds, ranks[1], histogram)
+
+
+def narrow(bounds: tuple[int, int], rank: int, histogram: Callable[..., np.ndarray]) -> int:
+    """The value with a rank among whole numbers that lie within ``bounds``.
+
+    histogram: of (low, high, width) to the numbers of values from low to high in ranges of that
+    width, i64 [``BINS`` + 1]. It is called for the range of the call before that has the rank,
+    until the width is 1.
+    """
+    low, high = bounds
+    while low < high:
+        width = -(-(high - low + 1) // BINS)
+        ends = np.cumsum(histogram(low, high, width))
         place = int(np.searchsorted(ends, rank, side="right"))
         rank -= int(ends[place - 1]) if place else 0
         low, high = low + place * width, min(high, low + (place + 1) * width - 1)
