@@ -180,7 +180,11 @@ def ours(spec: dict[str, Any]) -> None:
 
     keep_freed_memory()  # as every run does
     encoder, _ = load_encoder(
-        spec["weights"], dtype=jnp.dtype(spec["dtype"]), max_length=MAX_LENGTH
+        spec["weights"],
+        pooling="mean",
+        normalize=False,
+        dtype=jnp.dtype(spec["dtype"]),
+        max_length=MAX_LENGTH,
     )
     graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
     tx = optax.adamw(spec["rate"], weight_decay=0.01)
