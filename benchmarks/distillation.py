@@ -1,0 +1,197 @@
+r"""Methods of distillation side by side: one student, one budget, from the text or the ID teacher.
+
+    python benchmarks/distillation.py --out=runs/methods [--methods=kl,rrd,…] [FLAGS of launch.py]
+    python benchmarks/distillation.py --out=runs/quick --config=configs/quickstart.py:runlocal
+
+trains a whole run in OUT/base with the given flags: its teachers, the plain student and the
+baselines. Then the student learns from the clicks and one loss of docs/methods.md, at each of
+--weights with the first seed; the weight with the best validation is trained with all seeds. Every
+method has the same number of trials, and all learn from the first seed's teacher. Each run has a
+workdir of its own, OUT/<method>.<teacher>.<weight>, so the same command goes on where it was cut
+off, and --report prints what there is and what is missing without training.
+
+The table has the test means ± standard deviations over seeds, the gain over the plain student with
+its interval (paired bootstrap over users), and the seconds of training. OUT/results.json has it,
+too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from measuring import ROOT, table
+
+METRIC = "ndcg@10"
+TEACHERS = ("teacher", "control_teacher")
+METHODS = (
+    *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
+    *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
+    *("item_matching", "context_matching", "rkd", "ftd"),
+)
+FIELDS = {"topk_kl": {"k": 50}}  # that have no default
+STAGES = "('data','labels','student','distilled','evaluate')"
+
+
+class Trial(NamedTuple):
+    """One student. weight: of the loss, beside clicks of weight 1."""
+
+    method: str
+    teacher: str
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}.{self.teacher}.{self.weight:g}"
+
+    def flags(self, base: Path) -> list[str]:
+        """The fields of launch.py."""
+        fields = {"loss": self.method, "weight": self.weight, "teacher": "base"}
+        fields |= FIELDS.get(self.method, {})
+        method = [f"--config.distill.terms.method.{key}={value}" for key, value in fields.items()]
+        return [
+            f"--config.stages={STAGES}",
+            "--config.tuned.distilled=None",
+            "--config.distill.terms.soft=None",
+            "--config.distill.terms.clicks.loss=ce",
+            "--config.distill.terms.clicks.items=warm",
+            f"--config.distill.sources.base.path={base / self.teacher}",
+            *method,
+        ]
+
+
+def launch(workdir: Path, flags: Sequence[str]) -> None:
+    """Runs launch.py, whose output goes to WORKDIR.log; raises SystemExit where it fails."""
+    log = workdir.with_name(f"{workdir.name}.log")
+    command = [sys.executable, "launch.py", f"--workdir={workdir}", *flags]
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{workdir.name} failed: {log.read_text().splitlines()[-1]} (see {log})")
+
+
+def metrics_of(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "report/metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def seeds_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [row for row in metrics["models"] if row["name"] == name]
+
+
+def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Trains the student of a trial, unless it is there with these seeds; returns its metrics."""
+    workdir = out / trial.name
+    found = metrics_of(workdir)
+    if found is None or len(seeds_of(found, "distilled")) < len(seeds):
+        workdir.mkdir(exist_ok=True)
+        for folder in ("dataset", *(path.name for path in (out / "base").glob("student*"))):
+            if not (workdir / folder).exists():  # trained once, in base
+                shutil.copytree(out / "base" / folder, workdir / folder)
+        chosen = f"--config.seeds=({','.join(map(str, seeds))},)"
+        launch(workdir, [*flags, *trial.flags(out / "base"), chosen])
+        found = metrics_of(workdir)
+    assert found is not None
+    return found
+
+
+def valid_of(metrics: dict[str, Any]) -> float:
+    return seeds_of(metrics, "distilled")[0]["valid"][METRIC]
+
+
+def best(
+    method: str, teacher: str, options: argparse.Namespace, flags: Sequence[str], seeds: list[int]
+) -> dict[str, Any]:
+    """The row of a method: of its weights, the best on validation, with all seeds."""
+    trials = [Trial(method, teacher, weight) for weight in options.weights]
+    if options.report:
+        done = [(t, m) for t in trials if (m := metrics_of(options.out / t.name)) is not None]
+        missing = len(trials) - len(done)
+        if missing:
+            return {"method": method, "teacher": teacher, "missing": f"{missing} trials"}
+    else:
+        done = [(trial, run(trial, options.out, flags, seeds[:1])) for trial in trials]
+    trial, metrics = max(done, key=lambda pair: valid_of(pair[1]))
+    if not options.report:
+        metrics = run(trial, options.out, flags, seeds)
+    rows = seeds_of(metrics, "distilled")
+    if len(rows) < len(seeds):
+        return {"method": method, "teacher": teacher, "missing": f"{len(seeds) - len(rows)} seeds"}
+    gain = metrics["gain"][METRIC]
+    return {
+        "method": method,
+        "teacher": teacher,
+        "weight": trial.weight,
+        "valid": [row["valid"][METRIC] for row in rows],
+        "test": [row["test"][METRIC] for row in rows],
+        "gain": gain["relative"],
+        "ci95": gain["ci95"],
+        "seconds": [row["train_seconds"] for row in rows],
+    }
+
+
+def spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def line(row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a method."""
+    if "missing" in row:
+        return row["method"], row["teacher"], *("",) * 3, f"missing: {row['missing']}", ""
+    ends = row["ci95"] and " to ".join(f"{100 * end:+.1f}" for end in row["ci95"])
+    return (
+        row["method"],
+        row["teacher"],
+        f"{row['weight']:g}",
+        spread(row["valid"]),
+        spread(row["test"]),
+        f"{100 * row['gain']:+.1f} % ({ends})",
+        f"{statistics.fmean(row['seconds']):.1f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS)
+    parser.add_argument("--teachers", type=lambda text: text.split(","), default=TEACHERS)
+    parser.add_argument(
+        "--weights", type=lambda text: [float(x) for x in text.split(",")], default=[0.3, 1.0, 3.0]
+    )
+    parser.add_argument("--report", action="store_true")
+    options, flags = parser.parse_known_args()
+    options.out = options.out.absolute()
+    options.out.mkdir(parents=True, exist_ok=True)
+    base = options.out / "base"
+    if not options.report:
+        launch(base, flags)
+    metrics = metrics_of(base)
+    if metrics is None:
+        raise SystemExit(f"{base} holds no finished run; run this without --report first")
+    alone = seeds_of(metrics, "student")
+    seeds = [row["seed"] for row in alone]
+    for name in dict.fromkeys(row["name"] for row in metrics["models"]):
+        rows = seeds_of(metrics, name)
+        print(f"{name}: test {METRIC} {spread([row['test'][METRIC] for row in rows])}", flush=True)
+    rows = []
+    for teacher in options.teachers:
+        for method in options.methods:
+            rows.append(best(method, teacher, options, flags, seeds))
+            print(" | ".join(line(rows[-1])), flush=True)
+            (options.out / "results.json").write_text(json.dumps(rows, indent=1))
+    head = ("method", "teacher", "weight", "validation", "test", "over the student", "s")
+    print(f"\n{table(head, map(line, rows))}")
+
+
+if __name__ == "__main__":
+    main()
