@@ -1,0 +1,46 @@
+"""The benchmark of methods: selection on validation, and what it says of unfinished work."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks import distillation
+from kd_jax.experiment import overrides
+from kd_jax.losses import LOSSES
+
+
+def write(folder, valid, test, seeds=(0,)):
+    models = [
+        {
+            "name": "distilled",
+            "seed": seed,
+            "valid": {"ndcg@10": valid},
+            "test": {"ndcg@10": test},
+            "train_seconds": 2.0,
+        }
+        for seed in seeds
+    ]
+    gain = {"ndcg@10": {"relative": 0.1, "ci95": [0.05, 0.15]}}
+    (folder / "report").mkdir(parents=True)
+    (folder / "report/metrics.json").write_text(json.dumps({"models": models, "gain": gain}))
+
+
+def test_the_weight_is_chosen_on_validation(tmp_path):
+    options = argparse.Namespace(out=tmp_path, weights=[1.0, 3.0], report=True)
+    write(tmp_path / "kl.teacher.1", valid=0.2, test=0.1)
+    assert distillation.best("kl", "teacher", options, [], [0])["missing"] == "1 trials"
+    write(tmp_path / "kl.teacher.3", valid=0.1, test=0.9)
+    row = distillation.best("kl", "teacher", options, [], [0])
+    assert (row["weight"], row["test"]) == (1.0, [0.1])
+    assert distillation.line(row)[-2] == "+10.0 % (+5.0 to +15.0)"
+    missing = distillation.best("kl", "teacher", options, [], [0, 1])
+    assert missing["missing"] == "1 seeds" and "missing: 1 seeds" in distillation.line(missing)
+
+
+@pytest.mark.parametrize("method", distillation.METHODS)
+def test_every_method_is_a_loss_with_fields_that_launch_knows(method, tmp_path):
+    assert method in LOSSES
+    flags = distillation.Trial(method, "teacher", 1.0).flags(tmp_path)
+    rest, given = overrides.take_out(overrides.quoted(["launch.py", *flags]))
+    assert any("distill.terms.method.loss" in str(x) for x in (*rest, *given))
