@@ -27,7 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measuring import ROOT, table
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring import ROOT, table
 
 METRIC = "ndcg@10"
 TEACHERS = ("teacher", "control_teacher")

@@ -4,9 +4,10 @@ import argparse
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from benchmarks import distillation
-from kd_jax.experiment import overrides
+from kd_jax.distillation.term import of_section
 from kd_jax.losses import LOSSES
 
 
@@ -39,8 +40,13 @@ def test_the_weight_is_chosen_on_validation(tmp_path):
 
 
 @pytest.mark.parametrize("method", distillation.METHODS)
-def test_every_method_is_a_loss_with_fields_that_launch_knows(method, tmp_path):
-    assert method in LOSSES
-    flags = distillation.Trial(method, "teacher", 1.0).flags(tmp_path)
-    rest, given = overrides.take_out(overrides.quoted(["launch.py", *flags]))
-    assert any("distill.terms.method.loss" in str(x) for x in (*rest, *given))
+def test_every_method_is_a_term_that_the_configuration_accepts(method, tmp_path):
+    fields = (
+        flag.partition("=") for flag in distillation.Trial(method, "teacher", 2).flags(tmp_path)
+    )
+    prefix = "--config.distill.terms.method."
+    section = {name.removeprefix(prefix): value for name, _, value in fields if prefix in name}
+    section["weight"] = float(section["weight"])
+    section |= {name: int(section[name]) for name in ("k",) if name in section}
+    term = of_section("method", ConfigDict(section))
+    assert isinstance(term.loss, LOSSES[method])
