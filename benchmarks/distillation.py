@@ -4,11 +4,12 @@ r"""Methods of distillation side by side: one student, one budget, from the text
     python benchmarks/distillation.py --out=runs/quick --config=configs/quickstart.py:runlocal
 
 trains a whole run in OUT/base with the given flags: its teachers, the plain student and the
-baselines. Then the student learns from the clicks and one loss of docs/methods.md, at each of
---weights with the first seed; the weight with the best validation is trained with all seeds. Every
-method has the same number of trials, and all learn from the first seed's teacher. Each run has a
-workdir of its own, OUT/<method>.<teacher>.<weight>, so the same command goes on where it was cut
-off, and --report prints what there is and what is missing without training.
+baselines. Then the student learns from the clicks, as the plain one does (``student.clicks``), and
+from one loss of docs/methods.md, at each of --weights with the first seed; the weight with the best
+validation is trained with all seeds. Every method has the same number of trials, all learn from the
+first seed's teacher, and no student has the values that a search found (``tuned``) for it. Each run
+has a workdir of its own, OUT/<method>.<teacher>.<weight>, so the same command goes on where it was
+cut off, and --report prints what there is and what is missing without training.
 
 The table has the test means ± standard deviations over seeds, the gain over the plain student with
 its interval (paired bootstrap over users), and the seconds of training. OUT/results.json has it,
@@ -38,8 +39,8 @@ METHODS = (
     *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
     *("item_matching", "context_matching", "rkd", "ftd"),
 )
-FIELDS = {"topk_kl": {"k": 50}}  # that have no default
 STAGES = "('data','labels','student','distilled','evaluate')"
+UNTUNED = [f"--config.tuned.{role}=None" for role in ("student", "control", "distilled")]
 
 
 class Trial(NamedTuple):
@@ -54,18 +55,19 @@ class Trial(NamedTuple):
         return f"{self.method}.{self.teacher}.{self.weight:g}"
 
     def flags(self, base: Path) -> list[str]:
-        """The fields of launch.py."""
-        fields = {"loss": self.method, "weight": self.weight, "teacher": "base"}
-        fields |= FIELDS.get(self.method, {})
-        method = [f"--config.distill.terms.method.{key}={value}" for key, value in fields.items()]
+        """The fields of launch.py, beside those of base."""
+        clicks = json.loads((base / "config.json").read_text())["student"]["clicks"]
+        method = {"loss": self.method, "weight": self.weight, "teacher": "base"}
+        terms = {"clicks": clicks, "method": method | {"items": clicks["items"]}}
         return [
             f"--config.stages={STAGES}",
-            "--config.tuned.distilled=None",
             "--config.distill.terms.soft=None",
-            "--config.distill.terms.clicks.loss=ce",
-            "--config.distill.terms.clicks.items=warm",
             f"--config.distill.sources.base.path={base / self.teacher}",
-            *method,
+            *(
+                f"--config.distill.terms.{name}.{field}={value}"
+                for name, term in terms.items()
+                for field, value in term.items()
+            ),
         ]
 
 
@@ -126,15 +128,15 @@ def best(
     rows = seeds_of(metrics, "distilled")
     if len(rows) < len(seeds):
         return {"method": method, "teacher": teacher, "missing": f"{len(seeds) - len(rows)} seeds"}
-    gain = metrics["gain"][METRIC]
+    gain = metrics["gain"].get(METRIC) or {}
     return {
         "method": method,
         "teacher": teacher,
         "weight": trial.weight,
         "valid": [row["valid"][METRIC] for row in rows],
         "test": [row["test"][METRIC] for row in rows],
-        "gain": gain["relative"],
-        "ci95": gain["ci95"],
+        "gain": gain.get("relative"),
+        "ci95": gain.get("ci95") or (None, None),
         "seconds": [row["train_seconds"] for row in rows],
     }
 
@@ -144,18 +146,22 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.4f}{deviation}"
 
 
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:+.1f}"
+
+
 def line(row: dict[str, Any]) -> tuple[str, ...]:
     """The cells of a method."""
     if "missing" in row:
         return row["method"], row["teacher"], *("",) * 3, f"missing: {row['missing']}", ""
-    ends = row["ci95"] and " to ".join(f"{100 * end:+.1f}" for end in row["ci95"])
+    low, high = map(percent, row["ci95"])
     return (
         row["method"],
         row["teacher"],
         f"{row['weight']:g}",
         spread(row["valid"]),
         spread(row["test"]),
-        f"{100 * row['gain']:+.1f} % ({ends})",
+        f"{percent(row['gain'])} % ({low} to {high})",
         f"{statistics.fmean(row['seconds']):.1f}",
     )
 
@@ -172,6 +178,7 @@ def main() -> None:
     )
     parser.add_argument("--report", action="store_true")
     options, flags = parser.parse_known_args()
+    flags = [*flags, *UNTUNED]
     options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
     base = options.out / "base"

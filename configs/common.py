@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     # write an XProf trace of a few steps of every model's training to trace/, and its sums to the
     # log
     c.trace = False
-    # compile in a quarter of the time, into slower programs: for short runs on a CPU
+    # compile in a third of the time, into slower programs: for short runs on a CPU
     c.compile_quickly = False
     c.mesh = ConfigDict()
     # devices the batch is split over; -1 = all that are left

@@ -261,6 +261,11 @@ def _check_vectors(term: Term, limits: Limits, field: str) -> None:
             f"{field}: this loss compares vectors, and the student or the teacher has none; use"
             " another loss, another student.name or another teacher"
         )
+    if term.loss.drawn and not term.loss.of_items:
+        raise InputError(
+            f"{field}.drawn={term.loss.drawn}: this loss compares the contexts of the batch and"
+            " draws nothing; set drawn=0"
+        )
     if term.sampled and term.loss.of_items and not term.loss.drawn:
         raise InputError(
             f"{field}.drawn=0 reads the vectors of all items, and items={term.items!r} a sample;"

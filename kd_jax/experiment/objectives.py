@@ -13,7 +13,7 @@ from kd_jax.core.files import read_json
 from kd_jax.distillation.sources import Source
 from kd_jax.distillation.term import OWN, Limits, Objective, Term, check, of_section
 from kd_jax.experiment import roles
-from kd_jax.experiment.config import student_section, trains_text
+from kd_jax.experiment.config import settings_of, student_section, trains_text
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.roles import Role
 from kd_jax.models.students import student_class
@@ -113,12 +113,13 @@ def may_hold_text(source: Source) -> bool:
     role = roles.ROLES[source.role]
     if not role.text:
         return False
-    return role.is_teacher or role.distilled or _reads_text(source.folder.parent)
+    return role.is_teacher or role.distilled or _reads_text(source.folder.parent, role)
 
 
-def _reads_text(workdir: Path) -> bool:
-    """Whether the students of another workdir read the language model's vectors."""
+def _reads_text(workdir: Path, role: Role) -> bool:
+    """Whether a student of another workdir reads the language model's vectors."""
     config = ConfigDict(read_json(workdir / "config.json", "take it out of distill.sources"))
+    config = settings_of(config, role)
     return ITEM_TEXT in student_class(config.student.name).reads(student_section(config).vectors)
 
 

@@ -98,7 +98,7 @@ _ROWS = (
     Role(
         "student",
         Kind.STUDENT,
-        Appearance("#00916a", "#2fc79d", "s", "learns from clicks alone"),
+        Appearance("#00916a", "#2fc79d", "s", "learns from clicks, without a teacher"),
         place=2,
         export=1,
     ),

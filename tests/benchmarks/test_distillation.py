@@ -39,14 +39,21 @@ def test_the_weight_is_chosen_on_validation(tmp_path):
     assert missing["missing"] == "1 seeds" and "missing: 1 seeds" in distillation.line(missing)
 
 
+def test_a_gain_that_was_not_computed_is_a_dash():
+    row = {"method": "kl", "teacher": "teacher", "weight": 1.0, "valid": [0.1], "test": [0.1]}
+    row |= {"gain": None, "ci95": [None, 0.1], "seconds": [1.0]}
+    assert distillation.line(row)[-2] == "– % (– to +10.0)"
+
+
 @pytest.mark.parametrize("method", distillation.METHODS)
 def test_every_method_is_a_term_that_the_configuration_accepts(method, tmp_path):
-    fields = (
+    clicks = {"loss": "ce", "items": "warm"}
+    (tmp_path / "config.json").write_text(json.dumps({"student": {"clicks": clicks}}))
+    flags = [
         flag.partition("=") for flag in distillation.Trial(method, "teacher", 2).flags(tmp_path)
-    )
+    ]
     prefix = "--config.distill.terms.method."
-    section = {name.removeprefix(prefix): value for name, _, value in fields if prefix in name}
+    section = {name.removeprefix(prefix): value for name, _, value in flags if prefix in name}
     section["weight"] = float(section["weight"])
-    section |= {name: int(section[name]) for name in ("k",) if name in section}
     term = of_section("method", ConfigDict(section))
-    assert isinstance(term.loss, LOSSES[method])
+    assert isinstance(term.loss, LOSSES[method]) and term.items == "warm"

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def spark():
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # of the workers
+    on_interrupt = signal.getsignal(signal.SIGINT)  # Spark sets its own
     found = (
         SparkSession.builder.master("local[2]")
         .config("spark.sql.shuffle.partitions", 2)
@@ -54,6 +56,7 @@ def spark():
     found.sparkContext.setLogLevel("ERROR")
     yield found
     found.stop()
+    signal.signal(signal.SIGINT, on_interrupt)
 
 
 # Fewer rounds than CASES["core"]: each takes Spark some seconds.

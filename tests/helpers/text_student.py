@@ -44,7 +44,7 @@ class LinearText(Student):
         text = inputs.get(ITEM_TEXT)
         self.text = None if text is None else Frozen(jnp.asarray(text))
         if text is None:
-            self.item = item_table(spec.num_items, spec, rngs)
+            self.item = item_table(spec.num_items, spec, rngs, inputs)
         else:
             self.map = nnx.Linear(text.shape[1], spec.dim, use_bias=False, rngs=rngs)
 

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Int
 
 from kd_jax.data.examples.packed import bins_of
-from kd_jax.data.text import TokenTable
+from kd_jax.data.text import SECOND, TokenTable
 from kd_jax.devices import sharding
 
 GATHERED = 2**26  # bytes of each process that are exchanged at once
@@ -132,7 +132,7 @@ def row_lengths(counts: Int[np.ndarray, " L_1"], batch_tokens: int) -> tuple[int
     longest += -longest % 8
     choices: list[tuple[int, ...]] = [(longest,)]
     choices += [(length,) for length in LENGTHS if longest < length <= batch_tokens]
-    choices += [(length, longest) for length in LENGTHS if length < longest]
+    choices += [(length, longest) for length in LENGTHS if length < min(longest, batch_tokens + 1)]
 
     def cost(sizes: tuple[int, ...]) -> float:
         rows = np.asarray(sizes)[np.searchsorted(sizes, bins_of(counts, sizes)[:, 0])]
@@ -144,8 +144,9 @@ def row_lengths(counts: Int[np.ndarray, " L_1"], batch_tokens: int) -> tuple[int
 class Layout(NamedTuple):
     """The tokens of a batch, int32 [B, L] each.
 
-    segment: the number of a token's text in its row, from 1, and 0 at padding. places: of the
-    tokens in the table, without a meaning at padding.
+    segment: the number of a token's text in its row, from 1, and 0 at padding; of pairs, one a row,
+    the mask of ``TokenTable.padded``. places: of the tokens in the table, without a meaning at
+    padding.
     """
 
     ids: np.ndarray
@@ -172,7 +173,10 @@ def layout(table: TokenTable, texts: Int[np.ndarray, "R S"], size: int, length: 
     places = np.where(valid, table.indptr[of_text(given)] + place, 0)
     ids = np.where(valid, table.ids[places], table.pad_id) if len(table.ids) else table.pad_id
     ids = np.broadcast_to(ids, places.shape)
-    return Layout(ids.astype(np.int32), np.where(valid, slot + 1, 0).astype(np.int32), places)
+    segment = np.where(valid, slot + 1, 0)
+    if table.first is not None:
+        segment = np.where(valid & (place >= table.first[of_text(given)]), SECOND, segment)
+    return Layout(ids.astype(np.int32), segment.astype(np.int32), places)
 
 
 @dataclasses.dataclass(frozen=True)

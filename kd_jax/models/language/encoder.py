@@ -206,10 +206,11 @@ class TextEncoder(nnx.Module):
     ) -> Float[Array, "B S D"]:
         """The vectors of up to ``texts`` = S texts in each row.
 
-        segment: the number of a token's text in its row, from 1, and 0 at padding. S is 1 where
-        ``reads_packed`` is False. states: see ``states``.
+        segment: the number of a token's text in its row, from 1, and 0 at padding. With S = 1 it is
+        the mask of a text, or of a pair of texts. S is 1 where ``reads_packed`` is False. states:
+        see ``states``.
         """
-        if not self.reads_packed:
+        if texts == 1:
             return self(input_ids, segment, states=states)[:, None]
         hidden = self.hidden(input_ids, same_text(segment), None, states)
         own = segment[None] == jnp.arange(1, texts + 1)[:, None, None]

@@ -75,13 +75,12 @@ def encode(
     vectors = np.zeros((len(distinct), encoder.dim), np.float32)
     copies = np.bincount(inverse)
     new = np.arange(len(distinct))
-    if cache is not None:
+    if cache is not None and table.first is None:
         new = _fill(vectors, cache / EARLIER, weights, table, distinct)
     done = len(table) - int(copies[new].sum())
-    lengths = table.lengths[distinct[new]]
-    plan = plan_batches(lengths, batch_tokens, shared, encoder.reads_packed)
-    runs = Runs(encoder, table, distinct[new], _forward, states)(plan.own)
-    for batch, _, result in runs:
+    packed = encoder.reads_packed and table.first is None  # a row holds one pair
+    plan = plan_batches(table.lengths[distinct[new]], batch_tokens, shared, packed)
+    for batch, _, result in Runs(encoder, table, distinct[new], _forward, states)(plan.own):
         vectors[new[batch.rows]] = result[: len(batch.texts)][batch.texts >= 0]
         done += int(copies[new[batch.rows]].sum()) * plan.parts  # as many by each of the others
         if progress is not None:
@@ -107,15 +106,19 @@ def _known(path: Path, shared: bool) -> bool:
 
 
 def _save_texts(path: Path, weights: str, table: TokenTable) -> None:
-    """Writes beside the vectors in ``path`` of which texts they are, so that others find them."""
+    """Writes beside the vectors in ``path`` of which texts they are, so that others find them.
+
+    Not for pairs of texts.
+    """
     path = path.with_suffix(".npz")
-    if not path.is_file():
+    if table.first is None and not path.is_file():
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=table.ids, indptr=table.indptr, weights=np.array(weights))
 
 
 def _digest(weights: str, table: TokenTable) -> str:
-    return digest((weights, table.ids.tobytes(), table.indptr.tobytes()))
+    pairs = () if table.first is None else (table.first.tobytes(),)
+    return digest((weights, table.ids.tobytes(), table.indptr.tobytes(), *pairs))
 
 
 def _fill(
@@ -210,6 +213,8 @@ def _distinct(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
     inverse = np.empty(len(table), np.int64)
     for row in range(len(table)):
         key = data[table.indptr[row] * width : table.indptr[row + 1] * width]
+        if table.first is not None:  # the same tokens, divided elsewhere, are another pair
+            key = int(table.first[row]).to_bytes(8, "little") + key
         inverse[row] = seen.setdefault(key, len(first))
         if inverse[row] == len(first):
             first.append(row)

@@ -118,16 +118,14 @@ class Student(Scorer):
         return None
 
 
-def item_table(
-    rows: int, spec: StudentSpec, rngs: nnx.Rngs, inputs: Inputs | None = None
-) -> nnx.Param:
+def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs, inputs: Inputs) -> nnx.Param:
     """The table of item vectors, with random values of standard deviation ``init_scale``.
 
     inputs: where they have item texts and the spec starts from them, the vectors are those of
     ``text_start``.
     """
     random = normal(rngs, (rows, spec.dim), spec.init_scale)
-    text = (inputs or {}).get(ITEM_TEXT)
+    text = inputs.get(ITEM_TEXT)
     if text is None or spec.vectors != TEXT_START:
         return nnx.Param(random)
     return nnx.Param(text_start(jnp.asarray(text, jnp.float32), random))

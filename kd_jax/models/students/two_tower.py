@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kd_jax.core.errors import InputError
 from kd_jax.core.types import Batch
 from kd_jax.models.layers import dropout
 from kd_jax.models.scorer import Frozen
@@ -35,6 +36,11 @@ class TwoTowerSpec(StudentSpec):
         super().__post_init__()
         at_least_one(self, "history", "hidden")
         rank_only(self)
+        if self.vectors != "random":
+            raise InputError(
+                f"vectors={self.vectors!r}: its item tower reads the text itself; set it to"
+                " 'random'"
+            )
 
 
 class Tower(nnx.Module):
@@ -78,7 +84,7 @@ class TwoTower(Student):
         self.bias = nnx.Param(jnp.asarray(spec.item_bias))
         self.user = Tower(spec.dim, spec.hidden, spec.dim, rngs=rngs)
         text = inputs.get(ITEM_TEXT)
-        self.id = item_table(spec.num_items, spec, rngs) if text is None else None
+        self.id = item_table(spec.num_items, spec, rngs, inputs) if text is None else None
         self.text = None if text is None else Frozen(_standardised(jnp.asarray(text, jnp.float32)))
         width = 0 if text is None else text.shape[1]
         self.item = Tower(width, spec.hidden, spec.dim, rngs=rngs) if width else None

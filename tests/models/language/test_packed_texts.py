@@ -53,6 +53,22 @@ def test_vectors_are_those_of_one_text_a_row(folder):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def test_pairs_have_a_row_each_and_their_token_types(tmp_path):
+    """The same tokens, divided elsewhere, are another pair, in the cache too."""
+    table = texts_of([9, 6, 9], 50)
+    ids = np.concatenate([table.ids[:15], table.ids[:9]])
+    pairs = TokenTable(ids, table.indptr, table.pad_id, np.array([4, 2, 6]))
+    encoder = NativeEncoder(small())
+    expected = in_rows_of_their_own(encoder, pairs)
+    found = encoding.encode(encoder, pairs, cache=tmp_path)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found[0] - found[2]).max() > 1e-3
+    alone = TokenTable(ids, table.indptr, table.pad_id)
+    other = encoding.encode(encoder, alone, cache=tmp_path)
+    assert np.abs(other - found).max() > 1e-3
+    np.testing.assert_allclose(other, in_rows_of_their_own(encoder, alone), atol=1e-5)
+
+
 def test_there_are_fixtures_of_every_kind_of_position():
     assert {"mpnet", "modernbert", "roberta", "llama", "distilbert"} <= set(FOLDERS)
 

@@ -80,4 +80,4 @@ def test_processes_that_share_the_texts_get_the_bits_of_one(tmp_path, count):
             np.testing.assert_array_equal(found["states"], states)
             computed.append(int(found["computed"]))
     assert sum(computed) == TEXTS + TEXTS + 7, "every distinct text once, and every text's states"
-    assert max(computed) < 0.8 * sum(computed), "nobody computes most of them"
+    assert max(computed) < 0.9 * sum(computed), "the states are one batch, vectors are several"
