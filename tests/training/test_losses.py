@@ -16,6 +16,7 @@ from kd_jax.losses import LOSSES
 SIZES = {"top": 9, "own": 9, "drawn": 9, "interesting": 5, "picked": 5, "k": 5}
 # Drawn items are refused, or the loss of a new draw at each step would hide what is learned.
 ALL_ITEMS = {"listmle": 0, "dllm2rec": 0, "item_matching": 0, "rkd": 60, "ftd": 60}
+ALL_ITEMS |= {"squared_distance": 0, "context_matching": 0}
 # What these count changes with the student's ranks: a term of weight 0 shows what is learned.
 MOVING = ("rd", "dcd", "rce")
 

@@ -70,9 +70,9 @@ class Decoder(nnx.Module):
         """Runs the decoder; the hidden states at padding have no meaning.
 
         attention_mask: see ``keys_of``. position_ids: None counts from 0 at the first token that is
-        no padding, of every text. rngs: for dropout;
-        None: no dropout. states: the hidden states after layer ``stop_gradient_below``, where they
-        are known; the layers below are then skipped.
+        no padding, of every text. rngs: for dropout; None: no dropout. states: the hidden states
+        after layer ``stop_gradient_below``, where they are known; the layers below are then
+        skipped.
         """
         input_ids = jnp.asarray(input_ids)
         if attention_mask is not None:
