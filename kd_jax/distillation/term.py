@@ -236,8 +236,8 @@ def _check_candidates(term: Term, loss: CandidateLoss, limits: Limits, field: st
             f"{field}: {' and '.join(f'{name}=0' for name in sizes)} leave no candidate; raise one"
             " of them"
         )
-    for name in sizes.keys() - {"drawn"}:
-        if sizes[name] > limits.num_items:
+    for name in ("own", "top"):
+        if sizes.get(name, 0) > limits.num_items:
             raise InputError(
                 f"{field}.{name}={sizes[name]} is more than the {limits.num_items} items there are"
             )
