@@ -59,8 +59,7 @@ class RKD(VectorLoss):
         share: Float[Array, " N"],
     ) -> Float[Array, " N"]:
         both = [_differences(vectors) for vectors in (student, teacher)]
-        others = share[None] * (1 - jnp.eye(len(share)))
-        pairs = jnp.maximum(1 - jnp.sum(share**2), 1e-9)
+        others, pairs = _pairs(share)
         found = jnp.zeros(len(share))
         if self.distance:
             scaled = []
@@ -103,8 +102,13 @@ class FTD(VectorLoss):
         share: Float[Array, " N"],
     ) -> Float[Array, " N"]:
         gap = _cosines(student) - _cosines(teacher)
-        others = share[None] * (1 - jnp.eye(len(share)))
-        return jnp.sum(others * gap**2, 1) / jnp.maximum(1 - jnp.sum(share**2), 1e-9)
+        others, pairs = _pairs(share)
+        return jnp.sum(others * gap**2, 1) / pairs
+
+
+def _pairs(share: Float[Array, " N"]) -> tuple[Float[Array, "N N"], Float[Array, ""]]:
+    """The shares of all others for each vector, and the sum of the weights of all pairs."""
+    return share[None] * (1 - jnp.eye(len(share))), jnp.maximum(1 - jnp.sum(share**2), 1e-9)
 
 
 def _cosines(vectors: Float[Array, "N D"]) -> Float[Array, "N N"]:
