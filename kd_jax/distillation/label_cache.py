@@ -1,10 +1,11 @@
 """Soft labels on disk: the scores of a teacher for every training example.
 
 A ranking label is a context vector: with the item vectors and biases it gives the teacher's logits
-over the whole catalogue exactly, at D numbers per context instead of I. A rating label is the
-pair's class logits. Both ways go through the same ``BiEncoder`` methods, so they give the same
-loss. A list of a few items that some other system wrote (``kd_jax/data/lists.py``) is a row number
-in a table of such lists.
+over the whole catalogue exactly, at D numbers per context instead of I. Of windows of a history the
+positions that hold an item have one, the padding has none. A rating label is the pair's class
+logits. Both ways go through the same ``BiEncoder`` methods, so they give the same loss. A list of a
+few items that some other system wrote (``kd_jax/data/lists.py``) is a row number in a table of such
+lists.
 
     python -m kd_jax.labels --workdir=runs/quickstart     # compare a sample with its teachers
 """
@@ -22,7 +23,7 @@ import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json, read_tensors, write_json, write_tensors
-from kd_jax.core.types import Array, Batch
+from kd_jax.core.types import PAD, Array, Batch
 from kd_jax.data.examples.base import Examples
 
 TOLERANCE = 1e-4  # of a logit that is computed again
@@ -61,7 +62,8 @@ def write(
 ) -> None:
     """Writes the labels of ``examples`` to safetensors files in ``folder``, with the row of each.
 
-    A file is written whole or not at all, and existing files are kept. part: (this process,
+    A file is written whole or not at all, and existing files are kept. Of examples with several
+    positions, those that hold an item are kept, with the 'place' of each. part: (this process,
     processes): each writes its share of the files. Vectors are exact; a list of top-k logits would
     be smaller only with k below half their width.
     """
@@ -79,8 +81,9 @@ def write(
             batch = examples.gather(
                 np.minimum(np.arange(start, start + batch_size + spare), end - 1)
             )
-            for name, values in {"row": batch["row"], **labeller.label(batch)}.items():
-                parts.setdefault(name, []).append(np.asarray(values)[: end - start])
+            found = _kept(batch, labeller.label(batch), end - start)
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values)
         arrays = {name: np.concatenate(values) for name, values in parts.items()}
         for name, values in arrays.items():
             if not np.isfinite(values).all():
@@ -96,25 +99,51 @@ def write(
 ITEMS = "items.safetensors"
 
 
+def _kept(
+    batch: Batch, labels: Mapping[str, Array | np.ndarray], size: int
+) -> dict[str, np.ndarray]:
+    """The labels of the first ``size`` rows of a batch, one after another, with where they belong.
+
+    Labels [B, 1, ...] give [size, 1, ...] and 'row' [size]; labels [B, P, ...] of windows give [N,
+    ...], 'row' [N] and 'place' [N], for the N positions that hold an item.
+    """
+    values = {name: np.asarray(x)[:size] for name, x in labels.items()}
+    rows = np.asarray(batch["row"][:size])
+    if all(x.shape[1] == 1 for x in values.values()):
+        return {"row": rows, **values}
+    there = np.asarray(batch["history"][:size]) != PAD
+    row, place = np.nonzero(there)
+    at = {"row": rows[row], "place": place.astype(np.int32)}
+    return at | {name: x[there] for name, x in values.items()}
+
+
 def read(folder: Path) -> dict[str, np.ndarray]:
     """Reads the labels in ``folder``, as written by ``write``.
 
     The arrays depend on the teacher: 'items' [I, D] and 'bias' [I] with 'contexts' [rows, P, D]; or
     'logits' [rows, 1, C]; or 'list_items' and 'list_logits' [N, K] and 'list_weights' [N] with
-    'list' [rows, P]; and 'weights' [rows, P], if any.
+    'list' [rows, P]; and 'weights' [rows, P], if any. Of windows they have one axis [N] instead of
+    [rows, P], and 'position' [rows, P] has the index of each position in it, 0 where there is none.
 
     Raises InputError if a file is missing or damaged.
     """
     cure = f"delete the soft labels in {folder} and run the 'labels' stage again"
     arrays = read_tensors(folder / ITEMS, cure)
     parts = [read_tensors(path, cure) for path in sorted(folder.glob("rows-*.safetensors"))]
-    wanted, found = int(arrays.pop("size", 0)), sum(len(part["row"]) for part in parts)
+    wanted = int(arrays.pop("size", 0))
+    found = sum(len(np.unique(part["row"])) for part in parts)
     if not parts or found != wanted:
         raise InputError(
             f"soft labels {folder} hold {found} of {wanted} rows; delete the folder and run the"
             " 'labels' stage again"
         )
     size = max(int(part["row"].max()) for part in parts) + 1
+    if "place" in parts[0]:
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        row, place = whole.pop("row"), whole.pop("place")
+        arrays["position"] = np.zeros((size, int(place.max()) + 1), np.int32)
+        arrays["position"][row, place] = np.arange(len(row), dtype=np.int32)
+        return arrays | whole
     for name in parts[0].keys() - {"row"}:
         arrays[name] = np.zeros((size, *parts[0][name].shape[1:]), parts[0][name].dtype)
         for part in parts:
@@ -166,27 +195,23 @@ def verify(
     chosen = np.sort(
         np.random.default_rng(0).choice(examples.size, min(rows, examples.size), replace=False)
     )
-    error = 0.0
+    error, position = 0.0, cache.pop("position", None)
     for start in range(0, len(chosen), batch_size):
         batch = examples.gather(
             chosen[np.minimum(np.arange(start, start + batch_size), len(chosen) - 1)]
         )
-        again = labeller.shared | {
-            name: np.asarray(values) for name, values in labeller.label(batch).items()
-        }
-        per_row = again.keys() - labeller.shared.keys()
-        then = {
-            name: values[batch["row"]] if name in per_row else values
-            for name, values in cache.items()
-        }
+        labels = _kept(batch, labeller.label(batch), batch_size)
+        row, place = labels.pop("row"), labels.pop("place", None)
+        where = row if position is None else position[row, place]
+        then = {name: values[where] if name in labels else values for name, values in cache.items()}
+        again = labeller.shared | labels
         error = np.maximum(error, _difference(then, again))  # NaN stays
-    rows_of = cache.get("contexts", cache.get("logits", cache.get("list")))
-    assert rows_of is not None
+    values = next(cache[name] for name in ("contexts", "logits", "list") if name in cache)
     return Checked(
         folder,
         len(chosen),
         float(error),
-        examples.size * rows_of.shape[1],
+        values.shape[0] if position is not None else examples.size,
         size_of(folder),
         seconds,
     )
@@ -211,7 +236,9 @@ def _difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) 
         np.abs(one[name] - other[name]).max() for name in ("logits", "weights") if name in other
     ]
     if "contexts" in other:
-        for here, there in zip(one["contexts"], other["contexts"], strict=True):
+        width = one["contexts"].shape[-1]
+        rows = [np.array_split(x["contexts"].reshape(-1, width), 64) for x in (one, other)]
+        for here, there in zip(*rows, strict=True):
             gap = (here @ one["items"].T + one["bias"][None]) - (
                 there @ other["items"].T + other["bias"][None]
             )

@@ -60,19 +60,21 @@ def online_teacher(
     return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
-# Arrays of labels with a row for each example.
+# Arrays of labels with a row for each example, or for each position of windows.
 PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")
 
 
 def _cached_scores(labels: PyTree, batch: Batch) -> TeacherScores:
-    rows = {name: _of_batch(labels[name], batch) for name in PER_EXAMPLE if name in labels}
-    return _soft(labels, rows)
+    return _soft(labels, _of_batch(labels, batch))
 
 
-def _of_batch(values: Any, batch: Batch) -> Any:
-    """The labels [rows, P, ...] of a batch, [B, P, ...]; of a packed one, [B, L, ...]."""
-    where = (batch["row"], batch["place"]) if "place" in batch else batch["row"]
-    return values[where]
+def _of_batch(labels: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    """The labels of a batch, [B, P, ...]; of a packed one, [B, L, ...]."""
+    where = batch["row"]
+    if "position" in labels:
+        at = (where, batch["place"]) if "place" in batch else where
+        where = labels["position"][at]
+    return {name: labels[name][where] for name in PER_EXAMPLE if name in labels}
 
 
 def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
@@ -96,13 +98,14 @@ def _soft(shared: PyTree, rows: Mapping[str, Array]) -> TeacherScores:
 
 def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teacher, Examples]:
     """Keeps the rows of cached labels on the host, in the batches of the examples."""
-    rows = {key: np.asarray(teacher.arrays[key]) for key in PER_EXAMPLE if key in teacher.arrays}
+    kept = (*PER_EXAMPLE, "position")
+    rows = {key: np.asarray(teacher.arrays[key]) for key in kept if key in teacher.arrays}
     shared = {key: value for key, value in teacher.arrays.items() if key not in rows}
     key = f"labels of {name}"
 
     def look_up(_: Any, tables: dict[str, Any], chosen: Any) -> Batch:
         batch = examples.look_up(np, tables, chosen)
-        return batch | {key: {name: _of_batch(values, batch) for name, values in rows.items()}}
+        return batch | {key: _of_batch(rows, batch)}
 
     def scores(shared: PyTree, batch: Batch) -> TeacherScores:
         return _soft(shared, batch[key])
@@ -146,12 +149,13 @@ def cached_teacher(*folders: Path) -> Teacher:
             "contexts": np.concatenate([part["contexts"] * scale for part in parts], -1),
             "items": np.concatenate([part["items"] for part in parts], -1),
             "bias": np.sum([part["bias"] * scale for part in parts], 0),
+            **({"position": parts[0]["position"]} if "position" in parts[0] else {}),
         }
     return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
 
 
 def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
-    """Cached labels with the ``k`` items of highest score of every row, int32 [rows, P, k].
+    """Cached labels with the ``k`` items of highest score of every context, int32 [..., k].
 
     They are found once, so that a loss over a sample of the catalogue, or over candidates, reads no
     more of it than those and the sample.

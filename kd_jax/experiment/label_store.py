@@ -175,7 +175,8 @@ class LabelStore:
             labeller = labellers.of_model(parts.graphdef, *best, example_kind=where, rates=rates)
             return labeller, examples_of(experiment, student, history)
 
-        made = [identity_of(experiment, role, seed), where, history, *self._lists(student)]
+        made = [identity_of(experiment, role, seed), *_positions(where), history]
+        made += self._lists(student)
         folder = experiment.workdir / f"labels/{role.name}.seed{seed}"
         return LabelSet(f"{role.name} (seed {seed})", folder, fingerprint(made), make)
 
@@ -207,7 +208,12 @@ class LabelStore:
             labeller = labellers.of_model(parts.graphdef, *best, rates=rates, **how)
             return labeller, examples_of(experiment, student, length or parts.history)
 
-        made = [identity_of_source(experiment, name), experiment.dataset.checksum, where, length]
-        identity = fingerprint([*made, *self._lists(student)])
+        made = [identity_of_source(experiment, name), experiment.dataset.checksum]
+        identity = fingerprint([*made, *_positions(where), length, *self._lists(student)])
         folder = experiment.workdir / "labels" / name / identity
         return LabelSet(f"{name} ({source.path})", folder, identity, make)
+
+
+def _positions(example_kind: str) -> list[str]:
+    """What the identity of labels says of their positions: earlier ones held the padding, too."""
+    return [example_kind, "no padding"] if example_kind == "all" else [example_kind]

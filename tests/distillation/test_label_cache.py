@@ -483,9 +483,9 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
     )
     label_cache.write(tmp_path / "labels", labeller, examples, batch_size=16)
     found = label_cache.read(tmp_path / "labels")
-    assert found["list"].shape == (40, 6) and found["list"][10, -1] == 2
+    assert found["position"].shape == (40, 6) and found["list"][found["position"][10, -1]] == 2
     np.testing.assert_array_equal(
-        found["list"][3], [0, 0, 0, 1, 0, 0]
+        found["list"][found["position"][3]], [0, 0, 0, 1, 0, 0]
     )  # the window starts at the user's fourth item
     p = softmax([0, -0.1])
     np.testing.assert_allclose(

@@ -112,6 +112,25 @@ def test_loss_and_gradient_are_those_of_the_padded_form(kind, tmp_path):
     assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(slopes["item"]))
 
 
+def test_labels_of_windows_are_those_of_their_items_alone(tmp_path):
+    task = task_of()
+    labels(task, tmp_path / "labels", "cached")
+    examples = task.examples("all", history=HISTORY)
+    batch = examples.gather(np.arange(examples.size))
+    there = batch["history"] >= 0
+    found = label_cache.read(tmp_path / "labels")
+    assert len(found["contexts"]) == len(found["weights"]) == there.sum() < there.size
+    assert len(np.unique(found["position"][batch["row"]][there])) == there.sum()
+    labeller = labellers.of_model(*teacher_of(task), example_kind="all", confidence="entropy")
+    checked = label_cache.verify(tmp_path / "labels", labeller, examples, 9)
+    assert checked.error <= label_cache.TOLERANCE and checked.contexts == there.sum()
+    other = labellers.of_model(*teacher_of(task), example_kind="all")
+    wrong = dataclasses.replace(
+        other, label=lambda batch: {k: x + 0.01 for k, x in labeller.label(batch).items()}
+    )
+    assert label_cache.verify(tmp_path / "labels", wrong, examples, 9).error > 1e-3
+
+
 def test_a_teacher_learns_the_same_from_both_forms():
     task, found = task_of(), []
     none = online_teacher(*teacher_of(task), example_kind="all")
