@@ -55,6 +55,11 @@ class Source:
         return {"content": content, "confidence": self.confidence}
 
 
+def members(teacher: str) -> list[str]:
+    """The sources whose logits the teacher of a term has the mean of, 'a+b'; one for 'a'."""
+    return teacher.split("+")
+
+
 def sources(
     sections: Mapping[str, Mapping[str, Any]], reserved: Collection[str], preferred: Sequence[str]
 ) -> dict[str, Source]:

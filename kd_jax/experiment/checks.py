@@ -5,6 +5,7 @@ from __future__ import annotations
 from kd_jax.core.errors import InputError
 from kd_jax.data import text
 from kd_jax.data.prepared.folder import PreparedDataset
+from kd_jax.distillation.sources import members
 from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import baselines
 from kd_jax.experiment import roles
@@ -122,7 +123,8 @@ def _check_labels(store: LabelStore, student: Role) -> None:
         if name == OWN:
             _check_history(experiment, student)
         else:
-            _check_source(store, student, name)
+            for one in members(name):
+                _check_source(store, student, one)
     untrained = [seed for seed in experiment.seeds if not store.models.has(student, seed)]
     if "labels" not in experiment.config.stages and untrained:
         seeds = {one for seed in untrained for one in experiment.teacher_seeds(seed)}
@@ -172,7 +174,9 @@ def _check_history(experiment: Experiment, student: Role) -> None:
 def _note_sources(experiment: Experiment, students: list[Role]) -> None:
     """Logs the sources that no term reads, and those that a role without text leaves out."""
     read = {
-        role.name: [name for name in teachers_of(experiment, role) if name != OWN]
+        role.name: [
+            one for name in teachers_of(experiment, role) if name != OWN for one in members(name)
+        ]
         for role in students
     }
     unread = experiment.sources.keys() - {name for names in read.values() for name in names}

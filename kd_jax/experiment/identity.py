@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax.core.files import fingerprint
+from kd_jax.distillation.sources import members
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment.build_student import input_names, teacher_of, window
 from kd_jax.experiment.config import reads_text, selects, student_section
@@ -74,7 +75,8 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
             made = [identity_of(experiment, teacher, one) for one in experiment.teacher_seeds(seed)]
             distill |= dict(labels=c.distill.labels, teacher=fingerprint(made))
         else:
-            distill.setdefault("sources", {})[name] = identity_of_source(experiment, name)
+            read = {one: identity_of_source(experiment, one) for one in members(name)}
+            distill.setdefault("sources", {}).update(read)
     # Of the students' sections, those that the chosen one reads.
     chosen = c.student.name
     sections = {chosen: student_section(c).to_dict(), "optimizer": c.student.optimizer.to_dict()}

@@ -19,6 +19,7 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.distillation import label_cache, labellers
+from kd_jax.distillation.sources import members
 from kd_jax.distillation.teachers import Teacher, cached_teacher, online_teacher, with_top_items
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
@@ -133,7 +134,7 @@ class LabelStore:
         found: list[LabelSet] = []
         for name in teachers_of(self.experiment, student):
             if name != OWN:
-                found.append(self.of_source(student, name))
+                found += [self.of_source(student, one) for one in members(name)]
             elif own:
                 found += [self._of_teacher(student, seed) for seed in seeds]
         return found
@@ -147,8 +148,10 @@ class LabelStore:
                 found[name] = self._online(student, seed, parts)
                 continue
             seeds = self.experiment.teacher_seeds(seed)
-            several = [self.of_source(student, name)] if name != OWN else []
-            several = several or [self._of_teacher(student, one) for one in seeds]
+            if name == OWN:
+                several = [self._of_teacher(student, one) for one in seeds]
+            else:
+                several = [self.of_source(student, one) for one in members(name)]
             for labels in several:
                 labels.check_finished()
             teacher = cached_teacher(*(labels.folder for labels in several))

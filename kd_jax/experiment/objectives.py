@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import read_json
-from kd_jax.distillation.sources import Source
+from kd_jax.distillation.sources import Source, members
 from kd_jax.distillation.term import OWN, Limits, Objective, Term, check, of_section
 from kd_jax.experiment import roles
 from kd_jax.experiment.config import settings_of, student_section, trains_text
@@ -41,9 +42,8 @@ def objective(experiment: Experiment, role: Role) -> Objective:
     for field, section in sections.items():
         sample = {"negatives": c.distill.negatives, "top": c.distill.top}
         term = of_section(field, section, **sample)
-        if term.teacher != OWN and term.teacher not in experiment.sources:
-            known = nearest(term.teacher, experiment.sources)
-            raise InputError(f"{field}.teacher={term.teacher!r} is not in distill.sources{known}")
+        if term.teacher != OWN:
+            _check_teacher(f"{field}.teacher={term.teacher!r}", term.teacher, experiment.sources)
         terms.append(term)
     if role.distilled and not role.text:
         terms = _without_text(terms, experiment, role)
@@ -57,11 +57,30 @@ def objective(experiment: Experiment, role: Role) -> Objective:
     return tuple(terms)
 
 
+def _check_teacher(where: str, teacher: str, sources: Mapping[str, Source]) -> None:
+    """Raises InputError for a teacher that is no source, nor the mean of models."""
+    names = members(teacher)
+    for name in names:
+        if name not in sources:
+            raise InputError(
+                f"{where}: {name!r} is not in distill.sources{nearest(name, sources)}; 'a+b' is the"
+                " mean of the logits of two sources"
+            )
+        if len(names) > 1 and (sources[name].folder is None or sources[name].confidence):
+            raise InputError(
+                f"{where} is a mean of logits, which {name!r} cannot be part of: only models"
+                " without confidence can; give it a term of its own"
+            )
+
+
 def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list[Term]:
     """The terms without those that may depend on a language model."""
     sources = experiment.sources
     kept = [
-        term for term in terms if term.teacher == OWN or not may_hold_text(sources[term.teacher])
+        term
+        for term in terms
+        if term.teacher == OWN
+        or not any(may_hold_text(sources[name]) for name in members(term.teacher))
     ]
     if not kept:
         raise InputError(

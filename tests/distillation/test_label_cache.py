@@ -425,6 +425,25 @@ def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished,
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_mean_of_two_sources_is_a_teacher(world, big, tmp_path):
+    """A source named twice is its own mean."""
+
+    def last(teacher):
+        sources = {name: {"path": str(big)} for name in ("big", "twin")}
+        terms = {"clicks": TEACHING["clicks"], "soft": {"loss": "kl", "teacher": teacher}}
+        fields = {"distill.sources": sources, "distill.terms": terms}
+        stages = ("data", "labels", "distilled")
+        run(config(world, stages=stages, **fields), tmp_path / teacher)
+        lines = (tmp_path / teacher / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["terms"] for line in lines if "terms" in line]
+
+    one, mean = last("big"), last("big+twin")
+    assert len(one) == len(mean) > 1 and one[-1]["soft"] > 0
+    for here, there in zip(one, mean, strict=True):
+        assert here == pytest.approx(there, rel=1e-3)
+
+
 def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_path, capsys):
     path = jsonl(
         tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]}
@@ -516,7 +535,11 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
         ({"distill.sources": {"llm": {"path": "FOLDER"}}}, "holds no model of a kd_jax workdir"),
         (
             {"distill.sources": {"big": {"path": "BIG"}}},
-            "distill.terms.lists.teacher='llm' is not in distill.sources; known: big",
+            "distill.terms.lists.teacher='llm': 'llm' is not in distill.sources; known: big",
+        ),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "teacher": "big+llm"}}},
+            "is a mean of logits, which 'big' cannot be part of",
         ),
         (
             {"distill.terms": {"clicks": {"loss": "ce", "teacher": "llm"}}},
