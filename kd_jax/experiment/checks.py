@@ -22,7 +22,7 @@ from kd_jax.experiment.config import reads_text
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
-from kd_jax.experiment.objectives import objective, teachers_of, term_sections
+from kd_jax.experiment.objectives import objective, teacher_in_run, teachers_of, term_sections
 from kd_jax.experiment.roles import ROLES, Role
 from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.serving.exporters import exporter_section
@@ -120,8 +120,11 @@ def _check_labels(store: LabelStore, student: Role) -> None:
     """Raises InputError for an unsuitable teacher of ``student``, or for missing labels."""
     experiment = store.experiment
     for name in teachers_of(experiment, student):
+        teacher = teacher_in_run(student, name)
         if name == OWN:
             _check_history(experiment, student)
+        elif teacher is not None:
+            store.outside.check_role(student, teacher)
         else:
             for one in members(name):
                 _check_source(store, student, one)
@@ -175,7 +178,10 @@ def _note_sources(experiment: Experiment, students: list[Role]) -> None:
     """Logs the sources that no term reads, and those that a role without text leaves out."""
     read = {
         role.name: [
-            one for name in teachers_of(experiment, role) if name != OWN for one in members(name)
+            one
+            for name in teachers_of(experiment, role)
+            if teacher_in_run(role, name) is None
+            for one in members(name)
         ]
         for role in students
     }

@@ -12,9 +12,9 @@ from kd_jax.distillation.term import OWN
 from kd_jax.experiment.build_student import input_names, teacher_of, window
 from kd_jax.experiment.config import reads_text, selects, student_section
 from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.objectives import objective, reads_impressions, teachers_of
+from kd_jax.experiment.objectives import objective, reads_impressions, teacher_in_run, teachers_of
 from kd_jax.experiment.origin import origin_of
-from kd_jax.experiment.roles import ROLES, Role
+from kd_jax.experiment.roles import Role
 from kd_jax.models.students.base import ITEM_TEXT
 
 # Fields that only a teacher with a language model reads.
@@ -70,10 +70,12 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
     if terms[0].sampled:
         distill["negatives_power"] = c.distill.negatives_power
     for name in teachers_of(experiment, role):
-        if name == OWN:
-            teacher = ROLES[role.labels_from]
+        if teacher := teacher_in_run(role, name):
             made = [identity_of(experiment, teacher, one) for one in experiment.teacher_seeds(seed)]
-            distill |= dict(labels=c.distill.labels, teacher=fingerprint(made))
+            if name == OWN:
+                distill |= dict(labels=c.distill.labels, teacher=fingerprint(made))
+            else:
+                distill[name] = fingerprint(made)
         else:
             read = {one: identity_of_source(experiment, one) for one in members(name)}
             distill.setdefault("sources", {}).update(read)

@@ -27,7 +27,7 @@ from kd_jax.experiment.build_student import example_kind, examples_of, window
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.earlier import EarlierRun
 from kd_jax.experiment.identity import identity_of, identity_of_source
-from kd_jax.experiment.objectives import objective, reads_impressions, teachers_of
+from kd_jax.experiment.objectives import objective, reads_impressions, teacher_in_run, teachers_of
 from kd_jax.experiment.outside import OutsideTeachers
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import ROLES, Role
@@ -130,14 +130,19 @@ class LabelStore:
 
         own: whether to include those of its own teachers, one for each of ``seeds``.
         """
-        own = own and self.experiment.config.distill.labels == "cached"
+        online = self.experiment.config.distill.labels == "online"
         found: list[LabelSet] = []
         for name in teachers_of(self.experiment, student):
-            if name != OWN:
-                found += [self.of_source(student, one) for one in members(name)]
-            elif own:
-                found += [self._of_teacher(student, seed) for seed in seeds]
+            in_run = teacher_in_run(student, name) is not None
+            if not in_run or (own and not (online and name == OWN)):
+                found += self._named(student, name, seeds)
         return found
+
+    def _named(self, student: Role, name: str, seeds: Sequence[int]) -> list[LabelSet]:
+        """The labels whose mean is those of a term's teacher ``name``."""
+        if role := teacher_in_run(student, name):
+            return [self._of_role(student, role, seed) for seed in seeds]
+        return [self.of_source(student, one) for one in members(name)]
 
     def teachers(self, student: Role, seed: int, parts: ModelParts) -> dict[str, Teacher]:
         """The teachers of a student, by name; empty for a role that has none."""
@@ -147,11 +152,7 @@ class LabelStore:
             if name == OWN and self.experiment.config.distill.labels == "online":
                 found[name] = self._online(student, seed, parts)
                 continue
-            seeds = self.experiment.teacher_seeds(seed)
-            if name == OWN:
-                several = [self._of_teacher(student, one) for one in seeds]
-            else:
-                several = [self.of_source(student, one) for one in members(name)]
+            several = self._named(student, name, self.experiment.teacher_seeds(seed))
             for labels in several:
                 labels.check_finished()
             teacher = cached_teacher(*(labels.folder for labels in several))
@@ -166,9 +167,9 @@ class LabelStore:
         best = self.models.best(role, seed, teacher, (TRAIN,))
         return online_teacher(teacher.graphdef, *best, example_kind=parts.example_kind)
 
-    def _of_teacher(self, student: Role, seed: int) -> LabelSet:
-        """The labels of the run's own teacher for every training example of ``student``."""
-        role, experiment = ROLES[student.labels_from], self.experiment
+    def _of_role(self, student: Role, role: Role, seed: int) -> LabelSet:
+        """The labels of a model of this run for every training example of ``student``."""
+        experiment = self.experiment
         history, where = window(experiment, student), example_kind(experiment, student)
         rates = experiment.task.num_classes > 0
 
@@ -180,7 +181,8 @@ class LabelStore:
 
         made = [identity_of(experiment, role, seed), *_positions(where), history]
         made += self._lists(student)
-        folder = experiment.workdir / f"labels/{role.name}.seed{seed}"
+        reader = "" if role.is_teacher else f".{student.name}"
+        folder = experiment.workdir / f"labels/{role.name}.seed{seed}{reader}"
         return LabelSet(f"{role.name} (seed {seed})", folder, fingerprint(made), make)
 
     def _lists(self, student: Role) -> list[str]:

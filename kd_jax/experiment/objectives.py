@@ -42,7 +42,7 @@ def objective(experiment: Experiment, role: Role) -> Objective:
     for field, section in sections.items():
         sample = {"negatives": c.distill.negatives, "top": c.distill.top}
         term = of_section(field, section, **sample)
-        if term.teacher != OWN:
+        if term.teacher != OWN and teacher_in_run(role, term.teacher) is None:
             _check_teacher(f"{field}.teacher={term.teacher!r}", term.teacher, experiment.sources)
         terms.append(term)
     if role.distilled and not role.text:
@@ -64,7 +64,7 @@ def _check_teacher(where: str, teacher: str, sources: Mapping[str, Source]) -> N
         if name not in sources:
             raise InputError(
                 f"{where}: {name!r} is not in distill.sources{nearest(name, sources)}; 'a+b' is the"
-                " mean of the logits of two sources"
+                f" mean of the logits of two sources, {roles.plain_student().name!r} the run's own"
             )
         if len(names) > 1 and (sources[name].folder is None or sources[name].confidence):
             raise InputError(
@@ -75,13 +75,14 @@ def _check_teacher(where: str, teacher: str, sources: Mapping[str, Source]) -> N
 
 def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list[Term]:
     """The terms without those that may depend on a language model."""
-    sources = experiment.sources
-    kept = [
-        term
-        for term in terms
-        if term.teacher == OWN
-        or not any(may_hold_text(sources[name]) for name in members(term.teacher))
-    ]
+    plain = roles.plain_student()
+
+    def may(teacher: str) -> bool:
+        if teacher == plain.name:
+            return _has_text(experiment.settings(plain))
+        return any(may_hold_text(experiment.sources[name]) for name in members(teacher))
+
+    kept = [term for term in terms if term.teacher == OWN or not may(term.teacher)]
     if not kept:
         raise InputError(
             "distill.terms: all read sources that may hold a language model, and none is left for"
@@ -138,7 +139,10 @@ def may_hold_text(source: Source) -> bool:
 def _reads_text(workdir: Path, role: Role) -> bool:
     """Whether a student of another workdir reads the language model's vectors."""
     config = ConfigDict(read_json(workdir / "config.json", "take it out of distill.sources"))
-    config = settings_of(config, role)
+    return _has_text(settings_of(config, role))
+
+
+def _has_text(config: ConfigDict) -> bool:
     return ITEM_TEXT in student_class(config.student.name).reads(student_section(config).vectors)
 
 
@@ -150,6 +154,14 @@ def start_of_bias(c: ConfigDict) -> str:
 def starts_from_teacher(c: ConfigDict) -> bool:
     """Whether the item biases start at the teacher's."""
     return start_of_bias(c) == roles.TEACHER_BIAS
+
+
+def teacher_in_run(student: Role, teacher: str) -> Role | None:
+    """The role of the run that a term's ``teacher`` names; None if it is a source."""
+    if teacher == OWN:
+        return roles.ROLES[student.labels_from] if student.distilled else None
+    plain = roles.plain_student()
+    return plain if teacher == plain.name and student.distilled else None
 
 
 def teachers_of(experiment: Experiment, role: Role) -> tuple[str, ...]:

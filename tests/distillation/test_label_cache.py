@@ -444,6 +444,35 @@ def test_the_mean_of_two_sources_is_a_teacher(world, big, tmp_path):
         assert here == pytest.approx(there, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_the_plain_students_of_all_seeds_are_a_teacher(world, tmp_path, capsys):
+    """The same as when another run has them as sources."""
+    terms = {"clicks": TEACHING["clicks"], "soft": {"loss": "kl", "teacher": "student"}}
+    both = {"seeds": (0, 1), "distill.teachers": "all", "distill.terms": terms}
+    stages = ("data", "student", "labels", "control", "distilled", "evaluate")
+    run(config(world, stages=stages, **both), tmp_path / "one")
+    folders = [tmp_path / "one" / name for name in ("student", "student.seed1")]
+    sources = {f"s{n}": {"path": str(folder)} for n, folder in enumerate(folders)}
+    terms = terms | {"soft": {"loss": "kl", "teacher": "s0+s1"}}
+    outside = {"distill.sources": sources, "distill.terms": terms, "seeds": (0, 1)}
+    run(config(world, stages=("data", "labels", "distilled"), **outside), tmp_path / "two")
+
+    def last(workdir, model="distilled"):
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        return [line["terms"] for line in lines if "terms" in line and line["model"] == model]
+
+    assert last(tmp_path / "one") == last(tmp_path / "two")
+    assert last(tmp_path / "one") == last(tmp_path / "one", "control"), "no text is read"
+    assert labels_command.main(["--workdir", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out.count("rows again") == 4
+    metrics = json.loads((tmp_path / "one/report/metrics.json").read_text())
+    assert np.isfinite(metrics["gain"]["ndcg@10"]["relative"])
+
+    early = ("data", "labels", "distilled")
+    assert pipeline.main(config(world, stages=early, **both), tmp_path / "three") == 2
+    assert "run the stage 'student' first" in capsys.readouterr().err
+
+
 def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_path, capsys):
     path = jsonl(
         tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]}
