@@ -29,7 +29,7 @@ from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import SLICE, NewItems
 from kd_jax.experiment.new_users import NewUsers
-from kd_jax.experiment.objectives import teachers_of
+from kd_jax.experiment.objectives import description, teachers_of
 from kd_jax.experiment.roles import Role
 from kd_jax.models.scorer import table_rows
 
@@ -82,6 +82,7 @@ def evaluate(store: LabelStore) -> None:
         "task": experiment.config.task,
         "dataset": _dataset(experiment, counts),
         "models": measured.rows,
+        "descriptions": {role.name: description(experiment, role) for role in trained},
         "gain": gains(per_user, measured.compared, _comparisons(experiment), resamples),
         "serving": _serving(experiment, measured.rows),
     }

@@ -164,6 +164,18 @@ def teacher_in_run(student: Role, teacher: str) -> Role | None:
     return plain if teacher == plain.name and student.distilled else None
 
 
+def description(experiment: Experiment, role: Role) -> str:
+    """What a role learns from, as the rest of a sentence that starts with its name."""
+    teachers = teachers_of(experiment, role)
+    if not role.distilled or teachers == (OWN,):
+        return role.appearance.description
+    if not teachers:
+        return roles.plain_student().appearance.description
+    known = {OWN: role.labels_from.replace("_", " "), roles.plain_student().name: "plain student"}
+    found = [f"the {known.get(name, f'source {name}')}" for name in teachers]
+    return f"learns from the soft labels of {' and '.join(found)}"
+
+
 def teachers_of(experiment: Experiment, role: Role) -> tuple[str, ...]:
     """Names of the teachers that a role learns from, its own first."""
     if not role.distilled:

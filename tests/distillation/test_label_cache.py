@@ -467,6 +467,9 @@ def test_the_plain_students_of_all_seeds_are_a_teacher(world, tmp_path, capsys):
     assert capsys.readouterr().out.count("rows again") == 4
     metrics = json.loads((tmp_path / "one/report/metrics.json").read_text())
     assert np.isfinite(metrics["gain"]["ndcg@10"]["relative"])
+    assert (
+        metrics["descriptions"]["distilled"] == "learns from the soft labels of the plain student"
+    )
 
     early = ("data", "labels", "distilled")
     assert pipeline.main(config(world, stages=early, **both), tmp_path / "three") == 2
