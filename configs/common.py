@@ -282,6 +282,8 @@ def student() -> ConfigDict:
     c.sasrec.history = 20
     c.sasrec.blocks = 2
     c.sasrec.heads = 2
+    # 'plain', or 'ligr': the gated blocks of eSASRec (docs/students.md)
+    c.sasrec.block = "plain"
 
     c.optimizer = ConfigDict()
     # the fields that teacher.optimizer has too mean the same
@@ -354,7 +356,8 @@ def distill() -> ConfigDict:
     )
     # Teachers from outside (docs/labels.md), each a section {path, confidence}. path: a JSONL file
     # of lists, a workdir, or a model in one; confidence: '' or 'entropy', weights by
-    # 1 - normalised entropy
+    # 1 - normalised entropy; 'target': the share of the probability of what came next, among all
+    # sources with 'target'
     c.sources = ConfigDict()
     # a list without scores: exp(-rank / rank_decay)
     c.rank_decay = 10.0
@@ -370,6 +373,8 @@ def distill() -> ConfigDict:
     c.labels = "cached"
     # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
     c.teachers = "own"
+    # share of their item biases that is taken from the teachers' logits (docs/methods.md)
+    c.debias = 0.0
     return c
 
 
