@@ -118,7 +118,7 @@ def _check_role(store: LabelStore, role: Role) -> None:
 def _check_labels(store: LabelStore, student: Role) -> None:
     """Raises InputError for an unsuitable teacher of ``student``, or for missing labels."""
     experiment = store.experiment
-    if debias := experiment.config.distill.debias:
+    if debias := experiment.settings(student).distill.debias:
         _check_debias(experiment, student, debias)
     for name in teachers_of(experiment, student):
         if name == OWN:

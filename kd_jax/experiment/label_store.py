@@ -150,7 +150,7 @@ class LabelStore:
         """The teachers of a student, by name; empty for a role that has none."""
         found: dict[str, Teacher] = {}
         top = max(term.num_top for term in objective(self.experiment, student))
-        debias = self.experiment.config.distill.debias
+        debias = self.experiment.settings(student).distill.debias
         for name in teachers_of(self.experiment, student):
             if name == OWN and self.experiment.config.distill.labels == "online":
                 online = self._online(student, seed, parts)
