@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ def of_model(
     def targets_of(batch: Batch) -> tuple[Array, ...]:
         return (batch["targets"], batch["target_weights"]) if confidence == TARGET else ()
 
-    weight = target_probability if confidence == TARGET else certainty
+    weight: Callable[..., Array] = target_probability if confidence == TARGET else certainty
 
     @jax.jit
     def label(params: PyTree, constants: PyTree, items: Any, batch: Batch) -> dict[str, Array]:
