@@ -283,6 +283,8 @@ def student() -> ConfigDict:
     c.sasrec.history = 20
     c.sasrec.blocks = 2
     c.sasrec.heads = 2
+    # 'plain', or 'ligr': the gated blocks of eSASRec (docs/students.md)
+    c.sasrec.block = "plain"
 
     c.optimizer = ConfigDict()
     # the fields that teacher.optimizer has too mean the same
@@ -356,7 +358,8 @@ def distill() -> ConfigDict:
     )
     # Teachers from outside (docs/labels.md), each a section {path, confidence}. path: a JSONL file
     # of lists, a workdir, or a model in one; confidence: '' or 'entropy', weights by
-    # 1 - normalised entropy
+    # 1 - normalised entropy; 'target': the share of the probability of what came next, among all
+    # sources with 'target'
     c.sources = ConfigDict()
     # a list without scores: exp(-rank / rank_decay)
     c.rank_decay = 10.0
@@ -373,6 +376,8 @@ def distill() -> ConfigDict:
     # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits, of the run's
     # own teacher and of its plain student
     c.teachers = "own"
+    # share of their item biases that is taken from the teachers' logits (docs/methods.md)
+    c.debias = 0.0
     return c
 
 

@@ -119,6 +119,8 @@ def _check_role(store: LabelStore, role: Role) -> None:
 def _check_labels(store: LabelStore, student: Role) -> None:
     """Raises InputError for an unsuitable teacher of ``student``, or for missing labels."""
     experiment = store.experiment
+    if debias := experiment.settings(student).distill.debias:
+        _check_debias(experiment, student, debias)
     for name in teachers_of(experiment, student):
         teacher = teacher_in_run(student, name)
         if name == OWN:
@@ -133,6 +135,23 @@ def _check_labels(store: LabelStore, student: Role) -> None:
         seeds = {one for seed in untrained for one in experiment.teacher_seeds(seed)}
         for labels in store.of(student, sorted(seeds)):
             labels.check_finished()
+
+
+def _check_debias(experiment: Experiment, student: Role, debias: float) -> None:
+    """Raises InputError unless all teachers of ``student`` have item biases."""
+    if not 0 <= debias <= 1:
+        raise InputError(f"distill.debias={debias} must be from 0 to 1, a share of the item biases")
+    if experiment.task.num_classes:
+        raise InputError(
+            f"distill.debias={debias}: a teacher of task='rate' has no item biases; use 0"
+        )
+    named = [one for name in teachers_of(experiment, student) for one in members(name)]
+    for name in named:
+        if name in experiment.sources and experiment.sources[name].folder is None:
+            raise InputError(
+                f"distill.debias={debias}: the teacher {name!r} lists items and has no item biases;"
+                " use 0, or take it out of distill.terms"
+            )
 
 
 def _check_source(store: LabelStore, student: Role, name: str) -> None:

@@ -26,6 +26,9 @@ OF_TEXT = {
     "optimizer": ("lm_learning_rate",),
 }
 
+# Fields of students that came later: at the value of before, they are not part of an identity.
+LATER = {"block": "plain"}
+
 
 def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]:
     """The identity of a role's model of one seed."""
@@ -69,6 +72,8 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
     distill: dict[str, Any] = {"terms": [term.identity() for term in terms]}
     if terms[0].sampled:
         distill["negatives_power"] = c.distill.negatives_power
+    if role.distilled and (debias := c.distill.get("debias", 0.0)):
+        distill["debias"] = debias
     for name in teachers_of(experiment, role):
         if teacher := teacher_in_run(role, name):
             made = [identity_of(experiment, teacher, one) for one in experiment.teacher_seeds(seed)]
@@ -81,7 +86,11 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
             distill.setdefault("sources", {}).update(read)
     # Of the students' sections, those that the chosen one reads.
     chosen = c.student.name
-    sections = {chosen: student_section(c).to_dict(), "optimizer": c.student.optimizer.to_dict()}
+    section = student_section(c).to_dict()
+    for name, first in LATER.items():
+        if section.get(name) == first:
+            del section[name]
+    sections = {chosen: section, "optimizer": c.student.optimizer.to_dict()}
     found = dict(
         student={"name": chosen} | sections, distill=distill, window=window(experiment, role)
     )

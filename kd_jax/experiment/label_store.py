@@ -19,8 +19,15 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.distillation import label_cache, labellers
-from kd_jax.distillation.sources import members
-from kd_jax.distillation.teachers import Teacher, cached_teacher, online_teacher, with_top_items
+from kd_jax.distillation.sources import TARGET, members
+from kd_jax.distillation.teachers import (
+    Teacher,
+    cached_teacher,
+    debiased,
+    online_teacher,
+    shared_by_target,
+    with_top_items,
+)
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import example_kind, examples_of, window
@@ -148,17 +155,25 @@ class LabelStore:
         """The teachers of a student, by name; empty for a role that has none."""
         found: dict[str, Teacher] = {}
         top = max(term.num_top for term in objective(self.experiment, student))
+        debias = self.experiment.settings(student).distill.debias
         for name in teachers_of(self.experiment, student):
             if name == OWN and self.experiment.config.distill.labels == "online":
-                found[name] = self._online(student, seed, parts)
+                online = self._online(student, seed, parts)
+                found[name] = debiased(online, debias) if debias else online
                 continue
             several = self._named(student, name, self.experiment.teacher_seeds(seed))
             for labels in several:
                 labels.check_finished()
             teacher = cached_teacher(*(labels.folder for labels in several))
+            if debias:
+                teacher = debiased(teacher, debias)
             if top and "contexts" in teacher.arrays:
                 teacher = with_top_items(teacher, top)
             found[name] = teacher
+        sources = self.experiment.sources
+        by_target = [x for x in found if x in sources and sources[x].confidence == TARGET]
+        if by_target:
+            found |= shared_by_target({name: found[name] for name in by_target})
         return found
 
     def _online(self, student: Role, seed: int, parts: ModelParts) -> Teacher:

@@ -564,6 +564,12 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
             {"distill.sources": {"llm": {"path": "LISTS", "confidence": "sure"}}},
             "llm.confidence='sure' is unknown",
         ),
+        (
+            {"distill.sources": {"llm": {"path": "LISTS", "confidence": "target"}}},
+            "distill.sources.llm.confidence='target' reads the probability of every target",
+        ),
+        ({"distill.debias": 1.5}, "distill.debias=1.5 must be from 0 to 1"),
+        ({"distill.debias": 0.5}, "distill.debias=0.5: the teacher 'llm' lists items"),
         ({"distill.sources": {"llm": {"path": "FOLDER"}}}, "holds no model of a kd_jax workdir"),
         (
             {"distill.sources": {"big": {"path": "BIG"}}},
