@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import fingerprint, read_json, write_json
@@ -78,6 +79,7 @@ class LabelStore:
         self.models, self.experiment = models, models.experiment
         self.outside = OutsideTeachers(models.experiment)
         self.earlier = EarlierRun(models.experiment)
+        self._top: dict[tuple[Any, ...], np.ndarray] = {}
 
     def write(self) -> None:
         """Writes the labels of all training examples once; every process writes its share."""
@@ -168,7 +170,11 @@ class LabelStore:
             if debias:
                 teacher = debiased(teacher, debias)
             if top and "contexts" in teacher.arrays:
-                teacher = with_top_items(teacher, top)
+                key = (*(labels.identity for labels in several), top, debias)
+                if key not in self._top:  # the teacher of all seeds may be the same
+                    self._top[key] = with_top_items(teacher, top).arrays["top"]
+                arrays = teacher.arrays | {"top": self._top[key]}
+                teacher = dataclasses.replace(teacher, arrays=arrays)
             found[name] = teacher
         sources = self.experiment.sources
         by_target = [x for x in found if x in sources and sources[x].confidence == TARGET]
