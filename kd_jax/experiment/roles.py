@@ -109,6 +109,12 @@ BASELINES: dict[str, tuple[Appearance, Simple]] = {
     ),
 }
 
+# The plain students of all seeds, where a student learns from the mean of their logits.
+ENSEMBLE = "ensemble"
+_OF_ENSEMBLE = Appearance(
+    "#7a5ea8", "#b39ddb", "h", "is the mean of the plain students of all seeds"
+)
+
 # Warm hues have a language model behind them, cool ones item IDs (after Okabe & Ito's
 # colour-blind-safe palette).
 _ROWS = (
@@ -213,7 +219,10 @@ def comparisons() -> tuple[Comparison, ...]:
 def legend() -> Legend:
     """The appearance of the models in the report."""
     models = {name: look for name, (look, _) in BASELINES.items()}
-    models |= {role.name: role.appearance for role in in_tables()}
+    for role in in_tables():
+        models[role.name] = role.appearance
+        if role == plain_student():
+            models[ENSEMBLE] = _OF_ENSEMBLE
     simple = {name: words for name, (_, words) in BASELINES.items()}
     compared = comparisons()
     large = ROLES[compared[0].candidate].labels_from if compared else ""

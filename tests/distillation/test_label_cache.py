@@ -467,6 +467,12 @@ def test_the_plain_students_of_all_seeds_are_a_teacher(world, tmp_path, capsys):
     assert capsys.readouterr().out.count("rows again") == 4
     metrics = json.loads((tmp_path / "one/report/metrics.json").read_text())
     assert np.isfinite(metrics["gain"]["ndcg@10"]["relative"])
+    (row,) = [row for row in metrics["models"] if row["name"] == "ensemble"]
+    alone = [row for row in metrics["models"] if row["name"] == "student"]
+    assert row["params"] == sum(one["params"] for one in alone) and row["test"]["ndcg@10"] > 0
+    assert metrics["gain"]["ndcg@10"]["transfer"]["lead"] == pytest.approx(
+        row["test"]["ndcg@10"] - np.mean([one["test"]["ndcg@10"] for one in alone]), abs=1e-6
+    )
     assert (
         metrics["descriptions"]["distilled"] == "learns from the soft labels of the plain student"
     )
