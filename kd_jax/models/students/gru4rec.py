@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,13 +92,15 @@ class GRU4Rec(Student):
         return states.swapaxes(0, 1) * known[..., None]
 
     def runtime_context(self) -> Recurrent:
-        read = np.asarray
+        def read(param: Any) -> np.ndarray:
+            return np.asarray(param[...])
+
         return Recurrent(
-            read(self.cell.dense_i.kernel[...]),
-            read(self.cell.dense_i.bias[...]),
-            read(self.cell.dense_h.kernel[...]),
-            read(self.out.kernel[...]),
-            read(self.out.bias[...]),
+            read(self.cell.dense_i.kernel),
+            read(self.cell.dense_i.bias),
+            read(self.cell.dense_h.kernel),
+            read(self.out.kernel),
+            read(self.out.bias),
             self.length,
         )
 
