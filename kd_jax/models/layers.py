@@ -225,12 +225,13 @@ def runtime_arrays(transformer: CausalTransformer) -> dict[str, Any]:
         }
 
     arrays: dict[str, Any] = {}
-    gated = isinstance(blocks[0], GatedBlock)
-    for name in ("qkv", "out", "up", "down", *("side",) * gated):
+    for name in ("qkv", "out", "up", "down"):
         arrays |= stacked([getattr(block, name) for block in blocks], name)
+    gated = [block for block in blocks if isinstance(block, GatedBlock)]
     if gated:
-        arrays |= stacked([block.gates[0] for block in blocks], "attention_gate")
-        arrays |= stacked([block.gates[1] for block in blocks], "mlp_gate")
+        arrays |= stacked([block.side for block in gated], "side")
+        arrays |= stacked([block.gates[0] for block in gated], "attention_gate")
+        arrays |= stacked([block.gates[1] for block in gated], "mlp_gate")
     return arrays | {
         "position": np.asarray(transformer.position[...]),
         "norm": norm(transformer.norm),

@@ -307,6 +307,16 @@ def test_a_workdir_that_is_not_one_is_refused(tmp_path, finished):
         },
         {"student.name": "sasrec", "data.split": "strong", "data.ratios": (0.7, 0.15, 0.15)},
         {
+            "student.name": "gru4rec",
+            "teacher.model.history": 20,  # as the student's
+            "distill.debias": 0.5,
+            "distill.terms": {
+                "clicks": {"loss": "ce", "items": "warm"},
+                "soft": {"loss": "kl"},
+                "topology": {"loss": "htd", "weight": 0.1, "groups": 3},
+            },
+        },
+        {
             "teacher.model.item_features": "text+id",
             "distill.labels": "online",
             "teacher.lm.backend": "hf_flax",

@@ -92,15 +92,15 @@ class GRU4Rec(Student):
         return states.swapaxes(0, 1) * known[..., None]
 
     def runtime_context(self) -> Recurrent:
-        cell: Any = self.cell
-        out: Any = self.out
-        read = np.asarray
+        def read(param: Any) -> np.ndarray:
+            return np.asarray(param[...])
+
         return Recurrent(
-            read(cell.dense_i.kernel[...]),
-            read(cell.dense_i.bias[...]),
-            read(cell.dense_h.kernel[...]),
-            read(out.kernel[...]),
-            read(out.bias[...]),
+            read(self.cell.dense_i.kernel),
+            read(self.cell.dense_i.bias),
+            read(self.cell.dense_h.kernel),
+            read(self.out.kernel),
+            read(self.out.bias),
             self.length,
         )
 
