@@ -1,0 +1,37 @@
+r"""CiteULike with a published split: the papers of a reader, from matrix factorisations of 10 to 200.
+
+    FILE=--config.data.files.path=citeulike/interactions.parquet
+    python launch.py --config=configs/citeulike.py:wide --workdir=runs/citeulike-wide $FILE
+    python launch.py --config=configs/citeulike.py:d10 --workdir=runs/citeulike-d10 $FILE \
+        --config.distill.sources.wide.path=runs/citeulike-wide/student
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import get_config as common
+from configs.common import parse, shrink
+
+DIMS = {"wide": 200, "d10": 10, "d20": 20}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    name, runlocal = parse(arg, tuple(DIMS), "wide")
+    c = common()
+    c.data.reader = "files"
+    c.data.files.path = "data/citeulike/interactions.parquet"
+    c.data.files.columns.timestamp = ""
+    c.data.missing_text = "id"
+    c.data.split = "column"
+    c.data.min_interactions = 1
+    c.student.mf.dim = DIMS[name]
+    # the order of a user's rows means nothing: all count the same
+    c.student.mf.decay = 1e9
+    c.student.optimizer.eval_every = 50
+    c.eval.ks = (10, 20, 50)
+    c.eval.select = "recall@50"
+    c.stages = ("data", "student", "evaluate", "report")
+    if name != "wide":
+        c.distill.sources = {"wide": {"path": "runs/citeulike-wide/student"}}
+        c.distill.terms.soft.teacher = "wide"
+        c.stages = ("data", "labels", "student", "distilled", "evaluate", "report")
+    return shrink(c) if runlocal else c
