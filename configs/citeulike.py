@@ -1,4 +1,4 @@
-r"""CiteULike with a published split: the papers of a reader, by matrix factorisation, 200 to 10 wide.
+r"""CiteULike with a published split: the papers of a reader, by matrix factorisations.
 
     FILE=--config.data.files.path=citeulike/interactions.parquet
     python launch.py --config=configs/citeulike.py:wide --workdir=runs/citeulike-wide $FILE
