@@ -13,7 +13,7 @@ they count Recall@50, which selects models here.
 
 Nothing was searched yet. One trial each, seed 0, on validation: at 20 numbers, with dropout .5 and
 learning rate .01, Recall@50 was .138 after 225 steps and still rose by .01 in 25 steps; with .2 and
-.05 it was .202 after 240.
+.05 it was .202 after 240 (of 2,000 users; the first of all).
 """
 
 from ml_collections import ConfigDict
