@@ -11,6 +11,9 @@ first seed's teacher, and no student has the values that a search found (``tuned
 has a workdir of its own, OUT/<method>.<teacher>.<weight>, so the same command goes on where it was
 cut off, and --report prints what there is and what is missing without training.
 
+--teachers are models of OUT/base, or folders of models in other workdirs (runs/wide/student). The
+weight is chosen by the metric that selects models (``eval.select``), which the table shows.
+
 The table has the test means ± standard deviations over seeds, the gain over the plain student with
 its interval (paired bootstrap over users), and the seconds of training. OUT/results.json has it,
 too.
@@ -30,9 +33,11 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.measuring import ROOT, table
+from ml_collections import ConfigDict
 
-METRIC = "ndcg@10"
+from benchmarks.measuring import ROOT, table
+from kd_jax.experiment.config import selects
+
 TEACHERS = ("teacher", "control_teacher")
 METHODS = (
     *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
@@ -44,7 +49,7 @@ UNTUNED = [f"--config.tuned.{role}=None" for role in ("student", "control", "dis
 
 
 class Trial(NamedTuple):
-    """One student. weight: of the loss, beside clicks of weight 1."""
+    """One student. teacher: a model of base, or the folder of one. weight: beside clicks of 1."""
 
     method: str
     teacher: str
@@ -52,17 +57,18 @@ class Trial(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.method}.{self.teacher}.{self.weight:g}"
+        return f"{self.method}.{Path(self.teacher).name}.{self.weight:g}"
 
     def flags(self, base: Path) -> list[str]:
         """The fields of launch.py, beside those of base."""
         clicks = json.loads((base / "config.json").read_text())["student"]["clicks"]
         method = {"loss": self.method, "weight": self.weight, "teacher": "base"}
         terms = {"clicks": clicks, "method": method | {"items": clicks["items"]}}
+        teacher = Path(self.teacher).absolute() if "/" in self.teacher else base / self.teacher
         return [
             f"--config.stages={STAGES}",
             "--config.distill.terms.soft=None",
-            f"--config.distill.sources.base.path={base / self.teacher}",
+            f"--config.distill.sources.base.path={teacher}",
             *(
                 f"--config.distill.terms.{name}.{field}={value}"
                 for name, term in terms.items()
@@ -106,8 +112,9 @@ def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int]) -> 
     return found
 
 
-def valid_of(metrics: dict[str, Any]) -> float:
-    return seeds_of(metrics, "distilled")[0]["valid"][METRIC]
+def metric_of(base: Path) -> str:
+    """The metric that selects models in this run."""
+    return selects(ConfigDict(json.loads((base / "config.json").read_text())))
 
 
 def best(
@@ -122,19 +129,20 @@ def best(
             return {"method": method, "teacher": teacher, "missing": f"{missing} trials"}
     else:
         done = [(trial, run(trial, options.out, flags, seeds[:1])) for trial in trials]
-    trial, metrics = max(done, key=lambda pair: valid_of(pair[1]))
+    metric = options.metric
+    trial, metrics = max(done, key=lambda d: seeds_of(d[1], "distilled")[0]["valid"][metric])
     if not options.report:
         metrics = run(trial, options.out, flags, seeds)
     rows = seeds_of(metrics, "distilled")
     if len(rows) < len(seeds):
         return {"method": method, "teacher": teacher, "missing": f"{len(seeds) - len(rows)} seeds"}
-    gain = metrics["gain"].get(METRIC) or {}
+    gain = metrics["gain"].get(metric) or {}
     return {
         "method": method,
         "teacher": teacher,
         "weight": trial.weight,
-        "valid": [row["valid"][METRIC] for row in rows],
-        "test": [row["test"][METRIC] for row in rows],
+        "valid": [row["valid"][metric] for row in rows],
+        "test": [row["test"][metric] for row in rows],
         "gain": gain.get("relative"),
         "ci95": gain.get("ci95") or (None, None),
         "seconds": [row["train_seconds"] for row in rows],
@@ -187,11 +195,12 @@ def main() -> None:
     metrics = metrics_of(base)
     if metrics is None:
         raise SystemExit(f"{base} holds no finished run; run this without --report first")
+    metric = options.metric = metric_of(base)
     alone = seeds_of(metrics, "student")
     seeds = [row["seed"] for row in alone]
     for name in dict.fromkeys(row["name"] for row in metrics["models"]):
         rows = seeds_of(metrics, name)
-        print(f"{name}: test {METRIC} {spread([row['test'][METRIC] for row in rows])}", flush=True)
+        print(f"{name}: test {metric} {spread([row['test'][metric] for row in rows])}", flush=True)
     rows = []
     for teacher in options.teachers:
         for method in options.methods:

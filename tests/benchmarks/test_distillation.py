@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ def write(folder, valid, test, seeds=(0,)):
 
 
 def test_the_weight_is_chosen_on_validation(tmp_path):
-    options = argparse.Namespace(out=tmp_path, weights=[1.0, 3.0], report=True)
+    options = argparse.Namespace(out=tmp_path, weights=[1.0, 3.0], report=True, metric="ndcg@10")
     write(tmp_path / "kl.teacher.1", valid=0.2, test=0.1)
     assert distillation.best("kl", "teacher", options, [], [0])["missing"] == "1 trials"
     write(tmp_path / "kl.teacher.3", valid=0.1, test=0.9)
@@ -57,3 +58,28 @@ def test_every_method_is_a_term_that_the_configuration_accepts(method, tmp_path)
     section["weight"] = float(section["weight"])
     term = of_section("method", ConfigDict(section))
     assert isinstance(term.loss, LOSSES[method]) and term.items == "warm"
+
+
+def test_a_teacher_may_be_a_model_of_another_workdir(tmp_path):
+    clicks = {"loss": "ce", "items": "warm"}
+    (tmp_path / "config.json").write_text(json.dumps({"student": {"clicks": clicks}}))
+
+    def path(teacher):
+        (flag,) = (
+            flag
+            for flag in distillation.Trial("kl", teacher, 1).flags(tmp_path)
+            if "sources.base.path=" in flag
+        )
+        return flag.partition("=")[2]
+
+    assert path("teacher") == str(tmp_path / "teacher")
+    assert path("/runs/wide/student") == "/runs/wide/student"
+    assert path("runs/wide/student") == str(Path("runs/wide/student").absolute())
+    assert distillation.Trial("kl", "runs/wide/student", 0.3).name == "kl.student.0.3"
+
+
+@pytest.mark.parametrize(("select", "metric"), [("recall@50", "recall@50"), ("", "ndcg@10")])
+def test_the_metric_is_the_one_that_selects_models(tmp_path, select, metric):
+    c = {"task": "rank", "eval": {"select": select}}
+    (tmp_path / "config.json").write_text(json.dumps(c))
+    assert distillation.metric_of(tmp_path) == metric

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import (
     amazon,
     amazon_2014,
+    citeulike,
     common,
     courses,
     csv,
@@ -39,7 +40,10 @@ from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = (quickstart, online_retail, csv, mind, movielens, amazon, amazon_2014, posts, courses)
+CONFIGS = (
+    *(quickstart, online_retail, csv, mind, movielens),
+    *(amazon, amazon_2014, citeulike, posts, courses),
+)
 QUICK = ("data", "student", "evaluate")
 
 
@@ -151,6 +155,27 @@ def test_amazon_2014(tmp_path, bert):
         c, tmp_path / "run", bert, stages=QUICK, **{"distill.negatives": 4, "distill.top": 2}
     )
     assert names >= {"popularity", "student"}
+
+
+@pytest.mark.slow
+def test_citeulike(tmp_path, bert):
+    """The published split as it is, without times and texts; the narrow student learns from it."""
+    rows = [
+        (user, (5 * user + place) % 40, split)
+        for user in range(60)
+        for place, split in enumerate(["train"] * 4 + ["valid", "test"])
+    ]
+    path = tmp_path / "interactions.parquet"
+    pl.DataFrame(rows, ["user", "item", "split"], orient="row").write_parquet(path)
+    wide, narrow = citeulike.get_config("runlocal"), citeulike.get_config("d10,runlocal")
+    wide.data.files.path = narrow.data.files.path = str(path)
+    narrow.distill.sources.wide.path = str(tmp_path / "wide/student")
+    assert run(wide, tmp_path / "wide", bert) >= {"popularity", "student"}
+    assert run(narrow, tmp_path / "narrow", bert) >= {"student", "distilled"}
+    report = json.loads((tmp_path / "narrow/report/metrics.json").read_text())
+    assert report["dataset"]["interactions"] == len(rows)
+    for model in report["models"]:
+        assert model["test"]["recall@50"] == model["test"]["hit_rate@50"]  # one target a user
 
 
 @pytest.mark.slow
