@@ -41,8 +41,8 @@ def explain(
     Otherwise it is what the score of the history loses without the item.
 
     targets: int [N]. context: f32 [1, D], of the user. seen: the items of their history. read,
-    score: ``Runtime.contexts`` and ``Runtime.scores``. most: history items with a part of their own;
-    None: all.
+    score: ``Runtime.contexts`` and ``Runtime.scores``. most: history items with a part of their
+    own; None: all.
     """
     seen = seen[-export.context.length :]
     totals = score(context, targets)[0]
@@ -68,11 +68,12 @@ def explain(
     values = np.take_along_axis(shares, named, 0)
     items, ids, titles = seen.tolist(), export.item_ids, export.titles
     found = []
-    for column, (places, listed) in enumerate(zip(named.T.tolist(), values.T.tolist(), strict=True)):
+    columns = zip(named.T.tolist(), values.T.tolist(), strict=True)
+    for column, (places, listed) in enumerate(columns):
         row = [
             Part("history", ids[items[place]], titles[items[place]], share)
             for place, share in zip(places, listed, strict=True)
         ]
-        row += [Part(name, None, "", float(values[column])) for name, values in parts.items()]
+        row += [Part(name, None, "", float(share[column])) for name, share in parts.items()]
         found.append(row)
     return found
