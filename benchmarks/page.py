@@ -22,7 +22,8 @@ import numpy as np
 LONGEST = 20  # items of a history
 PAUSE = 60  # milliseconds after a click
 CLICK = """(async () => {
-  const lists = document.getElementById("lists"), found = document.querySelectorAll(".found button");
+  const lists = document.getElementById("lists");
+  const found = document.querySelectorAll(".found button");
   const wait = (time) => new Promise((done) => setTimeout(done, time));
   if (%(place)d === 0) { document.getElementById("clear").click(); await wait(1000); }
   const began = performance.now();
