@@ -62,15 +62,18 @@ def slices(models: Models, shown: list[str], legend: Legend) -> str:
 
 
 def _nothing(models: Models, columns: list[tuple[str, str]]) -> str:
-    """A sentence about each slice in which no model finds anything."""
+    """A sentence about the slices in which no model finds anything, by the first metric."""
     told = []
+    first = columns[0][0]
     for metric, part in columns:
+        if metric != first:
+            continue
         best = max(mean for mean, _ in model_means(models, metric, part).values())
         if metric not in LOWER_IS_BETTER and best < NOTHING:
             told.append(f"{SLICES[part]} ({metric_label(metric)} at most {decimals(best)})")
     if not told:
         return ""
-    return f"<p>No model finds anything that is worth the name for {escape(', '.join(told))}.</p>"
+    return f"<p>No model finds {escape(', '.join(told))}.</p>"
 
 
 def _coverage(models: Models) -> str:

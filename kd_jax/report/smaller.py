@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,9 @@ def smaller(models: Models, legend: Legend) -> str:
     found = [entry["smaller"] for entry in _measured(entries)]
     metric = next(key for key in found[0]["sizes"][0] if key not in ("bits", "dim", "bytes"))
     points = _points(found, metric)
+    first = found[0]["sizes"][0]
+    if next(iter(points), None) != (first["bits"], first["dim"]):
+        return ""  # the trained vectors have no value
     chart = _chart(points, metric, name, models, legend)
     return html.grid([chart]) + _words(points, metric, name) + _table(points, metric, name, found)
 
@@ -91,6 +94,8 @@ def _chart(
             (dims, "s", BASE["ink"], "fewer numbers"),
             (bits, "o", legend.colour(name), "fewer bits"),
         ):
+            if len(sizes) < 2:
+                continue
             chosen = sorted((points[size] for size in sizes), key=lambda point: point.cost)
             axes.errorbar(
                 [point.cost for point in chosen],
@@ -113,8 +118,8 @@ def _chart(
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: human_bytes(value))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
-        axes.set_ylim(0, 1.25 * max([point.mean + point.std for point in points.values()]) or 1)
-        _labels(axes, points, bits, full)
+        axes.set_ylim(0, 1.4 * max([point.mean + point.std for point in points.values()]) or 1)
+        _labels(axes, points, full)
         short_ticks(axes.yaxis)
         figure.legend(loc="outside upper left", ncols=3)
 
@@ -126,19 +131,18 @@ def _chart(
     return svg(caption, said, HEIGHT, legend, draw)
 
 
-def _labels(axes: Axes, points: Mapping[Size, Point], bits: Sequence[Size], full: Size) -> None:
-    """Bits on a line above all whiskers, numbers on a line below them."""
+def _labels(axes: Axes, points: Mapping[Size, Point], full: Size) -> None:
+    """Two lines of labels above all markers and whiskers: bits, and numbers below them."""
     top = max(point.mean + point.std for point in points.values())
-    bottom = min(point.mean - point.std for point in points.values())
     for size, point in points.items():
-        above = size in bits
+        bits = size.dim == full.dim
         axes.annotate(
-            f"{size.bits} bits" if above else f"{size.dim} of {full.dim}",
-            (point.cost, top if above else bottom),
-            (0, 9 if above else -9),
+            f"{size.bits} bits" if bits else f"{size.dim} of {full.dim}",
+            (point.cost, top),
+            (0, 21 if bits else 7),
             textcoords="offset points",
             ha="center",
-            va="bottom" if above else "top",
+            va="bottom",
         )
 
 
