@@ -92,4 +92,4 @@ def _new(models: Models, legend: Legend) -> str:
     told = [way.format(time=human_time(known[key])) for key, way in ways.items() if known[key]]
     if not told:
         return ""
-    return f"{told[0][:1].upper()}{' and '.join(told)[1:]}; nothing is trained for that."
+    return f"{told[0][:1].upper()}{', and '.join(told)[1:]}; nothing is trained for that."
