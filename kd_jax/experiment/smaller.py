@@ -131,14 +131,14 @@ def cut_vectors(found: Vectors, dim: int) -> Vectors:
     """
     mean = found.contexts.mean(0)
     contexts, items = cut(found.contexts - mean, found.items, dim)
-    more = ((0, 0), (0, found.items.shape[1] - dim))
+    more = ((0, 0), (0, found.items.shape[1] - items.shape[1]))
     return Vectors(np.pad(contexts, more), np.pad(items, more), found.bias + found.items @ mean)
 
 
 def cut(
     contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim: int
 ) -> tuple[Float[np.ndarray, "U d"], Float[np.ndarray, "I d"]]:
-    """The best user vectors [U, d] and item vectors [I, d] with d = min(dim, D).
+    """The best user vectors [U, d] and item vectors [I, d] with d = min(dim, D, U, I).
 
     Of all matrices of rank d, users @ items.T has the smallest squared error from contexts @
     items.T, summed over all users and items. Source: Eckart and Young, "The approximation of one
@@ -148,7 +148,7 @@ def cut(
     (q_users, r_users), (q_items, r_items) = (
         np.linalg.qr(side.astype(np.float64)) for side in (contexts, items)
     )
-    left, values, right = np.linalg.svd(r_users @ r_items.T)
+    left, values, right = np.linalg.svd(r_users @ r_items.T, full_matrices=False)
     scale = np.sqrt(values[:dim])[None]
     users = q_users @ (left[:, :dim] * scale)
     vectors = q_items @ (right[:dim].T * scale)

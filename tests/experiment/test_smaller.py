@@ -59,6 +59,9 @@ def test_the_cut_is_the_best_of_its_rank_and_exact_at_full_rank():
     assert all(more > less for more, less in zip(errors, errors[1:], strict=False))
     users, rows = smaller.cut(contexts, items, 99)
     assert users.shape == (30, 6)
+    few = smaller.cut(contexts[:4], items, 5)  # fewer users than dimensions
+    assert few[0].shape == (4, 4)
+    np.testing.assert_allclose(few[0] @ few[1].T, full[:4], atol=1e-4)
     np.testing.assert_allclose(users @ rows.T, full, atol=1e-4)
 
 
