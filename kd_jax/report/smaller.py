@@ -167,8 +167,8 @@ def _words(points: Mapping[Size, Point], metric: str, name: str) -> str:
     return (
         f"<p>With {how}, the vectors of the {escape(spoken(name))} student take"
         f" {human_bytes(point.cost)} instead of {human_bytes(whole.cost)} and keep"
-        f" {share(point.mean / whole.mean)} of its {called}. No smaller size below loses less"
-        " than 1 %.</p>"
+        f" {share(point.mean / whole.mean)} of its {called}. No smaller size in the table loses"
+        " less than 1 %.</p>"
     )
 
 
