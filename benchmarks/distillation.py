@@ -37,7 +37,7 @@ TEACHERS = ("teacher", "control_teacher")
 METHODS = (
     *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
     *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
-    *("item_matching", "context_matching", "rkd", "ftd"),
+    *("item_matching", "context_matching", "rkd", "ftd", "htd"),
 )
 STAGES = "('data','labels','student','distilled','evaluate')"
 UNTUNED = [f"--config.tuned.{role}=None" for role in ("student", "control", "distilled")]

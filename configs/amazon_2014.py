@@ -11,7 +11,9 @@ at https://jmcauley.ucsd.edu/data/amazon/.
 
 Leave-one-out over the whole catalogue, the protocol of sequential recommendation. The plain student
 is a SASRec of one block and 256 numbers with 256 uniform negatives, whose item vectors start from
-the language model's (docs/results.md).
+the language model's. The distilled one, of the same form, learns from the clicks and from the mean
+of the logits of the plain students of all seeds. With --config.student.sasrec.vectors=random both
+have item IDs alone (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -43,5 +45,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.optimizer.patience = 4
     c.distill.negatives = 256
     c.distill.negatives_power = 0.0
+    c.distill.top = 16
+    c.distill.teachers = "all"
+    c.distill.terms = {
+        "clicks": {"loss": "ce", "items": "sampled"},
+        "soft": {"loss": "kl", "items": "sampled", "teacher": "student"},
+    }
+    c.stages = ("data", "student", "labels", "distilled", "evaluate", "export", "report")
+    c.export.runtime.bits = 8
     c.eval.valid_users = 5000
     return shrink(c) if runlocal else c

@@ -23,10 +23,11 @@ def get_config() -> ConfigDict:
     c.init_steps = ConfigDict({"teacher": 0.0, "student": 0.125})
     # of its learning rates, which are multiplied by this
     c.init_rate = 0.3
-    # 'data', each role, 'labels' before the students, then what is made of them
-    teachers = [role.name for role in roles.teachers()]
-    students = [role.name for role in roles.students()]
-    c.stages = ("data", *teachers, "labels", *students, "evaluate", "export", "report")
+    # 'data', each role, 'labels' before the students that learn from them, then what is made of
+    # them; stages run in this order
+    before = [*(role.name for role in roles.teachers()), roles.plain_student().name]
+    after = [role.name for role in roles.students() if role.distilled]
+    c.stages = ("data", *before, "labels", *after, "evaluate", "export", "report")
     c.data = data()
     c.rate = ConfigDict()
     # task 'rate': class = number of boundaries at or below the rating
@@ -282,6 +283,8 @@ def student() -> ConfigDict:
     c.sasrec.history = 20
     c.sasrec.blocks = 2
     c.sasrec.heads = 2
+    # 'plain', or 'ligr': the gated blocks of eSASRec (docs/students.md)
+    c.sasrec.block = "plain"
 
     c.optimizer = ConfigDict()
     # the fields that teacher.optimizer has too mean the same
@@ -344,7 +347,8 @@ def distill() -> ConfigDict:
     #   items        'all', 'warm' (those with a training interaction), or an estimate of either
     #                from a sample, 'sampled' and 'sampled_warm' (all terms or none); 'shown': of a
     #                loss of clicks, the items of an impression, which examples then are
-    #   teacher      the source of its labels: '' (the run's own) or a name of distill.sources
+    #   teacher      the source of its labels: '' (the run's own), a name of distill.sources ('a+b':
+    #                the mean of the logits of two), or 'student': the run's plain student
     #   head         False; True gives the term a head of its own, which is not exported
     # On the command line --config.distill.terms.soft.weight.end=0 gives a term a schedule,
     # --config.distill.terms.new.loss=kl makes a new one and --config.distill.terms.soft=None
@@ -354,7 +358,8 @@ def distill() -> ConfigDict:
     )
     # Teachers from outside (docs/labels.md), each a section {path, confidence}. path: a JSONL file
     # of lists, a workdir, or a model in one; confidence: '' or 'entropy', weights by
-    # 1 - normalised entropy
+    # 1 - normalised entropy; 'target': the share of the probability of what came next, among all
+    # sources with 'target'
     c.sources = ConfigDict()
     # a list without scores: exp(-rank / rank_decay)
     c.rank_decay = 10.0
@@ -368,8 +373,11 @@ def distill() -> ConfigDict:
     c.top = 64
     # 'cached' on disk, or 'online' in the step: the same loss
     c.labels = "cached"
-    # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits
+    # 'own': the teacher of the student's seed; 'all': the mean of all seeds' logits, of the run's
+    # own teacher and of its plain student
     c.teachers = "own"
+    # share of their item biases that is taken from the teachers' logits (docs/methods.md)
+    c.debias = 0.0
     return c
 
 

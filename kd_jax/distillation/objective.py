@@ -35,7 +35,7 @@ class StepInputs(NamedTuple):
     teachers: the scores of each teacher for this batch. warm: bool [C], the classes with a training
     interaction, or None. progress: scalar in [0, 1]. draws: the negatives of an objective over a
     sample of the catalogue. items: by term, the items with the scores or vectors that it compares,
-    see ``chosen_items``. key: for losses that sample among their candidates.
+    see ``chosen_items``. key: for losses that draw, among their candidates or groups.
     """
 
     batch: Batch
@@ -348,10 +348,13 @@ class _Work:
     def vector_mean(self, term: Term, loss: VectorLoss) -> Array:
         student, teacher = self.scores, self.inputs.teachers[term.teacher].scores
         assert isinstance(student, Factors) and isinstance(teacher, Factors)
-        auxiliary = self.auxiliary.get(term.name, {})
+        auxiliary, key = self.auxiliary.get(term.name, {}), self.inputs.key
+        if key is not None:
+            key = jax.random.fold_in(key, self.objective.index(term))
         if not loss.of_items:
             share = self.position_weights(term).reshape(-1)
-            found = loss.value(_flat(student.contexts), _flat(teacher.contexts), auxiliary, share)
+            contexts = _flat(student.contexts), _flat(teacher.contexts)
+            found = loss.value(*contexts, auxiliary, share, key)
             return jnp.sum(found * share)
         vectors, warm = (student.vectors, teacher.vectors), self.warm(term)
         if loss.drawn:
@@ -362,7 +365,8 @@ class _Work:
         share = jnp.ones(count) if warm is None else warm.astype(jnp.float32)
         total = jnp.maximum(jnp.sum(share), 1.0)
         soft = jax.lax.stop_gradient(vectors[1][:count])
-        return jnp.sum(loss.value(vectors[0], soft, auxiliary, share / total) * share) / total
+        found = loss.value(vectors[0], soft, auxiliary, share / total, key)
+        return jnp.sum(found * share) / total
 
 
 def _apart(term: Term) -> bool:

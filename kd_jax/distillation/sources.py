@@ -17,7 +17,8 @@ from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import fingerprint, read_json
 
 FIELDS = ("path", "confidence")
-CONFIDENCES = ("", "entropy")
+TARGET = "target"
+CONFIDENCES = ("", "entropy", TARGET)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Source:
         return {"content": content, "confidence": self.confidence}
 
 
+def members(teacher: str) -> list[str]:
+    """The sources whose logits the teacher of a term has the mean of, 'a+b'; one for 'a'."""
+    return teacher.split("+")
+
+
 def sources(
     sections: Mapping[str, Mapping[str, Any]], reserved: Collection[str], preferred: Sequence[str]
 ) -> dict[str, Source]:
@@ -86,6 +92,11 @@ def sources(
             )
         place = Path(path).expanduser()
         found[name] = Source(name, place, confidence, _folder(field, place, preferred))
+        if confidence == TARGET and found[name].folder is None:
+            raise InputError(
+                f"{field}.confidence={TARGET!r} reads the probability of every target, and {path}"
+                " lists a few items; use 'entropy' or ''"
+            )
     return found
 
 

@@ -154,6 +154,42 @@ def cached_teacher(*folders: Path) -> Teacher:
     return Teacher(arrays, _cached_scores, lambda: arrays["bias"])
 
 
+def debiased(teacher: Teacher, share: float) -> Teacher:
+    """The teacher without a ``share`` of its item biases: its logits less share · bias.
+
+    An item bias is the part of a score that all contexts share, mostly popularity. ``Teacher.bias``
+    is unchanged. For teachers whose scores factorise. Source: the logit adjustment of Menon et al.,
+    "Long-tail Learning via Logit Adjustment", ICLR 2021, with the learned bias in place of the log
+    of the frequency.
+    """
+    if isinstance(teacher.arrays, dict):  # cached labels
+        arrays = teacher.arrays | {"bias": teacher.arrays["bias"] * np.float32(1 - share)}
+        return dataclasses.replace(teacher, arrays=arrays)
+
+    def scores(arrays: PyTree, batch: Batch) -> TeacherScores:
+        found = teacher.scores(arrays, batch)
+        assert isinstance(found.scores, Factors)
+        return found._replace(scores=found.scores._replace(bias=found.scores.bias * (1 - share)))
+
+    return dataclasses.replace(teacher, scores=scores)
+
+
+def shared_by_target(teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """Cached labels of the same examples, each with its share of the weights of all of them.
+
+    Where a weight is the probability of the position's target (``labellers.target_probability``),
+    the share is the probability that this teacher, of a mixture of all in equal parts, gave the
+    target. Source: Jacobs et al., "Adaptive Mixtures of Local Experts", Neural Computation 1991.
+    """
+    total = np.sum([teacher.arrays["weights"] for teacher in teachers.values()], 0)
+    return {
+        name: dataclasses.replace(
+            teacher, arrays=teacher.arrays | {"weights": teacher.arrays["weights"] / total}
+        )
+        for name, teacher in teachers.items()
+    }
+
+
 def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     """Cached labels with the ``k`` items of highest score of every context, int32 [..., k].
 

@@ -105,7 +105,7 @@ def of_section(field: str, section: Mapping[str, Any], *, negatives: int = 0, to
             f"distill.negatives={negatives}, distill.top={top}: for {field}.items={items!r} draw at"
             " least 1 negative, and take 0 or more of the teacher's top items"
         )
-    return dataclasses.replace(term, negatives=negatives, top=top)
+    return dataclasses.replace(term, negatives=negatives, top=top if term.reads_teacher else 0)
 
 
 def _check_fields(term: Term, field: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kd_jax.core.errors import InputError
 from kd_jax.data import text
 from kd_jax.data.prepared.folder import PreparedDataset
+from kd_jax.distillation.sources import members
 from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import baselines
 from kd_jax.experiment import roles
@@ -21,7 +22,7 @@ from kd_jax.experiment.config import reads_text
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
-from kd_jax.experiment.objectives import objective, teachers_of, term_sections
+from kd_jax.experiment.objectives import objective, teacher_in_run, teachers_of, term_sections
 from kd_jax.experiment.roles import ROLES, Role
 from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.serving.exporters import exporter_section
@@ -118,16 +119,39 @@ def _check_role(store: LabelStore, role: Role) -> None:
 def _check_labels(store: LabelStore, student: Role) -> None:
     """Raises InputError for an unsuitable teacher of ``student``, or for missing labels."""
     experiment = store.experiment
+    if debias := experiment.settings(student).distill.debias:
+        _check_debias(experiment, student, debias)
     for name in teachers_of(experiment, student):
+        teacher = teacher_in_run(student, name)
         if name == OWN:
             _check_history(experiment, student)
+        elif teacher is not None:
+            store.outside.check_role(student, teacher)
         else:
-            _check_source(store, student, name)
+            for one in members(name):
+                _check_source(store, student, one)
     untrained = [seed for seed in experiment.seeds if not store.models.has(student, seed)]
     if "labels" not in experiment.config.stages and untrained:
         seeds = {one for seed in untrained for one in experiment.teacher_seeds(seed)}
         for labels in store.of(student, sorted(seeds)):
             labels.check_finished()
+
+
+def _check_debias(experiment: Experiment, student: Role, debias: float) -> None:
+    """Raises InputError unless all teachers of ``student`` have item biases."""
+    if not 0 <= debias <= 1:
+        raise InputError(f"distill.debias={debias} must be from 0 to 1, a share of the item biases")
+    if experiment.task.num_classes:
+        raise InputError(
+            f"distill.debias={debias}: a teacher of task='rate' has no item biases; use 0"
+        )
+    named = [one for name in teachers_of(experiment, student) for one in members(name)]
+    for name in named:
+        if name in experiment.sources and experiment.sources[name].folder is None:
+            raise InputError(
+                f"distill.debias={debias}: the teacher {name!r} lists items and has no item biases;"
+                " use 0, or take it out of distill.terms"
+            )
 
 
 def _check_source(store: LabelStore, student: Role, name: str) -> None:
@@ -172,7 +196,12 @@ def _check_history(experiment: Experiment, student: Role) -> None:
 def _note_sources(experiment: Experiment, students: list[Role]) -> None:
     """Logs the sources that no term reads, and those that a role without text leaves out."""
     read = {
-        role.name: [name for name in teachers_of(experiment, role) if name != OWN]
+        role.name: [
+            one
+            for name in teachers_of(experiment, role)
+            if teacher_in_run(role, name) is None
+            for one in members(name)
+        ]
         for role in students
     }
     unread = experiment.sources.keys() - {name for names in read.values() for name in names}

@@ -19,6 +19,7 @@ from kd_jax.experiment.builders import build, trains_language_model
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import NewItems, kept_of
 from kd_jax.experiment.new_users import NewUsers
+from kd_jax.experiment.objectives import description
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
@@ -60,7 +61,9 @@ def write(models: TrainedModels, exported: Role, seed: int) -> None:
                 compared.write(folder, role.name, export)
         look = role.appearance
         size = 4 * parts.num_params
-        found.append(Described(role.name, look.description, size, look.colour, look.dark))
+        found.append(
+            Described(role.name, description(experiment, role), size, look.colour, look.dark)
+        )
     if leader():
         compared.write_list(folder, found, _dataset(models))
 

@@ -22,14 +22,14 @@ from kd_jax.evaluation.baselines.base import TooLarge
 from kd_jax.evaluation.baselines.chosen import chosen
 from kd_jax.evaluation.significance import Comparison, PerUser, gains
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
-from kd_jax.experiment import new_costs, roles, smaller
+from kd_jax.experiment import ensemble, new_costs, roles, smaller
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import SLICE, NewItems
 from kd_jax.experiment.new_users import NewUsers
-from kd_jax.experiment.objectives import teachers_of
+from kd_jax.experiment.objectives import description, teachers_of
 from kd_jax.experiment.roles import Role
 from kd_jax.models.scorer import table_rows
 
@@ -66,6 +66,8 @@ def evaluate(store: LabelStore) -> None:
     with experiment.log.stage("evaluate", total=total) as bar:
         counts = _add_baselines(experiment, measured)
         _add_models(store, trained, measured, bar)
+        if any(ensemble.learns_from_it(store, role) for role in trained):
+            measured.add(*ensemble.evaluated(store))
     barrier("evaluated")
     if not leader():
         return
@@ -82,20 +84,23 @@ def evaluate(store: LabelStore) -> None:
         "task": experiment.config.task,
         "dataset": _dataset(experiment, counts),
         "models": measured.rows,
-        "gain": gains(per_user, measured.compared, _comparisons(experiment), resamples),
+        "descriptions": {role.name: description(experiment, role) for role in trained},
+        "gain": gains(per_user, measured.compared, _comparisons(store), resamples),
         "serving": _serving(experiment, measured.rows),
     }
     write_json(experiment.workdir / "report/metrics.json", page)
 
 
-def _comparisons(experiment: Experiment) -> list[Comparison]:
-    """Those of the roles, with a transfer ratio if a student learns from the run's own teacher."""
-    return [
-        comparison
-        if OWN in teachers_of(experiment, roles.ROLES[comparison.candidate])
-        else dataclasses.replace(comparison, teacher="")
-        for comparison in roles.comparisons()
-    ]
+def _comparisons(store: LabelStore) -> list[Comparison]:
+    """Those of the roles, with a transfer ratio where a student learns from a model of the run."""
+    found = []
+    for comparison in roles.comparisons():
+        student = roles.ROLES[comparison.candidate]
+        if OWN not in teachers_of(store.experiment, student):
+            teacher = roles.ENSEMBLE if ensemble.learns_from_it(store, student) else ""
+            comparison = dataclasses.replace(comparison, teacher=teacher)
+        found.append(comparison)
+    return found
 
 
 def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict[str, int]]:

@@ -7,13 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from kd_jax.core.files import fingerprint
+from kd_jax.distillation.sources import members
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment.build_student import input_names, teacher_of, window
 from kd_jax.experiment.config import reads_text, selects, student_section
 from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.objectives import objective, reads_impressions, teachers_of
+from kd_jax.experiment.objectives import objective, reads_impressions, teacher_in_run, teachers_of
 from kd_jax.experiment.origin import origin_of
-from kd_jax.experiment.roles import ROLES, Role
+from kd_jax.experiment.roles import Role
 from kd_jax.models.students.base import ITEM_TEXT
 
 # Fields that only a teacher with a language model reads.
@@ -24,6 +25,9 @@ OF_TEXT = {
     ),
     "optimizer": ("lm_learning_rate",),
 }
+
+# Fields of students that came later: at the value of before, they are not part of an identity.
+LATER = {"block": "plain"}
 
 
 def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]:
@@ -68,16 +72,25 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
     distill: dict[str, Any] = {"terms": [term.identity() for term in terms]}
     if terms[0].sampled:
         distill["negatives_power"] = c.distill.negatives_power
+    if role.distilled and (debias := c.distill.get("debias", 0.0)):
+        distill["debias"] = debias
     for name in teachers_of(experiment, role):
-        if name == OWN:
-            teacher = ROLES[role.labels_from]
+        if teacher := teacher_in_run(role, name):
             made = [identity_of(experiment, teacher, one) for one in experiment.teacher_seeds(seed)]
-            distill |= dict(labels=c.distill.labels, teacher=fingerprint(made))
+            if name == OWN:
+                distill |= dict(labels=c.distill.labels, teacher=fingerprint(made))
+            else:
+                distill[name] = fingerprint(made)
         else:
-            distill.setdefault("sources", {})[name] = identity_of_source(experiment, name)
+            read = {one: identity_of_source(experiment, one) for one in members(name)}
+            distill.setdefault("sources", {}).update(read)
     # Of the students' sections, those that the chosen one reads.
     chosen = c.student.name
-    sections = {chosen: student_section(c).to_dict(), "optimizer": c.student.optimizer.to_dict()}
+    section = student_section(c).to_dict()
+    for name, first in LATER.items():
+        if section.get(name) == first:
+            del section[name]
+    sections = {chosen: section, "optimizer": c.student.optimizer.to_dict()}
     found = dict(
         student={"name": chosen} | sections, distill=distill, window=window(experiment, role)
     )

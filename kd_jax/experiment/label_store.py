@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import fingerprint, read_json, write_json
@@ -19,14 +20,22 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.data.splits import TRAIN
 from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.distillation import label_cache, labellers
-from kd_jax.distillation.teachers import Teacher, cached_teacher, online_teacher, with_top_items
+from kd_jax.distillation.sources import TARGET, members
+from kd_jax.distillation.teachers import (
+    Teacher,
+    cached_teacher,
+    debiased,
+    online_teacher,
+    shared_by_target,
+    with_top_items,
+)
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import example_kind, examples_of, window
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.earlier import EarlierRun
 from kd_jax.experiment.identity import identity_of, identity_of_source
-from kd_jax.experiment.objectives import objective, reads_impressions, teachers_of
+from kd_jax.experiment.objectives import objective, reads_impressions, teacher_in_run, teachers_of
 from kd_jax.experiment.outside import OutsideTeachers
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import ROLES, Role
@@ -70,6 +79,7 @@ class LabelStore:
         self.models, self.experiment = models, models.experiment
         self.outside = OutsideTeachers(models.experiment)
         self.earlier = EarlierRun(models.experiment)
+        self._top: dict[tuple[Any, ...], np.ndarray] = {}
 
     def write(self) -> None:
         """Writes the labels of all training examples once; every process writes its share."""
@@ -129,32 +139,47 @@ class LabelStore:
 
         own: whether to include those of its own teachers, one for each of ``seeds``.
         """
-        own = own and self.experiment.config.distill.labels == "cached"
+        online = self.experiment.config.distill.labels == "online"
         found: list[LabelSet] = []
         for name in teachers_of(self.experiment, student):
-            if name != OWN:
-                found.append(self.of_source(student, name))
-            elif own:
-                found += [self._of_teacher(student, seed) for seed in seeds]
+            in_run = teacher_in_run(student, name) is not None
+            if not in_run or (own and not (online and name == OWN)):
+                found += self._named(student, name, seeds)
         return found
+
+    def _named(self, student: Role, name: str, seeds: Sequence[int]) -> list[LabelSet]:
+        """The labels whose mean is those of a term's teacher ``name``."""
+        if role := teacher_in_run(student, name):
+            return [self._of_role(student, role, seed) for seed in seeds]
+        return [self.of_source(student, one) for one in members(name)]
 
     def teachers(self, student: Role, seed: int, parts: ModelParts) -> dict[str, Teacher]:
         """The teachers of a student, by name; empty for a role that has none."""
         found: dict[str, Teacher] = {}
         top = max(term.num_top for term in objective(self.experiment, student))
+        debias = self.experiment.settings(student).distill.debias
         for name in teachers_of(self.experiment, student):
             if name == OWN and self.experiment.config.distill.labels == "online":
-                found[name] = self._online(student, seed, parts)
+                online = self._online(student, seed, parts)
+                found[name] = debiased(online, debias) if debias else online
                 continue
-            seeds = self.experiment.teacher_seeds(seed)
-            several = [self.of_source(student, name)] if name != OWN else []
-            several = several or [self._of_teacher(student, one) for one in seeds]
+            several = self._named(student, name, self.experiment.teacher_seeds(seed))
             for labels in several:
                 labels.check_finished()
             teacher = cached_teacher(*(labels.folder for labels in several))
+            if debias:
+                teacher = debiased(teacher, debias)
             if top and "contexts" in teacher.arrays:
-                teacher = with_top_items(teacher, top)
+                key = (*(labels.identity for labels in several), top, debias)
+                if key not in self._top:  # the teacher of all seeds may be the same
+                    self._top[key] = with_top_items(teacher, top).arrays["top"]
+                arrays = teacher.arrays | {"top": self._top[key]}
+                teacher = dataclasses.replace(teacher, arrays=arrays)
             found[name] = teacher
+        sources = self.experiment.sources
+        by_target = [x for x in found if x in sources and sources[x].confidence == TARGET]
+        if by_target:
+            found |= shared_by_target({name: found[name] for name in by_target})
         return found
 
     def _online(self, student: Role, seed: int, parts: ModelParts) -> Teacher:
@@ -163,9 +188,9 @@ class LabelStore:
         best = self.models.best(role, seed, teacher, (TRAIN,))
         return online_teacher(teacher.graphdef, *best, example_kind=parts.example_kind)
 
-    def _of_teacher(self, student: Role, seed: int) -> LabelSet:
-        """The labels of the run's own teacher for every training example of ``student``."""
-        role, experiment = ROLES[student.labels_from], self.experiment
+    def _of_role(self, student: Role, role: Role, seed: int) -> LabelSet:
+        """The labels of a model of this run for every training example of ``student``."""
+        experiment = self.experiment
         history, where = window(experiment, student), example_kind(experiment, student)
         rates = experiment.task.num_classes > 0
 
@@ -177,7 +202,8 @@ class LabelStore:
 
         made = [identity_of(experiment, role, seed), *_positions(where), history]
         made += self._lists(student)
-        folder = experiment.workdir / f"labels/{role.name}.seed{seed}"
+        reader = "" if role.is_teacher else f".{student.name}"
+        folder = experiment.workdir / f"labels/{role.name}.seed{seed}{reader}"
         return LabelSet(f"{role.name} (seed {seed})", folder, fingerprint(made), make)
 
     def _lists(self, student: Role) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.files import read_json
-from kd_jax.distillation.sources import Source
+from kd_jax.distillation.sources import Source, members
 from kd_jax.distillation.term import OWN, Limits, Objective, Term, check, of_section
 from kd_jax.experiment import roles
 from kd_jax.experiment.config import settings_of, student_section, trains_text
@@ -41,9 +42,8 @@ def objective(experiment: Experiment, role: Role) -> Objective:
     for field, section in sections.items():
         sample = {"negatives": c.distill.negatives, "top": c.distill.top}
         term = of_section(field, section, **sample)
-        if term.teacher != OWN and term.teacher not in experiment.sources:
-            known = nearest(term.teacher, experiment.sources)
-            raise InputError(f"{field}.teacher={term.teacher!r} is not in distill.sources{known}")
+        if term.teacher != OWN and teacher_in_run(role, term.teacher) is None:
+            _check_teacher(f"{field}.teacher={term.teacher!r}", term.teacher, experiment.sources)
         terms.append(term)
     if role.distilled and not role.text:
         terms = _without_text(terms, experiment, role)
@@ -57,12 +57,32 @@ def objective(experiment: Experiment, role: Role) -> Objective:
     return tuple(terms)
 
 
+def _check_teacher(where: str, teacher: str, sources: Mapping[str, Source]) -> None:
+    """Raises InputError for a teacher that is no source, nor the mean of models."""
+    names = members(teacher)
+    for name in names:
+        if name not in sources:
+            raise InputError(
+                f"{where}: {name!r} is not in distill.sources{nearest(name, sources)}; 'a+b' is the"
+                f" mean of the logits of two sources, {roles.plain_student().name!r} the run's own"
+            )
+        if len(names) > 1 and (sources[name].folder is None or sources[name].confidence):
+            raise InputError(
+                f"{where} is a mean of logits, which {name!r} cannot be part of: only models"
+                " without confidence can; give it a term of its own"
+            )
+
+
 def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list[Term]:
     """The terms without those that may depend on a language model."""
-    sources = experiment.sources
-    kept = [
-        term for term in terms if term.teacher == OWN or not may_hold_text(sources[term.teacher])
-    ]
+    plain = roles.plain_student()
+
+    def may(teacher: str) -> bool:
+        if teacher == plain.name:
+            return _has_text(experiment.settings(plain))
+        return any(may_hold_text(experiment.sources[name]) for name in members(teacher))
+
+    kept = [term for term in terms if term.teacher == OWN or not may(term.teacher)]
     if not kept:
         raise InputError(
             "distill.terms: all read sources that may hold a language model, and none is left for"
@@ -119,7 +139,10 @@ def may_hold_text(source: Source) -> bool:
 def _reads_text(workdir: Path, role: Role) -> bool:
     """Whether a student of another workdir reads the language model's vectors."""
     config = ConfigDict(read_json(workdir / "config.json", "take it out of distill.sources"))
-    config = settings_of(config, role)
+    return _has_text(settings_of(config, role))
+
+
+def _has_text(config: ConfigDict) -> bool:
     return ITEM_TEXT in student_class(config.student.name).reads(student_section(config).vectors)
 
 
@@ -131,6 +154,26 @@ def start_of_bias(c: ConfigDict) -> str:
 def starts_from_teacher(c: ConfigDict) -> bool:
     """Whether the item biases start at the teacher's."""
     return start_of_bias(c) == roles.TEACHER_BIAS
+
+
+def teacher_in_run(student: Role, teacher: str) -> Role | None:
+    """The role of the run that a term's ``teacher`` names; None if it is a source."""
+    if teacher == OWN:
+        return roles.ROLES[student.labels_from] if student.distilled else None
+    plain = roles.plain_student()
+    return plain if teacher == plain.name and student.distilled else None
+
+
+def description(experiment: Experiment, role: Role) -> str:
+    """What a role learns from, as the rest of a sentence that starts with its name."""
+    teachers = teachers_of(experiment, role)
+    if not role.distilled or teachers == (OWN,):
+        return role.appearance.description
+    if not teachers:
+        return roles.plain_student().appearance.description
+    known = {OWN: role.labels_from.replace("_", " "), roles.plain_student().name: "plain student"}
+    found = [f"the {known.get(name, f'source {name}')}" for name in teachers]
+    return f"learns from the soft labels of {' and '.join(found)}"
 
 
 def teachers_of(experiment: Experiment, role: Role) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from kd_jax.core.errors import InputError
 from kd_jax.data import lists
 from kd_jax.data.lists import Lists
@@ -65,15 +67,22 @@ class OutsideTeachers:
     def check(self, student: Role, name: str) -> None:
         """Raises InputError for a model that cannot teach ``student``."""
         models, role, _ = self.model(name)
+        folder = self.experiment.sources[name].folder
+        self._check(student, models.experiment.settings(role), role, f"{name!r}: {folder}")
+
+    def check_role(self, student: Role, role: Role) -> None:
+        """Raises InputError for a model of this run that cannot teach ``student``."""
+        self._check(student, self.experiment.settings(role), role, f"{role.name!r}: the model")
+
+    def _check(self, student: Role, c: ConfigDict, role: Role, model: str) -> None:
+        """Checks a model, of a role with the settings ``c``."""
         if self.experiment.task.num_classes:
             return
-        c, source = models.experiment.settings(role), self.experiment.sources[name]
-        where = f"distill.sources: {name!r}:"
         kind = role.name if role.is_teacher else c.student.name
         if not role.is_teacher and not student_class(kind).factorised:
             raise InputError(
-                f"{where} the scores of {source.folder} ({kind!r}) do not factorise, and cannot be"
-                " kept as vectors; use a student whose scores factorise"
+                f"distill: the teacher {model} ({kind!r}) has scores that do not factorise, and"
+                " cannot be kept as vectors; use a student whose scores factorise"
             )
         if example_kind(self.experiment, student) != "all":
             return
@@ -88,7 +97,7 @@ class OutsideTeachers:
             mine = self.experiment.settings(student).student.name
             reads = f"reads {history}" if follows else "does not read histories item by item"
             raise InputError(
-                f"{where} student.name={mine!r} learns after each of {length} items of a history,"
-                f" and {source.folder} ({kind!r}) {reads}; use a 'sasrec' with"
+                f"distill: student.name={mine!r} learns after each of {length} items of a history,"
+                f" and the teacher {model} ({kind!r}) {reads}; use a 'sasrec' with"
                 " student.sasrec.history as long as here"
             )

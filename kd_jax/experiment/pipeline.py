@@ -65,8 +65,9 @@ def stages() -> dict[str, Stage]:
     return {
         "data": lambda store: describe_data(store.experiment),
         **training(roles.teachers()),
+        **training((roles.plain_student(),)),
         "labels": LabelStore.write,
-        **training(roles.students()),
+        **training(tuple(role for role in roles.students() if role.distilled)),
         "evaluate": evaluate,
         "export": lambda store: export(store.models),
         "report": lambda store: report(store.experiment),

@@ -72,6 +72,49 @@ ID_ONLY = {
     }
 }
 
+# What every model is compared with: lists that are the same for everybody, and models of clicks
+# (``evaluation/baselines``). Their appearance, and how a sentence calls them.
+_EVERYBODY = "the same for every user"
+BASELINES: dict[str, tuple[Appearance, Simple]] = {
+    "popularity": (
+        Appearance("#7b848f", "#98a2ae", "X"),
+        Simple("the popularity baseline", _EVERYBODY, same=True),
+    ),
+    "trending": (
+        Appearance(),
+        Simple("the recent-popularity baseline", _EVERYBODY, same=True),
+    ),
+    "item_knn": (
+        Appearance("#8a7a4e", "#bcae84", "v", "adds up the items that the same users chose"),
+        Simple("the item-kNN baseline", "a table of similar items"),
+    ),
+    "ease": (
+        Appearance("#6f5b4b", "#ad9785", ">", "is the linear model of clicks in closed form"),
+        Simple("the EASE baseline", "a linear model of clicks"),
+    ),
+    "bpr": (
+        Appearance(
+            "#6d7a52", "#a3b187", "<", "is a matrix factorisation of clicks by pairs of items"
+        ),
+        Simple("the BPR baseline", "a matrix factorisation of clicks"),
+    ),
+    "ials": (
+        Appearance(
+            "#5c6f7e",
+            "#94a7b6",
+            "p",
+            "is a matrix factorisation of clicks by weighted least squares",
+        ),
+        Simple("the iALS baseline", "a matrix factorisation of clicks"),
+    ),
+}
+
+# The plain students of all seeds, where a student learns from the mean of their logits.
+ENSEMBLE = "ensemble"
+_OF_ENSEMBLE = Appearance(
+    "#7a5ea8", "#b39ddb", "h", "is the mean of the plain students of all seeds"
+)
+
 # Warm hues have a language model behind them, cool ones item IDs (after Okabe & Ito's
 # colour-blind-safe palette).
 _ROWS = (
@@ -120,39 +163,12 @@ _ROWS = (
         over={
             "student": "",
             "control": "lm_share",
-            "trending": "over_trending",
-            "popularity": "over_popularity",
-            **{name: f"over_{name}" for name in ("item_knn", "ease", "bpr", "ials")},
+            **{name: f"over_{name}" for name in BASELINES},
         },
         export=3,
     ),
 )
 ROLES: dict[str, Role] = {role.name: role for role in _ROWS}  # in the order of training
-
-# What every model is compared with: lists that are the same for everybody, and models of clicks.
-BASELINES = {
-    "popularity": Appearance("#7b848f", "#98a2ae", "X"),
-    "trending": Appearance(),
-    "item_knn": Appearance(
-        "#8a7a4e", "#bcae84", "v", "adds up the items that the same users chose"
-    ),
-    "ease": Appearance("#6f5b4b", "#ad9785", ">", "is the linear model of clicks in closed form"),
-    "bpr": Appearance(
-        "#6d7a52", "#a3b187", "<", "is a matrix factorisation of clicks by pairs of items"
-    ),
-    "ials": Appearance(
-        "#5c6f7e", "#94a7b6", "p", "is a matrix factorisation of clicks by weighted least squares"
-    ),
-}
-_EVERYBODY = "the same for every user"
-SIMPLE = {
-    "popularity": Simple("the popularity baseline", _EVERYBODY, same=True),
-    "trending": Simple("the recent-popularity baseline", _EVERYBODY, same=True),
-    "item_knn": Simple("the item-kNN baseline", "a table of similar items"),
-    "ease": Simple("the EASE baseline", "a linear model of clicks"),
-    "bpr": Simple("the BPR baseline", "a matrix factorisation of clicks"),
-    "ials": Simple("the iALS baseline", "a matrix factorisation of clicks"),
-}  # how a sentence calls them
 
 
 def role_of(name: str, where: str) -> Role:
@@ -202,7 +218,12 @@ def comparisons() -> tuple[Comparison, ...]:
 
 def legend() -> Legend:
     """The appearance of the models in the report."""
-    models = BASELINES | {role.name: role.appearance for role in in_tables()}
+    models = {name: look for name, (look, _) in BASELINES.items()}
+    for role in in_tables():
+        models[role.name] = role.appearance
+        if role == plain_student():
+            models[ENSEMBLE] = _OF_ENSEMBLE
+    simple = {name: words for name, (_, words) in BASELINES.items()}
     compared = comparisons()
     large = ROLES[compared[0].candidate].labels_from if compared else ""
-    return Legend(models, compared, large, SIMPLE)
+    return Legend(models, compared, large, simple)

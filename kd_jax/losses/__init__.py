@@ -11,7 +11,7 @@ from kd_jax.losses.named import DecoupledKL, TopKL
 from kd_jax.losses.on_policy_kl import OnPolicyKL
 from kd_jax.losses.rce import RCE
 from kd_jax.losses.rd import RD
-from kd_jax.losses.relational import FTD, RKD, ContextMatching
+from kd_jax.losses.relational import FTD, HTD, RKD, ContextMatching
 from kd_jax.losses.reverse_kl import ReverseKL
 from kd_jax.losses.rrd import RRD
 from kd_jax.losses.softmax import KL, CrossEntropy, JensenShannon, SoftCrossEntropy
@@ -39,4 +39,5 @@ LOSSES: dict[str, type[Loss]] = {
     "item_matching": ItemMatching,
     "rkd": RKD,
     "ftd": FTD,
+    "htd": HTD,
 }

@@ -179,10 +179,12 @@ class VectorLoss:
         teacher: Float[Array, "N Dt"],
         auxiliary: Params,
         share: Float[Array, " N"],
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, " N"]:
         """The loss of each vector; share: its weight in the mean, which losses of pairs read.
 
-        The shares sum to 1, or are all 0 where no vector takes part.
+        The shares sum to 1, or are all 0 where no vector takes part. key: for losses that draw at
+        every step.
         """
         raise NotImplementedError
 

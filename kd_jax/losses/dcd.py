@@ -27,8 +27,8 @@ class DCD(OnPolicyLoss):
     Ranks are those among the row's candidates: the teacher's ``top``, the student's ``own``, and
     the ``drawn``. For the best items of a model they are its ranks in the catalogue. Source: Lee
     and Kim, "Dual Correction Strategy for Ranking Distillation in Top-N Recommender System", CIKM
-    2021, section 3, the correction on the side of the users; that of the items (users of an item)
-    needs scores of many users for one item and is not computed.
+    2021, the correction on the side of the users; that of the items (users of an item) needs scores
+    of many users for one item and is not computed.
     """
 
     top: int = 100

@@ -23,9 +23,9 @@ class DLLM2Rec(OnPolicyLoss):
 
     for the rank r = 1, 2, … of the teacher, and its probabilities p. Source: Cui et al.,
     "Distillation Matters: Empowering Sequential Recommenders to Match the Performance of Large
-    Language Models", RecSys 2024 (arXiv 2405.00338), section 4.1. There the confidence is the
-    distance between the text that the language model generates and that of the item; here it is
-    read from the teacher's scores.
+    Language Models", RecSys 2024 (arXiv 2405.00338). There the confidence is the distance
+    between the text that the language model generates and that of the item; here it is read from
+    the teacher's scores.
     """
 
     top: int = 10

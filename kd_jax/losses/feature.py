@@ -36,5 +36,6 @@ class SquaredDistance(VectorLoss):
         teacher: Float[Array, "N D"],
         auxiliary: Params,
         share: Float[Array, " N"],
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, " N"]:
         return 0.5 * jnp.mean((student - teacher) ** 2, axis=-1)

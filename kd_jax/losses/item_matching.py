@@ -34,6 +34,7 @@ class ItemMatching(VectorLoss):
         teacher: Float[Array, "N Dt"],
         auxiliary: Params,
         share: Float[Array, " N"],
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, " N"]:
         projected = student @ auxiliary["kernel"] + auxiliary["bias"][None]
         return 0.5 * jnp.mean((projected - teacher) ** 2, axis=-1)

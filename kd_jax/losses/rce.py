@@ -25,8 +25,8 @@ class RCE(OnPolicyLoss):
     student are softmaxes over the set of each part, in nats.
 
     Source: Zhu and Zhang, "Rejuvenating Cross-Entropy Loss in Knowledge Distillation for
-    Recommender Systems", arXiv 2509.20989, section 5. There the second set is a sample in
-    proportion to both models' scores; here it has the student's best items without sampling.
+    Recommender Systems", arXiv 2509.20989. There the second set is a sample in proportion to
+    both models' scores; here it has the student's best items without sampling.
     """
 
     top: int = 100

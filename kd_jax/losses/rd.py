@@ -24,7 +24,8 @@ class RD(CandidateLoss):
     teacher; mu=0 leaves that factor out. The student's rank is estimated from the ``drawn`` items:
     1 + floor(n (items - 1) / drawn), where n of them score at least as high and are none of the
     teacher's: a student that scores all items alike has all its ranks to learn. A row without any
-    weight has loss 0. Source: Tang and Wang, "Ranking Distillation", KDD 2018, equations 7 to 10.
+    weight has loss 0. Source: Tang and Wang, "Ranking Distillation: Learning Compact Ranking Models
+    With High Performance for Recommender System", KDD 2018.
     """
 
     top: int = 10

@@ -23,7 +23,7 @@ class RRD(CandidateLoss):
 
     The interesting items are drawn anew at every step among the teacher's ``top``, the item of rank
     r in proportion to exp(-r / rank_scale), by Gumbel top-k. Source: Kang et al., "DE-RRD: A
-    Knowledge Distillation Framework for Recommender System", CIKM 2020, section 4.2, equation 9.
+    Knowledge Distillation Framework for Recommender System", CIKM 2020.
     """
 
     top: int = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,9 +88,41 @@ class Block(nnx.Module):
             q = q[:, -1:]
             mask = mask[:, :, -1:]
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape)
-        x = x + dropout(self.out(attended), self.dropout, rngs)
-        hidden = self.activation(self.up(self.norm2(x)))
-        return x + dropout(self.down(hidden), self.dropout, rngs)
+        x = self._plus(x, dropout(self.out(attended), self.dropout, rngs), 0)
+        hidden = self._hidden(self.norm2(x))
+        return self._plus(x, dropout(self.down(hidden), self.dropout, rngs), 1)
+
+    def _plus(self, x: Array, change: Array, part: int) -> Array:
+        """The residual connection of the attention (part 0) or of the MLP (part 1)."""
+        return x + change
+
+    def _hidden(self, x: Array) -> Array:
+        return self.activation(self.up(x))
+
+
+class GatedBlock(Block):
+    """A pre-norm block whose two changes are gated by their input, with a SwiGLU in its MLP.
+
+    x + sigmoid(gate(x)) * change, where x is the input before its norm, gate a linear map of the
+    width and change the output of the attention or of the MLP; the MLP is
+    down(silu(up(x)) * side(x)). Source: the LiGR layers of Borisyuk et al., "From Features to
+    Transformers: Redefining Ranking for Scalable Impact", arXiv 2502.03417, in a SASRec as in
+    eSASRec, arXiv 2508.06450.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float, widen: int, *, rngs: nnx.Rngs):
+        super().__init__(dim, heads, dropout, widen, jax.nn.silu, rngs=rngs)
+        self.side = nnx.Linear(dim, widen * dim, rngs=rngs)
+        self.gates = nnx.List([nnx.Linear(dim, dim, rngs=rngs) for _ in range(2)])
+
+    def _plus(self, x: Array, change: Array, part: int) -> Array:
+        return x + jax.nn.sigmoid(self.gates[part](x)) * change
+
+    def _hidden(self, x: Array) -> Array:
+        return super()._hidden(x) * self.side(x)
+
+
+GELU_BLOCK = functools.partial(Block, widen=4, activation=jax.nn.gelu)
 
 
 class Packed(NamedTuple):
@@ -115,7 +148,8 @@ class CausalTransformer(nnx.Module):
 
     Raises InputError if ``heads`` does not divide ``dim``. Source: Kang and McAuley,
     "Self-Attentive Sequential Recommendation", ICDM 2018 (learned positions; its MLP has the width
-    of the model and a ReLU), with the norm before each layer.
+    of the model and a ReLU), with the norm before each layer. block: makes a block of a width, a
+    number of heads and a rate of dropout.
     """
 
     def __init__(
@@ -126,8 +160,7 @@ class CausalTransformer(nnx.Module):
         length: int,
         dropout: float,
         *,
-        widen: int = 4,
-        activation: Activation = jax.nn.gelu,
+        block: Callable[..., Block] = GELU_BLOCK,
         rngs: nnx.Rngs,
     ):
         if dim % heads:
@@ -138,9 +171,7 @@ class CausalTransformer(nnx.Module):
         self.dim = dim
         self.dropout = dropout
         self.position = nnx.Param(normal(rngs, (length, dim), 0.1))
-        self.blocks = nnx.List(
-            [Block(dim, heads, dropout, widen, activation, rngs=rngs) for _ in range(blocks)]
-        )
+        self.blocks = nnx.List([block(dim, heads, dropout, rngs=rngs) for _ in range(blocks)])
         self.norm = nnx.LayerNorm(dim, rngs=rngs)
 
     def __call__(
@@ -178,19 +209,28 @@ class CausalTransformer(nnx.Module):
 
 
 def runtime_arrays(transformer: CausalTransformer) -> dict[str, Any]:
-    """The fields of ``runtime.contexts.Transformer``; there must be at least one block."""
-    blocks = list(transformer.blocks)
+    """The fields of ``runtime.contexts.Transformer``, or of its ``GatedTransformer``.
+
+    There must be at least one block.
+    """
+    blocks: list[Any] = list(transformer.blocks)
 
     def norm(layer: Any) -> np.ndarray:
         return np.stack([np.asarray(layer.scale[...]), np.asarray(layer.bias[...])])
 
-    arrays: dict[str, Any] = {
-        f"{layer}_{part}": np.stack(
-            [np.asarray(getattr(getattr(block, layer), part)[...]) for block in blocks]
-        )
-        for layer in ("qkv", "out", "up", "down")
-        for part in ("kernel", "bias")
-    }
+    def stacked(layers: list[Any], name: str) -> dict[str, np.ndarray]:
+        return {
+            f"{name}_{part}": np.stack([np.asarray(getattr(layer, part)[...]) for layer in layers])
+            for part in ("kernel", "bias")
+        }
+
+    arrays: dict[str, Any] = {}
+    gated = isinstance(blocks[0], GatedBlock)
+    for name in ("qkv", "out", "up", "down", *("side",) * gated):
+        arrays |= stacked([getattr(block, name) for block in blocks], name)
+    if gated:
+        arrays |= stacked([block.gates[0] for block in blocks], "attention_gate")
+        arrays |= stacked([block.gates[1] for block in blocks], "mlp_gate")
     return arrays | {
         "position": np.asarray(transformer.position[...]),
         "norm": norm(transformer.norm),

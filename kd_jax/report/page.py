@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -116,7 +116,7 @@ def render(workdir: Path, legend: Legend) -> str:
         plain=f'<p class="plain">{_unbroken(words)}</p>' if words else "",
         lead=_unbroken(second),
         tiles=_tiles(metrics, models, legend),
-        models=_descriptions(models, legend),
+        models=_descriptions(models, metrics.get("descriptions", {}), legend),
         terms=escape(meanings(shown, _parts(models, shown, RESULT_PARTS))),
         slice_terms=escape(meanings((), _parts(models, shown[:2], tuple(SLICES)))),
         style=style(legend),
@@ -127,12 +127,13 @@ def _parts(models: Models, shown: Sequence[str], parts: Sequence[str]) -> list[s
     return [part for _, part in metric_columns(models, list(shown), parts)]
 
 
-def _descriptions(models: Models, legend: Legend) -> str:
-    """A description of each model, in one sentence."""
+def _descriptions(models: Models, of_run: Mapping[str, str], legend: Legend) -> str:
+    """A description of each model, in one sentence; of_run: those of this run's roles."""
+    texts = {name: of_run.get(name, model.description) for name, model in legend.models.items()}
     known = [
-        f"<b>{escape(spoken(name))}</b> {escape(model.description)}"
-        for name, model in legend.models.items()
-        if name in models and model.description
+        f"<b>{escape(spoken(name))}</b> {escape(text)}"
+        for name, text in texts.items()
+        if name in models and text
     ]
     return f"{'; '.join(known)}." if known else ""
 

@@ -164,9 +164,41 @@ class Transformer:
         weights = np.exp(logits - logits.max(3, keepdims=True))
         weights /= weights.sum(3, keepdims=True)
         attended = (weights @ v).transpose(0, 2, 1, 3).reshape(x.shape)
-        x = x + attended @ self.out_kernel[n] + self.out_bias[n]
-        hidden = _layer_norm(x, self.norms[n, 1]) @ self.up_kernel[n] + self.up_bias[n]
-        return x + self._activation(hidden) @ self.down_kernel[n] + self.down_bias[n]
+        x = self._plus(n, x, attended @ self.out_kernel[n] + self.out_bias[n], "attention")
+        hidden = self._hidden(n, _layer_norm(x, self.norms[n, 1]))
+        return self._plus(n, x, hidden @ self.down_kernel[n] + self.down_bias[n], "mlp")
+
+    def _plus(self, n: int, x: np.ndarray, change: np.ndarray, part: str) -> np.ndarray:
+        return x + change
+
+    def _hidden(self, n: int, x: np.ndarray) -> np.ndarray:
+        return self._activation(x @ self.up_kernel[n] + self.up_bias[n])
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedTransformer(Transformer):
+    """The causal Transformer of SASRec with gated blocks (``GatedBlock`` of ``models/layers.py``).
+
+    As ``Transformer``, and side f32 [N, D, H], of the SwiGLU; the gates of the attention and of the
+    MLP f32 [N, D, D]; each with its bias.
+    """
+
+    side_kernel: np.ndarray
+    side_bias: np.ndarray
+    attention_gate_kernel: np.ndarray
+    attention_gate_bias: np.ndarray
+    mlp_gate_kernel: np.ndarray
+    mlp_gate_bias: np.ndarray
+
+    def _activation(self, x: np.ndarray) -> np.ndarray:
+        return x * _sigmoid(x)
+
+    def _plus(self, n: int, x: np.ndarray, change: np.ndarray, part: str) -> np.ndarray:
+        kernel, bias = getattr(self, f"{part}_gate_kernel"), getattr(self, f"{part}_gate_bias")
+        return x + _sigmoid(x @ kernel[n] + bias[n]) * change
+
+    def _hidden(self, n: int, x: np.ndarray) -> np.ndarray:
+        return super()._hidden(n, x) * (x @ self.side_kernel[n] + self.side_bias[n])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,11 +223,47 @@ class TeacherTransformer(Transformer):
         return _gelu(x)
 
 
+@dataclasses.dataclass(frozen=True)
+class Recurrent:
+    """The state of GRU4Rec after a history (``models/students/gru4rec.py``), mapped to a context.
+
+    With a state of H numbers: given f32 [D, 3H], its bias, and state f32 [H, 3H], of the reset
+    gate, the update gate and the new state; out f32 [H, D], with its bias.
+    """
+
+    given_kernel: np.ndarray
+    given_bias: np.ndarray
+    state_kernel: np.ndarray
+    out_kernel: np.ndarray
+    out_bias: np.ndarray
+    length: int
+
+    linear: ClassVar[bool] = False
+
+    def __call__(self, history: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        history = history[:, -self.length :]
+        x = vectors[np.maximum(history, 0)] * np.float32(vectors.shape[1] ** 0.5)
+        known = history != PAD
+        given = x @ self.given_kernel + self.given_bias
+        state = np.zeros((len(history), len(self.state_kernel)), np.float32)
+        for at in range(history.shape[1]):
+            reset, update, new = np.split(given[:, at], 3, axis=1)
+            by_state = np.split(state @ self.state_kernel, 3, axis=1)
+            update = _sigmoid(update + by_state[1])
+            new = np.tanh(new + _sigmoid(reset + by_state[0]) * by_state[2])
+            state = ((1 - update) * new + update * state) * known[:, at, None]
+        return state @ self.out_kernel + self.out_bias
+
+
 def _layer_norm(x: np.ndarray, scale_and_bias: np.ndarray) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     scale, bias = scale_and_bias
     return centred / np.sqrt(variance + np.float32(EPSILON)) * scale + bias
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 + np.tanh(x / 2)) / 2  # no exponential that could overflow
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
@@ -235,6 +303,8 @@ CONTEXTS: dict[str, type] = {
     "history_map": HistoryMap,
     "mean_tower": MeanTower,
     "transformer": Transformer,
+    "gated_transformer": GatedTransformer,
     "teacher_transformer": TeacherTransformer,
+    "recurrent": Recurrent,
     "program": Program,
 }

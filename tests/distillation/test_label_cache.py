@@ -425,6 +425,63 @@ def test_the_verifier_recomputes_labels_and_finds_one_that_was_changed(finished,
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_mean_of_two_sources_is_a_teacher(world, big, tmp_path):
+    """A source named twice is its own mean."""
+
+    def last(teacher):
+        sources = {name: {"path": str(big)} for name in ("big", "twin")}
+        terms = {"clicks": TEACHING["clicks"], "soft": {"loss": "kl", "teacher": teacher}}
+        fields = {"distill.sources": sources, "distill.terms": terms}
+        stages = ("data", "labels", "distilled")
+        run(config(world, stages=stages, **fields), tmp_path / teacher)
+        lines = (tmp_path / teacher / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["terms"] for line in lines if "terms" in line]
+
+    one, mean = last("big"), last("big+twin")
+    assert len(one) == len(mean) > 1 and one[-1]["soft"] > 0
+    for here, there in zip(one, mean, strict=True):
+        assert here == pytest.approx(there, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_plain_students_of_all_seeds_are_a_teacher(world, tmp_path, capsys):
+    """The same as when another run has them as sources."""
+    terms = {"clicks": TEACHING["clicks"], "soft": {"loss": "kl", "teacher": "student"}}
+    both = {"seeds": (0, 1), "distill.teachers": "all", "distill.terms": terms}
+    stages = ("data", "student", "labels", "control", "distilled", "evaluate")
+    run(config(world, stages=stages, **both), tmp_path / "one")
+    folders = [tmp_path / "one" / name for name in ("student", "student.seed1")]
+    sources = {f"s{n}": {"path": str(folder)} for n, folder in enumerate(folders)}
+    terms = terms | {"soft": {"loss": "kl", "teacher": "s0+s1"}}
+    outside = {"distill.sources": sources, "distill.terms": terms, "seeds": (0, 1)}
+    run(config(world, stages=("data", "labels", "distilled"), **outside), tmp_path / "two")
+
+    def last(workdir, model="distilled"):
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        return [line["terms"] for line in lines if "terms" in line and line["model"] == model]
+
+    assert last(tmp_path / "one") == last(tmp_path / "two")
+    assert last(tmp_path / "one") == last(tmp_path / "one", "control"), "no text is read"
+    assert labels_command.main(["--workdir", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().out.count("rows again") == 4
+    metrics = json.loads((tmp_path / "one/report/metrics.json").read_text())
+    assert np.isfinite(metrics["gain"]["ndcg@10"]["relative"])
+    (row,) = [row for row in metrics["models"] if row["name"] == "ensemble"]
+    alone = [row for row in metrics["models"] if row["name"] == "student"]
+    assert row["params"] == sum(one["params"] for one in alone) and row["test"]["ndcg@10"] > 0
+    assert metrics["gain"]["ndcg@10"]["transfer"]["lead"] == pytest.approx(
+        row["test"]["ndcg@10"] - np.mean([one["test"]["ndcg@10"] for one in alone]), abs=1e-6
+    )
+    assert (
+        metrics["descriptions"]["distilled"] == "learns from the soft labels of the plain student"
+    )
+
+    early = ("data", "labels", "distilled")
+    assert pipeline.main(config(world, stages=early, **both), tmp_path / "three") == 2
+    assert "run the stage 'student' first" in capsys.readouterr().err
+
+
 def test_lists_alone_are_labelled_and_verified_without_any_student(world, tmp_path, capsys):
     path = jsonl(
         tmp_path / "l.jsonl", {"user": 100, "items": [500]}, {"history": [501, 502], "items": [503]}
@@ -513,10 +570,20 @@ def test_a_list_after_a_history_is_the_label_of_that_position_of_a_sequence(data
             {"distill.sources": {"llm": {"path": "LISTS", "confidence": "sure"}}},
             "llm.confidence='sure' is unknown",
         ),
+        (
+            {"distill.sources": {"llm": {"path": "LISTS", "confidence": "target"}}},
+            "distill.sources.llm.confidence='target' reads the probability of every target",
+        ),
+        ({"distill.debias": 1.5}, "distill.debias=1.5 must be from 0 to 1"),
+        ({"distill.debias": 0.5}, "distill.debias=0.5: the teacher 'llm' lists items"),
         ({"distill.sources": {"llm": {"path": "FOLDER"}}}, "holds no model of a kd_jax workdir"),
         (
             {"distill.sources": {"big": {"path": "BIG"}}},
-            "distill.terms.lists.teacher='llm' is not in distill.sources; known: big",
+            "distill.terms.lists.teacher='llm': 'llm' is not in distill.sources; known: big",
+        ),
+        (
+            {"distill.terms": {"soft": {"loss": "kl", "teacher": "big+llm"}}},
+            "is a mean of logits, which 'big' cannot be part of",
         ),
         (
             {"distill.terms": {"clicks": {"loss": "ce", "teacher": "llm"}}},

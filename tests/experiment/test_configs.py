@@ -511,5 +511,11 @@ def test_a_section_that_the_run_does_not_read_changes_no_identity(tmp_path):
     assert first == identities(**{"student.sasrec.dim": 8, "data.movielens.path": "x"})
     assert first == identities(**{"data.tfds.name": "other", "teacher.model.dim": 8})
     assert first != identities(**{"student.mf.dim": 8})
+    # A field that came later does not part a run from an earlier one.
+    plain, ligr = (
+        identities(**{"student.name": "sasrec", "student.sasrec.block": block})["student"]["sasrec"]
+        for block in ("plain", "ligr")
+    )
+    assert "block" not in plain and ligr["block"] == "ligr"
     made = json.loads((tmp_path / "run/dataset/identity.json").read_text())
     assert set(made["files"]) and "tfds" not in made

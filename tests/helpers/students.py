@@ -20,9 +20,9 @@ def task():
     return task_of(False)
 
 
-def bundle_of(name, task_name="rank"):
+def bundle_of(name, task_name="rank", **section):
     """A student with random parameters."""
-    graphdef, params, constants = split(student_of(task(), name))
+    graphdef, params, constants = split(student_of(task(), name, **section))
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(4)
     leaves = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
@@ -31,7 +31,7 @@ def bundle_of(name, task_name="rank"):
         "student": name,
         "task": task_name,
         "history": HISTORY,
-        "spec": spec_of(task().dataset, name, dim=16).plain(),
+        "spec": spec_of(task().dataset, name, dim=16, **section).plain(),
     }
     model = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves), constants)
     maps = HistoryMap(np.eye(16, dtype=np.float32), np.zeros(16, np.float32), 5.0, 1.0)

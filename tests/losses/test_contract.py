@@ -60,6 +60,43 @@ def ftd(s, t, _):
     return np.full(len(s), np.mean(gap[off] ** 2))
 
 
+def htd(s, t, p, alpha=0.5, tau=0.1):
+    """Hierarchical topology distillation by loops; the whole loss for every vector."""
+    s, t = np.asarray(s, np.float64), np.asarray(t, np.float64)
+    p, places = {k: np.asarray(v, np.float64) for k, v in p.items()}, p["places"]
+    groups, drawn = len(p["group_bias"]), HYPER["htd"]["drawn"]
+    noise = jax.random.gumbel(jax.random.fold_in(KEY, 0), (drawn, groups))
+    noise = np.asarray(noise, np.float64)[np.asarray(places)]
+
+    def cos(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    group, rebuilt = [], []
+    for x, y, g in zip(s, t, noise, strict=True):
+        chance = np.exp(log_softmax(y @ p["group"] + p["group_bias"]))
+        group.append(int(np.argmax(chance)))
+        z = np.exp(log_softmax((np.log(chance) + g) / tau))
+        found = np.zeros(len(y))
+        for k in range(groups):
+            hidden = np.maximum(x @ p["up"][k] + p["up_bias"][k], 0)
+            found += z[k] * (hidden @ p["down"][k] + p["down_bias"][k])
+        rebuilt.append(np.mean((found - y) ** 2))
+    pairs = [
+        (cos(s[i], s[j]) - cos(t[i], t[j])) ** 2
+        for i in range(len(s))
+        for j in range(len(s))
+        if i != j and group[i] == group[j]
+    ]
+    between = []
+    for k in set(group):
+        inside = np.array(group) == k
+        means = s[inside].mean(0), t[inside].mean(0)
+        between += [(cos(means[0], x) - cos(means[1], y)) ** 2 for x, y in zip(s, t, strict=True)]
+    assert len(set(group)) > 1 and pairs
+    total = alpha * (np.mean(pairs) + np.mean(between)) + (1 - alpha) * np.mean(rebuilt)
+    return np.full(len(s), total)
+
+
 def mixture(s, t):
     return np.log(0.5 * (np.exp(s) + np.exp(t)))
 
@@ -111,8 +148,10 @@ VECTORS = {
     "item_matching": matching,
     "rkd": rkd,
     "ftd": ftd,
+    "htd": htd,
 }
 HYPER |= {"topk_kl": {"k": 30}, "rkd": {"drawn": 9}, "ftd": {"drawn": 11}}
+HYPER |= {"htd": {"drawn": 11, "groups": 3}}
 SAME_WIDTH = ("squared_distance",)  # for vectors of one width
 
 names = pytest.mark.parametrize("name", LOSSES)
@@ -207,6 +246,7 @@ def test_the_closed_form(name, items):
             if one.loss.drawn:
                 drawn = np.asarray(world.inputs(one)["items"][name].drawn)
                 rows = drawn[np.isin(drawn, kept)]
+                auxiliary = auxiliary | {"places": np.flatnonzero(np.isin(drawn, kept))}
             each = VECTORS[name](*(np.asarray(f.vectors)[rows] for f in sides), auxiliary)
             assert float(value(one, world)) == pytest.approx(1.3 * np.mean(each), rel=1e-4)
             return

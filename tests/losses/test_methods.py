@@ -125,6 +125,27 @@ def test_relations_do_not_change_with_what_they_do_not_read():
     assert value("rkd", shifted) == pytest.approx(value("rkd", student), rel=1e-4)
 
 
+def test_the_topology_of_one_group_is_all_pairs_and_the_mean():
+    student, teacher = (jnp.asarray(RNG.normal(size=(7, d)), jnp.float32) for d in (4, 6))
+    one, key, share = LOSSES["htd"](groups=1, alpha=1.0), jax.random.key(0), jnp.full(7, 1 / 7)
+    auxiliary = one.auxiliary(4, 6, key)
+    found = jnp.mean(one.value(student, teacher, auxiliary, share, key))
+    units = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (student, teacher)]
+    means = [x.mean(0) / jnp.linalg.norm(x.mean(0)) for x in (student, teacher)]
+    gap = units[0] @ means[0] - units[1] @ means[1]
+    pairs = jnp.mean(LOSSES["ftd"]().value(student, teacher, {}, share))
+    assert float(found) == pytest.approx(float(pairs + jnp.mean(gap**2)), rel=1e-5)
+    # A vector of share 0 is as if it were not there.
+    few = jnp.asarray([1, 1, 1, 1, 1, 0, 0]) / 5
+    three = LOSSES["htd"](groups=3, alpha=1.0)
+    auxiliary = three.auxiliary(4, 6, key)
+    some, less = (
+        float(jnp.sum(w * three.value(student[:n], teacher[:n], auxiliary, w, key)))
+        for n, w in ((7, few), (5, jnp.full(5, 0.2)))
+    )
+    assert some == pytest.approx(less, rel=1e-4)
+
+
 def test_equal_vectors_have_finite_gradients():
     vectors = jnp.zeros((5, 3)).at[3:].set(1.0)
     teacher = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
@@ -132,6 +153,10 @@ def test_equal_vectors_have_finite_gradients():
         loss, share = LOSSES[name](), jnp.full(5, 0.2)
         slope = jax.grad(lambda x, f=loss, s=share: f.value(x, teacher, {}, s).sum())(vectors)
         assert np.all(np.isfinite(slope)) and np.abs(slope).max() < 100
+    loss, key = LOSSES["htd"](), jax.random.key(0)
+    auxiliary = loss.auxiliary(3, 4, key)
+    slope = jax.grad(lambda x: loss.value(x, teacher, auxiliary, share, key).sum())(vectors)
+    assert np.all(np.isfinite(slope)) and np.abs(slope).max() < 100
 
 
 @pytest.mark.parametrize(
@@ -146,6 +171,9 @@ def test_equal_vectors_have_finite_gradients():
         ("rkd", {"angle": -1.0}, "angle=-1.0"),
         ("rkd", {"angle": 0.0, "distance": 0.0}, "nothing to compare"),
         ("ftd", {"drawn": 1}, "drawn=1"),
+        ("htd", {"groups": 0}, "groups=0"),
+        ("htd", {"alpha": 1.5}, "alpha=1.5"),
+        ("htd", {"gumbel": 0.0}, "gumbel=0.0"),
     ],
 )
 def test_bad_hyper_parameters_are_refused(name, fields, fragment):

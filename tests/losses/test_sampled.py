@@ -184,7 +184,7 @@ def test_bad_settings_are_one_line(tmp_path):
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:
             return objectives.objective(Experiment(c, tmp_path / "run", log), ROLES["student"])
 
-    assert objective() == (term("ce", name="clicks", items="sampled_warm", negatives=8, top=2),)
+    assert objective() == (term("ce", name="clicks", items="sampled_warm", negatives=8),)
     toy.refused(
         lambda: objective(**{"distill.negatives": 24}),
         "distill.negatives=24",

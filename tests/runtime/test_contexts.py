@@ -21,14 +21,13 @@ from kd_jax.serving.exporters import Bundle, runtime
 LENGTHS = (0, 1, 3, HISTORY)
 
 
-def random_student(name, text=False):
+def random_student(name, text=False, **section):
     """A student with random parameters, so that no bias or norm is at its first value."""
     task = task_of(False)
     inputs = {}
     if text:
         inputs[ITEM_TEXT] = np.random.default_rng(1).normal(size=(task.dataset.num_items, 6))
-    more = {"blocks": 2} if name == "sasrec" else {}  # a block behind another
-    graphdef, params, constants = split(student_of(task, name, inputs=inputs, **more))
+    graphdef, params, constants = split(student_of(task, name, inputs=inputs, **section))
     rng = np.random.default_rng(2)
     drawn = nnx.to_pure_dict(nnx.state(nnx.merge(graphdef, params, constants), nnx.Param))
 
@@ -51,10 +50,17 @@ def histories(items, rows=5):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("sasrec", False), ("two_tower", False), ("two_tower", True)]
+    ("name", "text", "section"),
+    [
+        ("sasrec", False, {}),  # two blocks, one behind another
+        ("sasrec", False, {"block": "ligr"}),
+        ("gru4rec", False, {}),
+        ("two_tower", False, {}),
+        ("two_tower", True, {}),
+    ],
 )
-def test_a_context_in_numpy_is_that_of_the_student(name, text):
-    data, model = random_student(name, text)
+def test_a_context_in_numpy_is_that_of_the_student(name, text, section):
+    data, model = random_student(name, text, **section)
     history = histories(data.num_items)
     vectors = model.items()[0]
     want = model.context({"history": jnp.asarray(history)}, vectors)
@@ -98,7 +104,7 @@ def test_a_teacher_that_reads_histories_as_text_has_no_context_in_numpy():
 def test_students_that_read_histories_have_a_context_or_become_a_program():
     reading = {name for name, cls in STUDENTS.items() if cls.example_kind != "user"}
     own = {name for name in reading if random_student(name)[1].runtime_context() is not None}
-    assert own == reading == {"sasrec", "two_tower"}
+    assert own == reading == {"sasrec", "gru4rec", "two_tower"}
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from helpers.toy import refused
 from helpers.training import HISTORY
 from kd_jax import runtime
 from kd_jax.core.scores import Factors
+from kd_jax.core.types import PAD
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
 from kd_jax.runtime import quantized
@@ -150,6 +151,20 @@ def test_the_files_give_the_scores_of_the_model(form, name, tmp_path):
     found, scores = SCORES[form](tmp_path / "export"), scores_of(bundle.model)
     tolerance = TOLERANCE.get(form, 1e-5)
     np.testing.assert_allclose(found, scores, rtol=1e-5, atol=tolerance * np.abs(scores).max())
+
+
+@pytest.mark.parametrize(("name", "section"), [("gru4rec", {}), ("sasrec", {"block": "ligr"})])
+def test_onnx_computes_the_contexts_of(name, section, tmp_path):
+    bundle = bundle_of(name, **section)
+    exporters.write(bundle, tmp_path, ("onnx",))
+    history = last_items(*task().dataset.history(TEST), HISTORY)[:USERS].astype(np.int32)
+    for row, length in enumerate((0, 1, 3)):
+        history[row, : HISTORY - length] = PAD
+    vectors, bias = bundle.model.items()
+    scores = bundle.model.context({"history": history}, vectors) @ vectors.T + bias[None]
+    session = onnxruntime.InferenceSession(tmp_path / "history_scores.onnx")
+    (found,) = session.run(["scores"], {"history": history, "k": np.array([7])})
+    np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5 * np.abs(scores).max())
 
 
 @pytest.mark.parametrize(("name", "task_name"), [("mlp", "rank"), ("mf", "rate")])

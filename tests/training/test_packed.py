@@ -205,4 +205,4 @@ def test_a_resumed_run_has_the_same_bits(shape, tmp_path):
 
 def test_a_student_that_does_not_know_of_bins_is_not_given_them():
     reading = {name for name, cls in STUDENTS.items() if cls.reads_packed}
-    assert reading == {"sasrec"}
+    assert reading == {"sasrec", "gru4rec"}

@@ -10,6 +10,7 @@ from flax import nnx
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.models.students.base import Inputs, Student, StudentSpec
+from kd_jax.models.students.gru4rec import GRU4Rec
 from kd_jax.models.students.mf import MatrixFactorization
 from kd_jax.models.students.mlp import MLP
 from kd_jax.models.students.sasrec import SASRec
@@ -19,6 +20,7 @@ STUDENTS: dict[str, type[Student]] = {
     "mf": MatrixFactorization,
     "mlp": MLP,
     "sasrec": SASRec,
+    "gru4rec": GRU4Rec,
     "two_tower": TwoTower,
 }
 

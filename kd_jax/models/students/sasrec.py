@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.core.errors import InputError
+from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array, Batch
-from kd_jax.models.layers import CausalTransformer, Packed, runtime_arrays
+from kd_jax.models.layers import Block, CausalTransformer, GatedBlock, Packed, runtime_arrays
 from kd_jax.models.students.base import (
     Inputs,
     Student,
@@ -20,7 +22,12 @@ from kd_jax.models.students.base import (
     item_table,
     rank_only,
 )
-from kd_jax.runtime.contexts import Transformer
+from kd_jax.runtime.contexts import GatedTransformer, Transformer
+
+BLOCKS: dict[str, Callable[..., Block]] = {
+    "plain": functools.partial(Block, widen=1, activation=jax.nn.relu),
+    "ligr": functools.partial(GatedBlock, widen=4),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +35,15 @@ class SASRecSpec(StudentSpec):
     history: int = 20  # newest interactions that are read; at most the teacher's if it is distilled
     blocks: int = 2
     heads: int = 2
+    # 'plain': attention and a ReLU; 'ligr': both gated, and a SwiGLU of four times the width
+    block: str = "plain"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "history", "blocks", "heads")
         rank_only(self)
+        if self.block not in BLOCKS:
+            raise InputError(f"block={self.block!r} is unknown{nearest(self.block, BLOCKS)}")
         if self.dim % self.heads:
             raise InputError(
                 f"dim={self.dim} is no multiple of heads={self.heads}; change one of them"
@@ -43,7 +54,8 @@ class SASRec(Student):
     """A causal Transformer over item embeddings, which are tied with the output.
 
     Source: Kang and McAuley, ICDM 2018, with the full softmax of Klenitskiy and Vasilev, RecSys
-    2023, in place of the sampled binary loss.
+    2023, in place of the sampled binary loss. With ``block='ligr'`` its layers are those of
+    eSASRec (Tikhonovich et al., RecSys 2025).
     """
 
     spec = SASRecSpec
@@ -57,8 +69,7 @@ class SASRec(Student):
         self.bias = nnx.Param(jnp.asarray(spec.item_bias))
         self.transformer = CausalTransformer(
             *(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout),
-            widen=1,
-            activation=jax.nn.relu,
+            block=BLOCKS[spec.block],
             rngs=rngs,
         )
 
@@ -74,7 +85,8 @@ class SASRec(Student):
         )
 
     def runtime_context(self) -> Transformer:
-        return Transformer(**runtime_arrays(self.transformer))
+        gated = isinstance(self.transformer.blocks[0], GatedBlock)
+        return (GatedTransformer if gated else Transformer)(**runtime_arrays(self.transformer))
 
     def items(
         self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.runtime.contexts import EPSILON, PAD, HistoryMap, MeanTower, Transformer
+from kd_jax.runtime.contexts import (
+    EPSILON,
+    PAD,
+    GatedTransformer,
+    HistoryMap,
+    MeanTower,
+    Recurrent,
+    Transformer,
+)
 from kd_jax.runtime.store import Export
 from kd_jax.serving.exporters import programs
 from kd_jax.serving.exporters.bundle import Bundle
@@ -88,6 +96,9 @@ class Graph:
         scale, bias = map(self.constant, scale_and_bias)
         return self.add("LayerNormalization", x, scale, bias, epsilon=EPSILON)
 
+    def gated(self, change: str, x: str, kernel: np.ndarray, bias: np.ndarray) -> str:
+        return self.add("Mul", change, self.add("Sigmoid", self.linear(x, kernel, bias)))
+
     def items(self, export: Export) -> str:
         """The item vectors: one constant, however often it is read."""
         self._items = self._items or self.constant(export.item_vectors)
@@ -153,6 +164,8 @@ def _contexts(graph: Graph, export: Export) -> str | None:
         return _map(graph, context, rows, valid)
     if isinstance(context, MeanTower):
         return _tower(graph, context, rows, valid)
+    if isinstance(context, Recurrent):
+        return _recurrent(graph, context, rows, missing)
     return _transformer(graph, context, rows, valid) if isinstance(context, Transformer) else None
 
 
@@ -188,6 +201,29 @@ def _tower(graph: Graph, context: MeanTower, rows: str, valid: str) -> str:
     return graph.add("Add", graph.linear(mean, context.linear_kernel, context.linear_bias), down)
 
 
+def _recurrent(graph: Graph, context: Recurrent, rows: str, missing: str) -> str:
+    """``Recurrent``, with the operator GRU, whose gates are update, reset and new state.
+
+    A further number of the input is 1 in the padding, with a weight that sets the update gate to 1:
+    the state then stays as it is, 0.
+    """
+    width, dim = len(context.state_kernel), len(context.given_kernel)
+    order = np.r_[width : 2 * width, :width, 2 * width : 3 * width]
+    closed = np.repeat(np.array([[1e4, 0, 0]], np.float32), width, axis=1)
+    weights = np.concatenate([context.given_kernel[:, order], closed])
+    bias = np.concatenate([context.given_bias[order], np.zeros(3 * width, np.float32)])
+    x = graph.add("Mul", rows, graph.constant(np.float32(dim**0.5)))
+    padding = graph.add("Unsqueeze", missing, graph.constant(np.array([2])))
+    x = graph.add("Concat", x, graph.add("Cast", padding, to=FLOAT), axis=2)
+    x = graph.add("Transpose", x, perm=[1, 0, 2])  # [L, B, D + 1]
+    arrays = (weights.T[None], context.state_kernel[:, order].T[None], bias[None])
+    given = [graph.constant(array.astype(np.float32)) for array in arrays]
+    states = graph.add("GRU", x, *given, hidden_size=width, linear_before_reset=1)
+    last = graph.add("Gather", states, graph.constant(np.array(-1)), axis=0)  # [1, B, H]
+    state = graph.add("Squeeze", last, graph.constant(np.array([0])))
+    return graph.linear(state, context.out_kernel, context.out_bias)
+
+
 def _transformer(graph: Graph, context: Transformer, rows: str, valid: str) -> str:
     length, dim = context.position.shape
     x = graph.add("Mul", rows, graph.constant(np.float32(dim**0.5)))
@@ -220,7 +256,20 @@ def _block(graph: Graph, context: Transformer, n: int, x: str, mask: str) -> str
     attended = graph.add("MatMul", graph.add("Softmax", logits, axis=-1), v)
     attended = graph.add("Transpose", attended, perm=[0, 2, 1, 3])
     attended = graph.add("Reshape", attended, graph.constant(np.array([0, length, dim])))
-    x = graph.add("Add", x, graph.linear(attended, context.out_kernel[n], context.out_bias[n]))
+    change = graph.linear(attended, context.out_kernel[n], context.out_bias[n])
+    if isinstance(context, GatedTransformer):
+        gate = context.attention_gate_kernel[n], context.attention_gate_bias[n]
+        change = graph.gated(change, x, *gate)
+    x = graph.add("Add", x, change)
     normed = graph.norm(x, context.norms[n, 1])
-    hidden = graph.add("Relu", graph.linear(normed, context.up_kernel[n], context.up_bias[n]))
-    return graph.add("Add", x, graph.linear(hidden, context.down_kernel[n], context.down_bias[n]))
+    hidden = graph.linear(normed, context.up_kernel[n], context.up_bias[n])
+    if isinstance(context, GatedTransformer):
+        hidden = graph.add("Mul", hidden, graph.add("Sigmoid", hidden))
+        side = graph.linear(normed, context.side_kernel[n], context.side_bias[n])
+        hidden = graph.add("Mul", hidden, side)
+    else:
+        hidden = graph.add("Relu", hidden)
+    change = graph.linear(hidden, context.down_kernel[n], context.down_bias[n])
+    if isinstance(context, GatedTransformer):
+        change = graph.gated(change, x, context.mlp_gate_kernel[n], context.mlp_gate_bias[n])
+    return graph.add("Add", x, change)

@@ -52,6 +52,15 @@ CASES = {
             WIDTH,
             ({"history": 0}, "history=0 must be at least 1"),
             ({"dim": 15}, "dim=15 is no multiple of heads=2"),
+            ({"block": "lirg"}, "block='lirg' is unknown; did you mean 'ligr'?"),
+        ),
+    ),
+    "gru4rec": Case(
+        False,
+        (
+            WIDTH,
+            ({"history": 0}, "history=0 must be at least 1"),
+            ({"hidden": 0}, "hidden=0 must be at least 1"),
         ),
     ),
     "two_tower": Case(False, (WIDTH, ({"hidden": 0}, "hidden=0 must be at least 1"))),
@@ -291,7 +300,7 @@ def test_text_of_few_numbers_leaves_the_other_components_random():
     assert np.abs(found[:, :2] - random[:, :2]).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["mf", "mlp", "sasrec"])
+@pytest.mark.parametrize("name", ["mf", "mlp", "sasrec", "gru4rec"])
 def test_a_student_that_starts_from_text_needs_it_only_to_start(name):
     spec = dataclasses.replace(spec_of(task().dataset, name), vectors="text")
     text = {ITEM_TEXT: np.random.default_rng(1).normal(size=(task().dataset.num_items, 12))}
