@@ -32,31 +32,12 @@ from kd_jax.data.splits import TEST
 from kd_jax.distillation import label_cache
 from kd_jax.evaluation.evaluator import evaluate_rank
 from kd_jax.experiment import pipeline
+from kd_jax.experiment.smaller import cut
 
 ROOT = Path(__file__).parents[1]
 METRIC = "ndcg@10"
 STUDENTS = ("student", "distilled")
 Vectors = np.ndarray  # f32 [users or items, d]
-
-
-def cut(
-    contexts: Float[np.ndarray, "U D"], items: Float[np.ndarray, "I D"], dim: int
-) -> tuple[Vectors, Vectors]:
-    """The best user vectors [U, d] and item vectors [I, d] with d = min(dim, D).
-
-    Of all matrices of rank d, users @ items.T has the smallest squared error from contexts @
-    items.T, summed over all users and items. Source: Eckart and Young, "The approximation of one
-    matrix by another of lower rank", Psychometrika 1936. The SVD of the [U, I] product is computed
-    from that of a [D, D] matrix; each side gets the square root of the singular values.
-    """
-    (q_users, r_users), (q_items, r_items) = (
-        np.linalg.qr(side.astype(np.float64)) for side in (contexts, items)
-    )
-    left, values, right = np.linalg.svd(r_users @ r_items.T)
-    scale = np.sqrt(values[:dim])[None]
-    users = q_users @ (left[:, :dim] * scale)
-    vectors = q_items @ (right[:dim].T * scale)
-    return users.astype(np.float32), vectors.astype(np.float32)
 
 
 def teacher_vectors(path: Path) -> tuple[Vectors, Vectors, Float[np.ndarray, " I"]]:

@@ -100,6 +100,13 @@ def eval_users(dataset: Dataset, split: int) -> Int[np.ndarray, " U"]:
     return np.flatnonzero((np.diff(known[0]) > 0) & (np.diff(held_out[0]) > 0)).astype(np.int32)
 
 
+def chosen_users(users: Int[np.ndarray, " U"], most: int) -> Int[np.ndarray, " V"]:
+    """At most so many ``users``, always the same, drawn at random; 0: all."""
+    if not 0 < most < len(users):
+        return users
+    return np.sort(np.random.default_rng(0).choice(users, most, replace=False))
+
+
 def _scores(
     score_fn: ScoreFn, users: np.ndarray, num_items: int | None
 ) -> tuple[Array | Factors, int]:
@@ -254,8 +261,7 @@ def _targets(dataset: Dataset, split: int, max_users: int) -> _Targets:
             f"{dataset.name}: no user has both an item to predict in split {split} and an earlier"
             " interaction; choose another data.split or lower data.min_interactions"
         )
-    if 0 < max_users < len(users):
-        users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
+    users = chosen_users(users, max_users)
     rows, items = distinct(*gather(dataset.targets(split), users), dataset.num_items)
     return _Targets(users, rows, items, item_slices(dataset.item_counts))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -21,7 +22,7 @@ TIMED_USERS = 20_000
 Encode = Callable[[Sequence[str]], Any]
 
 
-def users_per_second(
+def rates(
     dataset: Dataset,
     graphdef: nnx.GraphDef,
     params: Params,
@@ -29,20 +30,36 @@ def users_per_second(
     history: int,
     *,
     k: int = 10,
-) -> float:
+) -> dict[str, float]:
     """Top-``k`` lists per second over the whole catalogue, without seen items.
 
-    Batches of 256 of at most ``TIMED_USERS`` users are scored twice: the first pass compiles, the
-    second is timed.
+    'users_per_second' is of the whole machine. 'users_per_core_second' is per second of processor
+    time, of all threads together: what one core does, whatever else the machine does. It is left
+    out where devices are no CPU, and with several processes. Batches of 256 of at most
+    ``TIMED_USERS`` users are scored twice: the first pass compiles, the second is timed.
     """
     scores = score_function(dataset, graphdef, TEST, history)(params, constants)
     users, seen = eval_users(dataset, TEST)[:TIMED_USERS], dataset.history(TEST)
     at_once = users_at_once(graphdef, 256, dataset.num_items, sharding.data_parts(params))
     sizes = {"batch_size": at_once, "num_items": dataset.num_items}
     top_k(scores, users, k, seen, **sizes)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     top_k(scores, users, k, seen, **sizes)
-    return len(users) / (time.perf_counter() - began)
+    wall, used = time.perf_counter() - began, time.process_time() - used
+    found = {"users_per_second": len(users) / wall}
+    if jax.default_backend() == "cpu" and jax.process_count() == 1 and used > 0:
+        found["users_per_core_second"] = len(users) / used
+    return found
+
+
+def typical_seconds(call: Callable[[Any], Any], arguments: Iterable[Any]) -> float:
+    """The median time of a call, after one that is not timed; 0 without arguments."""
+    found = []
+    for argument in arguments:
+        began = time.perf_counter()
+        call(argument)
+        found.append(time.perf_counter() - began)
+    return float(np.median(found[1:] or found or [0.0]))
 
 
 def text_seconds(
@@ -98,6 +115,10 @@ def costs(
                 training += mean(name, "label_seconds") or 0.0
             how = " from their text, labels included" if distilled else ", once they have clicks"
             table.append(entry(name, speed, training, note + how))
+            maps = {key: mean(name, key) for key in ("new_item_seconds", "new_user_seconds")}
+            if any(maps.values()):
+                why = "a vector from a new item's text, or from a new user's history"
+                table.append(entry(f"{name}, by its maps", speed, None, why) | maps)
     cached = mean(teacher, "users_per_second")
     if cached:
         note = "the language model reads each new item once"

@@ -22,7 +22,7 @@ from kd_jax.evaluation.baselines.base import TooLarge
 from kd_jax.evaluation.baselines.chosen import chosen
 from kd_jax.evaluation.significance import Comparison, PerUser, gains
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
-from kd_jax.experiment import ensemble, roles
+from kd_jax.experiment import ensemble, new_costs, roles, smaller
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.experiment import Experiment
@@ -161,17 +161,17 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
     row = {"name": role.name, "seed": seed} | _size(parts.num_params, result["seconds"])
     row |= {name: result[name] for name in ("steps", "best_step")}
     if isinstance(experiment.task, Rank):
-        row["users_per_second"] = latency.users_per_second(
-            experiment.dataset, parts.graphdef, *best, parts.history
-        )
+        row |= latency.rates(experiment.dataset, parts.graphdef, *best, parts.history)
     if not role.is_teacher:
         select, test = selects(experiment.config), found["test"]
-        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics(
-            test.metrics[select]
-        )
+        known = test.metrics[select]
+        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics(known)
+        if role == models.exported():
+            row["smaller"] = smaller.sizes(experiment, parts, best, known)
         if (role, seed) == (models.exported(), experiment.seeds[0]):
             cold = test.slices.get(SLICE, {}).get(select)
             row["new_items"] = NewItems(models, role, seed, parts, trained).metrics(cold)
+            row |= new_costs.seconds(models, role, seed, parts, trained)
     if role.distilled:
         finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
         row["label_seconds"] = sum(done["seconds"] for done in finished if done)

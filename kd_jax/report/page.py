@@ -24,7 +24,6 @@ from kd_jax.report.charts import (
     bar_chart,
     curve_chart,
     effect_chart,
-    slice_chart,
 )
 from kd_jax.report.curves import highest, read_curves
 from kd_jax.report.examples import examples
@@ -34,6 +33,8 @@ from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_chart, new_users_table
 from kd_jax.report.plain import plain
+from kd_jax.report.slices import slices
+from kd_jax.report.smaller import smaller
 from kd_jax.report.style import TEMPLATES, style
 from kd_jax.report.summary import (
     CONFIDENCE,
@@ -59,6 +60,7 @@ from kd_jax.report.summary import (
     spoken,
     thousands,
 )
+from kd_jax.report.terms import meanings
 from kd_jax.report.tradeoff import tradeoff_chart
 
 COLUMN = 'scope="col" role="columnheader"'
@@ -69,6 +71,8 @@ COSTS = (
     ("users_per_second", "Users/s", thousands),
     ("train_seconds", "Training", lambda seconds: human_time(seconds or None)),
 )
+
+RESULT_PARTS = ("warm", "cold", "cold_only")  # columns of the results
 
 
 def write(workdir: Path, legend: Legend) -> Path:
@@ -96,10 +100,11 @@ def render(workdir: Path, legend: Legend) -> str:
         "results": _results(models, shown, legend) + impressions_table(models, legend),
         "gains": _gains(metrics, models, shown, legend),
         "cost": _cost(metrics, models, shown, legend),
+        "smaller": smaller(models, legend),
         "lists": examples(workdir, legend),
         "new_users": new_users_chart(models, legend) + new_users_table(models, legend),
         "new_items": new_items_text(models),
-        "slices": _slices(models, shown, legend),
+        "slices": slices(models, shown, legend),
         "learning": _learning(workdir / "metrics.jsonl", legend),
         "setup": _setup(metrics, models, workdir),
     }
@@ -112,8 +117,14 @@ def render(workdir: Path, legend: Legend) -> str:
         lead=_unbroken(second),
         tiles=_tiles(metrics, models, legend),
         models=_descriptions(models, metrics.get("descriptions", {}), legend),
+        terms=escape(meanings(shown, _parts(models, shown, RESULT_PARTS))),
+        slice_terms=escape(meanings((), _parts(models, shown[:2], tuple(SLICES)))),
         style=style(legend),
     )
+
+
+def _parts(models: Models, shown: Sequence[str], parts: Sequence[str]) -> list[str]:
+    return [part for _, part in metric_columns(models, list(shown), parts)]
 
 
 def _descriptions(models: Models, of_run: Mapping[str, str], legend: Legend) -> str:
@@ -156,11 +167,13 @@ def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         ),
         (
             percent(as_number(lm_share.get("relative"))),
-            f"{candidate} over control: the language model’s own share",
+            f"{candidate} over control, a student whose teacher has no language model: the language"
+            " model’s own share",
         ),
         (
             share(transfer.ratio(gain, metric)),
-            f"transfer ratio: of the {large}’s lead over the {spoken(legend.baseline)}",
+            f"transfer ratio: of the {large}’s lead over the {spoken(legend.baseline)}, what the"
+            f" {candidate} student has",
         ),
     ]
     for key, form, text in (
@@ -185,7 +198,7 @@ def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
 def _results(models: Models, shown: list[str], legend: Legend) -> str:
     if not models:
         return ""
-    parts = ("warm", "cold", "cold_only") if len(shown) <= 2 else ()
+    parts = RESULT_PARTS if len(shown) <= 2 else ()
     columns = metric_columns(models, shown, parts)
     best = {}
     for metric, part in columns:
@@ -308,42 +321,23 @@ def _cost(metrics: dict[str, Any], models: Models, shown: list[str], legend: Leg
             [
                 escape(str(entry.get("name", EMPTY))),
                 thousands(as_number(entry.get("users_per_second"))),
-                human_time(as_number(entry.get("new_item_seconds"))),
+                *(
+                    human_time(as_number(entry.get(f"new_{what}_seconds")))
+                    for what in ("item", "user")
+                ),
                 note,
             ]
         )
-    head = ("Serving", "Users/s", "A new item costs", '<span class="text">Note</span>')
+    head = (
+        "Serving",
+        "Users/s",
+        "A new item costs",
+        "A new user costs",
+        '<span class="text">Note</span>',
+    )
     return html.grid([chart for chart in charts if chart]) + (
         html.table("What serving costs", head, rows) if rows else ""
     )
-
-
-def _slices(models: Models, shown: list[str], legend: Legend) -> str:
-    columns = [column for column in metric_columns(models, shown[:2], tuple(SLICES)) if column[1]]
-    rows = [
-        [
-            escape(metric_label(f"{metric}/{part}")),
-            *(
-                html.spread(*mean_std(entries, *metric_path(metric, part)))
-                for entries in models.values()
-            ),
-        ]
-        for metric, part in columns
-    ]
-    table = html.table(
-        "Slices of the test split", ("Slice", *(escape(spoken(name)) for name in models)), rows
-    )
-    # Cold targets among cold items alone are another, easier question: they would stretch the axis.
-    charts = [
-        slice_chart(
-            models,
-            metric,
-            [part for other, part in columns if other == metric and part != "cold_only"],
-            legend,
-        )
-        for metric in dict.fromkeys(metric for metric, _ in columns)
-    ]
-    return html.grid(charts) + html.details("The slices as a table", table) if columns else ""
 
 
 def _learning(path: Path, legend: Legend) -> str:

@@ -9,6 +9,7 @@ from kd_jax.report.summary import (
     Models,
     by_model,
     human_bytes,
+    human_time,
     mean_std,
     model_means,
     scaled,
@@ -70,11 +71,25 @@ def _cost(models: Models, legend: Legend) -> str:
         return mean_std(models.get(model, ()), key)[0]
 
     size, large = cost(legend.candidate, "bytes"), cost(legend.large, "bytes")
-    rate = cost(legend.candidate, "users_per_second")
     if not size:
         return ""
     beside = f" (the {spoken(legend.large)}: {human_bytes(large)})" if large else ""
     found = f"It takes {human_bytes(size)}{beside}"
-    if rate:
+    if rate := cost(legend.candidate, "users_per_core_second"):
+        found += f", and one core makes the lists of {scaled(rate, WORDS)} users a second"
+    elif rate := cost(legend.candidate, "users_per_second"):
         found += f", and this machine ranked {scaled(rate, WORDS)} users a second"
-    return found + "."
+    return f"{found}. {_new(models, legend)}".strip()
+
+
+def _new(models: Models, legend: Legend) -> str:
+    """What a new item and a new user cost, where the student has a map for them."""
+    ways = {
+        "new_item_seconds": "a new item costs {time}, by the words of its text",
+        "new_user_seconds": "a new user costs {time}, by what they chose",
+    }
+    known = {key: mean_std(models.get(legend.candidate, ()), key)[0] for key in ways}
+    told = [way.format(time=human_time(known[key])) for key, way in ways.items() if known[key]]
+    if not told:
+        return ""
+    return f"{told[0][:1].upper()}{', and '.join(told)[1:]}; nothing is trained for that."

@@ -14,9 +14,10 @@ from kd_jax.runtime.store import Export
 class Part(NamedTuple):
     """A part of an item's score.
 
-    part: 'history', of the history's ``item``; 'bias', of the scored item; 'intercept', what an
-    empty history has; 'user', the difference of a trained user vector; 'rest', the remainder.
-    item, title: None and '' where the part is of no history item.
+    part: 'history', of the history's ``item``; 'others', of all other items of the history; 'bias',
+    of the scored item; 'intercept', what an empty history has; 'user', the difference of a trained
+    user vector; 'rest', the remainder. item, title: None and '' where the part is of no history
+    item.
     """
 
     part: str
@@ -32,6 +33,7 @@ def explain(
     seen: np.ndarray,
     read: Callable[[Sequence[np.ndarray]], np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    most: int | None = None,
 ) -> list[list[Part]]:
     """The parts of the score of each of the items ``targets`` for one user; their sum is the score.
 
@@ -39,7 +41,8 @@ def explain(
     Otherwise it is what the score of the history loses without the item.
 
     targets: int [N]. context: f32 [1, D], of the user. seen: the items of their history. read,
-    score: ``Runtime.contexts`` and ``Runtime.scores``.
+    score: ``Runtime.contexts`` and ``Runtime.scores``. most: history items with a part of their
+    own; None: all.
     """
     seen = seen[-export.context.length :]
     totals = score(context, targets)[0]
@@ -56,14 +59,21 @@ def explain(
         if without:
             shares = bases - score(read(without), targets)
         rest = "rest"
+    order = np.argsort(-shares, axis=0, kind="stable")
+    named, others = order[:most], order[:0] if most is None else order[most:]
+    bias = export.item_bias[targets]
+    parts = {"bias": bias, rest: bases - bias - shares.sum(0), "user": totals - bases}
+    if len(others):
+        parts = {"others": np.take_along_axis(shares, others, 0).sum(0)} | parts
+    values = np.take_along_axis(shares, named, 0)
+    items, ids, titles = seen.tolist(), export.item_ids, export.titles
     found = []
-    columns = zip(shares.T, totals, bases, export.item_bias[targets], strict=True)
-    for column, total, base, bias in columns:
-        parts = [
-            Part("history", export.item_ids[index], export.titles[index], share)
-            for index, share in zip(seen.tolist(), column.tolist(), strict=True)
+    columns = zip(named.T.tolist(), values.T.tolist(), strict=True)
+    for column, (places, listed) in enumerate(columns):
+        row = [
+            Part("history", ids[items[place]], titles[items[place]], share)
+            for place, share in zip(places, listed, strict=True)
         ]
-        parts.sort(key=lambda part: -part.share)
-        others = {"bias": bias, rest: base - bias - column.sum(), "user": total - base}
-        found.append([*parts, *(Part(name, None, "", float(n)) for name, n in others.items())])
+        row += [Part(name, None, "", float(share[column])) for name, share in parts.items()]
+        found.append(row)
     return found

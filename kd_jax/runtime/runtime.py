@@ -213,10 +213,14 @@ class Runtime:
         return self.explained(np.array([target]), query.contexts, query.seen[0])[0]
 
     def explained(
-        self, targets: np.ndarray, context: np.ndarray, seen: np.ndarray
+        self, targets: np.ndarray, context: np.ndarray, seen: np.ndarray, most: int | None = None
     ) -> list[list[explanation.Part]]:
-        """As ``explain``, of several items (indices) for one context f32 [1, D] and its history."""
-        return explanation.explain(self.export, targets, context, seen, self.contexts, self.scores)
+        """As ``explain``, of several items (indices) for one context f32 [1, D] and its history.
+
+        most: history items with a part of their own; the others share one. None: all.
+        """
+        read, score = self.contexts, self.scores
+        return explanation.explain(self.export, targets, context, seen, read, score, most)
 
     def user(self, name: object) -> int:
         """The index of a user."""

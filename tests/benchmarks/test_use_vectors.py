@@ -23,6 +23,7 @@ from helpers.runs import config, run
 from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
 from kd_jax.distillation import label_cache
+from kd_jax.experiment.smaller import cut
 
 pytestmark = pytest.mark.slow
 
@@ -116,29 +117,12 @@ def label_folder(finished):
     return finished / "labels/teacher.seed0"
 
 
-def test_the_cut_is_the_best_of_its_rank_and_exact_at_full_rank():
-    rng = np.random.default_rng(2)
-    contexts, items = (rng.normal(size=(rows, 6)) * 3.0 ** -np.arange(6)[None] for rows in (30, 20))
-    full = contexts @ items.T
-    values = np.linalg.svd(full, compute_uv=False)
-    errors = []
-    for dim in range(1, 7):
-        users, vectors = vector_sizes.cut(contexts, items, dim)
-        assert users.shape == (30, dim) and vectors.shape == (20, dim)
-        errors.append(np.linalg.norm(users @ vectors.T - full))
-        assert errors[-1] == pytest.approx(np.sqrt(np.sum(values[dim:] ** 2)), rel=1e-3, abs=1e-5)
-    assert all(more > less for more, less in zip(errors, errors[1:], strict=False))
-    users, vectors = vector_sizes.cut(contexts, items, 99)
-    assert users.shape == (30, 6)
-    np.testing.assert_allclose(users @ vectors.T, full, atol=1e-4)
-
-
 def test_moving_the_mean_context_into_the_bias_changes_no_score(label_folder):
     found = label_cache.read(label_folder)
     contexts, items, bias = vector_sizes.teacher_vectors(label_folder)
     want = found["contexts"][:, -1] @ found["items"].T + found["bias"][None]
     np.testing.assert_allclose(contexts @ items.T + bias[None], want, atol=1e-4)
-    users, vectors = vector_sizes.cut(contexts, items, items.shape[1])
+    users, vectors = cut(contexts, items, items.shape[1])
     np.testing.assert_allclose(users @ vectors.T + bias[None], want, atol=1e-4)
     assert np.abs(contexts.mean(0)).max() < 1e-5 < np.abs(found["contexts"].mean(0)).max()
 

@@ -1,10 +1,12 @@
 """The comparisons and the serving table of report/metrics.json."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from kd_jax.evaluation import latency
 from kd_jax.evaluation.latency import costs
 from kd_jax.evaluation.significance import Comparison, gains, paired_bootstrap
 
@@ -77,3 +79,15 @@ def test_serving_costs_count_labels_and_reading():
         ("teacher, reading text", 25.0, 0.001),
     ]
     assert "labels included" in table[0]["note"] and "once they have clicks" in table[1]["note"]
+    rows[2] |= {"new_item_seconds": 0.002, "new_user_seconds": 0.003}  # of the exported seed
+    with_maps = costs(rows, 0.02, 0.001, teacher="teacher", students=students)
+    (maps,) = [row for row in with_maps if row not in table]
+    assert maps["name"] == "distilled, by its maps" and maps["users_per_second"] == 100.0
+    assert (maps["new_item_seconds"], maps["new_user_seconds"]) == (0.002, 0.003)
+
+
+def test_the_typical_time_is_the_median_without_the_first_call(monkeypatch):
+    ticks = iter([0.0, 9.0, 10.0, 11.0, 20.0, 23.0, 30.0, 31.0])  # 9, 1, 3 and 1 seconds
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert latency.typical_seconds(str, range(4)) == 1
+    assert latency.typical_seconds(len, []) == 0

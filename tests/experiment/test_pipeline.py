@@ -232,6 +232,19 @@ def test_the_exported_students_items_are_evaluated_as_if_they_were_new(finished)
     assert (finished / "distilled/text_map.safetensors").exists()
 
 
+def test_the_exported_students_vectors_are_measured_in_smaller_sizes(finished):
+    rows = [row for row in metrics_of(finished)["models"] if "smaller" in row]
+    assert [(row["name"], row["seed"]) for row in rows] == [("distilled", 0), ("distilled", 3)]
+    for row in rows:
+        first = row["smaller"]["sizes"][0]
+        assert first["ndcg@10"] == row["test"]["ndcg@10"] and first["bytes"] == row["bytes"]
+        assert all(size["bytes"] < row["bytes"] for size in row["smaller"]["sizes"][1:])
+    assert rows[0]["new_user_seconds"] > 0 and rows[0]["new_item_seconds"] > 0
+    assert all(row["users_per_core_second"] > 0 for row in rows)
+    page = (finished / "report/index.html").read_text()
+    assert "Quality and bytes" in page and "nothing is trained for that" in page
+
+
 def test_a_new_item_is_recommended_from_its_text(finished):
     recommender = kd_jax.load(finished)
     data = recommender.dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -16,7 +17,19 @@ import pytest
 from websockets.sync.client import connect
 
 PATH = shutil.which("chromium") or shutil.which("chromium-browser")
-AXE = os.environ.get("AXE")  # a file axe.min.js of the npm package axe-core
+
+
+def axe_core() -> Path | None:
+    """axe.min.js: the file AXE, or that in the package axe-playwright-python; None without both."""
+    if given := os.environ.get("AXE"):
+        return Path(given)
+    package = importlib.util.find_spec("axe_playwright_python")
+    if package is None or package.origin is None:
+        return None
+    return Path(package.origin).parent / "axe.min.js"
+
+
+AXE = axe_core()
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--hide-scrollbars", "--disable-background-networking", "--disable-component-update"),
@@ -109,7 +122,7 @@ class Browser:
         if AXE is None:
             return []
         self.call("Page.setBypassCSP", enabled=True)
-        self.run(Path(AXE).read_text() + ";true")
+        self.run(AXE.read_text() + ";true")
         found = self.run("axe.run().then(found => found.violations)")
         return [
             f"{one['id']}: {node['html'][:200]} {node.get('failureSummary', '')}"

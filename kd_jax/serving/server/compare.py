@@ -114,7 +114,7 @@ class _Row:
         return [int(n) if v > -np.inf else None for n, v in zip(better, values, strict=True)]
 
     def answer(self, ranks: dict[str, dict[int, int | None]]) -> Answer:
-        explained = self._runtime.explained(self.best, self._context, self._seen)
+        explained = self._runtime.explained(self.best, self._context, self._seen, REASONS)
         listed = []
         for place, (item, parts) in enumerate(zip(self.best.tolist(), explained, strict=True), 1):
             row = {"rank": place, "score": round(float(self._scores[item]), 4)}
@@ -138,14 +138,11 @@ class _Row:
 
 
 def _parts(parts: Sequence[explanation.Part]) -> list[Answer]:
-    """The greatest parts of history items, the sum of the others, and the other parts."""
-    chosen = [part for part in parts if part.item is not None]
-    found = [(part.part, part.title, part.share) for part in chosen[:REASONS]]
-    if len(chosen) > REASONS:
-        found.append(("others", "", sum(part.share for part in chosen[REASONS:])))
-    found += [(part.part, "", part.share) for part in parts[len(chosen) :] if part.share]
+    """The parts of a score as JSON, without those that are 0; history items stay."""
     return [
-        {"part": part, "title": title, "share": round(share, 4)} for part, title, share in found
+        {"part": part, "title": title, "share": round(share, 4)}
+        for part, _, title, share in parts
+        if share or part == "history"
     ]
 
 

@@ -3,10 +3,12 @@ import { button, element, list } from "./lists.js";
 
 const $ = (id) => document.getElementById(id);
 const WAIT = 200; // milliseconds after the last key
+const SLOW = 100; // milliseconds without an answer, after which the choices alone are drawn
 const state = { history: [], disliked: [], user: "", diversity: 0, k: 10, text: "" };
 const titles = new Map(); // id -> title
 let before = new Map(); // model -> places of the items in its last list
 let newest = 0; // number of the last request; older answers are dropped
+let slow = 0; // a timer
 let token = sessionStorage.getItem("kd_jax token") ?? "";
 
 function fromAddress() {
@@ -92,6 +94,7 @@ function changes(found) {
 }
 
 function draw(found) {
+  clearTimeout(slow); // all is drawn at once: drawing twice takes the browser a quarter longer
   for (const one of [...found.history, ...found.disliked]) titles.set(String(one.item), one.title);
   $("served").textContent = found.model;
   const open = document.activeElement;
@@ -139,7 +142,8 @@ const dislike = (item) => choose(item, "disliked");
 
 function changed() {
   toAddress();
-  chosen();
+  clearTimeout(slow);
+  slow = setTimeout(chosen, SLOW);
   lists();
 }
 

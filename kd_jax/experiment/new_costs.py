@@ -1,0 +1,50 @@
+"""What a new user and a new item cost: the time of the maps that give them their vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from kd_jax.core.files import read_tensors
+from kd_jax.data.examples.base import last_items
+from kd_jax.data.splits import VALID
+from kd_jax.evaluation import latency
+from kd_jax.evaluation.evaluator import eval_users
+from kd_jax.experiment import new_items, new_users, roles
+from kd_jax.experiment.kept import weights_of
+from kd_jax.experiment.parts import Best, ModelParts
+from kd_jax.experiment.roles import Role
+from kd_jax.experiment.trained import TrainedModels
+from kd_jax.runtime.text_map import TextMap
+
+TIMED = 50  # users, and items
+
+
+def seconds(
+    models: TrainedModels, role: Role, seed: int, parts: ModelParts, best: Best
+) -> dict[str, float]:
+    """'new_user_seconds' and 'new_item_seconds', medians of one at a time, in NumPy.
+
+    A new user's vector comes from their history by the ``HistoryMap``, a new item's row from its
+    text by the ``TextMap``, as in ``kd_jax.runtime``. A map that the student does not have is left
+    out. Call it after both maps were fitted and kept.
+    """
+    experiment, found = models.experiment, {}
+    data, folder = experiment.dataset, experiment.folder(role, seed)
+    model: Any = nnx.merge(parts.graphdef, *best)
+    fitted = new_users.history_map(folder, models.result(role, seed)["best_step"])
+    if fitted is not None:
+        vectors = new_users.map_items(model)
+        users = eval_users(data, VALID)[:TIMED]
+        windows = last_items(*data.history(VALID), fitted.length)[users]
+        found["new_user_seconds"] = latency.typical_seconds(
+            lambda history: fitted(history, vectors), np.split(windows, len(windows))
+        )
+    path = weights_of(folder / new_items.SETTINGS)
+    if new_items.kept_of(models, role, seed) is not None and path.exists():
+        read = TextMap(**read_tensors(path, f"delete {path}"))
+        texts = experiment.texts(roles.main_teacher()).items[:TIMED]
+        found["new_item_seconds"] = latency.typical_seconds(lambda text: read([text]), texts)
+    return found

@@ -1,0 +1,93 @@
+"""The part of the report about kinds of items and users, and about what nobody is shown."""
+
+from __future__ import annotations
+
+from html import escape
+
+from kd_jax.report import html
+from kd_jax.report.charts import slice_chart
+from kd_jax.report.legend import Legend
+from kd_jax.report.summary import (
+    LOWER_IS_BETTER,
+    SLICES,
+    Models,
+    decimals,
+    mean_std,
+    metric_columns,
+    metric_label,
+    metric_path,
+    model_means,
+    share,
+    spoken,
+)
+
+NOTHING = 0.001  # a quality below it is told in words
+COVERAGE = "coverage@"
+
+
+def slices(models: Models, shown: list[str], legend: Legend) -> str:
+    """Charts, sentences and a table; '' where nothing was measured."""
+    columns = [column for column in metric_columns(models, shown[:2], tuple(SLICES)) if column[1]]
+    rows = [
+        [
+            escape(metric_label(f"{metric}/{part}")),
+            *(
+                html.spread(*mean_std(entries, *metric_path(metric, part)))
+                for entries in models.values()
+            ),
+        ]
+        for metric, part in columns
+    ]
+    table = html.table(
+        "Slices of the test split", ("Slice", *(escape(spoken(name)) for name in models)), rows
+    )
+    # Cold targets among cold items alone are another, easier question: they would stretch the axis.
+    charts = [
+        slice_chart(
+            models,
+            metric,
+            [part for other, part in columns if other == metric and part != "cold_only"],
+            legend,
+        )
+        for metric in dict.fromkeys(metric for metric, _ in columns)
+    ]
+    if not columns:
+        return ""
+    return (
+        html.grid(charts)
+        + _nothing(models, columns)
+        + _coverage(models)
+        + html.details("The slices as a table", table)
+    )
+
+
+def _nothing(models: Models, columns: list[tuple[str, str]]) -> str:
+    """A sentence about the slices in which no model finds anything, by the first metric."""
+    told = []
+    first = columns[0][0]
+    for metric, part in columns:
+        if metric != first:
+            continue
+        best = max(mean for mean, _ in model_means(models, metric, part).values())
+        if metric not in LOWER_IS_BETTER and best < NOTHING:
+            told.append(f"{SLICES[part]} ({metric_label(metric)} at most {decimals(best)})")
+    if not told:
+        return ""
+    return f"<p>No model finds {escape(', '.join(told))}.</p>"
+
+
+def _coverage(models: Models) -> str:
+    """A sentence about the share of the catalogue that anybody is shown."""
+    names = {key for rows in models.values() for row in rows for key in row.get("test") or {}}
+    cuts = sorted(
+        (int(key.removeprefix(COVERAGE)), key)
+        for key in names
+        if key.startswith(COVERAGE) and key.removeprefix(COVERAGE).isdigit()
+    )
+    if not cuts:
+        return ""
+    k, key = cuts[0]
+    told = ", ".join(
+        f"{spoken(name)} {share(mean)}" for name, (mean, _) in model_means(models, key, "").items()
+    )
+    return f"<p>Of the catalogue, this much is in anybody’s list of {k}: {escape(told)}.</p>"
