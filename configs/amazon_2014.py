@@ -19,7 +19,7 @@ have item IDs alone (docs/results.md).
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
-from configs.common import parse, shrink
+from configs.common import parse, sequences, shrink
 
 TEXT = {"beauty": ("title", "categories"), "sports": ("terms",)}
 
@@ -34,24 +34,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.files.columns.item_id = "item_id"
     c.data.text_columns = TEXT[name]
     c.data.split = "leave_one_out"
-    c.student.name = "sasrec"
-    c.student.sasrec.update({"dim": 256, "blocks": 1, "heads": 1, "history": 50, "dropout": 0.5})
-    c.student.sasrec.vectors = "text"
-    c.student.clicks.items = "sampled"
-    c.student.optimizer.steps = 6000
-    c.student.optimizer.batch_size = 128
-    c.student.optimizer.learning_rate = 1e-3
-    c.student.optimizer.eval_every = 250
-    c.student.optimizer.patience = 4
-    c.distill.negatives = 256
-    c.distill.negatives_power = 0.0
-    c.distill.top = 16
-    c.distill.teachers = "all"
-    c.distill.terms = {
-        "clicks": {"loss": "ce", "items": "sampled"},
-        "soft": {"loss": "kl", "items": "sampled", "teacher": "student"},
-    }
-    c.stages = ("data", "student", "labels", "distilled", "evaluate", "export", "report")
-    c.export.runtime.bits = 8
-    c.eval.valid_users = 5000
+    sequences(c)
     return shrink(c) if runlocal else c

@@ -423,6 +423,33 @@ def parse(arg: str, names: tuple[str, ...] = (), default: str = "") -> tuple[str
     return chosen[0], runlocal
 
 
+def sequences(c: ConfigDict) -> None:
+    """A SASRec that starts from the item texts, and one that learns from three of it.
+
+    No other teacher is trained (docs/results.md).
+    """
+    c.student.name = "sasrec"
+    c.student.sasrec.update({"dim": 256, "blocks": 1, "heads": 1, "history": 50, "dropout": 0.5})
+    c.student.sasrec.vectors = "text"
+    c.student.clicks["items"] = "sampled"
+    c.student.optimizer.steps = 6000
+    c.student.optimizer.batch_size = 128
+    c.student.optimizer.learning_rate = 1e-3
+    c.student.optimizer.eval_every = 250
+    c.student.optimizer.patience = 4
+    c.distill.negatives = 256
+    c.distill.negatives_power = 0.0
+    c.distill.top = 16
+    c.distill.teachers = "all"
+    c.distill.terms = {
+        "clicks": {"loss": "ce", "items": "sampled"},
+        "soft": {"loss": "kl", "items": "sampled", "teacher": "student"},
+    }
+    c.stages = ("data", "student", "labels", "distilled", "evaluate", "export", "report")
+    c.export.runtime.bits = 8
+    c.eval.valid_users = 5000
+
+
 def shrink(c: ConfigDict) -> ConfigDict:
     """The same run in seconds: one seed, 100 users and the items they know, a few steps."""
     c.seeds = (0,)
@@ -434,5 +461,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
         section.steps = 20
         section.eval_every = 10
         section.batch_size = 64
+    c.distill.negatives = min(c.distill.negatives, 8)
+    c.distill.top = min(c.distill.top, 4)
     c.eval.bootstrap = 200
     return c

@@ -125,6 +125,20 @@ def test_csv(tmp_path, bert):
     assert names >= {"popularity", "student"}
 
 
+@pytest.mark.slow
+def test_csv_sequences(tmp_path, bert):
+    toy.write_csv(tmp_path / "mine")
+    c = csv.get_config("sequences,runlocal")
+    c.seeds = (0, 1)
+    paths = {
+        "data.files.path": str(tmp_path / "mine/interactions.csv"),
+        "data.files.items_path": str(tmp_path / "mine/items.csv"),
+    }
+    names = run(c, tmp_path / "run", bert, **paths)
+    assert names == {"popularity", "item_knn", "student", "ensemble", "distilled"}
+    assert (tmp_path / "run/export").is_dir() and (tmp_path / "run/report/index.html").exists()
+
+
 SMALL = {"users": 60, "items": 60}
 
 

@@ -239,7 +239,9 @@ def test_the_exported_students_vectors_are_measured_in_smaller_sizes(finished):
         first = row["smaller"]["sizes"][0]
         assert first["ndcg@10"] == row["test"]["ndcg@10"] and first["bytes"] == row["bytes"]
         assert all(size["bytes"] < row["bytes"] for size in row["smaller"]["sizes"][1:])
-    assert rows[0]["new_user_seconds"] > 0 and rows[0]["new_item_seconds"] > 0
+    assert rows[0]["new_user_seconds"] > 0
+    warm = kd_jax.load(finished).dataset.warm.all()  # then no item was evaluated as a new one
+    assert warm or rows[0]["new_item_seconds"] > 0
     assert all(row["users_per_core_second"] > 0 for row in rows)
     page = (finished / "report/index.html").read_text()
     assert "Quality and bytes" in page and "nothing is trained for that" in page
@@ -620,7 +622,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
         (["unexpected"], r"error: unexpected argument 'unexpected'"),
         (
             ["--config=configs/csv.py:twice"],
-            r"error: .*config argument 'twice' is unknown; known: runlocal",
+            r"error: .*config argument 'twice' is unknown; known: sequences, runlocal",
         ),
         (
             ["--config=configs/nothing.py"],
