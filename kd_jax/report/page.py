@@ -267,9 +267,9 @@ def _effects(gains: dict[str, Any], comparison: Comparison) -> list[Effect]:
             relative, ends = as_number(change.get("relative")), interval_ends(change.get("ci95"))
             if relative is None:
                 continue
-            label = f"{metric_label(metric)}\nover {baseline}"
+            label = f"{metric_label(metric)}\nover {spoken(baseline)}"
             if comparison.over[comparison.baseline]:  # not the headline's
-                label = f"{metric_label(metric)}\n{comparison.candidate} over {baseline}"
+                label = f"{metric_label(metric)}\n{comparison.candidate} over {spoken(baseline)}"
             found.append(Effect(label, baseline, relative, ends))
     return found
 
