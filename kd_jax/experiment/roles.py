@@ -82,7 +82,7 @@ BASELINES: dict[str, tuple[Appearance, Simple]] = {
     ),
     "trending": (
         Appearance(),
-        Simple("the recent-popularity baseline", _EVERYBODY, same=True),
+        Simple("the recent-popularity baseline (trending)", _EVERYBODY, same=True),
     ),
     "item_knn": (
         Appearance("#8a7a4e", "#bcae84", "v", "adds up the items that the same users chose"),

@@ -70,8 +70,9 @@ def headline(metrics: dict[str, Any], legend: Legend) -> str:
 def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     """The statements of the headline: the gain over the student, and what explains it.
 
-    The second is the language model's own share, the transfer ratio, and how the distilled student
-    stands to the best of the simple baselines. Where it is worse than that, this comes first.
+    The second is how the distilled student stands to the best of the simple baselines, the language
+    model's own share, and the transfer ratio. Where it is worse than that baseline, this comes
+    first.
     """
     metric, gain, share = main_gain(metrics)
     metric = metric or next(iter(shown_metrics(metrics)), "")
@@ -88,25 +89,42 @@ def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     second = f"{second} {transfer_sentence(gain, metric, legend)}".strip()
     if worse:
         return simple, f"{first} {second}"
-    return first, f"{second} {simple}".strip()
+    return first, f"{simple} {second}".strip()
+
+
+def best_simple(
+    metrics: dict[str, Any], legend: Legend, metric: str, gain: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The best of the simple baselines by its mean, '' for none, and the gain over it, if known."""
+    means = _means(metrics, legend, metric)
+    means.pop(legend.candidate, None)
+    if not means or not legend.comparisons:
+        return "", {}
+    lower = metric.partition("/")[0] in LOWER_IS_BETTER
+    best = (min if lower else max)(means, key=lambda name: means[name])
+    field = legend.comparisons[0].over.get(best, "")
+    return best, (gain.get(field) or {}) if field else {}
+
+
+def _means(metrics: dict[str, Any], legend: Legend, metric: str) -> dict[str, float]:
+    """Means on test of the simple baselines, and of the candidate."""
+    return {
+        name: mean
+        for name, (mean, _) in model_means(by_model(metrics, legend), metric, "").items()
+        if name in {*legend.simple, legend.candidate}
+    }
 
 
 def _over_simple(
     metrics: dict[str, Any], legend: Legend, metric: str, gain: dict[str, Any]
 ) -> tuple[bool, str]:
     """Whether the candidate is worse than the best simple baseline, and a sentence; '' if none."""
-    means = {
-        name: mean
-        for name, (mean, _) in model_means(by_model(metrics, legend), metric, "").items()
-        if name in {*legend.simple, legend.candidate}
-    }
-    after = means.pop(legend.candidate, None)
-    if not means or after is None:
+    best, difference = best_simple(metrics, legend, metric, gain)
+    means = _means(metrics, legend, metric)
+    after = means.get(legend.candidate)
+    if not best or after is None:
         return False, ""
     lower = metric.partition("/")[0] in LOWER_IS_BETTER
-    best = (min if lower else max)(means, key=lambda name: means[name])
-    field = legend.comparisons[0].over.get(best, "")
-    difference = gain.get(field) or {} if field else {}
     simple = legend.simple[best]
     words = {"simple": simple.name, "kind": simple.kind, "candidate": legend.candidate}
     sentence = _verdict(metric, difference, OVER_SIMPLE, means[best], after, **words)

@@ -27,7 +27,7 @@ from kd_jax.report.charts import (
 )
 from kd_jax.report.curves import highest, read_curves
 from kd_jax.report.examples import examples
-from kd_jax.report.headline import claim, main_gain
+from kd_jax.report.headline import best_simple, claim, main_gain
 from kd_jax.report.impressions import impressions_table
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
@@ -159,11 +159,16 @@ def _unbroken(sentence: str) -> str:
 
 def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     metric, gain, lm_share = main_gain(metrics)
+    simple, over_simple = best_simple(metrics, legend, metric, gain)
     candidate, large = spoken(legend.candidate), spoken(legend.large)
     tiles = [
         (
             percent(as_number(gain.get("relative"))),
             f"{metric_label(metric)}, {candidate} over {spoken(legend.baseline)}",
+        ),
+        (
+            percent(as_number(over_simple.get("relative"))),
+            f"{candidate} over {spoken(simple)}, the best simple baseline",
         ),
         (
             percent(as_number(lm_share.get("relative"))),
@@ -284,17 +289,19 @@ def _gain_table(gains: dict[str, Any], comparison: Comparison) -> str:
         return ""
     rows = []
     for metric, gain in gains.items():
-        changes = [(gain.get(field) or {}) if field else gain for field in over.values()]
-        p_value = as_number(changes[0].get("p_value"))
-        tiny = p_value is not None and p_value < 1e-4
-        means = [as_number(gain.get(name)) for name in (*over, comparison.candidate)]
-        cells = [escape(metric_label(metric)), *map(decimals, means), *map(_change, changes)]
-        rows.append([*cells, "&lt; .0001" if tiny else decimals(p_value)])
-    titles = [*over, comparison.candidate, *(f"over {name}" for name in over)]
-    head = ("Metric", *(escape(spoken(title)).capitalize() for title in titles), "p")
+        found = decimals(as_number(gain.get(comparison.candidate)))
+        for name, field in over.items():
+            change = (gain.get(field) or {}) if field else gain
+            p_value = as_number(change.get("p_value"))
+            tiny = p_value is not None and p_value < 1e-4
+            cells = [escape(metric_label(metric)), escape(spoken(name))]
+            cells += [decimals(as_number(gain.get(name))), found, _change(change)]
+            rows.append([*cells, "&lt; .0001" if tiny else decimals(p_value)])
+    candidate = escape(spoken(comparison.candidate))
+    head = ("Metric", "Compared with", "It has", f"{candidate} has".capitalize(), "Change", "p")
     caption = (
-        f"Gains of {spoken(comparison.candidate)} over the others with 95 % confidence intervals;"
-        f" p: of the gain over the {spoken(comparison.baseline)}."
+        f"Gains of {spoken(comparison.candidate)} over the others, with 95 % confidence intervals;"
+        " p: of each gain, two-sided."
     )
     return html.table(caption, head, rows)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
+    LOWER_IS_BETTER,
     Models,
     by_model,
     human_bytes,
@@ -13,18 +14,27 @@ from kd_jax.report.summary import (
     mean_std,
     model_means,
     scaled,
+    share,
     spoken,
 )
 
 FOUND = "hit_rate@"
 NUMBERS = {1: "first item", 5: "first five", 10: "first ten", 20: "first twenty"}
+# Slices of items, in words that need no explanation.
+PARTS = {"cold": "items that nobody had chosen before", "tail": "seldom chosen items"}
+NEXT_TO_NOTHING = 0.05  # of the value for all items
 WORDS = ("", " thousand", " million", " billion")
 
 
 def plain(metrics: dict[str, Any], legend: Legend) -> str:
     """What the candidate finds, beside the other models, and its size and speed; '' if unknown."""
     models = by_model(metrics, legend)
-    return " ".join(filter(None, (_found(metrics, models, legend), _cost(models, legend))))
+    parts = (
+        _found(metrics, models, legend),
+        _limits(metrics, models, legend),
+        _cost(models, legend),
+    )
+    return " ".join(filter(None, parts))
 
 
 def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
@@ -58,6 +68,26 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         return first
     last = f" and {told[-1]}" if len(told) > 1 else told[-1]
     return f"{first} It is {', '.join(told[:-1])}{last}."
+
+
+def _limits(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
+    """For which items the candidate finds next to nothing, and how many items anybody is shown."""
+    metric = next((key for key in metrics.get("gain") or {} if "/" not in key), "")
+    rows = models.get(legend.candidate, ())
+    every = mean_std(rows, "test", metric)[0]
+    if not every or metric.partition("/")[0] in LOWER_IS_BETTER:
+        return ""
+    told = []
+    for part, words in PARTS.items():
+        mean = mean_std(rows, "slices", part, metric)[0]
+        if mean is not None and mean < NEXT_TO_NOTHING * every:
+            told.append(words)
+    found = f"It finds next to nothing among {' and '.join(told)}" if told else ""
+    shown = mean_std(rows, "test", f"coverage@{metric.rpartition('@')[2]}")[0]
+    if shown is None:
+        return f"{found}." if found else ""
+    lists = f"the lists of all users together show {share(shown)} of the catalogue"
+    return f"{found}, and {lists}." if found else f"{lists[0].upper()}{lists[1:]}."
 
 
 def _of_hundred(share: float) -> str:

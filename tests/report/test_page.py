@@ -24,11 +24,12 @@ from kd_jax.evaluation.significance import Comparison
 from kd_jax.experiment import roles
 from kd_jax.report import page
 from kd_jax.report.console import console_table
-from kd_jax.report.headline import headline
+from kd_jax.report.headline import best_simple, headline
 from kd_jax.report.legend import Appearance, Legend
 from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
 from kd_jax.report.page import render, write
+from kd_jax.report.plain import plain
 from kd_jax.report.summary import by_model
 from kd_jax.report.tradeoff import Box, _free_place
 
@@ -239,9 +240,13 @@ def test_results_hold_every_model_as_measured(full: Page) -> None:
 
 def test_gains_serving_dataset_config_and_manifest_are_shown(full: Page) -> None:
     interval, share = "+18.1 % to +27.6 %", "+8.8 % to +17.1 %"
-    cells = [".0597", ".0651", ".0736", f"+23.3 %{interval}", f"+13.1 %{share}", ".0021"]
-    assert full.row("NDCG@10") == ["NDCG@10", *cells]
-    assert full.row("NDCG@10, warm items") == ["NDCG@10, warm items", *cells]
+    for metric in ("NDCG@10", "NDCG@10, warm items"):
+        compared = [row[1:5] for row in full.rows if row[0] == metric and len(row) == 6]
+        assert compared == [
+            ["student", ".0597", ".0736", f"+23.3 %{interval}"],
+            ["control", ".0651", ".0736", f"+13.1 %{share}"],
+        ]
+    assert [row[5] for row in full.rows if row[:2] == ["NDCG@10", "student"]] == [".0021"]
     assert full.row("reading text") == ["reading text", "3.21", "12.5 ms", "–", "slow"]
     for text in (
         "8,204",
@@ -549,13 +554,38 @@ def test_the_headline_names_the_best_simple_baseline(
         assert phrase in text
 
 
+def test_the_best_simple_baseline_has_a_tile_and_limits_are_told(tmp_path: Path) -> None:
+    metrics = rank_metrics()
+    change = {"relative": 0.115, "ci95": [0.073, 0.16]}
+    metrics["gain"]["ndcg@10"]["over_trending"] = change
+    metrics["models"].append({"name": "trending", "seed": None, "test": {"ndcg@10": 0.066}})
+    for row in metrics["models"]:
+        if row["name"] == "distilled":
+            row["test"]["coverage@10"] = 0.011
+            row["slices"] |= {"cold": {"ndcg@10": 0.0001}, "tail": {"ndcg@10": 0.07}}
+    assert best_simple(metrics, LEGEND, "ndcg@10", metrics["gain"]["ndcg@10"]) == (
+        "trending",
+        change,
+    )
+    words = plain(metrics, LEGEND)
+    assert (
+        "It finds next to nothing among items that nobody had chosen before, and the lists of all"
+        " users together show 1.1 % of the catalogue." in words
+    )
+    assert "seldom" not in words
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/metrics.json").write_text(json.dumps(metrics))
+    page = write(tmp_path, LEGEND).read_text()
+    assert "<dt>distilled over trending, the best simple baseline</dt><dd>+11.5" in page
+
+
 def test_without_a_plain_student_the_simple_baseline_is_the_headline() -> None:
     metrics = against("trending", 0.05, 0.06, {"relative": 0.2, "ci95": [0.1, 0.3]})
     metrics["gain"]["ndcg@10"] = {"over_trending": metrics["gain"]["ndcg@10"]["over_trending"]}
     assert headline(metrics, LEGEND) == (
-        "Over the recent-popularity baseline, the same for every user, the distilled student is at"
-        " +20.0 % (95 % CI +10.0 % to +30.0 %). Without a plain student in this run, the gain of"
-        " distillation is not known."
+        "Over the recent-popularity baseline (trending), the same for every user, the distilled"
+        " student is at +20.0 % (95 % CI +10.0 % to +30.0 %). Without a plain student in this run,"
+        " the gain of distillation is not known."
     )
 
 
@@ -627,7 +657,8 @@ def test_a_further_model_is_compared_drawn_and_described_as_its_legend_has_it(
     assert "wide is twice as wide" in page.text
     assert "NDCG@10 wide over student: +43.2 %" in page.text
     assert [*page.rows[2:9]][-1][0] == "wide"
-    assert ["NDCG@10", ".0597", ".0855", "+43.2 %+40.0 % to +45.0 %", ".0100"] in page.rows
+    row = ["NDCG@10", "student", ".0597", ".0855", "+43.2 %+40.0 % to +45.0 %", ".0100"]
+    assert row in page.rows
     assert "--wide: #123456" in html and "--wide: #abcdef" in html and "var(--wide)" in html
     assert headline(metrics, legend) == headline(rank_metrics(), LEGEND)
 
