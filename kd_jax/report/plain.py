@@ -50,19 +50,22 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     shares = {model: mean for model, (mean, _) in model_means(models, name, "").items()}
     count = (((metrics.get("dataset") or {}).get("judged") or {}).get("test") or {}).get("users")
     judged = f" ({count:,} users were judged)" if count else ""
-    first = (
-        f"{_of_hundred(shares[legend.candidate])} of 100 users find something that they chose"
-        f" later among the {NUMBERS.get(k, f'first {k}')} of the"
-        f" {spoken(legend.candidate)} student{judged}."
-    )
     simple = sorted((model for model in legend.simple if model in shares), key=shares.__getitem__)
     others = [model for model in (legend.baseline, legend.large, *simple[-1:]) if model in shares]
+    others = list(dict.fromkeys(others))
+    every = [shares[model] for model in (legend.candidate, *others)]
+    exact = len({round(100 * value) for value in every}) < len(every)  # two would look the same
+    first = (
+        f"{_of_hundred(every[0], exact)} of 100 users find something that they chose later among"
+        f" the {NUMBERS.get(k, f'first {k}')} of the"
+        f" {spoken(legend.candidate)} student{judged}."
+    )
     names = {legend.baseline: "the same student trained on its own"} | {
         model: f"the {spoken(model)}" for model in (legend.large,)
     }
     told = [
-        f"{_of_hundred(shares[model])} with {names.get(model) or legend.simple[model].name}"
-        for model in dict.fromkeys(others)
+        f"{_of_hundred(value, exact)} with {names.get(model) or legend.simple[model].name}"
+        for model, value in zip(others, every[1:], strict=True)
     ]
     if not told:
         return first
@@ -90,10 +93,10 @@ def _limits(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     return f"{found}, and {lists}." if found else f"{lists[0].upper()}{lists[1:]}."
 
 
-def _of_hundred(share: float) -> str:
-    """A whole number, or one decimal below ten."""
+def _of_hundred(share: float, exact: bool) -> str:
+    """A whole number; one decimal below ten, or if ``exact``."""
     value = 100 * share
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+    return f"{value:.0f}" if value >= 9.95 and not exact else f"{value:.1f}"
 
 
 def _cost(models: Models, legend: Legend) -> str:

@@ -79,6 +79,9 @@ def test_plain_words_have_no_name_of_a_metric_and_the_numbers_of_metrics_json():
         for name, share in (("item_knn", 0.221), ("ease", 0.219))
     ]
     assert "and 22 with the item-kNN baseline. It takes" in plain(with_knn, LEGEND)
+    close = metrics()  # whole numbers would be the same
+    close["models"] += [{"name": "item_knn", "seed": None, "test": {"hit_rate@10": 0.2312}}]
+    assert "and 23.1 with the item-kNN baseline. It takes" in plain(close, LEGEND)
     few = metrics()
     few["models"][-1]["test"]["hit_rate@10"] = 0.0312
     assert plain(few, LEGEND).startswith("3.1 of 100 users")
