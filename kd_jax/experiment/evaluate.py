@@ -13,7 +13,6 @@ from kd_jax.core.logging import Bar
 from kd_jax.data import summary
 from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.splits import NAMES
-from kd_jax.devices import sharding
 from kd_jax.devices.processes import barrier, leader
 from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import latency
@@ -30,8 +29,8 @@ from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import SLICE, NewItems
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.objectives import description, teachers_of
+from kd_jax.experiment.parts import placed
 from kd_jax.experiment.roles import Role
-from kd_jax.models.scorer import table_rows
 
 Row = dict[str, Any]  # an entry of ``models`` in metrics.json
 
@@ -151,9 +150,7 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
     experiment, models = store.experiment, store.models
     result, parts = models.result(role, seed), build(experiment, role, seed)
     trained = models.best(role, seed, parts)
-    rows = table_rows(parts.graphdef, trained[0])
-    params = sharding.put_params(trained[0], rows, experiment.mesh)
-    best = params, sharding.put(trained[1], experiment.mesh)
+    best = placed(parts.graphdef, trained, experiment.mesh)
     found = {
         split: experiment.task.evaluation_function(parts.graphdef, split, parts.history)(*best)
         for split in SPLITS

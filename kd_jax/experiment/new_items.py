@@ -15,10 +15,9 @@ from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
 from kd_jax.experiment.kept import kept_settings, read_settings
-from kd_jax.experiment.parts import Best, ModelParts
+from kd_jax.experiment.parts import Best, ModelParts, placed
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
-from kd_jax.models.scorer import table_rows
 from kd_jax.runtime.text_map import TextMap
 from kd_jax.serving.text_map import Rows, Settings, TextMaps
 
@@ -116,9 +115,7 @@ class NewItems:
         bind = score_function(
             experiment.dataset, self._parts.graphdef, SPLITS[split], self._parts.history
         )
-        tables = table_rows(self._parts.graphdef, self._best[0])
-        placed = sharding.put_params(self._best[0], tables, experiment.mesh)
-        scores = bind(placed, sharding.put(self._best[1], experiment.mesh))
+        scores = bind(*placed(self._parts.graphdef, self._best, experiment.mesh))
 
         def score(users: np.ndarray) -> Factors:
             found = scores(users)

@@ -15,10 +15,9 @@ from kd_jax.devices import sharding
 from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.evaluation.tasks import Rank
 from kd_jax.experiment.kept import kept_settings, read_settings, weights_of
-from kd_jax.experiment.parts import Best, ModelParts
+from kd_jax.experiment.parts import Best, ModelParts, placed
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
-from kd_jax.models.scorer import table_rows
 from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving.history_map import HistoryMaps, Settings
 
@@ -124,11 +123,10 @@ class NewUsers:
         """The metric on ``split`` with the ``history`` newest items before the split ``until``."""
         experiment, graphdef = self._experiment, self._parts.graphdef
         task: Any = experiment.task
-        placed = sharding.put_params(params, table_rows(graphdef, params), experiment.mesh)
-        constants = sharding.put(self._best[1], experiment.mesh)
-        score_fn = score_function(experiment.dataset, graphdef, until, history)(placed, constants)
+        best = placed(graphdef, (params, self._best[1]), experiment.mesh)
+        score_fn = score_function(experiment.dataset, graphdef, until, history)(*best)
         at_once = users_at_once(
-            graphdef, task.batch_size, experiment.dataset.num_items, sharding.data_parts(placed)
+            graphdef, task.batch_size, experiment.dataset.num_items, sharding.data_parts(best[0])
         )
         name = "valid" if split == VALID else "test"
         found = task.evaluate(score_fn, name, (task.select,), False, max_users, at_once)

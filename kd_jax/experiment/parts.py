@@ -6,8 +6,11 @@ import dataclasses
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from kd_jax.core.types import Params, PyTree
+from kd_jax.devices import sharding
+from kd_jax.models.scorer import table_rows
 
 Best = tuple[Params, PyTree]  # the parameters and constants of a trained model
 
@@ -33,3 +36,10 @@ class ModelParts:
     @property
     def num_params(self) -> int:
         return self.frozen_params + sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def placed(graphdef: nnx.GraphDef, best: Best, mesh: Mesh) -> Best:
+    """The model on the devices of ``mesh``; tables may have added rows (``even_rows``)."""
+    params, constants = best
+    rows = table_rows(graphdef, params)
+    return sharding.put_params(params, rows, mesh), sharding.put(constants, mesh)

@@ -448,13 +448,14 @@ def test_the_mean_of_two_sources_is_a_teacher(world, big, tmp_path):
 def test_the_plain_students_of_all_seeds_are_a_teacher(world, tmp_path, capsys):
     """The same as when another run has them as sources."""
     terms = {"clicks": TEACHING["clicks"], "soft": {"loss": "kl", "teacher": "student"}}
-    both = {"seeds": (0, 1), "distill.teachers": "all", "distill.terms": terms}
+    both = {"seeds": (0, 1), "distill.teachers": "all", "distill.terms": terms, "mesh.model": 2}
     stages = ("data", "student", "labels", "control", "distilled", "evaluate")
     run(config(world, stages=stages, **both), tmp_path / "one")
     folders = [tmp_path / "one" / name for name in ("student", "student.seed1")]
     sources = {f"s{n}": {"path": str(folder)} for n, folder in enumerate(folders)}
     terms = terms | {"soft": {"loss": "kl", "teacher": "s0+s1"}}
     outside = {"distill.sources": sources, "distill.terms": terms, "seeds": (0, 1)}
+    outside["mesh.model"] = 2
     run(config(world, stages=("data", "labels", "distilled"), **outside), tmp_path / "two")
 
     def last(workdir, model="distilled"):
