@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.core.errors import InputError, nearest
-from kd_jax.core.types import Array
+from kd_jax.core.types import Array, Batch
 from kd_jax.models.layers import normal
 from kd_jax.models.scorer import Scorer
 from kd_jax.runtime.store import Hidden
@@ -86,6 +86,18 @@ def rank_only(spec: StudentSpec) -> None:
         raise InputError("it ranks only; for task='rate' use another student, such as 'mf'")
 
 
+@dataclasses.dataclass(frozen=True)
+class HistorySpec(StudentSpec):
+    """The spec of students that read histories and rank only."""
+
+    history: int = 20  # newest interactions that are read; at most the teacher's if it is distilled
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "history")
+        rank_only(self)
+
+
 class Student(Scorer):
     """A scorer that is built from its spec and from named arrays.
 
@@ -116,6 +128,27 @@ class Student(Scorer):
     def runtime_hidden(self) -> Hidden | None:
         """For a student that does not factorise: its scores for ``kd_jax.runtime``."""
         return None
+
+
+class SequenceStudent(Student):
+    """A student that learns after every item of a history, with a table of items and their biases.
+
+    Its ``contexts`` read packed batches, too.
+    """
+
+    example_kind = "all"
+    reads_packed = True
+    tables = {"item": "item", "bias": "item"}
+
+    def __init__(self, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+        super().__init__(spec, inputs, rngs=rngs)
+        self.item = item_table(spec.num_items, spec, rngs, inputs)
+        self.bias = nnx.Param(jnp.asarray(spec.item_bias))
+
+    def items(
+        self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
+    ) -> tuple[Array, Array]:
+        return self.item[...], self.bias[...]
 
 
 def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs, inputs: Inputs) -> nnx.Param:

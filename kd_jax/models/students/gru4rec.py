@@ -13,29 +13,20 @@ from jaxtyping import Float
 
 from kd_jax.core.types import PAD, Array, Batch
 from kd_jax.models.layers import dropout
-from kd_jax.models.students.base import (
-    Inputs,
-    Student,
-    StudentSpec,
-    at_least_one,
-    item_table,
-    rank_only,
-)
+from kd_jax.models.students.base import HistorySpec, Inputs, SequenceStudent, at_least_one
 from kd_jax.runtime.contexts import Recurrent
 
 
 @dataclasses.dataclass(frozen=True)
-class GRU4RecSpec(StudentSpec):
-    history: int = 20  # newest interactions that are read; at most the teacher's if it is distilled
+class GRU4RecSpec(HistorySpec):
     hidden: int = 64  # numbers of the state
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "history", "hidden")
-        rank_only(self)
+        at_least_one(self, "hidden")
 
 
-class GRU4Rec(Student):
+class GRU4Rec(SequenceStudent):
     """A layer of gated recurrent units over item embeddings, which are tied with the output.
 
     The context after an item is a linear map of the state after it. Source: Hidasi et al.,
@@ -45,16 +36,11 @@ class GRU4Rec(Student):
     """
 
     spec = GRU4RecSpec
-    example_kind = "all"
-    reads_packed = True
-    tables = {"item": "item", "bias": "item"}
 
     def __init__(self, spec: GRU4RecSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)
         self.dropout = spec.dropout
         self.length = spec.history
-        self.item = item_table(spec.num_items, spec, rngs, inputs)
-        self.bias = nnx.Param(jnp.asarray(spec.item_bias))
         self.cell = nnx.GRUCell(spec.dim, spec.hidden, rngs=rngs)
         self.out = nnx.Linear(spec.hidden, spec.dim, rngs=rngs)
 
@@ -103,8 +89,3 @@ class GRU4Rec(Student):
             read(self.out.bias),
             self.length,
         )
-
-    def items(
-        self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
-    ) -> tuple[Array, Array]:
-        return self.item[...], self.bias[...]

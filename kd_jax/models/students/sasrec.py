@@ -14,14 +14,7 @@ from flax import nnx
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array, Batch
 from kd_jax.models.layers import Block, CausalTransformer, GatedBlock, Packed, runtime_arrays
-from kd_jax.models.students.base import (
-    Inputs,
-    Student,
-    StudentSpec,
-    at_least_one,
-    item_table,
-    rank_only,
-)
+from kd_jax.models.students.base import HistorySpec, Inputs, SequenceStudent, at_least_one
 from kd_jax.runtime.contexts import GatedTransformer, Transformer
 
 BLOCKS: dict[str, Callable[..., Block]] = {
@@ -31,8 +24,7 @@ BLOCKS: dict[str, Callable[..., Block]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SASRecSpec(StudentSpec):
-    history: int = 20  # newest interactions that are read; at most the teacher's if it is distilled
+class SASRecSpec(HistorySpec):
     blocks: int = 2
     heads: int = 2
     # 'plain': attention and a ReLU; 'ligr': both gated, and a SwiGLU of four times the width
@@ -40,8 +32,7 @@ class SASRecSpec(StudentSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "history", "blocks", "heads")
-        rank_only(self)
+        at_least_one(self, "blocks", "heads")
         if self.block not in BLOCKS:
             raise InputError(f"block={self.block!r} is unknown{nearest(self.block, BLOCKS)}")
         if self.dim % self.heads:
@@ -50,7 +41,7 @@ class SASRecSpec(StudentSpec):
             )
 
 
-class SASRec(Student):
+class SASRec(SequenceStudent):
     """A causal Transformer over item embeddings, which are tied with the output.
 
     Source: Kang and McAuley, ICDM 2018, with the full softmax of Klenitskiy and Vasilev, RecSys
@@ -59,14 +50,9 @@ class SASRec(Student):
     """
 
     spec = SASRecSpec
-    example_kind = "all"
-    reads_packed = True
-    tables = {"item": "item", "bias": "item"}
 
     def __init__(self, spec: SASRecSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)
-        self.item = item_table(spec.num_items, spec, rngs, inputs)
-        self.bias = nnx.Param(jnp.asarray(spec.item_bias))
         self.transformer = CausalTransformer(
             *(spec.dim, spec.blocks, spec.heads, spec.history, spec.dropout),
             block=BLOCKS[spec.block],
@@ -87,8 +73,3 @@ class SASRec(Student):
     def runtime_context(self) -> Transformer:
         gated = isinstance(self.transformer.blocks[0], GatedBlock)
         return (GatedTransformer if gated else Transformer)(**runtime_arrays(self.transformer))
-
-    def items(
-        self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
-    ) -> tuple[Array, Array]:
-        return self.item[...], self.bias[...]

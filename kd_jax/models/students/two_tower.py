@@ -17,25 +17,22 @@ from kd_jax.models.layers import dropout
 from kd_jax.models.scorer import Frozen
 from kd_jax.models.students.base import (
     ITEM_TEXT,
+    HistorySpec,
     Inputs,
     Student,
-    StudentSpec,
     at_least_one,
     item_table,
-    rank_only,
 )
 from kd_jax.runtime.contexts import MeanTower
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowerSpec(StudentSpec):
-    history: int = 20  # newest interactions that are read
+class TwoTowerSpec(HistorySpec):
     hidden: int = 128  # width of the hidden layer of each tower
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "history", "hidden")
-        rank_only(self)
+        at_least_one(self, "hidden")
         if self.vectors != "random":
             raise InputError(
                 f"vectors={self.vectors!r}: its item tower reads the text itself; set it to"
