@@ -72,9 +72,12 @@ def sizes(experiment: Experiment, parts: ModelParts, best: Best, trained: float)
             continue
         row = {"bits": bits, "dim": dim, "bytes": _bytes(bits, dim, data.num_items, count)}
         rows.append(row | {task.select: _quality(task, small, users)})
-    for width in dict.fromkeys(dim // part for part in PARTS if dim // part):
+    widths = list(dict.fromkeys(dim // part for part in PARTS if dim // part))
+    principal = cut_vectors(found, max(widths, default=0))
+    for width in widths:
         row = {"bits": FULL, "dim": width, "bytes": _bytes(FULL, width, data.num_items, count)}
-        rows.append(row | {task.select: _quality(task, cut_vectors(found, width), users)})
+        kept = principal._replace(contexts=principal.contexts * (np.arange(dim) < width))
+        rows.append(row | {task.select: _quality(task, kept, users)})
     return {"users": len(users), "sizes": rows}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kd_jax.report.headline import main_gain
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
     LOWER_IS_BETTER,
@@ -63,29 +64,29 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     names = {legend.baseline: "the same student trained on its own"} | {
         model: f"the {spoken(model)}" for model in (legend.large,)
     }
-    told = [
+    phrases = [
         f"{_of_hundred(value, exact)} with {names.get(model) or legend.simple[model].name}"
         for model, value in zip(others, every[1:], strict=True)
     ]
-    if not told:
+    if not phrases:
         return first
-    last = f" and {told[-1]}" if len(told) > 1 else told[-1]
-    return f"{first} It is {', '.join(told[:-1])}{last}."
+    last = f" and {phrases[-1]}" if len(phrases) > 1 else phrases[-1]
+    return f"{first} It is {', '.join(phrases[:-1])}{last}."
 
 
 def _limits(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     """For which items the candidate finds next to nothing, and how many items anybody is shown."""
-    metric = next((key for key in metrics.get("gain") or {} if "/" not in key), "")
+    metric, _, _ = main_gain(metrics)
     rows = models.get(legend.candidate, ())
     every = mean_std(rows, "test", metric)[0]
     if not every or metric.partition("/")[0] in LOWER_IS_BETTER:
         return ""
-    told = []
+    phrases = []
     for part, words in PARTS.items():
         mean = mean_std(rows, "slices", part, metric)[0]
         if mean is not None and mean < NEXT_TO_NOTHING * every:
-            told.append(words)
-    found = f"It finds next to nothing among {' and '.join(told)}" if told else ""
+            phrases.append(words)
+    found = f"It finds next to nothing among {' and '.join(phrases)}" if phrases else ""
     shown = mean_std(rows, "test", f"coverage@{metric.rpartition('@')[2]}")[0]
     if shown is None:
         return f"{found}." if found else ""
@@ -122,7 +123,7 @@ def _new(models: Models, legend: Legend) -> str:
         "new_user_seconds": "a new user costs {time}, by what they chose",
     }
     known = {key: mean_std(models.get(legend.candidate, ()), key)[0] for key in ways}
-    told = [way.format(time=human_time(known[key])) for key, way in ways.items() if known[key]]
-    if not told:
+    phrases = [way.format(time=human_time(known[key])) for key, way in ways.items() if known[key]]
+    if not phrases:
         return ""
-    return f"{told[0][:1].upper()}{', and '.join(told)[1:]}; nothing is trained for that."
+    return f"{phrases[0][:1].upper()}{', and '.join(phrases)[1:]}; nothing is trained for that."
