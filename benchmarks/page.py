@@ -76,7 +76,7 @@ def _busy(tab) -> float:
     return next(one["value"] for one in metrics if one["name"] == "TaskDuration")
 
 
-def told(what: str, found: list[float]) -> None:
+def print_times(what: str, found: list[float]) -> None:
     median, most = np.quantile(1e3 * np.array(found), [0.5, 0.95])
     print(f"{len(found)} {what}: median {median:.1f} ms, 95 % within {most:.1f} ms")
 
@@ -89,10 +89,10 @@ def main() -> None:
     parser.add_argument("--clicks", type=int, default=200)
     parser.add_argument("--browser", action="store_true")
     options = parser.parse_args()
-    told("clicks", seconds(options.url, options.clicks))
+    print_times("clicks", seconds(options.url, options.clicks))
     if options.browser:
         found, busy = in_browser(options.url, options.clicks)
-        told("clicks in Chromium", found)
+        print_times("clicks in Chromium", found)
         print(f"processor time of the page for a click: {1e3 * busy:.1f} ms")
 
 

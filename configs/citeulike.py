@@ -8,8 +8,8 @@ r"""CiteULike with a published split: the papers of a reader, by matrix factoris
 The argument is 'wide', a student of 200 numbers that learns from clicks; or 'd10' or 'd20', a plain
 student and one that also learns from the wide one, by KL over the whole catalogue. interactions:
 user, item, split (train, valid, test). The data have no licence and are not shipped; the split is
-in the authors' code of Kang et al., "Topology Distillation", KDD 2021. docs/results.md says how
-they count Recall@50, which selects models here.
+in the authors' code of Kang et al., "Topology Distillation", KDD 2021. docs/results.md describes
+how they count Recall@50, which selects models here.
 
 Nothing was searched yet. One trial each, seed 0, on validation: at 20 numbers, with dropout .5 and
 learning rate .01, Recall@50 was .138 after 225 steps and still rose by .01 in 25 steps; with .2 and

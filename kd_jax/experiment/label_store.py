@@ -241,5 +241,5 @@ class LabelStore:
 
 
 def _positions(example_kind: str) -> list[str]:
-    """What the identity of labels says of their positions: earlier ones held the padding, too."""
+    """The part of the identity of labels about their positions: earlier ones held the padding."""
     return [example_kind, "no padding"] if example_kind == "all" else [example_kind]

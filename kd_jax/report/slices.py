@@ -21,7 +21,7 @@ from kd_jax.report.summary import (
     spoken,
 )
 
-NOTHING = 0.001  # a quality below it is told in words
+NOTHING = 0.001  # a quality below it is put into words
 COVERAGE = "coverage@"
 
 
@@ -63,17 +63,17 @@ def slices(models: Models, shown: list[str], legend: Legend) -> str:
 
 def _nothing(models: Models, columns: list[tuple[str, str]]) -> str:
     """A sentence about the slices in which no model finds anything, by the first metric."""
-    told = []
+    phrases = []
     first = columns[0][0]
     for metric, part in columns:
         if metric != first:
             continue
         best = max(mean for mean, _ in model_means(models, metric, part).values())
         if metric not in LOWER_IS_BETTER and best < NOTHING:
-            told.append(f"{SLICES[part]} ({metric_label(metric)} at most {decimals(best)})")
-    if not told:
+            phrases.append(f"{SLICES[part]} ({metric_label(metric)} at most {decimals(best)})")
+    if not phrases:
         return ""
-    return f"<p>No model finds {escape(', '.join(told))}.</p>"
+    return f"<p>No model finds {escape(', '.join(phrases))}.</p>"
 
 
 def _coverage(models: Models) -> str:
@@ -87,7 +87,7 @@ def _coverage(models: Models) -> str:
     if not cuts:
         return ""
     k, key = cuts[0]
-    told = ", ".join(
+    phrases = ", ".join(
         f"{spoken(name)} {share(mean)}" for name, (mean, _) in model_means(models, key, "").items()
     )
-    return f"<p>Of the catalogue, this much is in anybody’s list of {k}: {escape(told)}.</p>"
+    return f"<p>Of the catalogue, this much is in anybody’s list of {k}: {escape(phrases)}.</p>"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEIGHT = 3.0  # inches
-LOSS = 0.01  # of the quality, which is told as none
+LOSS = 0.01  # of the quality, which counts as none
 ROOM = 1.7  # to the left and right of the bytes, as a factor
 
 
@@ -123,12 +123,12 @@ def _chart(
         short_ticks(axes.yaxis)
         figure.legend(loc="outside upper left", ncols=3)
 
-    said = "; ".join(
+    description = "; ".join(
         f"{_name(size, full)} {decimals(point.mean)} at {human_bytes(point.cost)}"
         for size, point in points.items()
     )
     caption = f"{metric_label(metric)} of the {spoken(name)} student by the size of its vectors"
-    return svg(caption, said, HEIGHT, legend, draw)
+    return svg(caption, description, HEIGHT, legend, draw)
 
 
 def _labels(axes: Axes, points: Mapping[Size, Point], full: Size) -> None:
