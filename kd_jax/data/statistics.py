@@ -8,7 +8,7 @@ import numpy as np
 
 from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
 from kd_jax.data.splits import FOLD_IN, NAMES, TEST, TRAIN, VALID
-from kd_jax.data.time_units import EXPONENTS
+from kd_jax.data.time_units import COUNTS, EXPONENTS
 
 BINS = 48  # of time and of text lengths
 RANKS = 60  # points of the popularity curve
@@ -61,6 +61,13 @@ def popularity(dataset: Dataset) -> Statistics:
         "interactions": counts[ranks - 1].tolist(),
         "top": shares,
     }
+
+
+def dated(dataset: Dataset) -> bool:
+    """Whether timestamps are dates, neither the order of the rows nor small numbers."""
+    if not len(dataset.timestamp) or UNTIMED_ROWS in dataset.counts:
+        return False
+    return int(np.abs(dataset.timestamp).max()) >= COUNTS * 10 ** EXPONENTS[dataset.time_unit]
 
 
 def over_time(dataset: Dataset) -> Statistics | None:

@@ -10,8 +10,9 @@ import polars as pl
 from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
 from kd_jax.data.impressions import Impressions
 from kd_jax.data.splits import NAMES, TEST, VALID
+from kd_jax.data.statistics import dated
 from kd_jax.data.text import item_texts
-from kd_jax.data.time_units import COUNTS, EXPONENTS
+from kd_jax.data.time_units import EXPONENTS
 
 UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 DROPPED = (
@@ -130,9 +131,9 @@ def _times(dataset: Dataset) -> str:
     times = dataset.timestamp
     if not len(times) or UNTIMED_ROWS in dataset.counts:
         return "no timestamps"
-    size = 10 ** EXPONENTS[dataset.time_unit]
-    if int(np.abs(times).max()) < COUNTS * size:
+    if not dated(dataset):
         return "timestamps are small numbers, taken for seconds where days count"
+    size = 10 ** EXPONENTS[dataset.time_unit]
     first, last = (_day(int(end) // size) for end in (times.min(), times.max()))
     return f"timestamps in {UNITS[dataset.time_unit]} from {first} to {last} (UTC)"
 

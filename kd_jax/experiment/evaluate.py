@@ -13,6 +13,7 @@ from kd_jax.core.logging import Bar
 from kd_jax.data import summary
 from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.splits import NAMES
+from kd_jax.data.statistics import dated
 from kd_jax.devices.processes import barrier, leader
 from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import latency
@@ -108,7 +109,8 @@ def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict
     base = {split: task.baseline(split) for split in SPLITS}
     row = {"seed": None} | _size(experiment.dataset.num_items, 0.0)
     measured.add({"name": "popularity"} | row, base)
-    if experiment.config.teacher.popularity.enabled and isinstance(task, Rank):
+    timed = dated(experiment.dataset) or experiment.config.teacher.popularity.enabled
+    if timed and isinstance(task, Rank):
         days, found = task.trending()
         measured.add({"name": "trending"} | row | {"days": days}, found)
     if isinstance(task, Rank) and leader():

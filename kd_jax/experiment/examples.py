@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import write_json
+from kd_jax.core.files import read_json, write_json
 from kd_jax.data.dataset import Dataset
+from kd_jax.data.popularity import decayed_counts
 from kd_jax.data.splits import TEST
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.roles import main_teacher
-from kd_jax.report.examples import FILE
+from kd_jax.report.examples import FILE, FIX
 from kd_jax.runtime import Runtime, compared, topk
 from kd_jax.runtime import load as load_runtime
 from kd_jax.runtime.runtime import SCORES_AT_ONCE
@@ -42,6 +43,7 @@ def write(experiment: Experiment) -> None:
     places = (np.arange(SHOWN) + 0.5) / SHOWN * len(by_length)
     shown = np.unique(by_length[places.astype(int)])
     users = judged[:: -(-len(judged) // JUDGED)]
+    same = _same_for_all(experiment)
     teacher, agreement = main_teacher().name, {}
     if teacher in models:
         best = {name: _best(model, data, users, DEPTHS[-1]) for name, model in models.items()}
@@ -56,7 +58,7 @@ def write(experiment: Experiment) -> None:
             "reference": teacher,
             "agreement": agreement,
             "agreement_users": len(users),
-            "users": [_example(models, data, int(user)) for user in shown],
+            "users": [_example(models, same, data, int(user)) for user in shown],
         },
     )
 
@@ -104,16 +106,28 @@ def _agreement(one: np.ndarray, other: np.ndarray, k: int) -> float:
     return float(np.mean(same) / min(k, one.shape[1]))
 
 
-def _example(models: dict[str, Runtime], data: Dataset, user: int) -> dict[str, Any]:
+def _same_for_all(experiment: Experiment) -> dict[str, np.ndarray]:
+    """The items of the baselines that are the same for every user, best first, int [I]."""
+    data, path = experiment.dataset, experiment.workdir / "report/metrics.json"
+    counts = {"popularity": data.item_counts}
+    metrics = read_json(path, FIX) if path.exists() else {}
+    for row in metrics.get("models", ()):
+        if row["name"] == "trending":
+            counts["trending"] = decayed_counts(data, row["days"])
+    return {name: np.argsort(-found, kind="stable") for name, found in counts.items()}
+
+
+def _example(
+    models: dict[str, Runtime], same: dict[str, np.ndarray], data: Dataset, user: int
+) -> dict[str, Any]:
     def titles(csr: tuple[np.ndarray, np.ndarray]) -> list[str]:
         indptr, items = csr
         return [data.titles[item] for item in items[indptr[user] : indptr[user + 1]].tolist()]
 
     history, one = titles(data.history(TEST)), np.array([user])
     indptr, items = data.history(TEST)
-    popular = np.argsort(-data.item_counts, kind="stable")
-    popular = popular[~np.isin(popular, items[indptr[user] : indptr[user + 1]])][:LENGTH]
-    lists = {"popularity": popular.tolist()}
+    seen = items[indptr[user] : indptr[user + 1]]
+    lists = {name: best[~np.isin(best, seen)][:LENGTH].tolist() for name, best in same.items()}
     lists |= {name: _best(model, data, one, LENGTH)[0].tolist() for name, model in models.items()}
     return {
         "user": str(data.user_ids[user]),
