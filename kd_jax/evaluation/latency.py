@@ -114,7 +114,7 @@ def costs(
             if training is not None:
                 training += mean(name, "label_seconds") or 0.0
             how = " from their text, labels included" if distilled else ", once they have clicks"
-            table.append(entry(name, speed, training, note + how))
+            table.append(entry(f"{name}, trained again", speed, training, note + how))
             maps = {key: mean(name, key) for key in ("new_item_seconds", "new_user_seconds")}
             if any(maps.values()):
                 why = "a vector from a new item's text, or from a new user's history"

@@ -118,13 +118,13 @@ def effect_chart(effects: Sequence[Effect], legend: Legend) -> str:
                 axes.plot(ends, [y, y], color=BASE["ink"], linewidth=1.2, zorder=1)
             axes.annotate(
                 percent(effect.relative),
-                (change, y),
-                (0, 8),
-                textcoords="offset points",
-                ha="center",
+                (1.02, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                annotation_clip=False,
             )
         axes.axvline(0, color=BASE["muted"], linewidth=1)
-        axes.set(ylim=(len(effects) - 0.4, -0.8), xlabel="relative change, %")
+        axes.set(ylim=(len(effects) - 0.5, -0.5), xlabel="relative change, %")
         axes.margins(x=0.15)
         axes.set_yticks(range(len(effects)), [effect.label for effect in effects])
         axes.grid(False, axis="y")

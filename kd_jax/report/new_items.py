@@ -17,8 +17,8 @@ def new_items_text(models: Models) -> str:
     metric, found = next(iter(entry["new_items"].items()))
     text, trained = (html.decimals(found[key]) for key in ("text", "trained"))
     return (
-        f"<p>{escape(spoken(entry['name']))}, {metric_label(metric)} of test items without any"
-        f" training interaction, ranked among such items: {text} with vectors and biases from their"
-        f" texts, {trained} with those that training gave them. The map is fitted to the other"
-        " items.</p>"
+        f"<p>{escape(spoken(entry['name']))}, seed {entry['seed']}: {metric_label(metric)} of"
+        f" test items without any training interaction, ranked among such items: {text} with"
+        f" vectors and biases from their texts, {trained} with those that training gave them. The"
+        " map is fitted to the other items.</p>"
     )

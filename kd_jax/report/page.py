@@ -220,7 +220,8 @@ def _results(models: Models, shown: list[str], legend: Legend) -> str:
         rows.append(row + [form(mean_std(entries, key)[0]) for key, _, form in COSTS])
     seeds = max(map(len, models.values()))
     caption = (
-        f"Test split, {seeds} seed{'s' if seeds > 1 else ''}. Training: wall time of one seed."
+        f"Test split, {seeds} seed{'s' if seeds > 1 else ''}. Users/s: all cores together;"
+        " training: wall time of one seed."
     )
     labels = ["Model", *(metric_label(f"{metric}/{part}".rstrip("/")) for metric, part in columns)]
     labels += [title for _, title, _ in COSTS]

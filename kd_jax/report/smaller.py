@@ -132,16 +132,25 @@ def _chart(
 
 
 def _labels(axes: Axes, points: Mapping[Size, Point], full: Size) -> None:
-    """Two lines of labels above all markers and whiskers: bits, and numbers below them."""
+    """Two lines of labels above all markers and whiskers, each with its name on the left."""
     top = max(point.mean + point.std for point in points.values())
     for size, point in points.items():
         bits = size.dim == full.dim
         axes.annotate(
-            f"{size.bits} bits" if bits else f"{size.dim} of {full.dim}",
+            str(size.bits if bits else size.dim),
             (point.cost, top),
             (0, 21 if bits else 7),
             textcoords="offset points",
             ha="center",
+            va="bottom",
+        )
+    for name, height in (("bits", 21), ("numbers", 7)):
+        axes.annotate(
+            name,
+            (0, top),
+            (4, height),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
             va="bottom",
         )
 

@@ -31,6 +31,10 @@ LABELS = {
     "auc": "AUC",
     "rmse": "RMSE",
     "mae": "MAE",
+    "item_knn": "item-kNN",
+    "ease": "EASE",
+    "bpr": "BPR",
+    "ials": "iALS",
 }
 EMPTY = "–"
 CONFIDENCE = "95 % CI "
@@ -173,7 +177,7 @@ def human_time(value: float | None) -> str:
 
 
 def spoken(name: str) -> str:
-    return name.replace("_", " ")
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def metric_label(metric: str) -> str:

@@ -73,8 +73,8 @@ def test_serving_costs_count_labels_and_reading():
     students = {"wide": True, "distilled": True, "student": False}
     table = costs(rows, 0.02, 0.001, teacher="teacher", students=students)
     assert [(row["name"], row["users_per_second"], row["new_item_seconds"]) for row in table] == [
-        ("distilled", 100.0, 9.0),
-        ("student", 100.0, 5.0),
+        ("distilled, trained again", 100.0, 9.0),
+        ("student, trained again", 100.0, 5.0),
         ("teacher, item vectors cached", 50.0, 0.001),
         ("teacher, reading text", 25.0, 0.001),
     ]

@@ -95,7 +95,7 @@ def test_terminal_report_and_metrics_agree(tmp_path):
     console.print(console_table(found, LEGEND))
     printed = console.file.getvalue()
     assert headline(found, LEGEND) == " ".join(claim(found, LEGEND))
-    assert "134.3 % is passed on (transfer ratio, 95 % CI 100.0 % to 170.0 %)" in headline(
+    assert "134.3 % of its lead (transfer ratio, 95 % CI 100.0 % to 170.0 %)" in headline(
         found, LEGEND
     )
     assert shown.count("134.3 %") == 3  # the headline, a tile and the table

@@ -92,9 +92,11 @@ def test_labels_are_beyond_all_whiskers():
     _labels(axes, points, Size(32, 64))
     placed = {text.get_text(): (*text.xy, text.xyann[1]) for text in axes.texts}
     assert placed == {
-        "32 bits": (4e6, 0.084, 21),
-        "8 bits": (1e6, 0.084, 21),
-        "16 of 64": (1e6, 0.084, 7),
+        "32": (4e6, 0.084, 21),
+        "8": (1e6, 0.084, 21),
+        "16": (1e6, 0.084, 7),
+        "bits": (0, 0.084, 21),
+        "numbers": (0, 0.084, 7),
     }
 
 
