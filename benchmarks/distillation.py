@@ -44,7 +44,9 @@ METHODS = (
     *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
     *("item_matching", "context_matching", "rkd", "ftd", "htd"),
 )
-STAGES = "('data','labels','student','distilled','evaluate')"
+TRIED, DONE = (
+    f"--config.stages=('data','labels','student','distilled'{end})" for end in ("", ",'evaluate'")
+)
 UNTUNED = [f"--config.tuned.{role}=None" for role in ("student", "control", "distilled")]
 
 
@@ -66,7 +68,7 @@ class Trial(NamedTuple):
         terms = {"clicks": clicks, "method": method | {"items": clicks["items"]}}
         teacher = Path(self.teacher).absolute() if "/" in self.teacher else base / self.teacher
         return [
-            f"--config.stages={STAGES}",
+            "--config.eval.baselines=()",  # they are in base
             "--config.distill.terms.soft=None",
             f"--config.distill.sources.base.path={teacher}",
             *(
@@ -96,20 +98,21 @@ def seeds_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [row for row in metrics["models"] if row["name"] == name]
 
 
-def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Trains the student of a trial, unless it is there with these seeds; returns its metrics."""
+def validation_of(workdir: Path) -> float | None:
+    """The first seed's best score on validation; None until it is trained."""
+    path = workdir / "distilled/result.json"
+    return json.loads(path.read_text())["best_score"] if path.exists() else None
+
+
+def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int], stages: str) -> None:
+    """Trains the student of a trial; what base has trained is copied."""
     workdir = out / trial.name
-    found = metrics_of(workdir)
-    if found is None or len(seeds_of(found, "distilled")) < len(seeds):
-        workdir.mkdir(exist_ok=True)
-        for folder in ("dataset", *(path.name for path in (out / "base").glob("student*"))):
-            if not (workdir / folder).exists():  # trained once, in base
-                shutil.copytree(out / "base" / folder, workdir / folder)
-        chosen = f"--config.seeds=({','.join(map(str, seeds))},)"
-        launch(workdir, [*flags, *trial.flags(out / "base"), chosen])
-        found = metrics_of(workdir)
-    assert found is not None
-    return found
+    workdir.mkdir(exist_ok=True)
+    for folder in ("dataset", *(path.name for path in (out / "base").glob("student*"))):
+        if not (workdir / folder).exists():
+            shutil.copytree(out / "base" / folder, workdir / folder)
+    chosen = f"--config.seeds=({','.join(map(str, seeds))},)"
+    launch(workdir, [*flags, *trial.flags(out / "base"), stages, chosen])
 
 
 def metric_of(base: Path) -> str:
@@ -122,17 +125,19 @@ def best(
 ) -> dict[str, Any]:
     """The row of a method: of its weights, the best on validation, with all seeds."""
     trials = [Trial(method, teacher, weight) for weight in options.weights]
-    if options.report:
-        done = [(t, m) for t in trials if (m := metrics_of(options.out / t.name)) is not None]
-        missing = len(trials) - len(done)
-        if missing:
-            return {"method": method, "teacher": teacher, "missing": f"{missing} trials"}
-    else:
-        done = [(trial, run(trial, options.out, flags, seeds[:1])) for trial in trials]
-    metric = options.metric
-    trial, metrics = max(done, key=lambda d: seeds_of(d[1], "distilled")[0]["valid"][metric])
-    if not options.report:
-        metrics = run(trial, options.out, flags, seeds)
+    for trial in trials:
+        if not options.report and validation_of(options.out / trial.name) is None:
+            run(trial, options.out, flags, seeds[:1], TRIED)
+    scores = {trial: validation_of(options.out / trial.name) for trial in trials}
+    known = {trial: score for trial, score in scores.items() if score is not None}
+    if len(known) < len(trials):
+        missing = len(trials) - len(known)
+        return {"method": method, "teacher": teacher, "missing": f"{missing} trials"}
+    trial, metric = max(known, key=lambda trial: known[trial]), options.metric
+    metrics = metrics_of(options.out / trial.name) or {"models": []}
+    if not options.report and len(seeds_of(metrics, "distilled")) < len(seeds):
+        run(trial, options.out, flags, seeds, DONE)
+        metrics = metrics_of(options.out / trial.name) or {"models": []}
     rows = seeds_of(metrics, "distilled")
     if len(rows) < len(seeds):
         return {"method": method, "teacher": teacher, "missing": f"{len(seeds) - len(rows)} seeds"}

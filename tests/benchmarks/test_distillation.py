@@ -26,6 +26,8 @@ def write(folder, valid, test, seeds=(0,)):
     gain = {"ndcg@10": {"relative": 0.1, "ci95": [0.05, 0.15]}}
     (folder / "report").mkdir(parents=True)
     (folder / "report/metrics.json").write_text(json.dumps({"models": models, "gain": gain}))
+    (folder / "distilled").mkdir()
+    (folder / "distilled/result.json").write_text(json.dumps({"best_score": valid}))
 
 
 def test_the_weight_is_chosen_on_validation(tmp_path):
