@@ -32,7 +32,7 @@ from kd_jax.report.impressions import impressions_table
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_chart, new_users_table
-from kd_jax.report.plain import plain
+from kd_jax.report.plain import paragraphs
 from kd_jax.report.slices import slices
 from kd_jax.report.smaller import smaller
 from kd_jax.report.style import TEMPLATES, style
@@ -94,7 +94,6 @@ def render(workdir: Path, legend: Legend) -> str:
     metrics = _read_json(workdir / "report" / "metrics.json")
     models, shown = by_model(metrics, legend), shown_metrics(metrics)
     first, second = claim(metrics, legend)
-    words = plain(metrics, legend)
     name = escape(str((metrics.get("dataset") or {}).get("name", "unnamed data")))
     parts = {
         "results": _results(models, shown, legend) + impressions_table(models, legend),
@@ -113,7 +112,7 @@ def render(workdir: Path, legend: Legend) -> str:
         {key: part or missing for key, part in parts.items()},
         dataset=name,
         headline=_unbroken(first),
-        plain=f'<p class="plain">{_unbroken(words)}</p>' if words else "",
+        plain="".join(f'<p class="plain">{_unbroken(p)}</p>' for p in paragraphs(metrics, legend)),
         lead=_unbroken(second),
         tiles=_tiles(metrics, models, legend),
         models=_descriptions(models, metrics.get("descriptions", {}), legend),

@@ -29,13 +29,14 @@ WORDS = ("", " thousand", " million", " billion")
 
 def plain(metrics: dict[str, Any], legend: Legend) -> str:
     """What the candidate finds, beside the other models, and its size and speed; '' if unknown."""
+    return " ".join(paragraphs(metrics, legend))
+
+
+def paragraphs(metrics: dict[str, Any], legend: Legend) -> list[str]:
+    """The words of ``plain``: what is found, and what it costs."""
     models = by_model(metrics, legend)
-    parts = (
-        _found(metrics, models, legend),
-        _limits(metrics, models, legend),
-        _cost(models, legend),
-    )
-    return " ".join(filter(None, parts))
+    found = f"{_found(metrics, models, legend)} {_limits(metrics, models, legend)}".strip()
+    return [part for part in (found, _cost(models, legend)) if part]
 
 
 def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:

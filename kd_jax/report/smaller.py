@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HEIGHT = 3.0  # inches
 LOSS = 0.01  # of the quality, which counts as none
-ROOM = 1.7  # to the left and right of the bytes, as a factor
+ROOM = 3.0, 1.7  # to the left and right of the bytes, as factors
 
 
 class Size(NamedTuple):
@@ -114,7 +114,7 @@ def _chart(
                 axes.axhline(level, color=colour, linestyle=dash, linewidth=1.2, label=tag(other))
         costs = [point.cost for point in points.values()]
         axes.set(xlabel="bytes, log scale", ylabel=metric_label(metric), xscale="log")
-        axes.set_xlim(min(costs) / ROOM, max(costs) * ROOM)
+        axes.set_xlim(min(costs) / ROOM[0], max(costs) * ROOM[1])
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: human_bytes(value))
         axes.xaxis.set_minor_formatter(lambda value, _: "")
