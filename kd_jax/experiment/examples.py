@@ -41,7 +41,7 @@ def write(experiment: Experiment) -> None:
     # Not chosen by their lists: users at equal steps from the shortest to the longest history.
     by_length = judged[np.argsort(lengths[judged], kind="stable")]
     places = (np.arange(SHOWN) + 0.5) / SHOWN * len(by_length)
-    shown = np.unique(by_length[places.astype(int)])
+    shown = dict.fromkeys(by_length[places.astype(int)].tolist())
     users = judged[:: -(-len(judged) // JUDGED)]
     same = _same_for_all(experiment)
     teacher, agreement = main_teacher().name, {}
@@ -58,7 +58,7 @@ def write(experiment: Experiment) -> None:
             "reference": teacher,
             "agreement": agreement,
             "agreement_users": len(users),
-            "users": [_example(models, same, data, int(user)) for user in shown],
+            "users": [_example(models, same, data, user) for user in shown],
         },
     )
 

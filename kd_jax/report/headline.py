@@ -97,7 +97,8 @@ def best_simple(
 ) -> tuple[str, dict[str, Any]]:
     """The best of the simple baselines by its mean, '' for none, and the gain over it, if known."""
     means = _means(metrics, legend, metric)
-    means.pop(legend.candidate, None)
+    for name in (legend.candidate, legend.baseline):
+        means.pop(name, None)
     if not means or not legend.comparisons:
         return "", {}
     lower = metric.partition("/")[0] in LOWER_IS_BETTER
@@ -107,11 +108,11 @@ def best_simple(
 
 
 def _means(metrics: dict[str, Any], legend: Legend, metric: str) -> dict[str, float]:
-    """Means on test of the simple baselines, and of the candidate."""
+    """Means on test of the simple baselines, the candidate and the plain student."""
     return {
         name: mean
         for name, (mean, _) in model_means(by_model(metrics, legend), metric, "").items()
-        if name in {*legend.simple, legend.candidate}
+        if name in {*legend.simple, legend.candidate, legend.baseline}
     }
 
 
@@ -134,7 +135,21 @@ def _over_simple(
             what=_in_sentence(metric), before=decimals(means[best]), after=decimals(after),
             interval=f"{interval_text(None)} was computed", **words,
         )  # fmt: skip
-    return worse, sentence[0].upper() + sentence[1:]
+    return (
+        worse,
+        f"{sentence[0].upper()}{sentence[1:]}{_plain_is_worse(means, best, lower, legend)}",
+    )
+
+
+def _plain_is_worse(means: dict[str, float], best: str, lower: bool, legend: Legend) -> str:
+    """A sentence where the plain student is worse than the best simple baseline, else ''."""
+    plain, simple = means.get(legend.baseline), means[best]
+    if plain is None or (plain <= simple if lower else plain >= simple):
+        return ""
+    return (
+        f" The student trained on its own is worse than that baseline: {decimals(plain)} against"
+        f" {decimals(simple)}."
+    )
 
 
 def _verdict(

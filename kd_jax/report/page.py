@@ -185,7 +185,8 @@ def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         (
             "users_per_second",
             "{:.3g} ×",
-            f"the {large}’s users per second, on this run’s machine under its load",
+            f"the {large}’s users per second, its item vectors cached, on this run’s machine under"
+            " its load",
         ),
     ):
         one = mean_std(models.get(legend.candidate, ()), key)[0]
@@ -219,8 +220,9 @@ def _results(models: Models, shown: list[str], legend: Legend) -> str:
         rows.append(row + [form(mean_std(entries, key)[0]) for key, _, form in COSTS])
     seeds = max(map(len, models.values()))
     caption = (
-        f"Test split, {seeds} seed{'s' if seeds > 1 else ''}. Users/s: all cores together;"
-        " training: wall time of one seed."
+        f"Test split, {seeds} seed{'s' if seeds > 1 else ''}. Users/s: of the whole machine by"
+        " the clock, beside its other work; the opening words count the time of one core. Training:"
+        " wall time of one seed."
     )
     labels = ["Model", *(metric_label(f"{metric}/{part}".rstrip("/")) for metric, part in columns)]
     labels += [title for _, title, _ in COSTS]
@@ -300,8 +302,8 @@ def _gain_table(gains: dict[str, Any], comparison: Comparison) -> str:
     candidate = escape(spoken(comparison.candidate))
     head = ("Metric", "Compared with", "It has", f"{candidate} has".capitalize(), "Change", "p")
     caption = (
-        f"Gains of {spoken(comparison.candidate)} over the others, with 95 % confidence intervals;"
-        " p: of each gain, two-sided."
+        f"Gains of {spoken(comparison.candidate)} over the others, with 95 % confidence intervals."
+        " p: of each gain, two-sided; the smallest possible is 2 / (draws of users + 1)."
     )
     return html.table(caption, head, rows)
 

@@ -50,8 +50,9 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         return ""
     k, name = next((cut for cut in cuts if cut[0] == 10), cuts[0])
     shares = {model: mean for model, (mean, _) in model_means(models, name, "").items()}
-    count = (((metrics.get("dataset") or {}).get("judged") or {}).get("test") or {}).get("users")
-    judged = f" ({count:,} users were judged)" if count else ""
+    data = metrics.get("dataset") or {}
+    count = ((data.get("judged") or {}).get("test") or {}).get("users")
+    judged = f" ({count:,} of {data.get('users', count):,} users were judged)" if count else ""
     simple = sorted((model for model in legend.simple if model in shares), key=shares.__getitem__)
     others = [model for model in (legend.baseline, legend.large, *simple[-1:]) if model in shares]
     others = list(dict.fromkeys(others))
@@ -108,8 +109,8 @@ def _cost(models: Models, legend: Legend) -> str:
     size, large = cost(legend.candidate, "bytes"), cost(legend.large, "bytes")
     if not size:
         return ""
-    beside = f" (the {spoken(legend.large)}: {human_bytes(large)})" if large else ""
-    found = f"It takes {human_bytes(size)}{beside}"
+    beside = f" (the {spoken(legend.large)}’s: {human_bytes(large)})" if large else ""
+    found = f"Its parameters take {human_bytes(size)}{beside}"
     if rate := cost(legend.candidate, "users_per_core_second"):
         found += f", and one core makes the lists of {scaled(rate, WORDS)} users a second"
     elif rate := cost(legend.candidate, "users_per_second"):

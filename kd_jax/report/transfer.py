@@ -63,15 +63,9 @@ def transfer_sentence(gain: dict[str, Any], metric: str, legend: Legend) -> str:
     large, plain = spoken(legend.large), f"plain {spoken(legend.baseline)}"
     if why := why_not(found, metric):
         return f"The transfer ratio is not computed: {why.format(large=large, plain=plain)}."
-    passed, interval = as_number(found["ratio"]) or 0.0, _interval(found)
-    if passed > 1:
-        return (
-            f"The {legend.candidate} student is further ahead of the {plain} than the {large}:"
-            f" {share(passed)} of its lead (transfer ratio, {interval})."
-        )
     return (
-        f"Of the {large}’s lead over the {plain}, {share(passed)} is passed on (transfer ratio,"
-        f" {interval})."
+        f"The {spoken(legend.candidate)} student has {share(as_number(found['ratio']))} of the"
+        f" {large}’s lead over the {plain} (transfer ratio, {_interval(found)})."
     )
 
 

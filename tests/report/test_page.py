@@ -579,6 +579,18 @@ def test_the_best_simple_baseline_has_a_tile_and_limits_are_told(tmp_path: Path)
     assert "<dt>distilled over trending, the best simple baseline</dt><dd>+11.5" in page
 
 
+@pytest.mark.parametrize(("metric", "plain", "worse"), [("ndcg@10", 0.04, True),
+    ("ndcg@10", 0.055, False), ("log_loss", 0.055, True), ("log_loss", 0.04, False)])  # fmt: skip
+def test_a_plain_student_below_the_simple_baseline_is_told(
+    metric: str, plain: float, worse: bool
+) -> None:
+    metrics = against("trending", 0.05, 0.06, {"relative": 0.2, "ci95": [0.1, 0.3]}, metric)
+    metrics["models"].append({"name": "student", "test": {metric: plain}})
+    phrase = "The student trained on its own is worse than that baseline:"
+    assert (f"{phrase} .0{10_000 * plain:.0f} against .0500." in headline(metrics, LEGEND)) == worse
+    assert (phrase in headline(metrics, LEGEND)) == worse
+
+
 def test_without_a_plain_student_the_simple_baseline_is_the_headline() -> None:
     metrics = against("trending", 0.05, 0.06, {"relative": 0.2, "ci95": [0.1, 0.3]})
     metrics["gain"]["ndcg@10"] = {"over_trending": metrics["gain"]["ndcg@10"]["over_trending"]}
@@ -597,10 +609,15 @@ def with_transfer(metric: str, **found: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("metric", "ratio", "lead", "ends", "phrase"),
     [
-        ("ndcg@10", 0.5, 0.01, [0.005, 0.015], "50.0 % is passed on (transfer ratio, 95 % CI"),
-        ("ndcg@10", -0.5, 0.01, [0.005, 0.015], "−50.0 % is passed on"),
-        ("ndcg@10", 1.05, 0.01, [0.005, 0.015], "than the teacher: 105.0 % of its lead (transfer"),
-        ("log_loss", 0.5, -0.01, [-0.015, -0.005], "50.0 % is passed on"),
+        (
+            "ndcg@10",
+            0.5,
+            0.01,
+            [0.005, 0.015],
+            "50.0 % of the teacher’s lead over the plain student (transfer ratio, 95 % CI",
+        ),
+        ("ndcg@10", -0.5, 0.01, [0.005, 0.015], "has −50.0 % of the teacher’s lead"),
+        ("log_loss", 0.5, -0.01, [-0.015, -0.005], "has 50.0 % of the teacher’s lead"),
         ("ndcg@10", 0.5, -0.01, [-0.02, -0.005], "the teacher is worse than the plain student"),
         ("log_loss", 0.5, 0.01, [0.005, 0.02], "the teacher is worse than the plain student"),
         ("ndcg@10", None, 0.01, [-0.01, 0.03], "the confidence interval of the teacher’s lead"),
@@ -613,7 +630,7 @@ def test_a_transfer_ratio_is_told_where_there_is_a_lead(
     metrics = with_transfer(metric, ratio=ratio, ci95=ci95, lead=lead, lead_ci95=ends)
     text = headline(metrics, LEGEND)
     assert phrase in text
-    known = "passed on" in phrase or "of its lead" in phrase
+    known = "% of the teacher’s lead" in phrase
     assert ("transfer ratio is not computed" in text) == (not known)
     page = Page(render(make(tmp_path / "run", metrics), LEGEND))
     (row,) = [row for row in page.rows if len(row) == 3 and row[0] in ("NDCG@10", "Log loss")]

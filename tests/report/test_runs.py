@@ -69,19 +69,19 @@ def test_plain_words_have_no_name_of_a_metric_and_the_numbers_of_metrics_json():
     said = plain(metrics(), LEGEND)
     assert said == (
         "27 of 100 users find something that they chose later among the first ten of the distilled"
-        " student (2,189 users were judged). It is 23 with the same student trained on its own, 26"
-        " with the teacher and 20 with the popularity baseline. It takes 3.93 MB (the teacher: 90"
-        " MB), and this machine ranked 8.73 thousand users a second."
+        " student (2,189 of 4,692 users were judged). It is 23 with the same student trained on its"
+        " own, 26 with the teacher and 20 with the popularity baseline. Its parameters take 3.93 MB"
+        " (the teacher’s: 90 MB), and this machine ranked 8.73 thousand users a second."
     )
     with_knn = metrics()
     with_knn["models"] += [
         {"name": name, "seed": None, "test": {"hit_rate@10": share}}
         for name, share in (("item_knn", 0.221), ("ease", 0.219))
     ]
-    assert "and 22 with the item-kNN baseline. It takes" in plain(with_knn, LEGEND)
+    assert "and 22 with the item-kNN baseline. Its parameters take" in plain(with_knn, LEGEND)
     close = metrics()  # whole numbers would be the same
     close["models"] += [{"name": "item_knn", "seed": None, "test": {"hit_rate@10": 0.2312}}]
-    assert "and 23.1 with the item-kNN baseline. It takes" in plain(close, LEGEND)
+    assert "and 23.1 with the item-kNN baseline. Its parameters take" in plain(close, LEGEND)
     few = metrics()
     few["models"][-1]["test"]["hit_rate@10"] = 0.0312
     assert plain(few, LEGEND).startswith("3.1 of 100 users")
@@ -95,8 +95,9 @@ def test_terminal_report_and_metrics_agree(tmp_path):
     console.print(console_table(found, LEGEND))
     printed = console.file.getvalue()
     assert headline(found, LEGEND) == " ".join(claim(found, LEGEND))
-    assert "134.3 % of its lead (transfer ratio, 95 % CI 100.0 % to 170.0 %)" in headline(
-        found, LEGEND
+    assert (
+        "134.3 % of the teacher’s lead over the plain student (transfer ratio, 95 % CI 100.0 % to"
+        " 170.0 %)" in headline(found, LEGEND)
     )
     assert shown.count("134.3 %") == 3  # the headline, a tile and the table
     assert "100 % where the student is as good as its teacher" in shown
