@@ -1,38 +1,57 @@
-"""The search behind ``tuned`` in a configuration: the same draws for all roles of a kind.
+"""The search behind ``tuned`` in a configuration, by Optuna: the same budget for every role.
 
-Every trial trains the first seed; the best few then train the others too, and the best mean wins.
-All scores are of validation; the test split is never read. A trial reads the data and the labels of
-the workdir, and trains in ``tune/<number>``.
+Every trial trains the first seed, and ends early if it is behind at an evaluation; the best few
+then train the others too, and the best mean wins. All scores are of validation; the test split is
+never read. A trial reads the data and the labels of the workdir, and trains in ``tune/<point>``.
+The trials are kept in tune/<role>.journal, so that a search that was cut off goes on, and what was
+found in report/search.json.
 """
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError
+from kd_jax.core.files import fingerprint, read_json, write_json
 from kd_jax.core.logging import Log
+from kd_jax.experiment.builders import recipe_of
 from kd_jax.experiment.config import selects
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.roles import Kind, Role, role_of
 from kd_jax.experiment.sections import leaves
 from kd_jax.experiment.trained import TrainedModels, written
 from kd_jax.experiment.trainer import fit
 from kd_jax.models.students import student_class
+from kd_jax.report.search import FILE, FIX
+from kd_jax.training.job import OnScore
 
-SPACES: dict[Kind, dict[str, tuple[Any, ...]]] = {
+if TYPE_CHECKING:
+    import optuna
+
+
+class Range(NamedTuple):
+    """All numbers between two; log: drawn evenly by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+Space = dict[str, "Range | tuple[Any, ...]"]  # config field -> a range, or values to choose from
+
+SPACES: dict[Kind, Space] = {
     Kind.TEACHER: {
-        "teacher.optimizer.learning_rate": (1e-3, 3e-3, 6e-3),
+        "teacher.optimizer.learning_rate": Range(5e-4, 1e-2, log=True),
         "teacher.optimizer.weight_decay": (0.0, 0.01, 0.1),
-        "teacher.model.dropout": (0.1, 0.2, 0.4),
+        "teacher.model.dropout": Range(0.0, 0.5),
         "teacher.optimizer.batch_size": (256, 512),
         "teacher.popularity.horizon_days": (7.0, 14.0, 28.0),
         "teacher.popularity.window_days": (30.0, 60.0, 120.0),
@@ -41,51 +60,49 @@ SPACES: dict[Kind, dict[str, tuple[Any, ...]]] = {
         "teacher.model.whitening": (0.5, 0.75),
     },
     Kind.STUDENT: {
-        "student.optimizer.learning_rate": (3e-3, 1e-2, 2e-2),
+        "student.optimizer.learning_rate": Range(1e-3, 5e-2, log=True),
         "student.optimizer.schedule": ("constant", "cosine"),
         "student.optimizer.weight_decay": (0.0, 0.01),
     },
 }
 # Fields of a student's own section, for the students that have them.
-STUDENT_SPACE: dict[str, tuple[Any, ...]] = {
-    "dropout": (0.1, 0.3, 0.5),
-    "decay": (0.5, 1.0, 3.0, 10.0),
+STUDENT_SPACE: Space = {
+    "dropout": Range(0.0, 0.6),
+    "decay": Range(0.5, 30.0, log=True),
     "user_power": (0.0, 0.5),
 }
-# Of a student's term "soft"; a plain student has none, and as many trials.
-TEMPERATURE = "distill.terms.soft.temperature"
-TEMPERATURES = (1.0, 2.0, 4.0)
+# Fields of the soft term, of students with a teacher; the weight beside a term of clicks.
+SOFT = "soft"
+TERM_SPACE: Space = {"temperature": (1.0, 2.0, 4.0), "weight": Range(0.3, 10.0, log=True)}
 
-Point = tuple[tuple[str, Any], ...]  # (config field, value) pairs
+BEHIND_AFTER = 0.25  # of a trial's steps: before, it is not compared
+COMPARED_WITH = 4  # finished trials, at least, before one ends early
+SHOWN = 5  # trials of a role in report/search.json
 
-
-def space(kind: Kind, student: str) -> dict[str, tuple[Any, ...]]:
-    """The values of each field to search; student: its name, of which section to search fields."""
-    if kind is Kind.TEACHER:
-        return SPACES[kind]
-    known = fields.defaults(student_class(student).spec)
-    own = {name: values for name, values in STUDENT_SPACE.items() if name in known}
-    return SPACES[kind] | {f"student.{student}.{name}": values for name, values in own.items()}
+Point = dict[str, Any]  # config field -> value
 
 
-def draws(kind: Kind, student: str, trials: int, seed: int = 0) -> list[Point]:
-    """``trials`` different points of ``space``, or all; a student's each with a temperature."""
-    rng = random.Random(seed)
-    values = space(kind, student)
-    trials = min(trials, math.prod(map(len, values.values())))
-    points: dict[Point, None] = {}
-    while len(points) < trials:
-        point = tuple((field, rng.choice(choices)) for field, choices in values.items())
-        points[point] = None
-    if kind is Kind.TEACHER:
-        return list(points)
-    temperatures = [rng.choice(TEMPERATURES) for _ in points]
-    return [(*point, (TEMPERATURE, t)) for point, t in zip(points, temperatures, strict=True)]
+def space(role: Role, config: ConfigDict) -> Space:
+    """What is searched for a role."""
+    if role.is_teacher:
+        return SPACES[role.kind]
+    name = config.student.name
+    known = fields.defaults(student_class(name).spec)
+    own = {f"student.{name}.{key}": values for key, values in STUDENT_SPACE.items() if key in known}
+    found = SPACES[role.kind] | own
+    terms = config.distill.terms
+    if role.distilled and SOFT in terms:
+        found |= {
+            f"distill.terms.{SOFT}.{key}": values
+            for key, values in TERM_SPACE.items()
+            if key != "weight" or len(terms) > 1
+        }
+    return found
 
 
-def tree(point: Point) -> dict[str, Any]:
+def tree(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as nested sections of a config, the form of ``tuned``."""
-    return unflatten_dict({tuple(field.split(".")): value for field, value in point})
+    return unflatten_dict({tuple(field.split(".")): value for field, value in point.items()})
 
 
 class Sweep:
@@ -99,42 +116,157 @@ class Sweep:
 
     def best(self, role: Role, trials: int, finalists: int) -> tuple[Point, float]:
         """The point with the best mean validation score over all seeds, and that score."""
-        points = draws(role.kind, self.config.student.name, trials)
-        searched = {field for field, _ in points[0]}
+        optuna, states = _optuna(), _optuna().trial.TrialState
+        found = space(role, self.config)
         tuned = leaves(self.config.tuned.get(role.name, {}))
-        fixed = tuple((field, value) for field, value in tuned if field not in searched)
-        points = [fixed + point for point in points]
+        fixed = {field: value for field, value in tuned if field not in found}
+        study = self._study(role, found)
         seeds = tuple(self.config.seeds)
-        first = [self.score(role, n, point, seeds[:1]) for n, point in enumerate(points)]
-        chosen = sorted(range(len(points)), key=lambda n: -first[n])[:finalists]
-        final = {n: self.score(role, n, points[n], seeds) for n in chosen}
-        best = max(final, key=lambda n: final[n])
-        self.config.tuned[role.name] = tree(points[best])
-        return points[best], final[best]
+        ended = (states.COMPLETE, states.PRUNED)
+        for number in range(len(study.get_trials(states=ended)), trials):
+            # Seeded by the number of ended trials: a search that was cut off goes on as if not.
+            study.sampler = optuna.samplers.TPESampler(seed=number)
+            trial = study.ask({field: _distribution(values) for field, values in found.items()})
+            point = fixed | _rounded(trial.params)
+            try:
+                study.tell(trial, self.score(role, point, seeds[:1], number, _judge(trial)))
+            except optuna.TrialPruned as behind:
+                study.tell(trial, state=states.PRUNED)
+                print(f"{role.name:10s} trial {number:2d} {behind}  {point}", flush=True)
+        done = study.get_trials(states=(states.COMPLETE,))
+        done.sort(key=lambda trial: trial.value or 0.0, reverse=True)
+        points = {
+            _name(point): point for trial in done if (point := fixed | _rounded(trial.params))
+        }
+        chosen = list(points.values())[:finalists]
+        scores = [self.score(role, point, seeds) for point in chosen]
+        best = max(range(len(chosen)), key=lambda n: scores[n])
+        self.config.tuned[role.name] = tree(chosen[best])
+        first = {_name(fixed | _rounded(trial.params)): trial.value for trial in done}
+        rows = [
+            {
+                "point": point,
+                "first_seed": first[name],
+                "all_seeds": scores[n] if n < len(scores) else None,
+                "chosen": n == best,
+            }
+            for n, (name, point) in enumerate(points.items())
+        ]
+        self._write(role, rows, len(done), len(study.get_trials(states=(states.PRUNED,))))
+        return chosen[best], scores[best]
 
-    def score(self, role: Role, number: int, point: Point, seeds: Sequence[int]) -> float:
-        """Mean over ``seeds`` of the best validation score."""
+    def score(
+        self,
+        role: Role,
+        point: Point,
+        seeds: Sequence[int],
+        number: int | None = None,
+        judge: OnScore | None = None,
+    ) -> float:
+        """Mean over ``seeds`` of the best validation score; number: None is a finalist."""
         config = ConfigDict(self.config.to_dict())
         config.tuned[role.name] = tree(point)
-        moved = {searched.name: self.workdir / f"tune/{number}" for searched in self.roles}
+        folder = self.workdir / "tune" / _name(point)
+        moved = {searched.name: folder for searched in self.roles}
         store = LabelStore(TrainedModels(Experiment(config, self.workdir, self.log, moved)))
-        fit(store, role, seeds)
+        fit(store, role, seeds, judge)
         results = [store.models.result(role, seed) for seed in seeds]
         mean = sum(result["best_score"] for result in results) / len(seeds)
         last = results[-1]
+        what = "finalist" if number is None else f"trial {number:2d}"
         print(
-            f"{role.name:10s} trial {number:2d} valid {mean:.4f} ({len(seeds)} seeds), best step"
-            f" {last['best_step']} of {last['steps']}, {last['seconds']:.0f} s  {dict(point)}",
+            f"{role.name:10s} {what} valid {mean:.4f} ({len(seeds)} seeds), best step"
+            f" {last['best_step']} of {last['steps']}, {last['seconds']:.0f} s  {point}",
             flush=True,
         )
         return mean
+
+    def _study(self, role: Role, found: Space) -> optuna.Study:
+        """The role's trials of before; those that were cut off are to be done again first."""
+        optuna = _optuna()
+        experiment = Experiment(self.config, self.workdir, self.log)
+        steps = recipe_of(experiment, role).steps
+        identity = identity_of(experiment, role, self.config.seeds[0])
+        asked = {field: list(values) for field, values in found.items()}
+        digest = fingerprint({"identity": identity, "space": asked})
+        (self.workdir / "tune").mkdir(exist_ok=True)
+        path = self.workdir / "tune" / f"{role.name}.{digest[:8]}.journal"
+        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        study = optuna.create_study(
+            storage=optuna.storages.JournalStorage(backend),
+            study_name=role.name,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(
+                n_startup_trials=COMPARED_WITH,
+                n_warmup_steps=int(BEHIND_AFTER * steps),
+                n_min_trials=COMPARED_WITH,
+            ),
+        )
+        state = optuna.trial.TrialState
+        for trial in study.get_trials(states=(state.RUNNING,)):
+            study.tell(trial.number, state=state.FAIL)
+            study.enqueue_trial(trial.params)
+        return study
+
+    def _write(self, role: Role, rows: list[dict[str, Any]], done: int, pruned: int) -> None:
+        path = self.workdir / "report" / FILE
+        path.parent.mkdir(exist_ok=True)
+        found = read_json(path, FIX) if path.exists() else {"roles": {}}
+        found["metric"] = selects(self.config)
+        found["roles"][role.name] = {
+            "trials": done + pruned,
+            "ended_early": pruned,
+            "best": rows[:SHOWN],
+        }
+        write_json(path, found)
+
+
+def _optuna() -> Any:
+    """The package, which prints nothing by itself; raises InputError where it is missing."""
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("the search needs Optuna: pip install 'kd_jax[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _distribution(values: Range | tuple[Any, ...]) -> Any:
+    distributions = _optuna().distributions
+    if isinstance(values, Range):
+        return distributions.FloatDistribution(values.low, values.high, log=values.log)
+    return distributions.CategoricalDistribution(values)
+
+
+def _rounded(point: Mapping[str, Any]) -> Point:
+    """Numbers with two digits, which are enough to choose and can be read."""
+    return {
+        field: float(f"{value:.2g}") if isinstance(value, float) else value
+        for field, value in point.items()
+    }
+
+
+def _name(point: Point) -> str:
+    return fingerprint(point)[:8]
+
+
+def _judge(trial: optuna.Trial) -> OnScore:
+    """A function that ends a trial which is worse than half of the others were at this step."""
+
+    def judge(step: int, score: float) -> None:
+        trial.report(score, step)
+        if trial.should_prune():
+            raise _optuna().TrialPruned(f"ended early at step {step}, valid {score:.4f}")
+
+    return judge
 
 
 def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> None:
     """Searches the best hyper-parameters of each role; prints every trial and each winner.
 
     A winner is printed as a line for the config. Raises InputError for a workdir without a run, an
-    unknown role, and counts below 1.
+    unknown role, counts below 1, and without Optuna.
     """
     config = written(workdir)
     if config.get("init_from", ""):

@@ -29,14 +29,20 @@ from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import RESULT
 from kd_jax.training import loop
 from kd_jax.training.checkpoint import Checkpoints
-from kd_jax.training.job import Start, Trained, TrainingJob
+from kd_jax.training.job import OnScore, Start, Trained, TrainingJob
 from kd_jax.training.loop import train
 
 
-def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> None:
+def fit(
+    store: LabelStore,
+    role: Role,
+    seeds: Sequence[int] | None = None,
+    on_score: OnScore | None = None,
+) -> None:
     """Trains a role's model for each of ``seeds`` where it is not trained; None: all seeds.
 
-    Raises InputError for a model in the workdir that another configuration has trained.
+    on_score: see ``TrainingJob``. Raises InputError for a model in the workdir that another
+    configuration has trained.
     """
     experiment, models = store.experiment, store.models
     programs: dict[Any, Any] = {}  # the seeds of a role share a compiled step
@@ -47,7 +53,7 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
                 checkpoints.check_there(models.result(role, seed)["best_step"])
                 experiment.log.note(f"{title}: up to date")
                 continue
-            trained = _train(store, role, seed, checkpoints, programs)
+            trained = _train(store, role, seed, checkpoints, programs, on_score)
         score = experiment.task.format_score(trained.best_score)
         experiment.log.note(
             f"{title}: best on validation: {score} at step {trained.best_step} of {trained.steps}"
@@ -59,7 +65,12 @@ def fit(store: LabelStore, role: Role, seeds: Sequence[int] | None = None) -> No
 
 
 def _train(
-    store: LabelStore, role: Role, seed: int, checkpoints: Checkpoints, programs: dict[Any, Any]
+    store: LabelStore,
+    role: Role,
+    seed: int,
+    checkpoints: Checkpoints,
+    programs: dict[Any, Any],
+    on_score: OnScore | None,
 ) -> Trained:
     experiment, earlier = store.experiment, store.earlier
     older = origin_of(experiment, role, seed)
@@ -100,6 +111,7 @@ def _train(
         trained=older is not None,
         steps=0 if older is not None and older["share"] == 0 else None,
         programs=programs,
+        on_score=on_score,
     )
     return train(job)
 

@@ -33,6 +33,7 @@ from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_chart, new_users_table
 from kd_jax.report.plain import paragraphs
+from kd_jax.report.search import search
 from kd_jax.report.slices import slices
 from kd_jax.report.smaller import smaller
 from kd_jax.report.style import TEMPLATES, style
@@ -105,6 +106,7 @@ def render(workdir: Path, legend: Legend) -> str:
         "new_items": new_items_text(models),
         "slices": slices(models, shown, legend),
         "learning": _learning(workdir / "metrics.jsonl", legend),
+        "search": search(workdir, legend),
         "setup": _setup(metrics, models, workdir),
     }
     missing = '<p class="missing">Not measured in this run.</p>'

@@ -21,6 +21,7 @@ from kd_jax.training.recipe import Recipe
 
 # The first parameters, or a function that makes them in a program that places them.
 Start = Params | jax.tree_util.Partial
+OnScore = Callable[[int, float], None]  # (step, validation score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class TrainingJob:
     of the third program, when everything is warm; every program is then waited for. trained:
     whether ``start`` has been trained before: it is then evaluated and saved as step 0. steps: at
     most so many steps of the recipe; None: all. programs: compiled steps of earlier jobs, of which
-    this one takes an equal one, or adds its own (``compiled_step``).
+    this one takes an equal one, or adds its own (``compiled_step``). on_score: called after every
+    evaluation, when the parameters are being saved; what it raises ends the training.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TrainingJob:
     trained: bool = False
     steps: int | None = None
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    on_score: OnScore | None = None
 
     @property
     def title(self) -> str:

@@ -202,6 +202,8 @@ class _Loop:
         job.checkpoints.save(self.cut(self.state), self.data, score, self.seconds)
         if self.best is None or score > self.best[1]:
             self.best = (self.step, score)
+        if job.on_score is not None:
+            job.on_score(self.step, score)
         self.meter.reset(ahead=chunk)
 
     def _stop(self, preemption: Preemption, due: bool) -> None:

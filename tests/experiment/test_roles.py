@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 import kd_jax
 from helpers.runs import config, metrics_of, run
-from kd_jax.core import fields
 from kd_jax.evaluation.baselines import BASELINES as BASELINES_OF_CLICKS
-from kd_jax.experiment import roles, sweep
+from kd_jax.experiment import roles
 from kd_jax.experiment.config import settings_of
 from kd_jax.experiment.roles import ROLES, Kind, Role
-from kd_jax.models.students import STUDENTS
 from kd_jax.report.legend import Appearance
 
 pytestmark = pytest.mark.slow
@@ -107,43 +104,3 @@ def test_the_table_is_consistent():
     colours = [look.colour for look in legend.models.values()]
     assert len(set(colours)) == len(colours)
     assert dataclasses.is_dataclass(Role) and all(name == r.name for name, r in ROLES.items())
-
-
-def test_roles_of_one_kind_are_searched_with_the_same_draws(further):
-    assert sweep.draws(Kind.STUDENT, "mf", 6) == sweep.draws(Kind.STUDENT, "mf", 6)
-    for kind, student in [(Kind.TEACHER, "mf"), *((Kind.STUDENT, name) for name in STUDENTS)]:
-        space = sweep.space(kind, student)
-        points = sweep.draws(kind, student, 8)
-        assert len(set(points)) == 8
-        for point in points:
-            chosen = dict(point)
-            temperature = chosen.pop(sweep.TEMPERATURE, None)
-            assert (temperature is not None) == (kind is Kind.STUDENT)
-            assert chosen.keys() == space.keys()
-            assert all(value in space[field] for field, value in chosen.items())
-    for name, cls in STUDENTS.items():  # every searched field is one that the student reads
-        searched = [f.split(".")[2] for f in sweep.space(Kind.STUDENT, name) if name in f]
-        assert searched and set(searched) <= fields.defaults(cls.spec).keys()
-    every = math.prod(map(len, sweep.space(Kind.STUDENT, "sasrec").values()))
-    assert len(sweep.draws(Kind.STUDENT, "sasrec", 10_000)) == every
-    assert sweep.tree((("student.mf.dropout", 0.1), ("student.mf.decay", 3.0))) == {
-        "student": {"mf": {"dropout": 0.1, "decay": 3.0}}
-    }
-
-
-def test_a_search_trains_beside_the_run_and_keeps_the_best(world, tmp_path, capsys, further):
-    workdir = tmp_path / "run"
-    stages = ("data", "small_teacher", "labels")
-    run(config(world, seeds=(0, 3), stages=stages), workdir)
-    capsys.readouterr()
-    sweep.sweep(workdir, ("student", "narrow"), trials=2, finalists=1)
-    printed = capsys.readouterr().out
-    trials = [line for line in printed.splitlines() if " trial " in line]
-    assert [line.split()[0] for line in trials] == ["student"] * 3 + ["narrow"] * 3
-    assert sum("(2 seeds)" in line for line in trials) == 2
-    for name in ("student", "narrow"):
-        scores = [float(line.split()[4]) for line in trials if line.split()[0] == name]
-        assert f"c.tuned.{name} = " in printed and f"# valid {scores[2]:.4f}" in printed
-        assert not (workdir / name).exists()
-        assert all((workdir / f"tune/{n}/{name}/result.json").exists() for n in (0, 1))
-    assert sum((workdir / f"tune/{n}/student.seed3/result.json").exists() for n in (0, 1)) == 1
