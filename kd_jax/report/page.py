@@ -27,7 +27,7 @@ from kd_jax.report.charts import (
 )
 from kd_jax.report.curves import highest, read_curves
 from kd_jax.report.examples import examples
-from kd_jax.report.headline import best_simple, claim, main_gain
+from kd_jax.report.headline import claim
 from kd_jax.report.impressions import impressions_table
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
@@ -56,12 +56,12 @@ from kd_jax.report.summary import (
     metric_path,
     model_means,
     percent,
-    share,
     shown_metrics,
     spoken,
     thousands,
 )
 from kd_jax.report.terms import meanings
+from kd_jax.report.tiles import tiles
 from kd_jax.report.tradeoff import tradeoff_chart
 
 COLUMN = 'scope="col" role="columnheader"'
@@ -116,7 +116,7 @@ def render(workdir: Path, legend: Legend) -> str:
         headline=_unbroken(first),
         plain="".join(f'<p class="plain">{_unbroken(p)}</p>' for p in paragraphs(metrics, legend)),
         lead=_unbroken(second),
-        tiles=_tiles(metrics, models, legend),
+        tiles=tiles(metrics, models, legend),
         models=_descriptions(models, metrics.get("descriptions", {}), legend),
         terms=escape(meanings(shown, _parts(models, shown, RESULT_PARTS))),
         slice_terms=escape(meanings((), _parts(models, shown[:2], tuple(SLICES)))),
@@ -156,50 +156,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _unbroken(sentence: str) -> str:
     """The text as HTML, with percentages and '95 % CI' kept on one line."""
     return escape(sentence).replace(" %", "&nbsp;%").replace("% CI", "%&nbsp;CI")
-
-
-def _tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
-    metric, gain, lm_share = main_gain(metrics)
-    simple, over_simple = best_simple(metrics, legend, metric, gain)
-    candidate, large = spoken(legend.candidate), spoken(legend.large)
-    tiles = [
-        (
-            percent(as_number(gain.get("relative"))),
-            f"{metric_label(metric)}, {candidate} over {spoken(legend.baseline)}",
-        ),
-        (
-            percent(as_number(over_simple.get("relative"))),
-            f"{candidate} over {spoken(simple)}, the best simple baseline",
-        ),
-        (
-            percent(as_number(lm_share.get("relative"))),
-            f"{candidate} over control, a student whose teacher has no language model: the language"
-            " model’s own share",
-        ),
-        (
-            share(transfer.ratio(gain, metric)),
-            f"transfer ratio: of the {large}’s lead over the {spoken(legend.baseline)}, what the"
-            f" {candidate} student has",
-        ),
-    ]
-    for key, form, text in (
-        ("params", "{:.2%}", f"of the {large}’s parameters are in the {candidate} student"),
-        (
-            "users_per_second",
-            "{:.3g} ×",
-            f"the {large}’s users per second, its item vectors cached, on this run’s machine under"
-            " its load",
-        ),
-    ):
-        one = mean_std(models.get(legend.candidate, ()), key)[0]
-        other = mean_std(models.get(legend.large, ()), key)[0]
-        if one and other:
-            tiles.append((form.format(one / other).replace("%", " %"), text))
-    return "".join(
-        f"<div><dt>{escape(text)}</dt><dd>{value}</dd></div>"
-        for value, text in tiles
-        if value != EMPTY
-    )
 
 
 def _results(models: Models, shown: list[str], legend: Legend) -> str:
