@@ -35,4 +35,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.text_columns = TEXT[name]
     c.data.split = "leave_one_out"
     sequences(c)
+    c.student.optimizer.eval_every = 250
     return shrink(c) if runlocal else c

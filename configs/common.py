@@ -191,6 +191,7 @@ def teacher() -> ConfigDict:
     c.optimizer.weight_decay = 0.0
     # 0 = none
     c.optimizer.clip_norm = 0.0
+    # steps between two evaluations; 0 = about 1.5 passes over the users, in tens of steps
     c.optimizer.eval_every = 50
     # evaluations without a new best after which training stops
     c.optimizer.patience = 5
@@ -365,7 +366,7 @@ def distill() -> ConfigDict:
     c.rank_decay = 10.0
     # share of users, ids and titles in lists that may be unknown (counted and shown)
     c.max_unmatched = 0.1
-    # sampled: items drawn per step, shared by the batch
+    # sampled: items drawn per step, shared by the batch; with as many as there are, all are read
     c.negatives = 4096
     # sampled: drawn in proportion to (count + 1) ** power; 0 = uniformly
     c.negatives_power = 0.5
@@ -435,7 +436,7 @@ def sequences(c: ConfigDict) -> None:
     c.student.optimizer.steps = 6000
     c.student.optimizer.batch_size = 128
     c.student.optimizer.learning_rate = 1e-3
-    c.student.optimizer.eval_every = 250
+    c.student.optimizer.eval_every = 0
     c.student.optimizer.patience = 4
     c.distill.negatives = 256
     c.distill.negatives_power = 0.0

@@ -7,12 +7,18 @@ interactions: user, item and, where known, rating, timestamp, split. items: item
 columns, the title first. Other column names are mapped with
 --config.data.files.columns.user=customer_id and so on.
 
-With --config=configs/csv.py:sequences the students are SASRec models that start from the item
-texts, the distilled one learns from the mean of three of them, and no other teacher is trained: the
-better start for histories in time whose next items are nearly all known (docs/results.md).
+The students are SASRec models that start from the item texts; the distilled one learns from the
+mean of three of them, and no other teacher is trained. It suits histories in time whose next items
+are nearly all known.
 
-Cost and result: depend on your data; on the embedded sets see configs/quickstart.py and
-configs/online_retail.py.
+With --config=configs/csv.py:teacher the student is a matrix factorisation that learns from a
+teacher over the item texts, beside a control whose teacher has item IDs: for data without a time,
+and to see what the text adds (docs/results.md). A matrix factorisation knows the train interactions
+of a user alone, so under data.split='leave_one_out' it does not read the item before the tested
+one; the models that read histories do.
+
+Cost and result: depend on your data. For a first try add --config.seeds="(0,)", or ,runlocal to the
+name, which takes seconds.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +28,7 @@ from configs.common import parse, sequences, shrink
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    recipe, runlocal = parse(arg, ("sequences",))
+    recipe, runlocal = parse(arg, ("sequences", "teacher"), "sequences")
     c = common()
     c.data.reader = "files"
     c.data.files.path = "interactions.csv"

@@ -52,9 +52,19 @@ def objective(experiment: Experiment, role: Role) -> Objective:
             dataclasses.replace(term, items="all") if term.items == "warm" else term
             for term in terms
         ]
+    if any(term.negatives + term.top >= experiment.dataset.num_items for term in terms):
+        terms = [_exact(term) for term in terms]  # of all items there is no sample
     where = "distill.terms" if role.distilled else next(iter(sections))
     check(tuple(terms), _limits(experiment, role, c), where)
     return tuple(terms)
+
+
+def _exact(term: Term) -> Term:
+    """The term over all or all warm items where it would read a sample of them."""
+    if not term.sampled:
+        return term
+    items = "warm" if term.items == "sampled_warm" else "all"
+    return dataclasses.replace(term, items=items, negatives=0, top=0)
 
 
 def _check_teacher(where: str, teacher: str, sources: Mapping[str, Source]) -> None:

@@ -221,7 +221,7 @@ def test_a_single_user_is_enough(world, tmp_path, capsys):
     ("fields", "pattern"),
     [
         ({"student.optimizer.steps": 0}, r"steps=0 .*must be at least 1"),
-        ({"student.optimizer.eval_every": 0}, r"eval_every=0 .*must be at least 1"),
+        ({"student.optimizer.eval_every": -1}, r"eval_every=-1 .*must be at least 1"),
         ({"student.optimizer.batch_size": 0}, r"batch_size=0 .*must be at least 1"),
         (
             {"student.optimizer.schedule": "cosine", "student.optimizer.warmup_steps": 20},

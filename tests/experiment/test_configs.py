@@ -539,7 +539,7 @@ def test_a_section_that_the_run_does_not_read_changes_no_identity(tmp_path):
     toy.write_csv(tmp_path)
 
     def identities(**fields):
-        c = csv.get_config()
+        c = csv.get_config("teacher")
         paths = {"data.files.path": "interactions.csv", "data.files.items_path": "items.csv"}
         c.update_from_flattened_dict({k: str(tmp_path / v) for k, v in paths.items()} | fields)
         with Log(tmp_path / "metrics.jsonl", "ndcg@10") as log:

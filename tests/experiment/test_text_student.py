@@ -70,7 +70,7 @@ def test_other_texts_are_another_student(world, tmp_path, capsys):
 
 
 def test_a_section_that_no_config_lists_is_made_from_the_spec():
-    c = csv.get_config()
+    c = csv.get_config("teacher")
     c.lock()
     argv = ["launch.py", "--config.student.linear_text.dim=4", "--config.seeds=(1,)"]
     rest, given = overrides.take_out(argv)

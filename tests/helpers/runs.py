@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(world, **fields):
-    c = csv.get_config()
+    c = csv.get_config("teacher")
     c.update_from_flattened_dict(
         {
             "seeds": (0,),
@@ -79,8 +79,8 @@ def flags(world, workdir, **fields):
         | {"data.files.path", "data.files.items_path", "teacher.lm.weights"}
         | {f"{s}.{n}" for s in ("teacher", "student") for n, _ in leaves(c[s])}
     )
-    plain = csv.get_config()
-    found = [f"--config={ROOT / 'configs/csv.py'}", f"--workdir={workdir}"]
+    plain = csv.get_config("teacher")
+    found = [f"--config={ROOT / 'configs/csv.py'}:teacher", f"--workdir={workdir}"]
     for name in sorted(wanted):
         value, default = c, plain
         for part in name.split("."):
