@@ -131,12 +131,19 @@ def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
             " text"
         )
     absent = ~items.is_in(raw.items["item"].implode())
+    chosen = items.filter(items.is_in(raw.interactions["item"].implode()))
     parts = [
-        f"{len(ids):,} of {len(items):,} items {what} ({listed(ids)})"
-        for ids, what in (
-            (items.filter(blank & absent), f"of {raw.place} are not in it"),
-            (items.filter(blank & ~absent), "have an empty text"),
+        f"{len(ids):,} of {total:,} items {what} ({listed(ids)})"
+        for ids, total, what in (
+            (items.filter(blank & absent), len(chosen), f"of {raw.place} are not in it"),
+            (items.filter(blank & ~absent), len(items), "have an empty text"),
         )
         if len(ids)
     ]
-    return f"{place}: {' and '.join(parts)}; complete it"
+    fix = "complete it"
+    if len(raw.items) and absent.sum() == len(chosen):
+        fix = (
+            f"none of them is, and its ids are like {raw.items['item'][0]!r}: make them the same,"
+            " prefixes and leading zeros included"
+        )
+    return f"{place}: {' and '.join(parts)}; {fix}"

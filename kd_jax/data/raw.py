@@ -64,11 +64,13 @@ def accept(raw: RawData, max_malformed: float) -> dict[str, int]:
     """
     frame = raw.interactions
     counts = {"rows": frame.height, "malformed": 0} | raw.counts
-    if counts["malformed"] > max_malformed * counts["rows"]:
+    malformed, rows = counts["malformed"], counts["rows"]
+    if malformed > max_malformed * rows or (rows and malformed == rows):
+        fix = "fix them"
+        if malformed < rows:
+            fix += f", or tolerate such a share: data.max_malformed (now {max_malformed:g})"
         raise InputError(
-            f"{'; '.join(raw.problems)} ({counts['malformed']:,} of {counts['rows']:,} rows are"
-            " malformed); fix them, or tolerate such a share: data.max_malformed (now"
-            f" {max_malformed:g})"
+            f"{'; '.join(raw.problems)} ({malformed:,} of {rows:,} rows are malformed); {fix}"
         )
     if not frame.height:
         raise InputError(f"{raw.place}: there is no interaction; give a file with rows")

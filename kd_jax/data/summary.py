@@ -25,6 +25,7 @@ DROPPED = (
 )
 SHOWN = 200  # characters of the example of a text
 FEW, MANY = 0.01, 0.2  # shares of interactions from which on a warning is due
+GOOD = 0.75  # of the range of ratings: from there on, a rating is called good in a hint
 SAME = 0.5  # share of items whose text is another's, from which on that is reported
 
 
@@ -74,6 +75,7 @@ def warnings(dataset: Dataset, chosen: bool) -> list[str]:
             f"{_weight(low, len(dataset.user), FEW)}: {low:,} interactions with a rating of 0 or"
             " less count as chosen items; leave them out with data.min_rating"
         )
+    found += [*_ratings(dataset, chosen), *_without_text(dataset)]
     for code, (users, targets) in unjudged(dataset).items():
         total = int((dataset.split == code).sum())
         if users:
@@ -106,6 +108,33 @@ def warnings(dataset: Dataset, chosen: bool) -> list[str]:
             " choose other columns with data.text_columns"
         )
     return found
+
+
+def _ratings(dataset: Dataset, chosen: bool) -> list[str]:
+    """That ratings of all sizes count, where they differ and none was left out."""
+    ratings = dataset.rating[dataset.rating > 0]
+    if not chosen or dataset.counts.get("below_min_rating") or not len(ratings):
+        return []
+    low, high = float(ratings.min()), float(ratings.max())
+    good = ratings[ratings >= low + GOOD * (high - low)]
+    if low == high or np.isnan(low + high):
+        return []
+    return [
+        f"data: ratings from {low:g} to {high:g} all count as chosen items;"
+        f" data.min_rating={good.min():g} would keep {len(good) / len(dataset.rating):.0%} of them"
+    ]
+
+
+def _without_text(dataset: Dataset) -> list[str]:
+    """How many items have their id as text (data.missing_text='id')."""
+    first, *others = dataset.items.columns
+    ids = dataset.items[first] == dataset.item_ids.cast(pl.String)
+    blank = pl.all_horizontal(pl.lit(True), *(pl.col(name) == "" for name in others))
+    count = int(dataset.items.select(pl.Series(ids) & blank).to_series().sum())
+    if not count:
+        return []
+    weight = "data" if count == dataset.num_items else _weight(count, dataset.num_items, FEW)
+    return [f"{weight}: {count:,} of {dataset.num_items:,} items have no text: it is their id"]
 
 
 def _weight(part: int, whole: int, share: float) -> str:

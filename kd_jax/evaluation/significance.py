@@ -211,5 +211,5 @@ def _compared(
     three = (comparison.baseline, comparison.teacher, comparison.candidate)
     if all(name in values for name in three):
         found = transfer(*(values[name] for name in three), resamples=resamples)
-        entry[TRANSFER] = dataclasses.asdict(found)
+        entry[TRANSFER] = {"taught_by": comparison.teacher} | dataclasses.asdict(found)
     return entry

@@ -181,7 +181,10 @@ def description(experiment: Experiment, role: Role) -> str:
         return role.appearance.description
     if not teachers:
         return roles.plain_student().appearance.description
-    known = {OWN: role.labels_from.replace("_", " "), roles.plain_student().name: "plain student"}
+    plain = "plain student"
+    if experiment.config.distill.teachers == "all" and len(experiment.seeds) > 1:
+        plain = f"mean of the {plain}s of all seeds"
+    known = {OWN: role.labels_from.replace("_", " "), roles.plain_student().name: plain}
     found = [f"the {known.get(name, f'source {name}')}" for name in teachers]
     return f"learns from the soft labels of {' and '.join(found)}"
 

@@ -27,7 +27,7 @@ from kd_jax.report.charts import (
 )
 from kd_jax.report.curves import highest, read_curves
 from kd_jax.report.examples import examples
-from kd_jax.report.headline import claim
+from kd_jax.report.headline import claim, main_gain
 from kd_jax.report.impressions import impressions_table
 from kd_jax.report.legend import Legend
 from kd_jax.report.new_items import new_items_text
@@ -73,6 +73,11 @@ COSTS = (
     ("train_seconds", "Training", lambda seconds: human_time(seconds or None)),
 )
 
+LM_SHARE = (
+    "<p>Over control: the share of the language model. The control learns from a teacher of the"
+    " same kind without one, so what the distilled student has more is due to the language"
+    " model.</p>"
+)
 RESULT_PARTS = ("warm", "cold", "cold_only")  # columns of the results
 
 
@@ -98,6 +103,7 @@ def render(workdir: Path, legend: Legend) -> str:
     name = escape(str((metrics.get("dataset") or {}).get("name", "unnamed data")))
     parts = {
         "results": _results(models, shown, legend) + impressions_table(models, legend),
+        "lm_share": LM_SHARE if main_gain(metrics)[2] else " ",
         "gains": _gains(metrics, models, shown, legend),
         "cost": _cost(metrics, models, shown, legend),
         "smaller": smaller(models, legend),

@@ -18,6 +18,7 @@ from kd_jax.report.summary import (
     share,
     spoken,
 )
+from kd_jax.report.transfer import teacher_of
 
 FOUND = "hit_rate@"
 NUMBERS = {1: "first item", 5: "first five", 10: "first ten", 20: "first twenty"}
@@ -36,7 +37,7 @@ def paragraphs(metrics: dict[str, Any], legend: Legend) -> list[str]:
     """The words of ``plain``: what is found, and what it costs."""
     models = by_model(metrics, legend)
     found = f"{_found(metrics, models, legend)} {_limits(metrics, models, legend)}".strip()
-    return [part for part in (found, _cost(models, legend)) if part]
+    return [part for part in (found, _cost(metrics, models, legend)) if part]
 
 
 def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
@@ -54,7 +55,8 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     count = ((data.get("judged") or {}).get("test") or {}).get("users")
     judged = f" ({count:,} of {data.get('users', count):,} users were judged)" if count else ""
     simple = sorted((model for model in legend.simple if model in shares), key=shares.__getitem__)
-    others = [model for model in (legend.baseline, legend.large, *simple[-1:]) if model in shares]
+    large = teacher_of(main_gain(metrics)[1], legend.large)
+    others = [model for model in (legend.baseline, large, *simple[-1:]) if model in shares]
     others = list(dict.fromkeys(others))
     every = [shares[model] for model in (legend.candidate, *others)]
     exact = len({round(100 * value) for value in every}) < len(every)  # two would look the same
@@ -64,7 +66,7 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         f" {spoken(legend.candidate)} student{judged}."
     )
     names = {legend.baseline: "the same student trained on its own"} | {
-        model: f"the {spoken(model)}" for model in (legend.large,)
+        model: f"the {spoken(model)}" for model in (large,)
     }
     phrases = [
         f"{_of_hundred(value, exact)} with {names.get(model) or legend.simple[model].name}"
@@ -102,14 +104,15 @@ def _of_hundred(share: float, exact: bool) -> str:
     return f"{value:.0f}" if value >= 9.95 and not exact else f"{value:.1f}"
 
 
-def _cost(models: Models, legend: Legend) -> str:
+def _cost(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     def cost(model: str, key: str) -> float | None:
         return mean_std(models.get(model, ()), key)[0]
 
-    size, large = cost(legend.candidate, "bytes"), cost(legend.large, "bytes")
+    teacher = teacher_of(main_gain(metrics)[1], legend.large)
+    size, large = cost(legend.candidate, "bytes"), cost(teacher, "bytes")
     if not size:
         return ""
-    beside = f" (the {spoken(legend.large)}’s: {human_bytes(large)})" if large else ""
+    beside = f" (the {spoken(teacher)}’s: {human_bytes(large)})" if large else ""
     found = f"Its parameters take {human_bytes(size)}{beside}"
     if rate := cost(legend.candidate, "users_per_core_second"):
         found += f", and one core makes the lists of {scaled(rate, WORDS)} users a second"

@@ -24,7 +24,8 @@ def tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     """The changes, the transfer ratio, and what the candidate saves, where they are known."""
     metric, gain, lm_share = main_gain(metrics)
     simple, over_simple = best_simple(metrics, legend, metric, gain)
-    candidate, large = spoken(legend.candidate), spoken(legend.large)
+    candidate, teacher = spoken(legend.candidate), transfer.teacher_of(gain, legend.large)
+    large = spoken(teacher)
     found = [
         (
             percent(as_number(gain.get("relative"))),
@@ -50,12 +51,12 @@ def tiles(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         (
             "users_per_second",
             "{:.3g} ×",
-            f"the {large}’s users per second, its item vectors cached, on this run’s machine under"
+            f"the {large}’s users per second, with cached item vectors, on this run’s machine under"
             " its load",
         ),
     ):
         one = mean_std(models.get(legend.candidate, ()), key)[0]
-        other = mean_std(models.get(legend.large, ()), key)[0]
+        other = mean_std(models.get(teacher, ()), key)[0]
         if one and other:
             found.append((form.format(one / other).replace("%", " %"), text))
     return "".join(

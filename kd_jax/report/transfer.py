@@ -38,6 +38,11 @@ def ratio(gain: dict[str, Any], metric: str) -> float | None:
     return None if why_not(found, metric) else as_number(found.get("ratio"))
 
 
+def teacher_of(gain: dict[str, Any], default: str) -> str:
+    """The model whose lead is passed on; reports of older runs do not say it."""
+    return str(_of(gain).get("taught_by") or default)
+
+
 def why_not(found: dict[str, Any], metric: str) -> str:
     """Why there is no ratio to tell, with {large} and {plain} to fill in; '' if there is one.
 
@@ -60,7 +65,8 @@ def transfer_sentence(gain: dict[str, Any], metric: str, legend: Legend) -> str:
     found = _of(gain)
     if not found:
         return ""
-    large, plain = spoken(legend.large), f"plain {spoken(legend.baseline)}"
+    large = spoken(teacher_of(gain, legend.large))
+    plain = f"plain {spoken(legend.baseline)}"
     if why := why_not(found, metric):
         return f"The transfer ratio is not computed: {why.format(large=large, plain=plain)}."
     return (
@@ -71,9 +77,10 @@ def transfer_sentence(gain: dict[str, Any], metric: str, legend: Legend) -> str:
 
 def transfer_table(gains: dict[str, Any], comparison: Comparison) -> str:
     """The ratio of each metric, after a sentence that says what it is; '' where there is none."""
+    large = next((teacher_of(gain, "") for gain in gains.values() if _of(gain)), "")
     names = {
         "candidate": spoken(comparison.candidate),
-        "large": spoken(comparison.teacher),
+        "large": spoken(large or comparison.teacher),
         "plain": spoken(comparison.baseline),
     }
     if not comparison.teacher:

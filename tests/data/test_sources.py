@@ -506,6 +506,21 @@ def test_what_looks_wrong_is_told():
     assert "rating" not in "\n".join(summary.warnings(data, False))
 
 
+def test_ratings_and_items_without_text_are_told():
+    frame = FRAME.with_columns(rating=(pl.int_range(pl.len()) % 5 + 1).cast(pl.Float32))
+    items = pl.DataFrame({"item": range(10, 16), "title": [f"Film {i}" for i in range(6)]})
+    data = build(RawData("x", frame, items), split="leave_one_out", missing_text="id")
+    ratings, texts = summary.warnings(data, True)
+    assert ratings == (
+        "data: ratings from 1 to 5 all count as chosen items; data.min_rating=4 would keep 40% of"
+        " them"
+    )
+    assert texts == "warning: 1 of 7 items have no text: it is their id"
+    assert not [line for line in summary.warnings(data, False) if "ratings from" in line]
+    none = build(RawData("x", FRAME, items[["item"]]), split="leave_one_out", missing_text="id")
+    assert summary.warnings(none, True) == ["data: 7 of 7 items have no text: it is their id"]
+
+
 @pytest.mark.parametrize(
     "last, read",
     (

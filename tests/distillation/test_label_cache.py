@@ -24,13 +24,14 @@ from kd_jax.distillation import label_cache, labellers
 from kd_jax.distillation.objective import StepInputs
 from kd_jax.distillation.teachers import cached_teacher
 from kd_jax.evaluation.tasks import Rank
-from kd_jax.experiment import pipeline
+from kd_jax.experiment import pipeline, roles
 from kd_jax.losses import sampled
 from kd_jax.losses.dense import listed
 from kd_jax.losses.softmax import KL
 from kd_jax.models.scorer import Frozen, split
 from kd_jax.models.students.base import UserSpec
 from kd_jax.models.students.mf import MatrixFactorization
+from kd_jax.report.page import render
 from kd_jax.training.step import StepSpec, gathered
 
 B, P, N, D, K = 6, 2, 40, 5, 4
@@ -474,8 +475,14 @@ def test_the_plain_students_of_all_seeds_are_a_teacher(world, tmp_path, capsys):
     assert metrics["gain"]["ndcg@10"]["transfer"]["lead"] == pytest.approx(
         row["test"]["ndcg@10"] - np.mean([one["test"]["ndcg@10"] for one in alone]), abs=1e-6
     )
-    assert (
-        metrics["descriptions"]["distilled"] == "learns from the soft labels of the plain student"
+    assert metrics["descriptions"]["distilled"] == (
+        "learns from the soft labels of the mean of the plain students of all seeds"
+    )
+    assert metrics["gain"]["ndcg@10"]["transfer"]["taught_by"] == "ensemble"
+    page = render(tmp_path / "one", roles.legend())
+    assert "the ensemble’s lead over the plain student" in page and "teacher’s lead" not in page
+    assert ("Over control: the share" in page) == (
+        "control" in {m["name"] for m in metrics["models"]}
     )
 
     early = ("data", "labels", "distilled")

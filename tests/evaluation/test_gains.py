@@ -49,7 +49,7 @@ def test_the_transfer_ratio_stands_beside_the_gain_where_there_is_a_teacher():
     per_user["teacher"] = of_users(1.5)
     entry = gains(per_user, ("ndcg@10",), (main,), 100)["ndcg@10"]
     assert entry["transfer"]["ratio"] == pytest.approx(0.5, rel=1e-5)
-    assert entry["transfer"].keys() == {"ratio", "ci95", "lead", "lead_ci95"}
+    assert entry["transfer"].keys() == {"taught_by", "ratio", "ci95", "lead", "lead_ci95"}
     assert "transfer" not in gains(per_user, ("ndcg@10",), (MAIN,), 100)["ndcg@10"]
 
 

@@ -93,6 +93,21 @@ def mended(world, folder, change, items=None, **fields):
         (lambda r: [*r, "100,500"], {}, r"r\.csv:482: "),
         (lambda r: [], {}, r"r\.csv: there is no interaction; give a file with rows"),
         (
+            lambda r: [row.replace(",5", ",x").replace(",2", ",x") for row in r[:9]],
+            {"data.max_malformed": 1.0},
+            r"r\.csv:2: .*\(9 of 9 rows are malformed\); fix them$",
+        ),
+        (
+            lambda r: [f"{u},50{u},05.01.2026 10:0{u},5" for u in range(9)],
+            {"data.files.date_format": "%d.%m.%Y"},
+            r"'05\.01\.2026 10:00' does not match data\.files\.date_format='%d\.%m\.%Y'",
+        ),
+        (
+            lambda r: r,
+            {"items": "item,title\n1,film 1\n2,film 2\n"},
+            r"24 of 24 items of .*\(500, .*none of them is, and its ids are like 1: make them the",
+        ),
+        (
             lambda r: r,
             {"header": "user;item;timestamp"},
             r"r\.csv has a single column, .*is ';' its separator\?",

@@ -146,7 +146,7 @@ def _checked(
         role: _parsed(table, role, name, role in whole, plain) for role, name in columns.items()
     }
     if found is not None:
-        parsed["timestamp"] = _time(table, columns["timestamp"], found)
+        parsed["timestamp"] = _time(table, columns["timestamp"], found, date_format)
     checks = [(role, reason, bad) for role, (_, faults) in parsed.items() for reason, bad in faults]
     fault = pl.lit(0, pl.UInt8)
     for code, (_, _, bad) in reversed(list(enumerate(checks, start=1))):
@@ -212,10 +212,14 @@ def _parsed(table: Table, role: str, name: str, whole: bool, plain: bool) -> Par
     return raw.cast(pl.String), [missing]
 
 
-def _time(table: Table, name: str, found: times.Times) -> Parsed:
+def _time(table: Table, name: str, found: times.Times, date_format: str) -> Parsed:
     raw = pl.col(name)
     missing = _missing(raw, table.columns()[name])
-    unknown = "is neither a number of seconds nor a date"
+    unknown = (
+        "is neither a number of seconds nor a date that is recognised (data.files.date_format)"
+    )
+    if date_format:
+        unknown = f"does not match data.files.date_format={date_format!r}"
     return found.value, [missing, (unknown, found.value.is_null())]
 
 
