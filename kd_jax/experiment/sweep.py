@@ -9,6 +9,7 @@ found in report/search.json.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -191,6 +192,7 @@ class Sweep:
         digest = fingerprint({"identity": identity, "space": asked})
         (self.workdir / "tune").mkdir(exist_ok=True)
         path = self.workdir / "tune" / f"{role.name}.{digest[:8]}.journal"
+        _drop_unfinished_line(path)
         backend = optuna.storages.journal.JournalFileBackend(str(path))
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
@@ -230,6 +232,12 @@ def _optuna() -> Any:
         raise InputError("the search needs Optuna: pip install 'kd_jax[sweep]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def _drop_unfinished_line(journal: Path) -> None:
+    """Optuna would append to a line that a full disk left unfinished, and never read it again."""
+    if journal.exists():
+        os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def _distribution(values: Range | tuple[Any, ...]) -> Any:

@@ -89,10 +89,15 @@ def test_a_search_that_was_cut_off_tries_the_same(trained, monkeypatch, tmp_path
 
     monkeypatch.setattr(Sweep, "score", score)
     monkeypatch.setattr(sweep, "space", lambda role, c: SMALL)
+    before = set(trained.glob("tune/student.*.journal"))
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(trained, ("student",), trials=5, finalists=1)
     sweep.sweep(trained, ("student",), trials=5, finalists=1)
     cut = [point for point in tried if point != "cut"]
+    (journal,) = [p for p in trained.glob("tune/student.*.journal") if p not in before]
+    journal.write_bytes(journal.read_bytes()[:-9])  # as a full disk leaves it
+    sweep.sweep(trained, ("student",), trials=5, finalists=1)
+    assert tried[-1] == cut[-1] and len(tried) == 7, "the last trial is done again"
     tried[:] = ["cut"]
     monkeypatch.setattr(sweep, "space", lambda role, c: SMALL | {"student.mf.user_power": (0.5,)})
     sweep.sweep(trained, ("student",), trials=5, finalists=1)
