@@ -4,7 +4,8 @@
     python -m kd_jax.sweep --workdir=runs/quickstart --models teacher control_teacher --trials=12
     python -m kd_jax.sweep --workdir=runs/quickstart       # students, once labels are final
 
-Each role gets the same number of trials from the same random draws, scored on validation alone.
+Each role gets the same number of trials, scored on validation alone. docs/configuration.md has the
+order for each recipe.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.sweep", description=(__doc__ or "").splitlines()[0]
     )
-    students = [role.name for role in roles.students()]
     parser.add_argument("--workdir", type=Path, required=True, help="the workdir of a run")
     parser.add_argument("--trials", type=int, default=24, help="of the first seed (default: 24)")
     parser.add_argument(
         "--finalists", type=int, default=3, help="trials that train all seeds (default: 3)"
     )
     parser.add_argument(
-        "--models", nargs="+", default=students, choices=list(roles.ROLES), metavar="ROLE",
-        help=f"of {', '.join(roles.ROLES)} (default: the students)",
+        "--models", nargs="+", default=(), choices=list(roles.ROLES), metavar="ROLE",
+        help=f"of {', '.join(roles.ROLES)} (default: the students of the run, without those that"
+        " learn from another one)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     process.start()

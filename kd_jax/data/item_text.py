@@ -131,7 +131,15 @@ def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
             " text"
         )
     absent = ~items.is_in(raw.items["item"].implode())
-    chosen = items.filter(items.is_in(raw.interactions["item"].implode()))
+    chosen = items
+    if "item" in raw.interactions.columns:  # prepared data are not in memory
+        chosen = items.filter(items.is_in(raw.interactions["item"].implode()))
+    if len(raw.items) and absent.sum() == len(chosen):
+        return (
+            f"{place}: none of the {len(chosen):,} items of {raw.place} is in it: ids are like"
+            f" {chosen[0]!r} there and {raw.items['item'][0]!r} here; make them the same, prefixes"
+            " and leading zeros included"
+        )
     parts = [
         f"{len(ids):,} of {total:,} items {what} ({listed(ids)})"
         for ids, total, what in (
@@ -140,10 +148,4 @@ def _textless(raw: RawData, items: pl.Series, blank: pl.Series) -> str:
         )
         if len(ids)
     ]
-    fix = "complete it"
-    if len(raw.items) and absent.sum() == len(chosen):
-        fix = (
-            f"none of them is, and its ids are like {raw.items['item'][0]!r}: make them the same,"
-            " prefixes and leading zeros included"
-        )
-    return f"{place}: {' and '.join(parts)}; {fix}"
+    return f"{place}: {' and '.join(parts)}; complete it"

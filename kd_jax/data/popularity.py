@@ -20,16 +20,20 @@ SCALES = (1.0, 3.0, 7.0, 21.0, 60.0, np.inf)  # days: age at which an interactio
 _FLOOR = 0.03  # interactions: keeps the log finite, and is small against one recent interaction
 
 
-def decayed_counts(dataset: Dataset, days: float) -> np.ndarray:
-    """Train interactions per item, weighted by exp(-age / days) at the end of training; f64 [I]."""
+def decayed_counts(dataset: Dataset, *days: float) -> np.ndarray:
+    """Train interactions per item, weighted by exp(-age / days) at the end of training.
+
+    Returns f64 [S, I], a row for each of the S ``days``, in two passes over the data.
+    """
     parts = dataset.parts if isinstance(dataset, PreparedDataset) else lambda: iter([dataset])
     end = max(part.timestamp[part.split == 0].max(initial=np.iinfo(np.int64).min)
               for part in parts())  # fmt: skip
-    counts = np.zeros(dataset.num_items)
+    counts = np.zeros((len(days), dataset.num_items))
     for part in parts():
         train = part.split == 0
-        worth = np.exp(-(end - part.timestamp[train]) / (dataset.day * days))
-        counts += np.bincount(part.item[train], worth, minlength=dataset.num_items)
+        age = (end - part.timestamp[train]) / dataset.day
+        for row, scale in zip(counts, days, strict=True):
+            row += np.bincount(part.item[train], np.exp(-age / scale), minlength=len(row))
     return counts
 
 

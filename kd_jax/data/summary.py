@@ -62,11 +62,12 @@ def _impressions(shown: Impressions) -> str:
     return f"data: impressions: {len(shown):,}, of them {', '.join(found)}"
 
 
-def warnings(dataset: Dataset, chosen: bool) -> list[str]:
+def warnings(dataset: Dataset, chosen: bool, all_ratings: bool = True) -> list[str]:
     """What looks wrong, with its number and the field that changes it.
 
     A line begins with 'warning', or with 'data' where it concerns a small share. chosen: whether
-    every interaction counts as a choice of the item (task 'rank').
+    every interaction counts as a choice of the item (task 'rank'). all_ratings: whether none is
+    left out for its rating.
     """
     found = []
     low = int((dataset.rating <= 0).sum())
@@ -75,7 +76,7 @@ def warnings(dataset: Dataset, chosen: bool) -> list[str]:
             f"{_weight(low, len(dataset.user), FEW)}: {low:,} interactions with a rating of 0 or"
             " less count as chosen items; leave them out with data.min_rating"
         )
-    found += [*_ratings(dataset, chosen), *_without_text(dataset)]
+    found += [*(_ratings(dataset) if chosen and all_ratings else ()), *_without_text(dataset)]
     for code, (users, targets) in unjudged(dataset).items():
         total = int((dataset.split == code).sum())
         if users:
@@ -110,18 +111,17 @@ def warnings(dataset: Dataset, chosen: bool) -> list[str]:
     return found
 
 
-def _ratings(dataset: Dataset, chosen: bool) -> list[str]:
-    """That ratings of all sizes count, where they differ and none was left out."""
+def _ratings(dataset: Dataset) -> list[str]:
+    """That ratings of all sizes count, where they differ."""
     ratings = dataset.rating[dataset.rating > 0]
-    if not chosen or dataset.counts.get("below_min_rating") or not len(ratings):
+    if not len(ratings) or ratings.min() == ratings.max():
         return []
-    low, high = float(ratings.min()), float(ratings.max())
+    low, high = ratings.min(), ratings.max()
     good = ratings[ratings >= low + GOOD * (high - low)]
-    if low == high or np.isnan(low + high):
-        return []
+    low, bound, high = (str(value).removesuffix(".0") for value in (low, good.min(), high))
     return [
-        f"data: ratings from {low:g} to {high:g} all count as chosen items;"
-        f" data.min_rating={good.min():g} would keep {len(good) / len(dataset.rating):.0%} of them"
+        f"data: ratings from {low} to {high} all count as chosen items; data.min_rating={bound}"
+        f" would keep {len(good) / len(dataset.rating):.0%} of them"
     ]
 
 

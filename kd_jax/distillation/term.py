@@ -215,11 +215,6 @@ def _check_sampled(term: Term, limits: Limits, field: str) -> None:
             f"{field}.k={term.loss.apart} reads the teacher's best items, and a sample has"
             f" distill.top={term.top} of them; raise distill.top"
         )
-    if term.negatives + term.top >= limits.num_items:
-        raise InputError(
-            f"distill.negatives={term.negatives} and distill.top={term.top} are no sample of"
-            f" {limits.num_items} items; lower them, or use items='all' or 'warm' in {field}"
-        )
 
 
 def _check_candidates(term: Term, loss: CandidateLoss, limits: Limits, field: str) -> None:

@@ -202,15 +202,16 @@ class Rank:
         Returns the days that are best on the validation split, and the evaluation of each split.
         """
 
-        def score_fn(days: float) -> evaluator.ScoreFn:
-            return evaluator.same_for_all(decayed_counts(self.dataset, days))
-
-        def valid_score(days: float) -> float:
-            return self.score(self.evaluate(score_fn(days), "valid", (self.select,), False))
-
-        days = max(SCALES[:-1], key=valid_score)
-        return days, {
-            split: self.evaluate(score_fn(days), split, self.metric_names, True) for split in SPLITS
+        scales = SCALES[:-1]
+        functions = [
+            evaluator.same_for_all(counts) for counts in decayed_counts(self.dataset, *scales)
+        ]
+        scores = [self.score(self.evaluate(function, "valid", (self.select,), False))
+                  for function in functions]  # fmt: skip
+        best = int(np.argmax(scores))
+        return scales[best], {
+            split: self.evaluate(functions[best], split, self.metric_names, True)
+            for split in SPLITS
         }
 
 

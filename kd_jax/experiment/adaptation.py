@@ -130,7 +130,8 @@ class Adaptation:
         The best parameters explain the largest share of the variance of the held-out items'
         vectors.
         """
-        experiment, how = self.experiment, recipe(self.config.teacher.optimizer)
+        experiment = self.experiment
+        how = recipe(self.config.teacher.optimizer, experiment.dataset.num_users)
         identity = dict(
             source=identity_of(experiment, self.role, self.seed),
             teacher=self.config.teacher.to_dict(),

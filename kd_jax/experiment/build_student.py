@@ -147,7 +147,7 @@ def _first_bias(experiment: Experiment, c: ConfigDict) -> np.ndarray:
         raise InputError(f"{field}={kind!r} is unknown{nearest(kind, BIASES)}")
     if kind == "trend":
         days = student_section(c).popularity_days
-        return np.log(decayed_counts(experiment.dataset, days) + 0.03).astype(np.float32)
+        return np.log(decayed_counts(experiment.dataset, days)[0] + 0.03).astype(np.float32)
     return np.log1p(experiment.dataset.item_counts).astype(np.float32)
 
 

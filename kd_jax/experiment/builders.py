@@ -18,18 +18,11 @@ def build(experiment: Experiment, role: Role, seed: int) -> ModelParts:
     return with_kept_constants(experiment, role, seed, kind.build(experiment, role, seed))
 
 
-PASSES = 1.5  # over the users, between two evaluations where eval_every is 0
-
-
 def recipe_of(experiment: Experiment, role: Role) -> Recipe:
     """The recipe by which the model is optimised."""
     c = experiment.settings(role)
     section = c.teacher.optimizer if role.is_teacher else c.student.optimizer
-    if section.eval_every == 0:
-        tens = round(PASSES * experiment.dataset.num_users / section.batch_size / 10)
-        section = section.copy_and_resolve_references()
-        section.eval_every = 10 * max(1, tens)
-    return recipe(section)
+    return recipe(section, experiment.dataset.num_users)
 
 
 def examples_of(

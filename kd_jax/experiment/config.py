@@ -17,6 +17,9 @@ from kd_jax.models.language.model import LanguageModel, LanguageModelSpec
 from kd_jax.models.students import student_class
 from kd_jax.training.recipe import Recipe
 
+PASSES = 1.5
+EVALUATIONS = 10
+
 
 def settings_of(config: ConfigDict, role: Role) -> ConfigDict:
     """The configuration of ``role``: with its tuned values, then with its overrides."""
@@ -73,11 +76,17 @@ def trains_text(teacher: ConfigDict) -> bool:
     return reads_text(teacher) and teacher.lm.train != "head"
 
 
-def recipe(section: ConfigDict) -> Recipe:
-    """The recipe of a section ``teacher.optimizer`` or ``student.optimizer``."""
-    return Recipe(
-        **{f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section}
-    )
+def recipe(section: ConfigDict, num_users: int) -> Recipe:
+    """The recipe of a section ``teacher.optimizer`` or ``student.optimizer``.
+
+    num_users: of the data; with eval_every=0 an evaluation is due after about PASSES over them, in
+    tens of steps, and at least EVALUATIONS times in all steps.
+    """
+    values = {f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section}
+    if values["eval_every"] == 0:
+        tens = round(PASSES * num_users / max(1, section.batch_size) / 10)
+        values["eval_every"] = 10 * max(1, min(tens, section.steps // EVALUATIONS // 10))
+    return Recipe(**values)
 
 
 def language_model(section: ConfigDict, cache: Path) -> LanguageModel:

@@ -34,7 +34,8 @@ def describe_data(experiment: Experiment) -> None:
     for what, count in d.counts.items():
         if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
             lines.append(f"data: {what.replace('_', ' ')}: {count:,}")
-    warnings = summary.warnings(d, chosen=experiment.config.task == "rank")
+    every = experiment.config.data.min_rating is None and not isinstance(d, PreparedDataset)
+    warnings = summary.warnings(d, experiment.config.task == "rank", every)
     if len(np.unique(d.user[d.split == TEST])) == 1:
         warnings.append("warning: the test split has one user: its metrics are no estimate")
     for line in (*lines, *warnings):

@@ -14,7 +14,7 @@ from kd_jax.data.popularity import decayed_counts
 from kd_jax.data.splits import TEST
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.roles import main_teacher
-from kd_jax.report.examples import FILE, FIX
+from kd_jax.report.examples import FILE
 from kd_jax.runtime import Runtime, compared, topk
 from kd_jax.runtime import load as load_runtime
 from kd_jax.runtime.runtime import SCORES_AT_ONCE
@@ -110,10 +110,10 @@ def _same_for_all(experiment: Experiment) -> dict[str, np.ndarray]:
     """The items of the baselines that are the same for every user, best first, int [I]."""
     data, path = experiment.dataset, experiment.workdir / "report/metrics.json"
     counts = {"popularity": data.item_counts}
-    metrics = read_json(path, FIX) if path.exists() else {}
+    metrics = read_json(path, "run the stage 'evaluate' again") if path.exists() else {}
     for row in metrics.get("models", ()):
         if row["name"] == "trending":
-            counts["trending"] = decayed_counts(data, row["days"])
+            counts["trending"] = decayed_counts(data, row["days"])[0]
     return {name: np.argsort(-found, kind="stable") for name, found in counts.items()}
 
 

@@ -52,8 +52,9 @@ def objective(experiment: Experiment, role: Role) -> Objective:
             dataclasses.replace(term, items="all") if term.items == "warm" else term
             for term in terms
         ]
-    if any(term.negatives + term.top >= experiment.dataset.num_items for term in terms):
-        terms = [_exact(term) for term in terms]  # of all items there is no sample
+    # Of all items there is no sample; the same for students with and without a teacher.
+    if c.distill.negatives + c.distill.top >= experiment.dataset.num_items:
+        terms = [_exact(term) for term in terms]
     where = "distill.terms" if role.distilled else next(iter(sections))
     check(tuple(terms), _limits(experiment, role, c), where)
     return tuple(terms)

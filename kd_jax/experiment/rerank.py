@@ -208,7 +208,7 @@ class Reranker:
                 self.constants,
                 examples,
                 (Term("clicks", CrossEntropy()),),
-                recipe(self.settings.optimizer),
+                recipe(self.settings.optimizer, experiment.dataset.num_users),
                 self._validate,
                 checkpoints,
                 experiment.mesh,

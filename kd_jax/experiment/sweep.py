@@ -2,9 +2,9 @@
 
 Every trial trains the first seed, and ends early if it is behind at an evaluation; the best few
 then train the others too, and the best mean wins. All scores are of validation; the test split is
-never read. A trial reads the data and the labels of the workdir, and trains in ``tune/<point>``.
-The trials are kept in tune/<role>.journal, so that a search that was cut off goes on, and what was
-found in report/search.json.
+never read. A trial reads the data and the labels of the workdir, and trains in a folder of its own
+in ``tune/<search>``, where the journal of the trials is, too: a search that was cut off goes on.
+What was found is in report/search.json.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ from ml_collections import ConfigDict
 
 from kd_jax.core import fields
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import fingerprint, read_json, write_json
+from kd_jax.core.files import fingerprint, locked, read_json, write_json
 from kd_jax.core.logging import Log
+from kd_jax.distillation.term import OWN
+from kd_jax.experiment import roles
 from kd_jax.experiment.builders import recipe_of
 from kd_jax.experiment.config import selects
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.objectives import teachers_of
 from kd_jax.experiment.roles import Kind, Role, role_of
 from kd_jax.experiment.sections import leaves
 from kd_jax.experiment.trained import TrainedModels, written
 from kd_jax.experiment.trainer import fit
 from kd_jax.models.students import student_class
 from kd_jax.report.search import FILE, FIX
+from kd_jax.report.summary import LOWER_IS_BETTER
 from kd_jax.training.job import OnScore
+from kd_jax.training.loop import Diverged
 
 if TYPE_CHECKING:
     import optuna
@@ -78,6 +83,7 @@ TERM_SPACE: Space = {"temperature": (1.0, 2.0, 4.0), "weight": Range(0.3, 10.0, 
 
 BEHIND_AFTER = 0.25  # of a trial's steps: before, it is not compared
 COMPARED_WITH = 4  # finished trials, at least, before one ends early
+SCORES = ("first_seed", "all_seeds")
 SHOWN = 5  # trials of a role in report/search.json
 
 Point = dict[str, Any]  # config field -> value
@@ -109,11 +115,11 @@ def tree(point: Mapping[str, Any]) -> dict[str, Any]:
 class Sweep:
     """The trials of some roles of a run; the winners are kept in ``config.tuned``.
 
-    roles: that are searched for one after another, each with those before it as they won.
+    searched: the roles, one after another, each with those before it as they won.
     """
 
-    def __init__(self, workdir: Path, roles: Sequence[Role], log: Log, config: ConfigDict):
-        self.workdir, self.roles, self.log, self.config = workdir, roles, log, config
+    def __init__(self, workdir: Path, searched: Sequence[Role], log: Log, config: ConfigDict):
+        self.workdir, self.searched, self.log, self.config = workdir, searched, log, config
 
     def best(self, role: Role, trials: int, finalists: int) -> tuple[Point, float]:
         """The point with the best mean validation score over all seeds, and that score."""
@@ -121,44 +127,55 @@ class Sweep:
         found = space(role, self.config)
         tuned = leaves(self.config.tuned.get(role.name, {}))
         fixed = {field: value for field, value in tuned if field not in found}
-        study = self._study(role, found)
-        seeds = tuple(self.config.seeds)
+        folder = self._folder(role, fixed, found)
+        study = self._study(role, folder)
         ended = (states.COMPLETE, states.PRUNED)
         for number in range(len(study.get_trials(states=ended)), trials):
             # Seeded by the number of ended trials: a search that was cut off goes on as if not.
             study.sampler = optuna.samplers.TPESampler(seed=number)
             trial = study.ask({field: _distribution(values) for field, values in found.items()})
             point = fixed | _rounded(trial.params)
+            first = self.config.seeds[:1]
             try:
-                study.tell(trial, self.score(role, point, seeds[:1], number, _judge(trial)))
-            except optuna.TrialPruned as behind:
+                study.tell(trial, self.score(role, folder, point, first, number, _judge(trial)))
+            except (optuna.TrialPruned, Diverged) as behind:
                 study.tell(trial, state=states.PRUNED)
                 print(f"{role.name:10s} trial {number:2d} {behind}  {point}", flush=True)
-        done = study.get_trials(states=(states.COMPLETE,))
-        done.sort(key=lambda trial: trial.value or 0.0, reverse=True)
-        points = {
-            _name(point): point for trial in done if (point := fixed | _rounded(trial.params))
-        }
-        chosen = list(points.values())[:finalists]
-        scores = [self.score(role, point, seeds) for point in chosen]
-        best = max(range(len(chosen)), key=lambda n: scores[n])
-        self.config.tuned[role.name] = tree(chosen[best])
-        first = {_name(fixed | _rounded(trial.params)): trial.value for trial in done}
-        rows = [
-            {
-                "point": point,
-                "first_seed": first[name],
-                "all_seeds": scores[n] if n < len(scores) else None,
-                "chosen": n == best,
-            }
-            for n, (name, point) in enumerate(points.items())
+        done = study.get_trials(states=ended)
+        rows = self._finals(role, folder, fixed, done, finalists)
+        self._write(role, rows[: max(SHOWN, finalists)], done)
+        best = next(row for row in rows if row["chosen"])
+        self.config.tuned[role.name] = tree(best["point"])
+        return best["point"], best["all_seeds"]
+
+    def _finals(
+        self, role: Role, folder: Path, fixed: Point, trials: list[Any], finalists: int
+    ) -> list[dict[str, Any]]:
+        """The points that were trained to their end, best first; finalists with all seeds."""
+        done = {_name(point := fixed | _rounded(t.params)): (t.value, point)
+                for t in trials if t.state.name == "COMPLETE"}  # fmt: skip
+        rows: list[dict[str, Any]] = [
+            {"point": point, "first_seed": value, "all_seeds": None, "chosen": False}
+            for value, point in sorted(done.values(), key=lambda pair: -pair[0])
         ]
-        self._write(role, rows, len(done), len(study.get_trials(states=(states.PRUNED,))))
-        return chosen[best], scores[best]
+        for row in rows[:finalists]:
+            try:
+                row["all_seeds"] = self.score(role, folder, row["point"], tuple(self.config.seeds))
+            except Diverged as error:
+                print(f"{role.name:10s} finalist {error}  {row['point']}", flush=True)
+        known = [row for row in rows if row["all_seeds"] is not None]
+        if not known:
+            raise InputError(
+                f"sweep: no trial of {role.name} was trained to its end; lower learning rates, or"
+                " more --trials"
+            )
+        max(known, key=lambda row: row["all_seeds"])["chosen"] = True
+        return rows
 
     def score(
         self,
         role: Role,
+        folder: Path,
         point: Point,
         seeds: Sequence[int],
         number: int | None = None,
@@ -167,8 +184,7 @@ class Sweep:
         """Mean over ``seeds`` of the best validation score; number: None is a finalist."""
         config = ConfigDict(self.config.to_dict())
         config.tuned[role.name] = tree(point)
-        folder = self.workdir / "tune" / _name(point)
-        moved = {searched.name: folder for searched in self.roles}
+        moved = {one.name: folder / _name(point) for one in self.searched}
         store = LabelStore(TrainedModels(Experiment(config, self.workdir, self.log, moved)))
         fit(store, role, seeds, judge)
         results = [store.models.result(role, seed) for seed in seeds]
@@ -182,16 +198,27 @@ class Sweep:
         )
         return mean
 
-    def _study(self, role: Role, found: Space) -> optuna.Study:
-        """The role's trials of before; those that were cut off are to be done again first."""
-        optuna = _optuna()
-        experiment = Experiment(self.config, self.workdir, self.log)
-        steps = recipe_of(experiment, role).steps
-        identity = identity_of(experiment, role, self.config.seeds[0])
+    def _folder(self, role: Role, fixed: Point, found: Space) -> Path:
+        """The folder of a search, by all that its scores depend on beside the searched fields."""
+        config = ConfigDict(self.config.to_dict())
+        first = {
+            field: values.low if isinstance(values, Range) else values[0]
+            for field, values in found.items()
+        }
+        config.tuned[role.name] = tree(fixed | first)
+        identity = identity_of(
+            Experiment(config, self.workdir, self.log), role, self.config.seeds[0]
+        )
         asked = {field: list(values) for field, values in found.items()}
         digest = fingerprint({"identity": identity, "space": asked})
-        (self.workdir / "tune").mkdir(exist_ok=True)
-        path = self.workdir / "tune" / f"{role.name}.{digest[:8]}.journal"
+        return self.workdir.absolute() / "tune" / f"{role.name}.{digest[:8]}"
+
+    def _study(self, role: Role, folder: Path) -> optuna.Study:
+        """The trials of before, without those that were cut off."""
+        optuna = _optuna()
+        steps = recipe_of(Experiment(self.config, self.workdir, self.log), role).steps
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "journal"
         _drop_unfinished_line(path)
         backend = optuna.storages.journal.JournalFileBackend(str(path))
         study = optuna.create_study(
@@ -207,21 +234,25 @@ class Sweep:
         )
         state = optuna.trial.TrialState
         for trial in study.get_trials(states=(state.RUNNING,)):
-            study.tell(trial.number, state=state.FAIL)
-            study.enqueue_trial(trial.params)
+            study.tell(trial.number, state=state.FAIL)  # the same point is drawn again
         return study
 
-    def _write(self, role: Role, rows: list[dict[str, Any]], done: int, pruned: int) -> None:
+    def _write(self, role: Role, rows: list[dict[str, Any]], trials: list[Any]) -> None:
         path = self.workdir / "report" / FILE
         path.parent.mkdir(exist_ok=True)
         found = read_json(path, FIX) if path.exists() else {"roles": {}}
-        found["metric"] = selects(self.config)
         found["roles"][role.name] = {
-            "trials": done + pruned,
-            "ended_early": pruned,
-            "best": rows[:SHOWN],
+            "metric": selects(self.config),
+            "trials": len(trials),
+            "ended_early": sum(trial.state.name == "PRUNED" for trial in trials),
+            "best": [row | {key: self._shown(row[key]) for key in SCORES} for row in rows],
         }
         write_json(path, found)
+
+    def _shown(self, score: float | None) -> float | None:
+        """The metric; scores of metrics where lower is better are negative."""
+        lower = selects(self.config) in LOWER_IS_BETTER
+        return -score if score is not None and lower else score
 
 
 def _optuna() -> Any:
@@ -270,11 +301,37 @@ def _judge(trial: optuna.Trial) -> OnScore:
     return judge
 
 
+def chosen(experiment: Experiment, names: Sequence[str]) -> list[Role]:
+    """The roles to search; names: () = the students of the run's stages.
+
+    A role that learns from another one of them has to wait for its labels: without names it is
+    left out, by name it raises InputError.
+    """
+    stages = experiment.config.stages
+    found = [role_of(name, "sweep: --models: ") for name in names]
+    found = found or [role for role in roles.students() if role.name in stages]
+    waits: dict[str, str] = {}
+    for role in found:
+        own = {OWN: role.labels_from}
+        teachers = {own.get(name, name) for name in teachers_of(experiment, role)}
+        first = [other.name for other in found if other.name in teachers]
+        if first:
+            waits[role.name] = first[0]
+    for name, teacher in waits.items():
+        if names:
+            raise InputError(
+                f"sweep: {name} learns from the labels of {teacher}, which is searched too: search"
+                f" {teacher} alone, put its line into the config, run launch.py again, then search"
+                f" {name}"
+            )
+    return [role for role in found if role.name not in waits]
+
+
 def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> None:
     """Searches the best hyper-parameters of each role; prints every trial and each winner.
 
-    A winner is printed as a line for the config. Raises InputError for a workdir without a run, an
-    unknown role, counts below 1, and without Optuna.
+    A winner is printed as a line for the config. names: see ``chosen``. Raises InputError for a
+    workdir without a run, an unknown role, counts below 1, and without Optuna.
     """
     config = written(workdir)
     if config.get("init_from", ""):
@@ -282,12 +339,13 @@ def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> N
             f"{workdir} starts from init_from={config.init_from}, so its models have the sizes of"
             " that run; search in the workdir of a run without init_from"
         )
-    roles = [role_of(name, "sweep: --models: ") for name in names]
     for name, count in (("trials", trials), ("finalists", finalists)):
         if count < 1:
             raise InputError(f"sweep: --{name}={count} must be at least 1")
-    with Log(workdir / f"tune-{'-'.join(names)}.jsonl", metric=selects(config)) as log:
-        search = Sweep(workdir, roles, log, config)
-        for role in roles:
+    log_file = workdir / f"tune-{'-'.join(names) or 'students'}.jsonl"
+    with locked(workdir), Log(log_file, metric=selects(config)) as log:
+        found = chosen(Experiment(config, workdir, log), names)
+        search = Sweep(workdir, found, log, config)
+        for role in found:
             point, score = search.best(role, trials, finalists)
             print(f"c.tuned.{role.name} = {tree(point)}  # valid {score:.4f}", flush=True)

@@ -20,7 +20,7 @@ from kd_jax.report.summary import (
     percent,
     shown_metrics,
 )
-from kd_jax.report.transfer import transfer_sentence
+from kd_jax.report.transfer import teacher_of, transfer_sentence
 
 FLOOR = 0.005  # of a value; changes of smaller ones are told as values
 # Four wordings each: better, worse, an interval that includes zero, no interval.
@@ -85,7 +85,9 @@ def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     values = (as_number(gain.get(name)) for name in (legend.baseline, legend.candidate))
     first = _verdict(metric, gain, GAIN, *values)
     known = as_number(share.get("relative")) is not None
-    second = _verdict(metric, share, LM_SHARE) if known else NO_CONTROL
+    second = _verdict(metric, share, LM_SHARE) if known else ""
+    if not known and teacher_of(gain, legend.large) == legend.large:
+        second = NO_CONTROL
     second = f"{second} {transfer_sentence(gain, metric, legend)}".strip()
     if worse:
         return simple, f"{first} {second}"
@@ -146,9 +148,12 @@ def _plain_is_worse(means: dict[str, float], best: str, lower: bool, legend: Leg
     plain, simple = means.get(legend.baseline), means[best]
     if plain is None or (plain <= simple if lower else plain >= simple):
         return ""
+    pair = decimals(plain), decimals(simple)
+    if pair[0] == pair[1]:
+        return ""
     return (
-        f" The student trained on its own is worse than that baseline: {decimals(plain)} against"
-        f" {decimals(simple)}."
+        f" The student trained on its own is behind that baseline: {pair[0]} against {pair[1]} (not"
+        " tested)."
     )
 
 

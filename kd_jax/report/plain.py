@@ -66,7 +66,7 @@ def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         f" {spoken(legend.candidate)} student{judged}."
     )
     names = {legend.baseline: "the same student trained on its own"} | {
-        model: f"the {spoken(model)}" for model in (large,)
+        large: f"the {spoken(large)}" + ("" if large == legend.large else " of its teachers")
     }
     phrases = [
         f"{_of_hundred(value, exact)} with {names.get(model) or legend.simple[model].name}"
@@ -90,7 +90,9 @@ def _limits(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         mean = mean_std(rows, "slices", part, metric)[0]
         if mean is not None and mean < NEXT_TO_NOTHING * every:
             phrases.append(words)
-    found = f"It finds next to nothing among {' and '.join(phrases)}" if phrases else ""
+    found = ""
+    if phrases:
+        found = f"The student finds next to nothing among {' and '.join(phrases)}"
     shown = mean_std(rows, "test", f"coverage@{metric.rpartition('@')[2]}")[0]
     if shown is None:
         return f"{found}." if found else ""
@@ -113,7 +115,8 @@ def _cost(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     if not size:
         return ""
     beside = f" (the {spoken(teacher)}’s: {human_bytes(large)})" if large else ""
-    found = f"Its parameters take {human_bytes(size)}{beside}"
+    found = f"The parameters of the {spoken(legend.candidate)} student take {human_bytes(size)}"
+    found += beside
     if rate := cost(legend.candidate, "users_per_core_second"):
         found += f", and one core makes the lists of {scaled(rate, WORDS)} users a second"
     elif rate := cost(legend.candidate, "users_per_second"):

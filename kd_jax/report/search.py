@@ -27,15 +27,14 @@ def search(workdir: Path, legend: Legend) -> str:
         return ""
     found = read_json(path, FIX)
     try:
-        metric = metric_label(found["metric"])
-        tables = [_table(name, found["roles"][name], metric)
+        tables = [_table(name, found["roles"][name])
                   for name in sorted(found["roles"], key=legend.order)]  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); {FIX}") from None
     return "".join(tables)
 
 
-def _table(name: str, found: Mapping[str, Any], metric: str) -> str:
+def _table(name: str, found: Mapping[str, Any]) -> str:
     rows = [
         [
             f'<span class="text">{escape(_point(row["point"]))}</span>',
@@ -50,8 +49,8 @@ def _table(name: str, found: Mapping[str, Any], metric: str) -> str:
         f" {early} of which ended early."
     )
     head = (
-        '<span class="text">Differs from the configuration</span>',
-        f"{escape(metric)}, validation, first seed",
+        '<span class="text">Values</span>',
+        f"{escape(metric_label(found['metric']))}, validation, first seed",
         "All seeds",
     )
     return html.table(caption, head, rows)

@@ -30,11 +30,15 @@ def train(job: TrainingJob) -> Trained:
     """Trains until the recipe ends or validation stops improving; returns the best parameters.
 
     Training starts from the newest checkpoint or, without one, from ``job.start``: an interrupted
-    run continues bit for bit. Raises InputError when the loss is no longer finite (the last good
+    run continues bit for bit. Raises Diverged when the loss is no longer finite (the last good
     checkpoint is kept), and Preempted after SIGTERM or Ctrl-C.
     """
     sharding.check_batch_size(job.recipe.batch_size, job.mesh, f"batch size of {job.name}")
     return _Loop(job).run()
+
+
+class Diverged(InputError):
+    """The loss is no longer finite."""
 
 
 class _Loop:
@@ -228,7 +232,7 @@ class _Loop:
         kept, folder = checkpoints.latest(), checkpoints.folder
         where = f"the checkpoint of step {kept} is kept: use another --workdir, or delete {folder}"
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-        raise InputError(
+        raise Diverged(
             f"{self.job.name}: the loss is not finite at step {step} ({shown}); lower the learning"
             " rate or set clip_norm, and start again; "
             + ("no checkpoint was written yet" if kept is None else where)

@@ -132,7 +132,6 @@ def test_what_no_engine_can_compute_is_refused_before_training():
     where = "distill.terms"
     refused(lambda: check((sampled,), Limits(False, True, 20), where), "whose scores factorise")
     refused(lambda: check((sampled,), Limits(True, False, 20), where), "owns none", "tables")
-    refused(lambda: check((sampled,), Limits(True, True, 3), where), "no sample of 3 items")
     head = dataclasses.replace(sampled, items="all", head=True)
     for limits in (Limits(False, True, 20), Limits(True, True, 20, ranks=False)):
         refused(lambda limits=limits: check((head,), limits, where), "head=True", "head=False")

@@ -105,7 +105,7 @@ def mended(world, folder, change, items=None, **fields):
         (
             lambda r: r,
             {"items": "item,title\n1,film 1\n2,film 2\n"},
-            r"24 of 24 items of .*\(500, .*none of them is, and its ids are like 1: make them the",
+            r"i\.csv: none of the 24 items of .*r\.csv is in it: ids are like 500 there and 1 here",
         ),
         (
             lambda r: r,

@@ -2,10 +2,13 @@
 
 import pytest
 
+from configs.common import get_config
 from helpers.runs import config
+from kd_jax.core.errors import InputError
 from kd_jax.core.logging import Log
 from kd_jax.experiment import roles
 from kd_jax.experiment.builders import recipe_of
+from kd_jax.experiment.config import recipe
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.objectives import objective
 
@@ -19,16 +22,30 @@ def experiment(world, tmp_path):
 
 @pytest.mark.parametrize(("batch_size", "every"), [(8, 10), (2, 30), (1, 60), (512, 10)])
 def test_an_evaluation_every_1_5_passes_in_tens_of_steps(experiment, batch_size, every):
-    fields = {"student.optimizer.eval_every": 0, "student.optimizer.batch_size": batch_size}
-    recipe = recipe_of(experiment(**fields), roles.ROLES["student"])
-    assert recipe.eval_every == every and recipe.chunk == 10
+    fields = {"eval_every": 0, "steps": 1000, "batch_size": batch_size}
+    fields = {f"student.optimizer.{name}": value for name, value in fields.items()}
+    found = recipe_of(experiment(**fields), roles.ROLES["student"])
+    assert found.eval_every == every and found.chunk == 10
 
 
 @pytest.mark.parametrize(
-    ("negatives", "top", "student", "distilled"),
-    [(20, 3, "sampled", "sampled"), (20, 4, "sampled", "all"), (24, 0, "all", "all")],
+    ("users", "steps", "batch_size", "every"),
+    [(10**6, 6000, 128, 600), (40, 5, 8, 10), (22_363, 6000, 128, 260), (40, 20, 0, None)],
 )
-def test_a_sample_of_all_items_is_all_items(experiment, negatives, top, student, distilled):
+def test_evaluations_are_neither_too_rare_nor_endless(users, steps, batch_size, every):
+    section = get_config().student.optimizer
+    section.update({"eval_every": 0, "steps": steps, "batch_size": batch_size})
+    if every is None:
+        with pytest.raises(InputError, match="batch_size=0"):
+            recipe(section, users)
+    else:
+        assert recipe(section, users).eval_every == every
+
+
+@pytest.mark.parametrize(
+    ("negatives", "top", "items"), [(20, 3, "sampled"), (20, 4, "all"), (24, 0, "all")]
+)
+def test_a_sample_of_all_items_is_all_items(experiment, negatives, top, items):
     fields = {
         "student.clicks.items": "sampled",
         "distill.terms.clicks.items": "sampled",
@@ -37,9 +54,9 @@ def test_a_sample_of_all_items_is_all_items(experiment, negatives, top, student,
         "distill.top": top,
     }
     found = experiment(**fields)
-    assert [term.items for term in objective(found, roles.ROLES["student"])] == [student]
+    assert [term.items for term in objective(found, roles.ROLES["student"])] == [items]
     terms = objective(found, roles.ROLES["distilled"])
-    assert {term.items for term in terms} == {distilled}
+    assert {term.items for term in terms} == {items}
     assert all(term.sampled or (term.negatives, term.top) == (0, 0) for term in terms)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs.common import get_config
 from helpers.runs import config, run
@@ -10,10 +11,13 @@ from kd_jax.core import fields
 from kd_jax.core.errors import InputError
 from kd_jax.core.logging import Log
 from kd_jax.experiment import roles, sweep
+from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.sections import put
 from kd_jax.experiment.sweep import Range, Sweep
 from kd_jax.experiment.trained import written
 from kd_jax.models.students import STUDENTS
 from kd_jax.report.search import search
+from kd_jax.training.loop import Diverged
 
 
 def test_roles_of_one_kind_search_the_same_fields():
@@ -58,10 +62,11 @@ def test_a_search_trains_beside_the_run_and_keeps_the_best(trained, capsys):
         score = final.split("valid ")[1].split()[0]
         assert f"c.tuned.{name} = " in printed and f"# valid {score}" in printed
         assert not (trained / name).exists()
-        assert len(list(trained.glob(f"tune/*/{name}/result.json"))) == 2
-        assert len(list(trained.glob(f"tune/*/{name}.seed3/result.json"))) == 1
+        assert len(list(trained.glob(f"tune/{name}.*/*/{name}/result.json"))) == 2
+        assert len(list(trained.glob(f"tune/{name}.*/*/{name}.seed3/result.json"))) == 1
     found = json.loads((trained / "report/search.json").read_text())
-    assert found["metric"] == "ndcg@10" and set(found["roles"]) == {"student", "distilled"}
+    assert set(found["roles"]) == {"student", "distilled"}
+    assert found["roles"]["student"]["metric"] == "ndcg@10"
     rows = found["roles"]["distilled"]["best"]
     assert [row["chosen"] for row in rows] == [True, False]
     assert rows[0]["first_seed"] >= rows[1]["first_seed"] and rows[1]["all_seeds"] is None
@@ -69,7 +74,10 @@ def test_a_search_trains_beside_the_run_and_keeps_the_best(trained, capsys):
     assert page.count("chosen") == 2 and "the best of 2 trials, 0 of which ended early" in page
 
     # Again, with more trials: those that are there are not trained again.
-    before = {path: path.stat().st_mtime_ns for path in trained.glob("tune/*/student/result.json")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in trained.glob("tune/student.*/*/student/result.json")
+    }
     sweep.sweep(trained, ("student",), trials=3, finalists=1)
     printed = capsys.readouterr().out
     assert " trial  2 " in printed and " trial  1 " not in printed
@@ -79,7 +87,7 @@ def test_a_search_trains_beside_the_run_and_keeps_the_best(trained, capsys):
 def test_a_search_that_was_cut_off_tries_the_same(trained, monkeypatch, tmp_path, capsys):
     tried = []
 
-    def score(search, role, point, seeds, number=None, judge=None):
+    def score(search, role, folder, point, seeds, number=None, judge=None):
         if number == 2 and not tried.count("cut"):
             tried.append("cut")
             raise KeyboardInterrupt
@@ -89,12 +97,12 @@ def test_a_search_that_was_cut_off_tries_the_same(trained, monkeypatch, tmp_path
 
     monkeypatch.setattr(Sweep, "score", score)
     monkeypatch.setattr(sweep, "space", lambda role, c: SMALL)
-    before = set(trained.glob("tune/student.*.journal"))
+    before = set(trained.glob("tune/student.*/journal"))
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep(trained, ("student",), trials=5, finalists=1)
     sweep.sweep(trained, ("student",), trials=5, finalists=1)
     cut = [point for point in tried if point != "cut"]
-    (journal,) = [p for p in trained.glob("tune/student.*.journal") if p not in before]
+    (journal,) = [p for p in trained.glob("tune/student.*/journal") if p not in before]
     journal.write_bytes(journal.read_bytes()[:-9])  # as a full disk leaves it
     sweep.sweep(trained, ("student",), trials=5, finalists=1)
     assert tried[-1] == cut[-1] and len(tried) == 7, "the last trial is done again"
@@ -113,7 +121,7 @@ SMALL = {"student.optimizer.learning_rate": Range(1e-3, 1e-1, log=True)}
 
 
 def test_a_trial_that_is_behind_ends_early(trained, monkeypatch, capsys):
-    def score(search, role, point, seeds, number=None, judge=None):
+    def score(search, role, folder, point, seeds, number=None, judge=None):
         level = 1.0 if number is None or number < 5 else 0.1
         for step in (4, 10, 15, 20):
             if judge is not None:
@@ -140,16 +148,91 @@ def test_what_a_judge_raises_ends_the_training_and_it_goes_on_later(trained, cap
         search = Sweep(trained, [roles.ROLES["student"]], log, written(trained))
         point = {"student.mf.dropout": 0.25}
         with pytest.raises(Behind, match="10"):
-            search.score(roles.ROLES["student"], point, (0,), 0, judge)
-        assert search.score(roles.ROLES["student"], point, (0,), 0) > 0
+            search.score(roles.ROLES["student"], trained / "tune/x", point, (0,), 0, judge)
+        assert search.score(roles.ROLES["student"], trained / "tune/x", point, (0,), 0) > 0
     assert "resumes from the checkpoint of step 10" in capsys.readouterr().out
+
+
+def test_a_trial_that_diverges_is_a_trial_and_a_finalist_may_diverge(trained, monkeypatch, capsys):
+    def score(search, role, folder, point, seeds, number=None, judge=None):
+        if number in (0, 2) or (
+            number is None and point["student.optimizer.learning_rate"] == best
+        ):
+            raise Diverged("the loss is not finite")
+        return point["student.optimizer.learning_rate"]
+
+    best = None
+    monkeypatch.setattr(Sweep, "score", score)
+    monkeypatch.setattr(sweep, "space", lambda role, c: SMALL | {"student.mf.decay": (4.0,)})
+    sweep.sweep(trained, ("student",), trials=5, finalists=2)
+    found = json.loads((trained / "report/search.json").read_text())["roles"]["student"]
+    assert (found["trials"], found["ended_early"], len(found["best"])) == (5, 2, 3)
+    best = found["best"][0]["point"]["student.optimizer.learning_rate"]
+    sweep.sweep(trained, ("student",), trials=5, finalists=2)
+    found = json.loads((trained / "report/search.json").read_text())["roles"]["student"]
+    assert [row["chosen"] for row in found["best"]] == [False, True, False]
+    assert found["best"][0]["all_seeds"] is None
+    assert "finalist the loss is not finite" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no trial of student was trained to its end"):
+        sweep.sweep(trained, ("student",), trials=5, finalists=1)
+
+
+def test_another_configuration_is_another_search(trained, monkeypatch):
+    folders = []
+
+    def score(search, role, folder, point, seeds, number=None, judge=None):
+        folders.append(folder)
+        return 1.0
+
+    monkeypatch.setattr(Sweep, "score", score)
+    small = SMALL | {"student.mf.dropout": (0.1, 0.5), "student.mf.decay": (7.0,)}
+    monkeypatch.setattr(sweep, "space", lambda role, c: small)
+    c = written(trained)
+    with Log(trained / "other.jsonl", metric="ndcg@10") as log:
+        for change in (
+            {},
+            {"student.optimizer.learning_rate": 0.123},  # it is searched
+            {"tuned": {"student": {"mf": {"dropout": 0.5}}}},  # as is this
+            {"student.optimizer.steps": 7},
+        ):
+            other = ConfigDict(c.to_dict())
+            for name, value in change.items():
+                if name == "tuned":
+                    other.tuned.student = value
+                else:
+                    put(other, name, value, name)
+            Sweep(trained, [roles.ROLES["student"]], log, other).best(roles.ROLES["student"], 1, 1)
+    # The trial of the first is there for the second and third, which train the finalist alone.
+    assert len(folders) == 6 and len(set(folders[:4])) == 1 and folders[4] == folders[5]
+    assert folders[4] != folders[0]
+
+
+def test_a_role_is_not_searched_with_its_teacher(trained, world, tmp_path):
+    with pytest.raises(InputError, match="distilled learns from the labels of teacher, which is"):
+        sweep.sweep(trained, ("teacher", "distilled"), trials=1, finalists=1)
+    terms = {"soft": {"loss": "kl", "teacher": "student"}}
+    stages = ("data", "student", "labels", "distilled")
+    with Log(tmp_path / "log.jsonl", metric="ndcg@10") as log:
+        c = config(world, **{"stages": stages, "distill.terms": terms})
+        experiment = Experiment(c, tmp_path / "run", log)
+        assert [role.name for role in sweep.chosen(experiment, ())] == ["student"]
+        with pytest.raises(InputError, match="distilled learns from the labels of student"):
+            sweep.chosen(experiment, ("student", "distilled"))
+        assert [role.name for role in sweep.chosen(experiment, ("distilled",))] == ["distilled"]
+
+
+def test_lower_is_better_is_shown_as_it_is(trained, monkeypatch):
+    monkeypatch.setattr(sweep, "selects", lambda c: "log_loss")
+    with Log(trained / "rate.jsonl", metric="log_loss") as log:
+        search = Sweep(trained, [], log, written(trained))
+        assert (search._shown(-0.5), search._shown(None)) == (0.5, None)
 
 
 def test_damage_and_counts_are_refused(trained, tmp_path):
     with pytest.raises(InputError, match="--trials=0 must be at least 1"):
         sweep.sweep(trained, ("student",), trials=0, finalists=1)
     (tmp_path / "report").mkdir()
-    for content in ("[]", "{}", '{"metric": "ndcg@10", "roles": {"student": {"best": [1]}}}'):
+    for content in ("[]", "{}", '{"roles": {"student": {"best": [1]}}}'):
         (tmp_path / "report/search.json").write_text(content)
         with pytest.raises(InputError, match=r"search\.json"):
             search(tmp_path, roles.legend())

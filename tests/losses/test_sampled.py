@@ -186,11 +186,6 @@ def test_bad_settings_are_one_line(tmp_path):
 
     assert objective() == (term("ce", name="clicks", items="sampled_warm", negatives=8),)
     toy.refused(
-        lambda: objective(**{"distill.negatives": 24}),
-        "distill.negatives=24",
-        "no sample of 24 items",
-    )
-    toy.refused(
         lambda: objective(**{"student.name": "mlp"}),
         "student.clicks.items='sampled_warm' needs a model whose scores factorise",
     )

@@ -70,18 +70,19 @@ def test_plain_words_have_no_name_of_a_metric_and_the_numbers_of_metrics_json():
     assert said == (
         "27 of 100 users find something that they chose later among the first ten of the distilled"
         " student (2,189 of 4,692 users were judged). It is 23 with the same student trained on its"
-        " own, 26 with the teacher and 20 with the popularity baseline. Its parameters take 3.93 MB"
-        " (the teacher’s: 90 MB), and this machine ranked 8.73 thousand users a second."
+        " own, 26 with the teacher and 20 with the popularity baseline. The parameters"
+        " of the distilled student take 3.93 MB (the teacher’s: 90 MB), and this machine ranked"
+        " 8.73 thousand users a second."
     )
     with_knn = metrics()
     with_knn["models"] += [
         {"name": name, "seed": None, "test": {"hit_rate@10": share}}
         for name, share in (("item_knn", 0.221), ("ease", 0.219))
     ]
-    assert "and 22 with the item-kNN baseline. Its parameters take" in plain(with_knn, LEGEND)
+    assert "and 22 with the item-kNN baseline. The parameters of" in plain(with_knn, LEGEND)
     close = metrics()  # whole numbers would be the same
     close["models"] += [{"name": "item_knn", "seed": None, "test": {"hit_rate@10": 0.2312}}]
-    assert "and 23.1 with the item-kNN baseline. Its parameters take" in plain(close, LEGEND)
+    assert "and 23.1 with the item-kNN baseline. The parameters of" in plain(close, LEGEND)
     few = metrics()
     few["models"][-1]["test"]["hit_rate@10"] = 0.0312
     assert plain(few, LEGEND).startswith("3.1 of 100 users")

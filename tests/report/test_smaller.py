@@ -119,7 +119,7 @@ def test_nothing_and_coverage_are_told_in_words():
 
 def test_costs_of_the_opening_are_those_of_metrics_json():
     found = metrics()
-    assert plain(found, LEGEND) == "Its parameters take 3.93 MB."
+    assert plain(found, LEGEND) == "The parameters of the distilled student take 3.93 MB."
     found["models"][0] |= {"users_per_core_second": 5100.0, "users_per_second": 9000.0}
     found["models"][1] |= {"users_per_core_second": 5300.0}
     assert plain(found, LEGEND).endswith("one core makes the lists of 5.2 thousand users a second.")

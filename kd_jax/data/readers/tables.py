@@ -93,13 +93,17 @@ def raw_data(
 
 
 def interactions(
-    table: Table, columns: Mapping[str, str], whole: frozenset[str] = IDS, date_format: str = ""
+    table: Table,
+    columns: Mapping[str, str],
+    whole: frozenset[str] = IDS,
+    date_format: str | None = None,
 ) -> Rows:
     """The usable rows of a table.
 
     columns: role -> column, with the roles 'user', 'item', 'rating', 'timestamp', 'split'. whole:
     those of 'user' and 'item' that have integer ids; other ids are strings. date_format: of dates
-    as text; '': it is recognised. Raises InputError for a column of a wrong type.
+    as text; '' or None: it is recognised, None where it is no field of the reader. Raises
+    InputError for a column of a wrong type.
     """
     table = _one_item_a_row(table, columns)
     frame, found, checks = _checked(table, columns, whole, date_format, plain=True)
@@ -132,7 +136,11 @@ Check = tuple[str, str, pl.Expr]  # role, reason, true at a fault
 
 
 def _checked(
-    table: Table, columns: Mapping[str, str], whole: frozenset[str], date_format: str, plain: bool
+    table: Table,
+    columns: Mapping[str, str],
+    whole: frozenset[str],
+    date_format: str | None,
+    plain: bool,
 ) -> tuple[pl.DataFrame, times.Times | None, list[Check]]:
     """All rows with their values and ``fault``, how times are written, and the checks.
 
@@ -141,7 +149,7 @@ def _checked(
     """
     found = None
     if "timestamp" in columns:
-        found = times.find(table, columns["timestamp"], date_format, plain)
+        found = times.find(table, columns["timestamp"], date_format or "", plain)
     parsed = {
         role: _parsed(table, role, name, role in whole, plain) for role, name in columns.items()
     }
@@ -212,12 +220,12 @@ def _parsed(table: Table, role: str, name: str, whole: bool, plain: bool) -> Par
     return raw.cast(pl.String), [missing]
 
 
-def _time(table: Table, name: str, found: times.Times, date_format: str) -> Parsed:
+def _time(table: Table, name: str, found: times.Times, date_format: str | None) -> Parsed:
     raw = pl.col(name)
     missing = _missing(raw, table.columns()[name])
-    unknown = (
-        "is neither a number of seconds nor a date that is recognised (data.files.date_format)"
-    )
+    unknown = "is neither a number of seconds nor a date"
+    if date_format == "":
+        unknown += " that is recognised (data.files.date_format names its format)"
     if date_format:
         unknown = f"does not match data.files.date_format={date_format!r}"
     return found.value, [missing, (unknown, found.value.is_null())]
