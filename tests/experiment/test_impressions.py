@@ -154,6 +154,7 @@ def test_every_model_is_judged_per_impression_in_both_splits(finished):
     report = metrics_of(finished)
     assert {row["name"] for row in report["models"]} == {
         "popularity",
+        "trending",
         "item_knn",
         "teacher",
         "distilled",

@@ -118,7 +118,8 @@ def test_a_wrong_command_line_is_refused_without_waiting_for_jax():
 def test_a_sample_of_the_catalogue_is_refused_without_an_item_table(
     world, tmp_path, capsys, fields, message
 ):
-    assert pipeline.main(config(world, **fields), tmp_path / "run") == 2
+    c = config(world, **{"distill.negatives": 8, "distill.top": 2} | fields)
+    assert pipeline.main(c, tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1, error
     assert not (tmp_path / "run/teacher").exists()

@@ -162,7 +162,8 @@ def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, rat
             examples=beside,
         )
         for one, other in zip(cached, by_host, strict=True):
-            assert one == pytest.approx(other, rel=1e-6 if shape == (1, 1) else 1e-4)
+            # Another program: on some CPUs a sum is rounded otherwise.
+            assert one == pytest.approx(other, rel=1e-5 if shape == (1, 1) else 1e-4)
 
 
 def test_writing_labels_goes_on_where_it_was_cut_off(tmp_path):
