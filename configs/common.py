@@ -191,7 +191,8 @@ def teacher() -> ConfigDict:
     c.optimizer.weight_decay = 0.0
     # 0 = none
     c.optimizer.clip_norm = 0.0
-    # steps between two evaluations; 0 = about 1.5 passes over the users, at most a tenth of steps
+    # steps between two evaluations; 0 = about 1.5 passes over the users, 50 or more,
+    # at most a tenth of steps
     c.optimizer.eval_every = 50
     # evaluations without a new best after which training stops
     c.optimizer.patience = 5

@@ -18,6 +18,7 @@ from kd_jax.models.students import student_class
 from kd_jax.training.recipe import Recipe
 
 PASSES = 1.5
+FEWEST = 50  # steps: quality often falls at first, and patience has to outlast that
 EVALUATIONS = 10
 
 
@@ -80,12 +81,13 @@ def recipe(section: ConfigDict, num_users: int) -> Recipe:
     """The recipe of a section ``teacher.optimizer`` or ``student.optimizer``.
 
     num_users: of the data; with eval_every=0 an evaluation is due after about PASSES over them, in
-    tens of steps, and at least EVALUATIONS times in all steps.
+    tens of steps, at least FEWEST, and at least EVALUATIONS times in all steps.
     """
     values = {f.name: section[f.name] for f in dataclasses.fields(Recipe) if f.name in section}
     if values["eval_every"] == 0:
-        tens = round(PASSES * num_users / max(1, section.batch_size) / 10)
-        values["eval_every"] = 10 * max(1, min(tens, section.steps // EVALUATIONS // 10))
+        steps = max(FEWEST, PASSES * num_users / max(1, section.batch_size))
+        tens = min(round(steps / 10), section.steps // EVALUATIONS // 10)
+        values["eval_every"] = 10 * max(1, tens)
     return Recipe(**values)
 
 
