@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -155,8 +156,12 @@ def _write(recommender: Recommender, users: list[str] | None, options: argparse.
     filters = _filters(recommender, options)
     schema = recommender.schema()
 
+    found = recommender.blocks(users, k=options.k, **filters)
+    # Wrong arguments are refused before Polars, whose thread opens the file late, knows of it.
+    first = list(itertools.islice(found, 1))
+
     def blocks(*_: Any) -> Iterator[pl.DataFrame]:
-        return recommender.blocks(users, k=options.k, **filters)
+        return itertools.chain(first, found)
 
     with atomic(path) as temporary:
         OUTPUTS[path.suffix](register_io_source(blocks, schema=schema), temporary)
