@@ -60,6 +60,15 @@ def read_json(path: Path, fix: str) -> Any:
         raise InputError(f"{path} cannot be read ({error}); {fix}") from None
 
 
+@contextlib.contextmanager
+def checked(path: Path, fix: str) -> Iterator[None]:
+    """Raises InputError, with ``fix``, where the value read from ``path`` has another form."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); {fix}") from None
+
+
 def read_tensors(path: Path, fix: str) -> dict[str, np.ndarray]:
     """The tensors in a safetensors file.
 

@@ -310,21 +310,20 @@ def chosen(experiment: Experiment, names: Sequence[str]) -> list[Role]:
     stages = experiment.config.stages
     found = [role_of(name, "sweep: --models: ") for name in names]
     found = found or [role for role in roles.students() if role.name in stages]
-    waits: dict[str, str] = {}
+    waiting = set()
     for role in found:
         own = {OWN: role.labels_from}
         teachers = {own.get(name, name) for name in teachers_of(experiment, role)}
         first = [other.name for other in found if other.name in teachers]
-        if first:
-            waits[role.name] = first[0]
-    for name, teacher in waits.items():
-        if names:
+        if first and names:
             raise InputError(
-                f"sweep: {name} learns from the labels of {teacher}, which is searched too: search"
-                f" {teacher} alone, put its line into the config, run launch.py again, then search"
-                f" {name}"
+                f"sweep: {role.name} learns from the labels of {first[0]}, which is searched too:"
+                f" search {first[0]} alone, put its line into the config, run launch.py again, then"
+                f" search {role.name}"
             )
-    return [role for role in found if role.name not in waits]
+        if first:
+            waiting.add(role.name)
+    return [role for role in found if role.name not in waiting]
 
 
 def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kd_jax.core.errors import InputError
-from kd_jax.core.files import atomic, read_json
+from kd_jax.core.files import atomic, checked, read_json
 from kd_jax.report import html
 from kd_jax.report.charts import svg
 from kd_jax.report.legend import BASE, Legend
@@ -44,12 +43,10 @@ def render(workdir: Path, legend: Legend) -> str:
     os.environ.setdefault("MPLCONFIGDIR", str((workdir / ".cache" / "matplotlib").absolute()))
     path = workdir / "report" / DATA
     found = read_json(path, FIX)
-    try:
+    with checked(path, FIX):
         charts = [draw(found, legend) for draw in (_histories, _popularity, _time, _texts)]
         lines, warnings = (_list(found[name]) for name in ("lines", "warnings"))
         cold, name = _cold(found["cold"]), escape(str(found["name"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); {FIX}") from None
     return Template((TEMPLATES / "data.html").read_text(encoding="utf-8")).substitute(
         style=style(legend),
         dataset=name,

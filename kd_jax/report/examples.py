@@ -7,8 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_jax.core.errors import InputError
-from kd_jax.core.files import read_json
+from kd_jax.core.files import checked, read_json
 from kd_jax.report import html
 from kd_jax.report.charts import svg, tag
 from kd_jax.report.legend import Legend
@@ -32,11 +31,9 @@ def examples(workdir: Path, legend: Legend) -> str:
     if not path.exists():
         return ""
     found = read_json(path, FIX)
-    try:
+    with checked(path, FIX):
         users = "".join(_user(user, legend) for user in found["users"])
         chart = _agreement(found, legend)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); {FIX}") from None
     return html.grid([chart] if chart else []) + users
 
 

@@ -98,9 +98,8 @@ def best_simple(
     metrics: dict[str, Any], legend: Legend, metric: str, gain: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """The best of the simple baselines by its mean, '' for none, and the gain over it, if known."""
-    means = _means(metrics, legend, metric)
-    for name in (legend.candidate, legend.baseline):
-        means.pop(name, None)
+    found = _means(metrics, legend, metric)
+    means = {name: mean for name, mean in found.items() if name in legend.simple}
     if not means or not legend.comparisons:
         return "", {}
     lower = metric.partition("/")[0] in LOWER_IS_BETTER

@@ -185,8 +185,7 @@ def _results(models: Models, shown: list[str], legend: Legend) -> str:
     seeds = max(map(len, models.values()))
     caption = (
         f"Test split, {seeds} seed{'s' if seeds > 1 else ''}. Users/s: of the whole machine by"
-        " the clock, beside its other work. Training:"
-        " wall time of one seed."
+        " the clock, beside its other work. Training: wall time of one seed."
     )
     labels = ["Model", *(metric_label(f"{metric}/{part}".rstrip("/")) for metric, part in columns)]
     labels += [title for _, title, _ in COSTS]

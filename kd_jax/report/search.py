@@ -7,8 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from kd_jax.core.errors import InputError
-from kd_jax.core.files import read_json
+from kd_jax.core.files import checked, read_json
 from kd_jax.report import html
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import as_number, decimals, metric_label, spoken
@@ -26,11 +25,9 @@ def search(workdir: Path, legend: Legend) -> str:
     if not path.exists():
         return ""
     found = read_json(path, FIX)
-    try:
+    with checked(path, FIX):
         tables = [_table(name, found["roles"][name])
                   for name in sorted(found["roles"], key=legend.order)]  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); {FIX}") from None
     return "".join(tables)
 
 
