@@ -17,8 +17,7 @@ and to see what the text adds (docs/results.md). A matrix factorisation knows th
 of a user alone, so under data.split='leave_one_out' it does not read the item before the tested
 one; the models that read histories do.
 
-Cost and result: depend on your data. 14,000 purchases of 800 customers took 4 min (three seeds, two
-shared cores), Amazon Beauty with 200,000 about an hour. For a first try add --config.seeds="(0,)",
+Cost and result: depend on your data; Amazon Beauty with 200,000 purchases takes about an hour. For a first try add --config.seeds="(0,)",
 or use configs/csv.py:runlocal, which takes seconds.
 """
 
