@@ -17,8 +17,8 @@ and to see what the text adds (docs/results.md). A matrix factorisation knows th
 of a user alone, so under data.split='leave_one_out' it does not read the item before the tested
 one; the models that read histories do.
 
-Cost and result: depend on your data; Amazon Beauty with 200,000 purchases takes about an hour. For a first try add --config.seeds="(0,)",
-or use configs/csv.py:runlocal, which takes seconds.
+Cost and result: depend on your data; Amazon Beauty with 200,000 purchases takes about an hour. For
+a first try add --config.seeds="(0,)", or use configs/csv.py:runlocal, which takes seconds.
 """
 
 from ml_collections import ConfigDict
