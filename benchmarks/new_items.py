@@ -96,7 +96,7 @@ def students(models: TrainedModels) -> Iterator[tuple[NewItems, Vectors]]:
         found = NewItems(models, ROLE, seed, parts, best)
         description = {"task": "rank", "history": parts.history}
         inputs = inputs_of(models.experiment, ROLE)
-        bundle = Bundle(models.experiment.dataset, found.model, description, inputs)
+        bundle = Bundle(models.experiment.dataset, found.model, description, inputs, until=TEST)
         assert bundle.vectors is not None
         yield found, bundle.vectors
 

@@ -48,7 +48,7 @@ def trained_vectors(models: TrainedModels, role_name: str) -> Iterator[Vectors]:
         parts = build(experiment, role, seed)
         model: Any = nnx.merge(parts.graphdef, *models.best(role, seed, parts))
         description = {"task": experiment.config.task, "history": parts.history}
-        found = Bundle(experiment.dataset, model, description).vectors
+        found = Bundle(experiment.dataset, model, description, until=TEST).vectors
         if found is None:
             sys.exit("error: the scores of this student do not factorise")
         yield found

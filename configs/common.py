@@ -48,6 +48,9 @@ def get_config() -> ConfigDict:
     # with format 'runtime': also the first seed of the other models, which the page of the server
     # shows beside the exported one
     c.export.compare = True
+    # of the metric that selects, among items that were trained on: the share that may be lost on
+    # validation for new items to come into lists; 0 = their biases are as trained
+    c.export.new_items = 0.005
     c.export.runtime = ConfigDict()
     # of a number of the item vectors: 32, 16, 8, 4 or 1 (docs/compression.md)
     c.export.runtime.bits = 32

@@ -58,6 +58,11 @@ def _check_fields(experiment: Experiment) -> None:
     export = experiment.config.export
     for name in export.formats:
         exporter_section(name, export.to_dict().get(name, {}))
+    if not 0 <= export.new_items < 1:
+        raise InputError(
+            f"export.new_items={export.new_items} must be at least 0 and below 1, a share of the"
+            " metric that selects"
+        )
     baselines.check(experiment.config.eval.baselines)
     if experiment.config.eval.bootstrap < 1:
         raise InputError(f"eval.bootstrap={experiment.config.eval.bootstrap} must be at least 1")

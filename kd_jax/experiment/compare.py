@@ -17,18 +17,18 @@ from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import inputs_of
 from kd_jax.experiment.builders import build, trains_language_model
 from kd_jax.experiment.label_store import LabelStore
-from kd_jax.experiment.new_items import NewItems, kept_of
+from kd_jax.experiment.new_items import NewItems, biases_of, kept_of
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.objectives import description
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
+from kd_jax.experiment.served import for_texts, served
 from kd_jax.experiment.trained import TrainedModels
 from kd_jax.runtime import compared
 from kd_jax.runtime.compared import Described
 from kd_jax.runtime.store import Export
 from kd_jax.serving.exporters import Bundle
 from kd_jax.serving.exporters.runtime import export_of
-from kd_jax.serving.text_map import Settings
 
 
 def write(models: TrainedModels, exported: Role, seed: int) -> None:
@@ -48,11 +48,10 @@ def write(models: TrainedModels, exported: Role, seed: int) -> None:
             continue
         parts = build(experiment, role, seed)
         if role != exported:
-            settings = kept_of(models, exported, seed)
             export = (
                 _teacher(models, role, seed, parts)
                 if role.is_teacher
-                else _student(models, role, seed, parts, settings)
+                else _student(models, role, seed, parts, exported)
             )
             if export is None:
                 experiment.log.note(f"export: the server's page does not show {role.name}")
@@ -74,23 +73,26 @@ def _dataset(models: TrainedModels) -> dict[str, Any]:
 
 
 def _student(
-    models: TrainedModels, role: Role, seed: int, parts: ModelParts, settings: Settings | None
+    models: TrainedModels, role: Role, seed: int, parts: ModelParts, exported: Role
 ) -> Export | None:
     """What the runtime reads of a student; None where that needs JAX.
 
-    settings: of its text map, those of the exported student.
+    exported: the student whose settings its text map has, and whose biases its new items get.
     """
     experiment = models.experiment
     best = models.best(role, seed, parts)
-    model: Any = nnx.merge(parts.graphdef, *best)
+    users = NewUsers(models, role, seed, parts, best)
     new_items = NewItems(models, role, seed, parts, best)
+    settings, biases = kept_of(models, exported, seed), biases_of(models, exported, seed)
+    best = served(experiment.dataset, best, users, biases, TEST + 1, crossed=False)
+    model: Any = nnx.merge(parts.graphdef, *best)
     bundle = Bundle(
         experiment.dataset,
         model,
         {"model": role.name, "task": experiment.config.task, "history": parts.history},
         inputs_of(experiment, role, trained=True),
-        NewUsers(models, role, seed, parts, best).history_map(),
-        new_items.text_map(settings) if settings else None,
+        users.history_map(),
+        for_texts(new_items.text_map(settings) if settings else None, biases),
     )
     if model.runtime_context() is None and bundle.history_map is None:
         return None

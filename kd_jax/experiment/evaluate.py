@@ -22,7 +22,7 @@ from kd_jax.evaluation.baselines.base import TooLarge
 from kd_jax.evaluation.baselines.chosen import chosen
 from kd_jax.evaluation.significance import Comparison, PerUser, gains
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
-from kd_jax.experiment import ensemble, new_costs, roles, smaller
+from kd_jax.experiment import ensemble, new_costs, roles, served, smaller
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.experiment import Experiment
@@ -164,13 +164,15 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str,
     if not role.is_teacher:
         select, test = selects(experiment.config), found["test"]
         known = test.metrics[select]
-        row["new_users"] = NewUsers(models, role, seed, parts, trained).metrics(known)
+        users = NewUsers(models, role, seed, parts, trained)
+        row["new_users"] = users.metrics(known)
         if role == models.exported():
             row["smaller"] = smaller.sizes(experiment, parts, best, known)
-        if (role, seed) == (models.exported(), experiment.seeds[0]):
-            cold = test.slices.get(SLICE, {}).get(select)
-            row["new_items"] = NewItems(models, role, seed, parts, trained).metrics(cold)
-            row |= new_costs.seconds(models, role, seed, parts, trained)
+            items = NewItems(models, role, seed, parts, trained)
+            row["served"] = served.metrics(experiment, parts, trained, users, items)
+            if seed == experiment.seeds[0]:
+                row["new_items"] = items.metrics(test.slices.get(SLICE, {}).get(select))
+                row |= new_costs.seconds(models, role, seed, parts, trained)
     if role.distilled:
         finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
         row["label_seconds"] = sum(done["seconds"] for done in finished if done)

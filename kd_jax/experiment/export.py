@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 from kd_jax.core.errors import InputError
+from kd_jax.data.splits import TEST
 from kd_jax.devices.processes import leader
 from kd_jax.experiment import compare, roles
 from kd_jax.experiment.build_student import inputs_of, spec_of
@@ -15,6 +16,7 @@ from kd_jax.experiment.builders import build, trains_language_model
 from kd_jax.experiment.new_items import NewItems
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.roles import Role
+from kd_jax.experiment.served import for_texts, served
 from kd_jax.experiment.trained import TrainedModels
 from kd_jax.models.teachers import head
 from kd_jax.serving import exporters
@@ -46,8 +48,11 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     parts = build(experiment, role, seed)
     # Orbax reads, and texts are encoded, in all processes together.
     best, inputs = models.best(role, seed, parts), inputs_of(experiment, role, trained=True)
-    history_map = NewUsers(models, role, seed, parts, best).history_map()
-    text_map = NewItems(models, role, seed, parts, best).text_map()
+    users = NewUsers(models, role, seed, parts, best)
+    items = NewItems(models, role, seed, parts, best)
+    biases = items.biases()
+    history_map, text_map = users.history_map(), for_texts(items.text_map(), biases)
+    newest = served(experiment.dataset, best, users, biases, TEST + 1, crossed=False)
     if not leader():
         return
     description = dict(
@@ -57,8 +62,16 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
         history=parts.history,
         spec=spec_of(experiment, role).plain(),
     )
-    model: Any = nnx.merge(parts.graphdef, *best)
-    bundle = Bundle(experiment.dataset, model, description, inputs, history_map, text_map)
+    model, as_served = (nnx.merge(parts.graphdef, *found) for found in (best, newest))
+    bundle = Bundle(
+        experiment.dataset,
+        model,
+        description,
+        inputs,
+        history_map,
+        text_map,
+        with_newest=as_served,
+    )
     folder, c = experiment.workdir / "export", experiment.config.export
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
     for name, files in written.items():

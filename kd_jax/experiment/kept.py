@@ -1,4 +1,4 @@
-"""Hyper-parameters of a map that is fitted to a trained model: selected once and kept beside it."""
+"""What is selected for a trained model on validation: once, and kept beside it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def kept_settings(
     kind: type[Settings],
     step: int,
     select: Callable[[], Settings],
-    fit: Callable[[Settings], Mapping[str, np.ndarray]],
+    fit: Callable[[Settings], Mapping[str, np.ndarray]] | None = None,
 ) -> Settings:
     """As ``read_settings``; if there are none they are selected, and written with the fitted map.
 
-    fit: the map's arrays by name, for a safetensors file of the same name as ``path``.
+    fit: the map's arrays by name, for a safetensors file of the same name as ``path``; None: there
+    are none.
     """
     kept = read_settings(path, kind, step)
     if agreed(kept is not None):
@@ -48,7 +49,8 @@ def kept_settings(
         return kept
     settings = select()
     if leader():
-        write_tensors(weights_of(path), fit(settings))
+        if fit is not None:
+            write_tensors(weights_of(path), fit(settings))
         values: Any = settings
         write_json(path, {"step": step} | dataclasses.asdict(values))
     barrier(path.stem)

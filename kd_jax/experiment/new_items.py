@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from flax import nnx
 
 from kd_jax.core.scores import Factors
 from kd_jax.devices import sharding
+from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
@@ -22,13 +25,54 @@ from kd_jax.runtime.text_map import TextMap
 from kd_jax.serving.text_map import Rows, Settings, TextMaps
 
 SETTINGS = "text_map.json"  # beside it, the arrays (``kept.weights_of``)
+BIASES = "new_items.json"
 SLICE = "cold_only"  # cold targets, ranked among cold items
+MOST = 8.0  # that is added to a bias, in units of a logit
+HALVINGS = 5  # of the range in which the largest is sought
+
+
+@dataclasses.dataclass(frozen=True)
+class Biases:
+    """What is added to the biases of items without a train interaction when they are served.
+
+    loss: ``config.export.new_items``, with which they were selected. trained: for the rows that
+    training gave to cold items. text: for rows by the text map.
+    """
+
+    loss: float
+    trained: float
+    text: float
 
 
 def kept_of(models: TrainedModels, role: Role, seed: int) -> Settings | None:
     """The hyper-parameters that were selected for a student; None if there are none yet."""
     path = models.experiment.folder(role, seed) / SETTINGS
     return read_settings(path, Settings, models.result(role, seed)["best_step"])
+
+
+def biases_of(models: TrainedModels, role: Role, seed: int) -> Biases:
+    """What was selected for a student; none are added if nothing was yet."""
+    path = models.experiment.folder(role, seed) / BIASES
+    found = read_settings(path, Biases, models.result(role, seed)["best_step"])
+    return found or Biases(0.0, 0.0, 0.0)
+
+
+def most_added(quality: Callable[[float], tuple[float, float]], loss: float) -> float:
+    """The most that can be added to the biases of new items.
+
+    quality: maps what is added to the quality among warm and among cold targets. The first may
+    fall by at most the share ``loss``, and the second must rise, or nothing is added. The result is
+    a multiple of ``MOST`` / 2 ** ``HALVINGS``.
+    """
+    (warm, cold), found, reached, bound = quality(0.0), 0.0, 0.0, MOST
+    for _ in range(HALVINGS):
+        middle = (found + bound) / 2
+        of_warm, of_cold = quality(middle)
+        if of_warm >= (1 - loss) * warm:
+            found, reached = middle, of_cold
+        else:
+            bound = middle
+    return found if reached > cold else 0.0
 
 
 class NewItems:
@@ -65,6 +109,49 @@ class NewItems:
         settings: in place of those that are selected for this student.
         """
         return self._maps.fit(settings or self.settings()) if self._served else None
+
+    def biases(self) -> Biases:
+        """What new items get on top of their biases, selected once; see ``Biases``.
+
+        It is the most, in steps of ``MOST`` / 2 ** ``HALVINGS``, with which the metric that
+        selects models loses at most the share ``config.export.new_items`` among warm targets on
+        validation; 0 where the recall of cold targets does not gain, or validation has none.
+        """
+        loss = float(self._experiment.config.export.get("new_items", 0.005))
+        path = self._folder / BIASES
+        kept = read_settings(path, Biases, self._step)
+        if agreed(kept is not None and kept.loss != loss):
+            if leader():
+                path.unlink()
+            barrier(BIASES)
+        return kept_settings(path, Biases, self._step, lambda: self._select_biases(loss))
+
+    def _select_biases(self, loss: float) -> Biases:
+        slices = self._slices(self._rows, "valid")
+        if not (loss and "warm" in slices and "cold" in slices):
+            return Biases(loss, 0.0, 0.0)
+        warm, predicted = self._experiment.dataset.warm, self._maps.predicted(self.settings())
+        by_text = (
+            np.where(warm[:, None], self._rows[0], predicted[0]),
+            np.where(warm, self._rows[1], predicted[1]),
+        )
+        found = (most_added(self._quality_with(rows), loss) for rows in (self._rows, by_text))
+        return Biases(loss, *found)
+
+    def _quality_with(self, rows: Rows) -> Callable[[float], tuple[float, float]]:
+        """More bias of cold items -> the metric that selects models among warm validation targets.
+
+        And the recall of cold ones in the longest lists, where it is measured, else that metric.
+        """
+        task: Any = self._experiment.task
+        cold, recall = ~self._experiment.dataset.warm, f"recall@{max(task.ks)}"
+
+        def quality(more: float) -> tuple[float, float]:
+            found = self._slices((rows[0], rows[1] + np.float32(more) * cold), "valid")
+            of_cold = found["cold"]
+            return found["warm"][task.select], of_cold.get(recall, of_cold[task.select])
+
+        return quality
 
     @property
     def _served(self) -> bool:
@@ -103,14 +190,18 @@ class NewItems:
         return found
 
     def _cold(self, rows: Rows, split: str) -> float | None:
-        """The metric of cold targets among cold items with these rows.
+        """The metric that selects models, of cold targets among cold items; None without such."""
+        task: Any = self._experiment.task
+        return self._slices(rows, split).get(SLICE, {}).get(task.select)
 
-        None where there are no such targets, or no factors. Histories are read through the trained
-        rows.
+    def _slices(self, rows: Rows, split: str) -> dict[str, dict[str, float]]:
+        """The metrics of each slice with these rows; histories are read through the trained ones.
+
+        Empty for scores without factors.
         """
         experiment, task = self._experiment, self._experiment.task
         if not isinstance(task, Rank) or not self.model.factorised:
-            return None
+            return {}
         vectors, bias = map(jnp.asarray, rows)
         bind = score_function(
             experiment.dataset, self._parts.graphdef, SPLITS[split], self._parts.history
@@ -123,5 +214,4 @@ class NewItems:
             return Factors(jnp.asarray(sharding.fetch(found.contexts)), vectors, bias)
 
         # All metrics, as in the evaluation of the model, whose compiled program ranks here too.
-        found = task.evaluate(score, split, task.metric_names, slices=True).slices
-        return found[SLICE][task.select] if SLICE in found else None
+        return task.evaluate(score, split, task.metric_names, slices=True).slices

@@ -58,7 +58,7 @@ class NewUsers:
         self._parts = parts
         self._best: Best = sharding.fetch(best[0]), sharding.fetch(best[1])
         self._model: Any = nnx.merge(parts.graphdef, *self._best)
-        self._table = isinstance(models.experiment.task, Rank) and self._model.has_user_vectors
+        self.has_table = isinstance(models.experiment.task, Rank) and self._model.has_user_vectors
         self._step = models.result(role, seed)["best_step"]
 
     def metrics(self, known: float) -> dict[str, dict[str, float]]:
@@ -70,17 +70,19 @@ class NewUsers:
         model on test.
         """
         task = self._experiment.task
-        if not isinstance(task, Rank) or (self._model.example_kind == "user" and not self._table):
+        if not isinstance(task, Rank) or (
+            self._model.example_kind == "user" and not self.has_table
+        ):
             return {}
-        return {task.select: self._with_map(known) if self._table else self._with_histories(known)}
+        return {
+            task.select: self._with_map(known) if self.has_table else self._with_histories(known)
+        }
 
     def _with_map(self, known: float) -> dict[str, float]:
         maps, settings = self.maps()
         contexts = {name: maps.contexts(settings, n) for name, n in LENGTHS.items()}
         found = {name: self._of(users, TEST) for name, users in contexts.items()}
-        whole, newer = contexts["all"], self._experiment.dataset.history(TEST)
-        trained = np.where(maps.trained[:, None], maps.users, whole)
-        updated = trained + (maps.contexts(settings, 0, newer) - whole)
+        updated = maps.updated(settings, self._experiment.dataset.history(TEST))
         return found | {"known": known, "updated": self._of(updated, TEST)}
 
     def _with_histories(self, known: float) -> dict[str, float]:
@@ -93,10 +95,21 @@ class NewUsers:
 
     def history_map(self) -> HistoryMap | None:
         """The fitted map; None for a model without a table of users."""
-        if not self._table:
+        if not self.has_table:
             return None
         maps, settings = self.maps()
         return maps.fit(settings)
+
+    def updated(self, until: int, *, crossed: bool) -> np.ndarray | None:
+        """The vectors f32 [U, D] of users whose interactions before the split ``until`` are known.
+
+        crossed: see ``HistoryMaps.contexts``. None for a model without a table of users.
+        """
+        if not self.has_table:
+            return None
+        maps, settings = self.maps()
+        newer = self._experiment.dataset.history(until)
+        return maps.updated(settings, newer, crossed=crossed)
 
     def maps(self) -> tuple[HistoryMaps, Settings]:
         """The regression problem and its selected hyper-parameters, which are written once."""

@@ -34,6 +34,7 @@ from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_chart, new_users_table
 from kd_jax.report.plain import paragraphs
 from kd_jax.report.search import search
+from kd_jax.report.served import served
 from kd_jax.report.slices import slices
 from kd_jax.report.smaller import smaller
 from kd_jax.report.style import TEMPLATES, style
@@ -110,6 +111,7 @@ def render(workdir: Path, legend: Legend) -> str:
         "lists": examples(workdir, legend),
         "new_users": new_users_chart(models, legend) + new_users_table(models, legend),
         "new_items": new_items_text(models),
+        "served": served(models, shown[:2]),
         "slices": slices(models, shown, legend),
         "learning": _learning(workdir / "metrics.jsonl", legend),
         "search": search(workdir, legend),

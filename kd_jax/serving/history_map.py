@@ -71,19 +71,33 @@ class HistoryMaps:
         weights = self._solve(settings).astype(np.float32)
         return HistoryMap(weights[:-1], weights[-1], settings.decay, settings.shrink)
 
-    def contexts(self, settings: Settings, length: int, newer: CSR | None = None) -> np.ndarray:
+    def contexts(
+        self, settings: Settings, length: int, newer: CSR | None = None, *, crossed: bool = True
+    ) -> np.ndarray:
         """The contexts f32 [U, D] of every user's ``length`` newest items, 0 for all of them.
 
-        They are cross-fitted: the map of a user is fitted to the users of the other folds. newer:
-        histories in place of those that the maps are fitted to.
+        crossed: whether the map of a user is fitted to the users of the other folds, or one to all.
+        newer: histories in place of those that the maps are fitted to.
         """
         histories = newest(newer or self.histories, length)
         features = self._features(settings.decay, settings.shrink, histories)
+        if not crossed:
+            return features @ self._solve(settings).astype(np.float32)
         found = np.zeros((len(features), self.users.shape[1]), np.float32)
         for fold, weights in enumerate(self._folds(settings)):
             rows = self.fold == fold
             found[rows] = features[rows] @ weights
         return found
+
+    def updated(self, settings: Settings, newer: CSR, *, crossed: bool = True) -> np.ndarray:
+        """The vectors f32 [U, D] of all users with the histories ``newer``.
+
+        A trained vector moves by the difference that the newer items make to the map; another user
+        has the context of the whole history. crossed: see ``contexts``.
+        """
+        after = self.contexts(settings, 0, newer, crossed=crossed)
+        before = self.contexts(settings, 0, crossed=crossed)
+        return np.where(self.trained[:, None], self.users + (after - before), after)
 
     def _folds(self, settings: Settings) -> list[np.ndarray]:
         """The weights f32 for each fold's users; those of the last settings are kept."""

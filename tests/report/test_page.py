@@ -22,7 +22,7 @@ from rich.console import Console
 from kd_jax.core.errors import InputError
 from kd_jax.evaluation.significance import Comparison
 from kd_jax.experiment import roles
-from kd_jax.report import page
+from kd_jax.report import html, page
 from kd_jax.report.console import console_table
 from kd_jax.report.headline import best_simple, headline
 from kd_jax.report.legend import Appearance, Legend
@@ -30,7 +30,8 @@ from kd_jax.report.new_items import new_items_text
 from kd_jax.report.new_users import new_users_table
 from kd_jax.report.page import render, write
 from kd_jax.report.plain import plain
-from kd_jax.report.summary import by_model
+from kd_jax.report.served import served
+from kd_jax.report.summary import by_model, mean_std
 from kd_jax.report.tradeoff import Box, _free_place
 
 LEGEND = roles.legend()
@@ -81,6 +82,11 @@ def rank_metrics() -> dict[str, Any]:
                 known = {"1": value / 4, "3": value / 2, "all": value * 0.9, "known": value}
                 models[-1]["new_users"] = {"ndcg@10": known}
                 models[-1]["new_items"] = {"ndcg@10": {"trained": 0.0812, "text": 0.0735}}
+                models[-1]["served"] = {
+                    "test": {"ndcg@10": value * 1.5},
+                    "slices": {"cold": {"ndcg@10": value * 3.0}},
+                    "new_item_bias": 0.75,
+                }
     return {
         "schema": 1,
         "task": "rank",
@@ -754,6 +760,21 @@ def test_new_items_are_one_sentence():
     assert new_items_text(by_model(metrics, LEGEND)) == ""
     metrics["models"][0]["new_items"] = {}  # a student without a cold target
     assert new_items_text(by_model(metrics, LEGEND)) == ""
+
+
+def test_the_exported_student_as_served_stands_beside_it_as_trained():
+    metrics = rank_metrics()
+    models = by_model(metrics, LEGEND)
+    table = served(models, ["ndcg@10", "recall@20"])
+    rows = re.findall(r'rowheader">(.*?)</th>', table)
+    assert rows == ["NDCG@10", "NDCG@10, cold items"]  # what both have
+    trained = mean_std(models["distilled"], "test", "ndcg@10")
+    assert html.spread(*trained) in table
+    assert html.spread(trained[0] * 1.5, trained[1] * 1.5) in table
+    assert "0.75" in table or ".7500" in table
+    for row in metrics["models"]:
+        row.pop("served", None)
+    assert served(by_model(metrics, LEGEND), ["ndcg@10"]) == ""
 
 
 def test_new_users_stand_beside_the_lists_that_are_the_same_for_everybody():

@@ -23,8 +23,7 @@ USERS_AT_ONCE = 1024
 class Vectors:
     """A factorised student as arrays: score = contexts · items + bias.
 
-    contexts: f32 [U, D], of every user after all but the test interactions. items: f32 [I, D].
-    bias: f32 [I].
+    contexts: f32 [U, D], of every user. items: f32 [I, D]. bias: f32 [I].
     """
 
     contexts: np.ndarray
@@ -38,7 +37,9 @@ class Bundle:
 
     description: 'model', its role in the run; 'student', its name in ``STUDENTS``; 'task';
     'history', how many interactions it reads; 'spec', ``StudentSpec.plain``. inputs: the arrays it
-    was built from.
+    was built from. until: the split before which users are known; a student with a table of users
+    knows what the table does. with_newest: the model with the parameters with which it is served;
+    None: those of training.
     """
 
     dataset: Dataset
@@ -47,18 +48,25 @@ class Bundle:
     inputs: Inputs = dataclasses.field(default_factory=dict)
     history_map: HistoryMap | None = None
     text_map: TextMap | None = None
+    until: int = TEST + 1
+    with_newest: Scorer | None = None
+
+    @property
+    def served(self) -> Scorer:
+        """The model as it is served."""
+        return self.model if self.with_newest is None else self.with_newest
 
     @functools.cached_property
     def vectors(self) -> Vectors | None:
         """None where scores are of pairs (task 'rate') or do not factorise."""
-        if self.description["task"] != "rank" or not self.model.factorised:
+        if self.description["task"] != "rank" or not self.served.factorised:
             return None
-        items, bias = self.model.items()
+        items, bias = self.served.items()
         users = np.arange(self.dataset.num_users, dtype=np.int32)
-        windows = last_items(*self.dataset.history(TEST), self.description["history"])
+        windows = last_items(*self.dataset.history(self.until), self.description["history"])
         parts = np.array_split(users, max(1, len(users) // USERS_AT_ONCE))
         contexts = [
-            self.model.context({"user": part, "history": windows[part]}, items) for part in parts
+            self.served.context({"user": part, "history": windows[part]}, items) for part in parts
         ]
         return Vectors(
             np.concatenate([np.asarray(part) for part in contexts]),
