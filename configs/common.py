@@ -455,6 +455,54 @@ def sequences(c: ConfigDict) -> None:
     c.eval.valid_users = 5000
 
 
+def trends(c: ConfigDict) -> None:
+    """A matrix factorisation that learns from a text teacher who knows what is popular now.
+
+    For dates and a split by time. The students have the best values of kd_jax.sweep on the
+    validation of MovieTweetings, of 24 trials each (docs/results.md).
+    """
+    c.data.split = "temporal"
+    c.teacher.popularity.enabled = True
+    c.teacher.model.train_bias = False
+    c.teacher.model.hidden = 128
+    c.teacher.optimizer.steps = 300
+    c.teacher.optimizer.batch_size = 256
+    c.teacher.optimizer.learning_rate = 3e-3
+    c.teacher.optimizer.schedule = "cosine"
+    c.teacher.optimizer.warmup_steps = 15
+    c.teacher.optimizer.weight_decay = 0.01
+    c.teacher.optimizer.eval_every = 50
+    c.teacher.optimizer.patience = 3
+    for section in (c.student.mf, c.student.mlp):
+        section.decay = 3.0
+        section.decay_unit = "days"
+    c.student.optimizer.batch_size = 256
+    c.student.optimizer.steps = 480
+    c.student.optimizer.eval_every = 30
+    c.student.optimizer.patience = 4
+    c.distill.teachers = "all"
+    c.distill.terms = {"soft": {"loss": "kl"}}
+    c.tuned.student = {
+        "student": {
+            "mf": {"dropout": 0.5, "decay": 1.0, "user_power": 0.5},
+            "optimizer": {"learning_rate": 0.02, "weight_decay": 0.01},
+        }
+    }
+    c.tuned.control = {
+        "student": {
+            "mf": {"bias": "teacher", "dropout": 0.3, "user_power": 0.0},
+            "optimizer": {"learning_rate": 0.02, "weight_decay": 0.01},
+        }
+    }
+    c.tuned.distilled = {
+        "student": {
+            "mf": {"bias": "teacher", "dropout": 0.1, "user_power": 0.0},
+            "optimizer": {"learning_rate": 0.02, "schedule": "cosine", "weight_decay": 0.01},
+        },
+        "distill": {"terms": {"soft": {"temperature": 2.0}}},
+    }
+
+
 def shrink(c: ConfigDict) -> ConfigDict:
     """The same run in seconds: one seed, 100 users and the items they know, a few steps."""
     c.seeds = (0,)

@@ -24,11 +24,11 @@ a first try add --config.seeds="(0,)", or use configs/csv.py:runlocal, which tak
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
-from configs.common import parse, sequences, shrink
+from configs.common import parse, sequences, shrink, trends
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    recipe, runlocal = parse(arg, ("sequences", "teacher"), "sequences")
+    recipe, runlocal = parse(arg, ("sequences", "trends", "teacher"), "sequences")
     c = common()
     c.data.reader = "files"
     c.data.files.path = "interactions.csv"
@@ -36,4 +36,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.split = "leave_one_out"
     if recipe == "sequences":
         sequences(c)
+    if recipe == "trends":
+        trends(c)
     return shrink(c) if runlocal else c

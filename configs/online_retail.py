@@ -9,13 +9,16 @@ seeds): popularity .0272, trending .0690, student .0582, control .0686, distille
 
 from ml_collections import ConfigDict
 
-from configs.quickstart import get_config as quickstart
+from configs.common import get_config as common
+from configs.common import parse, shrink, trends
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    c = quickstart(arg)  # the same recipe, not searched again
+    _, runlocal = parse(arg)
+    c = common()
     c.data.reader = "online_retail"
-    # on validation better here than what suits the films
-    c.tuned.teacher = {}
-    c.tuned.control_teacher = {}
+    trends(c)  # without the teachers' search, which suits the films
+    if runlocal:
+        shrink(c)
+        c.data.min_item_interactions = 10  # fewer products to encode
     return c

@@ -1,0 +1,172 @@
+r"""The rows of docs/results.md again: one command each, and the range in which it must land.
+
+    python benchmarks/published.py --out=runs/published --data=data
+    python benchmarks/published.py --out=runs/published --quick     # one seed, about 10 minutes
+
+--data holds the data sets that are not shipped, each in a folder of its own: amazon-beauty,
+amazon-sports and citeulike with interactions.parquet and, but for citeulike, items.parquet, and
+the MovieLens release ml-100k. A row without its data is missing. Each row has a workdir in --out,
+so that the same command goes on where it was cut off; --report prints what there is and trains
+nothing. --rows chooses rows, --quick those of the shipped data.
+
+The table has the mean of the seeds on test, and whether it lies in its range: the value of
+docs/results.md, with room for seeds and machines. The exit status is 1 if a value is outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.distillation import launch, metrics_of, seeds_of
+from benchmarks.measuring import table
+
+ROOM = 0.04  # of a published value: what seeds and machines may differ
+ONE_SEED = 0.08  # the same of a single seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A published run. values: role -> metric -> value. data: folder in --data, and its fields."""
+
+    name: str
+    config: str
+    values: dict[str, dict[str, float]]
+    data: str = ""
+    flags: tuple[str, ...] = ()
+
+    def command(self, data: Path) -> list[str]:
+        """The flags of launch.py; raises FileNotFoundError without the data."""
+        found = [f"--config=configs/{self.config}", *self.flags]
+        if not self.data:
+            return found
+        folder = data / self.data
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+        if self.data.startswith("ml-"):
+            return [*found, f"--config.data.movielens.path={folder}"]
+        files = {"path": "interactions.parquet", "items_path": "items.parquet"}
+        return found + [
+            f"--config.data.files.{field}={folder / name}"
+            for field, name in files.items()
+            if (folder / name).exists()
+        ]
+
+
+def ndcg(**values: float) -> dict[str, dict[str, float]]:
+    return {role: {"ndcg@10": value} for role, value in values.items()}
+
+
+ROWS = (
+    Row(
+        "movietweetings",
+        "quickstart.py",
+        ndcg(popularity=0.0561, trending=0.0775, teacher=0.0857, student=0.0718, distilled=0.0864),
+    ),
+    Row(
+        "online-retail",
+        "online_retail.py",
+        ndcg(popularity=0.0272, trending=0.0690, teacher=0.0706, student=0.0582, distilled=0.0731),
+    ),
+    Row(
+        "ml-100k",
+        "movielens.py:100k",
+        ndcg(popularity=0.0432, teacher=0.1076, student=0.0862, distilled=0.1076),
+        "ml-100k",
+        ("--config.seeds=(0,)",),
+    ),
+    Row(
+        "beauty",
+        "amazon_2014.py:beauty",
+        {
+            "student": {"ndcg@10": 0.0632, "recall@10": 0.1077},
+            "distilled": {"ndcg@10": 0.0686, "recall@10": 0.1132},
+        },
+        "amazon-beauty",
+    ),
+    Row(
+        "beauty-ids",
+        "amazon_2014.py:beauty",
+        {
+            "student": {"ndcg@10": 0.0493, "recall@10": 0.0800},
+            "distilled": {"ndcg@10": 0.0570, "recall@10": 0.0931},
+        },
+        "amazon-beauty",
+        ("--config.student.sasrec.vectors=random",),
+    ),
+    Row(
+        "sports",
+        "amazon_2014.py:sports",
+        {
+            "student": {"ndcg@10": 0.0333, "recall@10": 0.0576},
+            "distilled": {"ndcg@10": 0.0368, "recall@10": 0.0626},
+        },
+        "amazon-sports",
+    ),
+)
+QUICK = ("movietweetings", "online-retail")
+
+
+def measured(row: Row, workdir: Path) -> list[tuple[str, ...]]:
+    """The lines of a row: what its report has, beside the published values and their ranges."""
+    metrics = metrics_of(workdir) or {"models": []}
+    lines = []
+    for role, values in row.values.items():
+        seeds = seeds_of(metrics, role)
+        for metric, value in values.items():
+            room = ONE_SEED if len(seeds) == 1 else ROOM
+            low, high = (1 - room) * value, (1 + room) * value
+            cells = row.name, role, metric, f"{value:.4f}", f"{low:.4f} to {high:.4f}"
+            if not seeds:
+                lines.append((*cells, "", "missing"))
+                continue
+            found = statistics.fmean(seed["test"][metric] for seed in seeds)
+            verdict = "inside" if low <= found <= high else "OUTSIDE"
+            lines.append((*cells, f"{found:.4f}", verdict))
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [row.name for row in ROWS]
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=names)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    options = parser.parse_args()
+    wanted = QUICK if options.quick else options.rows
+    unknown = set(wanted) - set(names)
+    if unknown:
+        parser.error(f"--rows: {', '.join(sorted(unknown))} unknown; known: {', '.join(names)}")
+    out, data = options.out.absolute(), options.data.expanduser().absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    lines: list[tuple[str, ...]] = []
+    for row in ROWS:
+        if row.name not in wanted:
+            continue
+        workdir = out / (f"{row.name}.quick" if options.quick else row.name)
+        if not options.report:
+            try:
+                command = row.command(data)
+                launch(workdir, [*command, *(["--config.seeds=(0,)"] if options.quick else [])])
+            except FileNotFoundError as error:
+                print(f"{row.name}: no {error}", flush=True)
+        lines += measured(row, workdir)
+        print(" | ".join(lines[-1]), flush=True)
+    head = ("row", "model", "metric", "published", "range", "measured", "")
+    print(f"\n{table(head, lines)}")
+    (out / "published.json").write_text(json.dumps(lines, indent=1))
+    return int(any(line[-1] == "OUTSIDE" for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
