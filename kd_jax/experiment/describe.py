@@ -9,9 +9,10 @@ import numpy as np
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import write_json
 from kd_jax.data import summary
+from kd_jax.data.next_items import next_items, suggestion
 from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.data.splits import TEST
-from kd_jax.data.statistics import statistics, text_lengths
+from kd_jax.data.statistics import dated, statistics, text_lengths
 from kd_jax.devices.processes import leader
 from kd_jax.experiment import roles
 from kd_jax.experiment.config import reads_text
@@ -31,6 +32,8 @@ def describe_data(experiment: Experiment) -> None:
     ]
     if isinstance(d, PreparedDataset) and not d.whole:
         lines.append(f"data: what follows is of the {d.held:,} users that are evaluated")
+    elif experiment.config.task == "rank" and (found := next_items(d)) is not None:
+        lines.append(suggestion(found, dated(d)))
     for what, count in d.counts.items():
         if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
             lines.append(f"data: {what.replace('_', ' ')}: {count:,}")

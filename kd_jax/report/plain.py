@@ -36,8 +36,9 @@ def plain(metrics: dict[str, Any], legend: Legend) -> str:
 def paragraphs(metrics: dict[str, Any], legend: Legend) -> list[str]:
     """The words of ``plain``: what is found, and what it costs."""
     models = by_model(metrics, legend)
-    found = f"{_found(metrics, models, legend)} {_limits(metrics, models, legend)}".strip()
-    return [part for part in (found, _cost(metrics, models, legend)) if part]
+    found = [part(metrics, models, legend) for part in (_found, _limits, _as_served)]
+    words = " ".join(part for part in found if part)
+    return [part for part in (words, _cost(metrics, models, legend)) if part]
 
 
 def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
@@ -98,6 +99,22 @@ def _limits(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         return f"{found}." if found else ""
     lists = f"the lists of all users together show {share(shown)} of the catalogue"
     return f"{found}, and {lists}." if found else f"{lists[0].upper()}{lists[1:]}."
+
+
+def _as_served(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
+    """What the candidate finds of new items as it is served, where that is more."""
+    rows = models.get(legend.candidate, ())
+    cuts = [int(name.removeprefix("recall@")) for name in (rows[0].get("test") or {})
+            if name.startswith("recall@")] if rows else []  # fmt: skip
+    path = "slices", "cold", f"recall@{max(cuts, default=0)}"
+    trained, now = mean_std(rows, *path)[0], mean_std(rows, "served", *path)[0]
+    if trained is None or now is None or now <= trained:
+        return ""
+    first = NUMBERS.get(max(cuts), f"first {max(cuts)}")
+    return (
+        f"As it is served, {share(now)} of what users choose among new items is in their {first}"
+        f" (as trained, {share(trained)})."
+    )
 
 
 def _of_hundred(share: float, exact: bool) -> str:

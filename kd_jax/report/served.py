@@ -28,8 +28,8 @@ def served(models: Models, shown: Sequence[str]) -> str:
                 rows.append((label, html.spread(*trained), html.spread(*now)))
     if not rows:
         return ""
-    added, spread = mean_std(entries, "served", "new_item_bias")
+    added, _ = mean_std(entries, "served", "new_item_bias")
     caption = f"{spoken(name).capitalize()}, test split."
     if added:
-        caption += f" Biases of new items: {html.spread(added, spread)} more."
+        caption += f" Added to the biases of new items: {added:.3g}."
     return html.table(caption, ("Metric", "As trained", "As served"), rows)

@@ -84,7 +84,7 @@ def rank_metrics() -> dict[str, Any]:
                 models[-1]["new_items"] = {"ndcg@10": {"trained": 0.0812, "text": 0.0735}}
                 models[-1]["served"] = {
                     "test": {"ndcg@10": value * 1.5},
-                    "slices": {"cold": {"ndcg@10": value * 3.0}},
+                    "slices": {"cold": {"ndcg@10": value * 3.0, "recall@20": 0.125}},
                     "new_item_bias": 0.75,
                 }
     return {
@@ -767,14 +767,18 @@ def test_the_exported_student_as_served_stands_beside_it_as_trained():
     models = by_model(metrics, LEGEND)
     table = served(models, ["ndcg@10", "recall@20"])
     rows = re.findall(r'rowheader">(.*?)</th>', table)
-    assert rows == ["NDCG@10", "NDCG@10, cold items"]  # what both have
+    # what both have
+    assert rows == ["NDCG@10", "NDCG@10, cold items", "Recall@20, cold items"]
     trained = mean_std(models["distilled"], "test", "ndcg@10")
     assert html.spread(*trained) in table
     assert html.spread(trained[0] * 1.5, trained[1] * 1.5) in table
-    assert "0.75" in table or ".7500" in table
+    assert "biases of new items: 0.75." in table
+    words = "As it is served, 12.5 % of what users choose among new items is in their first twenty"
+    assert words in plain(metrics, LEGEND)
     for row in metrics["models"]:
         row.pop("served", None)
     assert served(by_model(metrics, LEGEND), ["ndcg@10"]) == ""
+    assert "As it is served" not in plain(metrics, LEGEND)
 
 
 def test_new_users_stand_beside_the_lists_that_are_the_same_for_everybody():

@@ -1,0 +1,93 @@
+"""How much the newest item of a user says about the next one: which recipe suits the data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
+from kd_jax.data.splits import TRAIN, VALID
+
+K = 10
+USERS = 1000  # that are judged, at most
+RATIO = 4.0  # of the two values, from which on models of sequences are suggested
+DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
+
+
+class NextItems(NamedTuple):
+    """NDCG@10 on validation, of up to ``USERS`` users drawn once.
+
+    followers: of the items that came next after the user's newest one in other train histories, by
+    how often, then the popular items. popular: of these alone.
+    """
+
+    followers: float
+    popular: float
+
+
+def next_items(dataset: Dataset) -> NextItems | None:
+    """See ``NextItems``; None without times, or without a user who can be judged."""
+    if UNTIMED_ROWS in dataset.counts:
+        return None
+    follows, popular = _followers(dataset), np.argsort(-dataset.item_counts, kind="stable")
+    (starts, seen), (ends, chosen) = dataset.history(VALID), dataset.targets(VALID)
+    judged = np.flatnonzero((np.diff(starts) > 0) & (np.diff(ends) > 0))
+    judged = np.random.default_rng(0).permutation(judged)[:USERS]
+    values = []
+    for user in judged.tolist():
+        history = seen[starts[user] : starts[user + 1]]
+        targets = np.setdiff1d(chosen[ends[user] : ends[user + 1]], history)
+        if not len(targets):
+            continue
+        row = slice(*follows.indptr[history[-1] : history[-1] + 2])
+        counts, items = follows.data[row], follows.indices[row]
+        after = items[np.lexsort((-dataset.item_counts[items], -counts))]
+        rest = popular[: K + len(history) + len(after)]
+        values.append([
+            _ndcg(_first(np.concatenate([after, rest]), history), targets),
+            _ndcg(_first(rest, history), targets),
+        ])  # fmt: skip
+    return NextItems(*np.mean(values, axis=0).tolist()) if values else None
+
+
+def suggestion(found: NextItems, dates: bool) -> str:
+    """One line that names the recipe of configs/csv.py which suits the data (docs/results.md).
+
+    dates: whether timestamps are dates.
+    """
+    if found.followers >= RATIO * found.popular:
+        recipe = "configs/csv.py, a model of sequences"
+    elif dates:
+        recipe = "configs/csv.py:trends, what is popular now,"
+    else:
+        recipe = "configs/csv.py:teacher, a teacher over the item texts,"
+    return (
+        f"data: next items: what followed a user's newest item elsewhere has NDCG@10"
+        f" {found.followers:.4f} on validation, popular items {found.popular:.4f}: {recipe} suits"
+        " such data best"
+    )
+
+
+def _followers(dataset: Dataset) -> scipy.sparse.csr_array:
+    """How often each item came next after another in the train histories, [I, I]."""
+    indptr, items = dataset.targets(TRAIN)
+    first = np.zeros(len(items) + 1, bool)
+    first[indptr] = True  # a pair does not cross from one user to the next
+    inside = ~first[1 : len(items)]
+    pairs = items[:-1][inside], items[1:][inside]
+    shape = dataset.num_items, dataset.num_items
+    return scipy.sparse.csr_array((np.ones(len(pairs[0]), np.float32), pairs), shape=shape)
+
+
+def _first(order: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """The first K of ``order`` that are not in ``without``, each once."""
+    places = np.sort(np.unique(order, return_index=True)[1])
+    order = order[places]
+    return order[~np.isin(order, without)][:K]
+
+
+def _ndcg(found: np.ndarray, targets: np.ndarray) -> float:
+    gain = DISCOUNTS[: len(found)] @ np.isin(found, targets)
+    return float(gain / DISCOUNTS[: len(targets)].sum())

@@ -1,0 +1,68 @@
+"""How much the newest item says about the next one, against closed forms and a direct count."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from helpers import toy
+from kd_jax.data import dataset as datasets
+from kd_jax.data.next_items import NextItems, next_items, suggestion
+from kd_jax.data.raw import RawData
+
+
+def built(histories, timed=True):
+    """A leave-one-out data set of these histories, whose places are the timestamps."""
+    rows = [(u, i, t) for u, items in enumerate(histories) for t, i in enumerate(items)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    items = pl.DataFrame({"item": sorted(frame["item"].unique())}).with_columns(title=pl.lit("a"))
+    frame = frame if timed else frame.drop("timestamp")
+    return datasets.build(RawData("chains", frame, items), split="leave_one_out")
+
+
+def test_a_chain_of_items_is_known_from_the_newest_one():
+    chains = [[(start + step) % 30 for step in range(8)] for start in range(30)]
+    found = next_items(built(chains))
+    assert found.followers == pytest.approx(1.0)
+    assert found.popular < 0.5  # all items are as popular
+
+
+def test_without_an_order_there_is_nothing_to_know():
+    assert next_items(built([[1, 2, 3, 4], [2, 3, 4, 1]], timed=False)) is None
+
+
+def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
+    data = toy.dataset(users=60, items=24, per_user=9)
+    counts = np.zeros((data.num_items, data.num_items))
+    indptr, items = data.targets(0)
+    for user in range(data.num_users):
+        history = items[indptr[user] : indptr[user + 1]]
+        for before, after in zip(history, history[1:], strict=False):
+            counts[before, after] += 1
+    (starts, seen), (ends, chosen) = data.history(1), data.targets(1)
+    values = []
+    for user in range(data.num_users):
+        history = seen[starts[user] : starts[user + 1]]
+        (target,) = chosen[ends[user] : ends[user + 1]]
+        row = []
+        for follow in (counts[history[-1]], np.zeros(data.num_items)):
+            score = 1000 * follow + data.item_counts
+            order = [i for i in np.argsort(-score, kind="stable") if i not in set(history)]
+            place = order.index(target)
+            row.append(1 / np.log2(place + 2) if place < 10 else 0.0)
+        values.append(row)
+    found = next_items(data)
+    # ties of followers are in the order of their popularity, then of their indices
+    assert found == pytest.approx(tuple(np.mean(values, axis=0)))
+
+
+@pytest.mark.parametrize(
+    ("found", "dates", "recipe"),
+    [
+        (NextItems(0.4, 0.1), True, "configs/csv.py,"),
+        (NextItems(0.39, 0.1), True, "configs/csv.py:trends"),
+        (NextItems(0.39, 0.1), False, "configs/csv.py:teacher"),
+        (NextItems(0.2, 0.0), False, "configs/csv.py,"),
+    ],
+)
+def test_the_recipe_follows_from_the_ratio_and_from_dates(found, dates, recipe):
+    assert recipe in suggestion(found, dates)
