@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
+from kd_jax.data.dataset import Dataset
 from kd_jax.data.splits import TRAIN, VALID
 
 K = 10
@@ -28,9 +28,7 @@ class NextItems(NamedTuple):
 
 
 def next_items(dataset: Dataset) -> NextItems | None:
-    """See ``NextItems``; None without times, or without a user who can be judged."""
-    if UNTIMED_ROWS in dataset.counts:
-        return None
+    """See ``NextItems``; None without a user who can be judged."""
     follows, popular = _followers(dataset), np.argsort(-dataset.item_counts, kind="stable")
     (starts, seen), (ends, chosen) = dataset.history(VALID), dataset.targets(VALID)
     judged = np.flatnonzero((np.diff(starts) > 0) & (np.diff(ends) > 0))

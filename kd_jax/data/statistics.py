@@ -63,11 +63,17 @@ def popularity(dataset: Dataset) -> Statistics:
     }
 
 
+def timed(dataset: Dataset) -> bool:
+    """Whether interactions have timestamps, which are otherwise the order of the rows."""
+    return len(dataset.timestamp) > 0 and UNTIMED_ROWS not in dataset.counts
+
+
 def dated(dataset: Dataset) -> bool:
     """Whether timestamps are dates, neither the order of the rows nor small numbers."""
-    if not len(dataset.timestamp) or UNTIMED_ROWS in dataset.counts:
-        return False
-    return int(np.abs(dataset.timestamp).max()) >= COUNTS * 10 ** EXPONENTS[dataset.time_unit]
+    return (
+        timed(dataset)
+        and int(np.abs(dataset.timestamp).max()) >= COUNTS * 10 ** EXPONENTS[dataset.time_unit]
+    )
 
 
 def over_time(dataset: Dataset) -> Statistics | None:
@@ -77,7 +83,7 @@ def over_time(dataset: Dataset) -> Statistics | None:
     the last second of train and of valid, where these splits follow one another for all users}.
     """
     times, split = dataset.timestamp, dataset.split
-    if UNTIMED_ROWS in dataset.counts or not len(times) or times.min() == times.max():
+    if not timed(dataset) or times.min() == times.max():
         return None
     unit = 10 ** EXPONENTS[dataset.time_unit]
     edges = np.linspace(times.min(), times.max(), BINS + 1)

@@ -7,10 +7,10 @@ import datetime
 import numpy as np
 import polars as pl
 
-from kd_jax.data.dataset import UNTIMED_ROWS, Dataset
+from kd_jax.data.dataset import Dataset
 from kd_jax.data.impressions import Impressions
 from kd_jax.data.splits import NAMES, TEST, VALID
-from kd_jax.data.statistics import dated
+from kd_jax.data.statistics import dated, timed
 from kd_jax.data.text import item_texts
 from kd_jax.data.time_units import EXPONENTS
 
@@ -158,7 +158,7 @@ def _ids(ids: pl.Series) -> str:
 
 def _times(dataset: Dataset) -> str:
     times = dataset.timestamp
-    if not len(times) or UNTIMED_ROWS in dataset.counts:
+    if not timed(dataset):
         return "no timestamps"
     if not dated(dataset):
         return "timestamps are small numbers, taken for seconds where days count"

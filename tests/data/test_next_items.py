@@ -19,15 +19,12 @@ def built(histories, timed=True):
     return datasets.build(RawData("chains", frame, items), split="leave_one_out")
 
 
-def test_a_chain_of_items_is_known_from_the_newest_one():
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_chain_of_items_is_known_from_the_newest_one(timed):
     chains = [[(start + step) % 30 for step in range(8)] for start in range(30)]
-    found = next_items(built(chains))
+    found = next_items(built(chains, timed))  # without times, in the order of the rows
     assert found.followers == pytest.approx(1.0)
     assert found.popular < 0.5  # all items are as popular
-
-
-def test_without_an_order_there_is_nothing_to_know():
-    assert next_items(built([[1, 2, 3, 4], [2, 3, 4, 1]], timed=False)) is None
 
 
 def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
