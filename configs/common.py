@@ -409,6 +409,8 @@ def evaluation() -> ConfigDict:
     # names of BASELINES, models of clicks alone that every report compares with, beside popularity:
     # 'item_knn', 'ease', and with the extra baselines 'bpr' and 'ials' (docs/metrics.md)
     c.baselines = ("item_knn",)
+    # files of lists of other systems, to compare with on test (docs/metrics.md)
+    c.lists = ()
     # resamples of the paired bootstrap over users
     c.bootstrap = 2000
     return c

@@ -7,15 +7,21 @@ interactions: user, item and, where known, rating, timestamp, split. items: item
 columns, the title first. Other column names are mapped with
 --config.data.files.columns.user=customer_id and so on.
 
-The students are SASRec models that start from the item texts; the distilled one learns from the
-mean of three of them, and no other teacher is trained. It suits histories in time whose next items
-are nearly all known.
+There are three recipes; the data stage suggests one of them (--config.stages=data), by what the
+newest item of a user says about the next one (docs/results.md).
 
-With --config=configs/csv.py:teacher the student is a matrix factorisation that learns from a
-teacher over the item texts, beside a control whose teacher has item IDs: for data without a time,
-and to see what the text adds (docs/results.md). A matrix factorisation knows the train interactions
-of a user alone, so under data.split='leave_one_out' it does not read the item before the tested
-one; the models that read histories do.
+configs/csv.py: the students are SASRec models that start from the item texts; the distilled one
+learns from the mean of three of them, and no other teacher is trained. It suits histories in time
+whose next items are nearly all known.
+
+configs/csv.py:trends: the recipe of configs/quickstart.py. A matrix factorisation learns from a
+text teacher that knows what is popular at the moment, beside a control whose teacher has item IDs.
+It needs dates, and splits by time.
+
+configs/csv.py:teacher: the same without popularity, for data without dates, and to see what the
+text adds. A matrix factorisation knows the train interactions of a user alone, so under
+data.split='leave_one_out' it is evaluated without the item before the tested one; the models that
+read histories have it. The export knows all of them.
 
 Cost and result: depend on your data; Amazon Beauty with 200,000 purchases takes about an hour. For
 a first try add --config.seeds="(0,)", or use configs/csv.py:runlocal, which takes seconds.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,10 @@ class Comparison:
     @property
     def baseline(self) -> str:
         return next(iter(self.over))
+
+    def with_lists(self, names: Iterable[str]) -> Comparison:
+        """With the lists of other systems, called ``names``, among the baselines."""
+        return replace(self, over=dict(self.over) | {name: f"over_{name}" for name in names})
 
 
 TRANSFER = "transfer"  # the field of ``gain`` that holds a ``Transfer``

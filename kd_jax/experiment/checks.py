@@ -8,7 +8,7 @@ from kd_jax.data.prepared.folder import PreparedDataset
 from kd_jax.distillation.sources import members
 from kd_jax.distillation.term import OWN
 from kd_jax.evaluation import baselines
-from kd_jax.experiment import roles
+from kd_jax.experiment import other_lists, roles
 from kd_jax.experiment.build_student import (
     example_kind,
     input_names,
@@ -64,6 +64,7 @@ def _check_fields(experiment: Experiment) -> None:
             " metric that selects"
         )
     baselines.check(experiment.config.eval.baselines)
+    other_lists.check(experiment)
     if experiment.config.eval.bootstrap < 1:
         raise InputError(f"eval.bootstrap={experiment.config.eval.bootstrap} must be at least 1")
 

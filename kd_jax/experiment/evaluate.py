@@ -22,7 +22,7 @@ from kd_jax.evaluation.baselines.base import TooLarge
 from kd_jax.evaluation.baselines.chosen import chosen
 from kd_jax.evaluation.significance import Comparison, PerUser, gains
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
-from kd_jax.experiment import ensemble, new_costs, roles, served, smaller
+from kd_jax.experiment import ensemble, new_costs, other_lists, roles, served, smaller
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.experiment import Experiment
@@ -84,6 +84,7 @@ def evaluate(store: LabelStore) -> None:
         "task": experiment.config.task,
         "dataset": _dataset(experiment, counts),
         "models": measured.rows,
+        "lists": list(other_lists.paths(experiment)),
         "descriptions": {role.name: description(experiment, role) for role in trained},
         "gain": gains(per_user, measured.compared, _comparisons(store), resamples),
         "serving": _serving(experiment, measured.rows),
@@ -99,7 +100,7 @@ def _comparisons(store: LabelStore) -> list[Comparison]:
         if OWN not in teachers_of(store.experiment, student):
             teacher = roles.ENSEMBLE if ensemble.learns_from_it(store, student) else ""
             comparison = dataclasses.replace(comparison, teacher=teacher)
-        found.append(comparison)
+        found.append(comparison.with_lists(other_lists.paths(store.experiment)))
     return found
 
 
@@ -116,6 +117,9 @@ def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict
     if isinstance(task, Rank) and leader():
         for name in experiment.config.eval.baselines:
             _add_personal(experiment, task, name, measured)
+        for name, path in other_lists.paths(experiment).items():
+            found = {"test": other_lists.evaluated(experiment, path)}
+            measured.add({"name": name, "seed": None}, found)
     return {split: found.counts for split, found in base.items()}
 
 

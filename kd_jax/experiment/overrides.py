@@ -28,7 +28,7 @@ REMOVED = "None"
 
 
 # Fields with several words, which may be given bare: --config.eval.metrics=ndcg,recall.
-WORDS = ("data.text_columns", "eval.metrics", "export.formats", "stages", "trackers")
+WORDS = ("data.text_columns", "eval.lists", "eval.metrics", "export.formats", "stages", "trackers")
 BARE = re.compile(rf"--?config\.({'|'.join(map(re.escape, WORDS))})=([^'\"()\[\]{{}}]*)")
 
 

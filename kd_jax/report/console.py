@@ -25,6 +25,7 @@ from kd_jax.report.summary import (
 
 def console_table(metrics: dict[str, Any], legend: Legend) -> Table:
     """A row per model with quality, size and speed; fits 80 columns."""
+    legend = legend.with_lists(metrics.get("lists") or ())
     models = {
         name: entries
         for name, entries in by_model(metrics, legend).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from kd_jax.evaluation.significance import Comparison
 
@@ -64,6 +64,15 @@ class Legend:
     def baseline(self) -> str:
         """The model that the headline compares it with."""
         return self.comparisons[0].baseline if self.comparisons else ""
+
+    def with_lists(self, names: Collection[str]) -> Legend:
+        """With lists of other systems, which come after the simple baselines."""
+        if not names:
+            return self
+        first = {name: look for name, look in self.models.items() if name in self.simple}
+        models = first | {name: Appearance() for name in names} | dict(self.models)
+        compared = tuple(comparison.with_lists(names) for comparison in self.comparisons)
+        return dataclasses.replace(self, models=models, comparisons=compared)
 
     def same_for_all(self, name: str) -> bool:
         """Whether a model is a baseline with the same list for everybody."""

@@ -99,6 +99,7 @@ def render(workdir: Path, legend: Legend) -> str:
     # matplotlib keeps a font cache; nothing outside the workdir is written, so it goes there.
     os.environ.setdefault("MPLCONFIGDIR", str((workdir / ".cache" / "matplotlib").absolute()))
     metrics = _read_json(workdir / "report" / "metrics.json")
+    legend = legend.with_lists(metrics.get("lists") or ())
     models, shown = by_model(metrics, legend), shown_metrics(metrics)
     first, second = claim(metrics, legend)
     name = escape(str((metrics.get("dataset") or {}).get("name", "unnamed data")))

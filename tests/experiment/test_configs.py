@@ -126,6 +126,21 @@ def test_csv(tmp_path, bert):
 
 
 @pytest.mark.slow
+def test_csv_trends(tmp_path, bert):
+    path = toy.write_csv(tmp_path / "mine") / "interactions.csv"
+    hours = (1_600_000_000 + 3600 * pl.col("timestamp")).alias("timestamp")
+    pl.read_csv(path).with_columns(hours).write_csv(path)
+    c = csv.get_config("trends,runlocal")
+    assert c.data.split == "temporal" and c.teacher.popularity.enabled
+    paths = {
+        "data.files.path": str(tmp_path / "mine/interactions.csv"),
+        "data.files.items_path": str(tmp_path / "mine/items.csv"),
+    }
+    names = run(c, tmp_path / "run", bert, **paths)
+    assert names >= {"trending", "teacher", "student", "control", "distilled"}
+
+
+@pytest.mark.slow
 def test_csv_sequences(tmp_path, bert):
     toy.write_csv(tmp_path / "mine")
     c = csv.get_config("sequences,runlocal")
