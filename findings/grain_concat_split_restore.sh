@@ -3,13 +3,13 @@
 #
 # ConcatThenSplitIterDataset packs sequences into windows of one length, and its iterator is saved
 # and restored with grain.checkpoint.CheckpointSave and CheckpointRestore in an orbax checkpoint.
-# Expected: the restored iterator gives the windows that were still to come. Seen, with no error and
-# no warning: where the state has no cut sequence, that is up to the first window and when the window
-# before the last ended with the end of a sequence, a sequence is left out, so that tokens are lost
-# and the later windows are cut elsewhere; of the 10 places below, 6. The same state with get_state and
-# set_state in memory restores right at all 10. "No cut sequence" is the tuple (-1, -1) and found by
-# comparison with it, but the checkpoint is JSON, which has no tuples: the list [-1, -1] is taken
-# for the slice that is left of a cut sequence, and [-1:-1] of it is nothing.
+# Expected: the restored iterator gives the windows that were still to come. Seen, with no error
+# and no warning: where the state has no cut sequence, that is up to the first window and when the
+# window before the last ended with the end of a sequence, a sequence is left out, so that tokens
+# are lost and the later windows are cut elsewhere; of the 10 places below, 6. The same state with
+# get_state and set_state in memory restores right at all 10. "No cut sequence" is the tuple
+# (-1, -1) and found by comparison with it, but the checkpoint is JSON, which has no tuples: the
+# list [-1, -1] is taken for the slice that is left of a cut sequence, and [-1:-1] is nothing.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
