@@ -157,7 +157,10 @@ def equal(workdir: Path, calls: int) -> dict[str, Any]:
     from kd_jax.evaluation.evaluator import top_k
     from kd_jax.evaluation.scoring import score_function
     from kd_jax.experiment.builders import build
+    from kd_jax.experiment.new_items import biases_of
+    from kd_jax.experiment.new_users import NewUsers
     from kd_jax.experiment.roles import ROLES
+    from kd_jax.experiment.served import served
     from kd_jax.experiment.trained import open_workdir
     from kd_jax.models.scorer import table_rows
 
@@ -167,19 +170,21 @@ def equal(workdir: Path, calls: int) -> dict[str, Any]:
         experiment, role = models.experiment, ROLES[found.export.description["model"]]
         seed = experiment.seeds[0]
         parts = build(experiment, role, seed)
-        params, constants = models.best(role, seed, parts)
         data, graphdef = experiment.dataset, parts.graphdef
+        best = models.best(role, seed, parts)
+        users, biases = NewUsers(models, role, seed, parts, best), biases_of(models, role, seed)
+        params, constants = served(data, best, users, biases, TEST + 1, crossed=False)
         params = sharding.put_params(params, table_rows(graphdef, params), experiment.mesh)
         constants = sharding.put(constants, experiment.mesh)
-        score = score_function(data, graphdef, TEST, parts.history)(params, constants)
-        # A user without a trained vector is served by the map of new users, which is not in JAX.
-        users = np.flatnonzero(found.export.user_vectors.any(1))
-        items, scores = top_k(score, users, K, data.history(TEST + 1), num_items=data.num_items)
+        score = score_function(data, graphdef, TEST + 1, parts.history)(params, constants)
+        # A user without a vector is served by the map of new users, which is not in JAX.
+        chosen = np.flatnonzero(found.export.user_vectors.any(1))
+        items, scores = top_k(score, chosen, K, data.history(TEST + 1), num_items=data.num_items)
     blocks = list(found.many(k=K))
-    ours, values = (np.concatenate([block[n] for block in blocks])[users] for n in (1, 2))
+    ours, values = (np.concatenate([block[n] for block in blocks])[chosen] for n in (1, 2))
     same = (ours == items).all(1)
     return {
-        "users": len(users),
+        "users": len(chosen),
         "same": int(same.sum()),
         "apart": float(np.abs(values - np.asarray(scores)).max()),
     }
