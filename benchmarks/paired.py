@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from benchmarks.distillation import percent
 from benchmarks.measuring import table
 from kd_jax.core.logging import Log
 from kd_jax.evaluation.significance import paired_bootstrap
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--metrics", type=lambda text: text.split(","), default=["ndcg@10", "recall@10"]
     )
+    parser.add_argument("--resamples", type=int, default=2000, help="as eval.bootstrap")
     options = parser.parse_args()
     (one, before), (other, after) = (
         per_user(folder.expanduser().absolute(), options.metrics)
@@ -67,7 +69,7 @@ def main() -> None:
         raise SystemExit("the runs have other data or another split; users cannot be paired")
     rows = []
     for name in options.metrics:
-        gain = paired_bootstrap(before[name], after[name])
+        gain = paired_bootstrap(before[name], after[name], resamples=options.resamples)
         cells = [
             f"{statistics.fmean(means):.4f}"
             + (f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else "")
@@ -75,8 +77,8 @@ def main() -> None:
                 np.nanmean(values, axis=1).tolist() for values in (before[name], after[name])
             )
         ]
-        low, high = (100 * end for end in gain.ci95)
-        rows.append((name, *cells, f"{100 * gain.relative:+.1f} % ({low:+.1f} to {high:+.1f})"))
+        low, high = map(percent, gain.ci95)
+        rows.append((name, *cells, f"{percent(gain.relative)} % ({low} to {high})"))
     print(table(("metric", "baseline", "candidate", "gain"), rows))
 
 

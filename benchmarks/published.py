@@ -1,11 +1,11 @@
-r"""The rows of docs/results.md again: one command each, and the range in which it must land.
+r"""Runs of docs/results.md again: one command each, and the range in which it must land.
 
     python benchmarks/published.py --out=runs/published --data=data
     python benchmarks/published.py --out=runs/published --quick     # one seed, about 10 minutes
 
---data holds the data sets that are not shipped, each in a folder of its own: amazon-beauty,
-amazon-sports and citeulike with interactions.parquet and, but for citeulike, items.parquet, and
-the MovieLens release ml-100k. A row without its data is missing. Each row has a workdir in --out,
+--data holds the data sets that are not shipped, each in a folder of its own: amazon-beauty and
+amazon-sports with interactions.parquet and items.parquet, and the MovieLens release ml-100k. A row
+without its data, or whose run fails, is missing. Each row has a workdir in --out,
 so that the same command goes on where it was cut off; --report prints what there is and trains
 nothing. --rows chooses rows, --quick those of the shipped data.
 
@@ -48,14 +48,12 @@ class Row:
             return found
         folder = data / self.data
         if not folder.is_dir():
-            raise FileNotFoundError(folder)
+            raise FileNotFoundError(f"{folder} does not exist")
         if self.data.startswith("ml-"):
             return [*found, f"--config.data.movielens.path={folder}"]
         files = {"path": "interactions.parquet", "items_path": "items.parquet"}
         return found + [
-            f"--config.data.files.{field}={folder / name}"
-            for field, name in files.items()
-            if (folder / name).exists()
+            f"--config.data.files.{field}={folder / name}" for field, name in files.items()
         ]
 
 
@@ -139,8 +137,9 @@ def main() -> int:
     names = [row.name for row in ROWS]
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--rows", type=lambda text: text.split(","), default=names)
-    parser.add_argument("--quick", action="store_true")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--rows", type=lambda text: text.split(","), default=names)
+    chosen.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     wanted = QUICK if options.quick else options.rows
@@ -158,8 +157,8 @@ def main() -> int:
             try:
                 command = row.command(data)
                 launch(workdir, [*command, *(["--config.seeds=(0,)"] if options.quick else [])])
-            except FileNotFoundError as error:
-                print(f"{row.name}: no {error}", flush=True)
+            except (FileNotFoundError, SystemExit) as error:
+                print(f"{row.name}: {error}", flush=True)
         lines += measured(row, workdir)
         print(" | ".join(lines[-1]), flush=True)
     head = ("row", "model", "metric", "published", "range", "measured", "")

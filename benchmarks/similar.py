@@ -12,6 +12,7 @@ Coverage: the number of different items in all lists.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,12 @@ import scipy.sparse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import kd_jax
+from benchmarks.vector_bits import trained_vectors
+from kd_jax.core.logging import Log
 from kd_jax.data.splits import TEST, TRAIN, VALID
+from kd_jax.experiment.trained import open_workdir
 from kd_jax.runtime import topk
+from kd_jax.runtime.runtime import Runtime, load
 
 K = 10
 WEIGHTS = (0.0, 0.025, 0.05, 0.1, 0.2)
@@ -49,12 +53,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
     options = parser.parse_args()
     split = {"valid": VALID, "test": TEST}[options.split]
-    recommender = kd_jax.load(options.workdir)
-    data, runtime = recommender.dataset, recommender.runtime
+    workdir = options.workdir.expanduser()
+    exported = load(workdir).export
+    with Log(workdir / "metrics.jsonl", "", silent=True) as log:
+        models = open_workdir(workdir, log)
+        # as it was trained: the export knows the interactions that are ranked here
+        model = next(trained_vectors(models, exported.description["model"]))
+    data = models.experiment.dataset
+    runtime = Runtime(
+        dataclasses.replace(exported, user_vectors=model.contexts, item_bias=model.bias)
+    )
     histories, targets = [], []
     (starts, items), (ends, chosen) = data.history(split), data.targets(split)
     for user in range(data.num_users):

@@ -11,9 +11,7 @@ user, item, split (train, valid, test). The data have no licence and are not shi
 in the authors' code of Kang et al., "Topology Distillation", KDD 2021. docs/results.md describes
 how they count Recall@50, which selects models here.
 
-Nothing was searched yet. One trial each, seed 0, on validation: at 20 numbers, with dropout .5 and
-learning rate .01, Recall@50 was .138 after 225 steps and still rose by .01 in 25 steps; with .2 and
-.05 it was .202 after 240 (of 2,000 users; the first of all).
+XXX
 """
 
 from ml_collections import ConfigDict
@@ -36,14 +34,29 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.mf.dim = DIMS[name]
     # the order of a user's rows means nothing: all count the same
     c.student.mf.decay = 1e9
-    c.student.optimizer.eval_every = 20
     c.eval.ks = (10, 20, 50)
     c.eval.select = "recall@50"
-    c.stages = ("data", "student", "evaluate", "report")
-    if name != "wide":
+    if name == "wide":
+        c.student.mf.dropout = 0.5
+        c.student.mf.init_scale = 0.03
+        c.student.clicks["items"] = "sampled_warm"
+        c.distill.negatives = 2048
+        c.distill.negatives_power = 0.0
+        c.student.optimizer.learning_rate = 3e-3
+        c.student.optimizer.steps = 3000
+        c.student.optimizer.eval_every = 100
+        c.student.optimizer.patience = 3
+        c.stages = ("data", "student", "evaluate", "report")
+    else:
         c.student.mf.dropout = 0.2
         c.student.optimizer.learning_rate = 0.05
-        c.distill.sources = {"wide": {"path": "runs/citeulike-wide/student"}}
-        c.distill.terms.soft.teacher = "wide"
+        c.student.optimizer.steps = 800
+        c.student.optimizer.eval_every = 50
+        c.student.optimizer.patience = 3
+        c.distill.sources = {
+            seed: {"path": f"runs/citeulike-wide/student{end}"}
+            for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))
+        }
+        c.distill.terms.soft.teacher = "a+b+c"
         c.stages = ("data", "labels", "student", "distilled", "evaluate", "report")
     return shrink(c) if runlocal else c

@@ -12,19 +12,21 @@ from kd_jax.data.splits import TRAIN, VALID
 
 K = 10
 USERS = 1000  # that are judged, at most
+FEWEST = 100  # users for a suggestion
 RATIO = 4.0  # of the two values, from which on models of sequences are suggested
 DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
 
 class NextItems(NamedTuple):
-    """NDCG@10 on validation, of up to ``USERS`` users drawn once.
+    """NDCG@10 on validation, of ``users`` users drawn once, at most ``USERS``.
 
-    followers: of the items that came next after the user's newest one in other train histories, by
-    how often, then the popular items. popular: of these alone.
+    followers: of the items that came next after the user's newest one in train histories, by how
+    often, then the popular items. popular: of these alone.
     """
 
     followers: float
     popular: float
+    users: int
 
 
 def next_items(dataset: Dataset) -> NextItems | None:
@@ -47,25 +49,29 @@ def next_items(dataset: Dataset) -> NextItems | None:
             _ndcg(_first(np.concatenate([after, rest]), history), targets),
             _ndcg(_first(rest, history), targets),
         ])  # fmt: skip
-    return NextItems(*np.mean(values, axis=0).tolist()) if values else None
+    if not values:
+        return None
+    followers, by_count = np.mean(values, axis=0).tolist()
+    return NextItems(followers, by_count, len(values))
 
 
 def suggestion(found: NextItems, dates: bool) -> str:
-    """One line that names the recipe of configs/csv.py which suits the data (docs/results.md).
+    """One line that names the recipe of configs/csv.py for such data (docs/results.md).
 
-    dates: whether timestamps are dates.
+    dates: whether timestamps are dates. There is no recipe in it if too few users were judged, or
+    if neither list has a target.
     """
-    if found.followers >= RATIO * found.popular:
-        recipe = "configs/csv.py, a model of sequences"
-    elif dates:
-        recipe = "configs/csv.py:trends, what is popular now,"
-    else:
-        recipe = "configs/csv.py:teacher, a teacher over the item texts,"
-    return (
-        f"data: next items: what followed a user's newest item elsewhere has NDCG@10"
-        f" {found.followers:.4f} on validation, popular items {found.popular:.4f}: {recipe} suits"
-        " such data best"
+    measured = (
+        f"data: next items: what followed a user's newest item has NDCG@10 {found.followers:.4f} on"
+        f" validation, popular items {found.popular:.4f} ({found.users:,} users)"
     )
+    if found.users < FEWEST or not found.followers:
+        return measured
+    if found.followers >= RATIO * found.popular:
+        recipe = "configs/csv.py (sequences)"
+    else:
+        recipe = "configs/csv.py:trends" if dates else "configs/csv.py:teacher"
+    return f"{measured}: of the recipes for own data, {recipe} was the best on similar data"
 
 
 def _followers(dataset: Dataset) -> scipy.sparse.csr_array:

@@ -22,6 +22,7 @@ from kd_jax.experiment.config import reads_text
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
+from kd_jax.experiment.new_items import lost_share
 from kd_jax.experiment.objectives import objective, teacher_in_run, teachers_of, term_sections
 from kd_jax.experiment.roles import ROLES, Role
 from kd_jax.models.students.base import ITEM_TEXT
@@ -58,7 +59,7 @@ def _check_fields(experiment: Experiment) -> None:
     export = experiment.config.export
     for name in export.formats:
         exporter_section(name, export.to_dict().get(name, {}))
-    if not 0 <= export.new_items < 1:
+    if not 0 <= lost_share(experiment.config) < 1:
         raise InputError(
             f"export.new_items={export.new_items} must be at least 0 and below 1, a share of the"
             " metric that selects"

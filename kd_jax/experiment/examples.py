@@ -93,7 +93,11 @@ def _scores(model: Runtime, data: Dataset, parts: list[np.ndarray]) -> Iterator[
     indptr, items = data.history(TEST)
     for part in parts:
         seen = [items[indptr[user] : indptr[user + 1]].astype(np.int64) for user in part.tolist()]
-        scores = model.scores(model.vectors(part.tolist(), seen))
+        vectors = model.vectors(part.tolist(), seen)
+        if model.export.context.linear:  # they know all interactions; here those before the split
+            whole = [model.seen(user) for user in part.tolist()]
+            vectors = vectors + model.contexts(seen) - model.contexts(whole)
+        scores = model.scores(vectors)
         for row, known in zip(scores, seen, strict=True):
             row[known] = -np.inf
         yield scores

@@ -62,15 +62,9 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
         history=parts.history,
         spec=spec_of(experiment, role).plain(),
     )
-    model, as_served = (nnx.merge(parts.graphdef, *found) for found in (best, newest))
+    trained, model = (nnx.merge(parts.graphdef, *found) for found in (best, newest))
     bundle = Bundle(
-        experiment.dataset,
-        model,
-        description,
-        inputs,
-        history_map,
-        text_map,
-        with_newest=as_served,
+        experiment.dataset, model, description, inputs, history_map, text_map, trained=trained
     )
     folder, c = experiment.workdir / "export", experiment.config.export
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())

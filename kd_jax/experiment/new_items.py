@@ -10,10 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from kd_jax.core.scores import Factors
+from kd_jax.data.splits import VALID
 from kd_jax.devices import sharding
 from kd_jax.devices.processes import agreed, barrier, leader
+from kd_jax.evaluation.metrics import expand
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
@@ -27,7 +30,7 @@ from kd_jax.serving.text_map import Rows, Settings, TextMaps
 SETTINGS = "text_map.json"  # beside it, the arrays (``kept.weights_of``)
 BIASES = "new_items.json"
 SLICE = "cold_only"  # cold targets, ranked among cold items
-MOST = 8.0  # that is added to a bias, in units of a logit
+MOST = 8.0  # above what is added to a bias, in units of a logit
 HALVINGS = 5  # of the range in which the largest is sought
 
 
@@ -35,13 +38,14 @@ HALVINGS = 5  # of the range in which the largest is sought
 class Biases:
     """What is added to the biases of items without a train interaction when they are served.
 
-    loss: ``config.export.new_items``, with which they were selected. trained: for the rows that
-    training gave to cold items. text: for rows by the text map.
+    judged_by: what they were selected by: ``config.export.new_items``, and the names of the two
+    metrics (``NewItems.biases``). trained: for the rows that training gave to cold items. text: for
+    rows by the text map.
     """
 
-    loss: float
-    trained: float
-    text: float
+    judged_by: str
+    trained: float = 0.0
+    text: float = 0.0
 
 
 def kept_of(models: TrainedModels, role: Role, seed: int) -> Settings | None:
@@ -50,19 +54,25 @@ def kept_of(models: TrainedModels, role: Role, seed: int) -> Settings | None:
     return read_settings(path, Settings, models.result(role, seed)["best_step"])
 
 
+def lost_share(config: ConfigDict) -> float:
+    """``config.export.new_items``; that of ``configs/common.py`` in a workdir of before."""
+    return float(config.export.get("new_items", 0.005))
+
+
 def biases_of(models: TrainedModels, role: Role, seed: int) -> Biases:
     """What was selected for a student; none are added if nothing was yet."""
     path = models.experiment.folder(role, seed) / BIASES
     found = read_settings(path, Biases, models.result(role, seed)["best_step"])
-    return found or Biases(0.0, 0.0, 0.0)
+    return found or Biases("")
 
 
 def most_added(quality: Callable[[float], tuple[float, float]], loss: float) -> float:
     """The most that can be added to the biases of new items.
 
-    quality: maps what is added to the quality among warm and among cold targets. The first may
-    fall by at most the share ``loss``, and the second must rise, or nothing is added. The result is
-    a multiple of ``MOST`` / 2 ** ``HALVINGS``.
+    quality: maps what is added to the quality among warm and among cold targets, NaN without such.
+    The first may fall by at most the share ``loss``, and the second must rise, or nothing is added.
+    The first is assumed to fall with all that is added. The result is a multiple of ``MOST`` / 2 **
+    ``HALVINGS``, and less than ``MOST``.
     """
     (warm, cold), found, reached, bound = quality(0.0), 0.0, 0.0, MOST
     for _ in range(HALVINGS):
@@ -108,53 +118,58 @@ class NewItems:
 
         settings: in place of those that are selected for this student.
         """
-        return self._maps.fit(settings or self.settings()) if self._served else None
+        return self._maps.fit(settings or self.settings()) if self._in_numpy else None
 
     def biases(self) -> Biases:
         """What new items get on top of their biases, selected once; see ``Biases``.
 
         It is the most, in steps of ``MOST`` / 2 ** ``HALVINGS``, with which the metric that
         selects models loses at most the share ``config.export.new_items`` among warm targets on
-        validation; 0 where the recall of cold targets does not gain, or validation has none.
+        validation; 0 where the recall of cold targets in the longest lists does not rise, or
+        validation has none, and for a student whose scores do not factorise.
         """
-        loss = float(self._experiment.config.export.get("new_items", 0.005))
-        path = self._folder / BIASES
+        task, loss = self._experiment.task, lost_share(self._experiment.config)
+        if not loss or not isinstance(task, Rank) or not self.model.factorised:
+            return Biases("")
+        recall = f"recall@{max(task.ks)}"
+        deep = recall if recall in expand(task.metric_names, task.ks) else task.select
+        judged_by, path = f"{loss:g} of {task.select}, {deep}", self._folder / BIASES
         kept = read_settings(path, Biases, self._step)
-        if agreed(kept is not None and kept.loss != loss):
+        if agreed(kept is not None and kept.judged_by != judged_by):
             if leader():
                 path.unlink()
             barrier(BIASES)
-        return kept_settings(path, Biases, self._step, lambda: self._select_biases(loss))
+        select = functools.partial(self._select_biases, judged_by, loss, (task.select, deep))
+        return kept_settings(path, Biases, self._step, select)
 
-    def _select_biases(self, loss: float) -> Biases:
-        slices = self._slices(self._rows, "valid")
-        if not (loss and "warm" in slices and "cold" in slices):
-            return Biases(loss, 0.0, 0.0)
-        warm, predicted = self._experiment.dataset.warm, self._maps.predicted(self.settings())
+    def _select_biases(self, judged_by: str, loss: float, names: tuple[str, str]) -> Biases:
+        data = self._experiment.dataset
+        if data.warm[data.item[data.split == VALID]].all():
+            return Biases(judged_by)
+        predicted = self._maps.predicted(self.settings())
         by_text = (
-            np.where(warm[:, None], self._rows[0], predicted[0]),
-            np.where(warm, self._rows[1], predicted[1]),
+            np.where(data.warm[:, None], self._rows[0], predicted[0]),
+            np.where(data.warm, self._rows[1], predicted[1]),
         )
-        found = (most_added(self._quality_with(rows), loss) for rows in (self._rows, by_text))
-        return Biases(loss, *found)
+        found = (most_added(self._quality_with(rows, names), loss)
+                 for rows in (self._rows, by_text))  # fmt: skip
+        return Biases(judged_by, *found)
 
-    def _quality_with(self, rows: Rows) -> Callable[[float], tuple[float, float]]:
-        """More bias of cold items -> the metric that selects models among warm validation targets.
-
-        And the recall of cold ones in the longest lists, where it is measured, else that metric.
-        """
-        task: Any = self._experiment.task
-        cold, recall = ~self._experiment.dataset.warm, f"recall@{max(task.ks)}"
+    def _quality_with(
+        self, rows: Rows, names: tuple[str, str]
+    ) -> Callable[[float], tuple[float, float]]:
+        """More bias of cold items -> two metrics on validation, among warm and cold targets."""
+        cold = ~self._experiment.dataset.warm
 
         def quality(more: float) -> tuple[float, float]:
             found = self._slices((rows[0], rows[1] + np.float32(more) * cold), "valid")
-            of_cold = found["cold"]
-            return found["warm"][task.select], of_cold.get(recall, of_cold[task.select])
+            unknown = {name: float("nan") for name in names}
+            return found.get("warm", unknown)[names[0]], found.get("cold", unknown)[names[1]]
 
         return quality
 
     @property
-    def _served(self) -> bool:
+    def _in_numpy(self) -> bool:
         known = self.model.factorised or self.model.runtime_hidden() is not None
         return isinstance(self._experiment.task, Rank) and known
 

@@ -13,23 +13,27 @@ from kd_jax.core.types import PAD, Array
 from kd_jax.data import lists
 from kd_jax.data.lists import Lists
 from kd_jax.evaluation.scoring import dense_users
+from kd_jax.evaluation.significance import TRANSFER
 from kd_jax.evaluation.tasks import Evaluation, Rank
 from kd_jax.experiment import roles
 from kd_jax.experiment.experiment import Experiment
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+NAME = re.compile(r"(?!over_)[A-Za-z][A-Za-z0-9_-]*")
+GAIN = ("baseline", "candidate", "relative", "ci95", "p_value", "taught_by")  # fields of a gain
 
 
 def paths(experiment: Experiment) -> dict[str, Path]:
     """The files of ``eval.lists`` by the names that the report gives them, those of the files.
 
-    Raises InputError for a name that is no word, or that a model has.
+    Raises InputError for a name that is no word, or that a model or a field of ``gain`` has.
     """
     found: dict[str, Path] = {}
+    fields = {field for role in roles.ROLES.values() for field in role.over.values()}
+    reserved = {*roles.ROLES, *roles.BASELINES, roles.ENSEMBLE, *fields, *GAIN, TRANSFER}
     for text in experiment.config.eval.get("lists", ()):
         path = Path(text).expanduser()
-        name, taken = path.stem, {*roles.ROLES, *roles.BASELINES, roles.ENSEMBLE, *found}
-        if not NAME.fullmatch(name) or name in taken:
+        name = path.stem
+        if not NAME.fullmatch(name) or name in reserved | found.keys():
             raise InputError(
                 f"eval.lists: {text}: the report calls the lists {name!r}, as the file; give the"
                 " file a name of letters, digits, _ and - that no other model has"

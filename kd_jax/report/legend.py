@@ -11,6 +11,7 @@ from kd_jax.evaluation.significance import Comparison
 BASE = {"ink": "#1b2027", "muted": "#5a6470", "line": "#dde1e6"}
 BASE_DARK = {"ink": "#e7eaee", "muted": "#9da7b3", "line": "#2d343d"}
 OTHER = "other"
+MARKERS = "*HPd8"  # of lists of other systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,9 @@ class Legend:
         if not names:
             return self
         first = {name: look for name, look in self.models.items() if name in self.simple}
-        models = first | {name: Appearance() for name in names} | dict(self.models)
+        looks = {name: Appearance(marker=MARKERS[place % len(MARKERS)])
+                 for place, name in enumerate(names)}  # fmt: skip
+        models = first | looks | dict(self.models)
         compared = tuple(comparison.with_lists(names) for comparison in self.comparisons)
         return dataclasses.replace(self, models=models, comparisons=compared)
 

@@ -10,9 +10,11 @@ from kd_jax.report.summary import (
     LOWER_IS_BETTER,
     Models,
     by_model,
+    decimals,
     human_bytes,
     human_time,
     mean_std,
+    metric_label,
     model_means,
     scaled,
     share,
@@ -111,9 +113,14 @@ def _as_served(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     if trained is None or now is None or now <= trained:
         return ""
     first = NUMBERS.get(max(cuts), f"first {max(cuts)}")
+    metric = main_gain(metrics)[0].partition("/")[0]
+    before, after = mean_std(rows, "test", metric)[0], mean_std(rows, "served", "test", metric)[0]
+    cost = (
+        f"; {metric_label(metric)} of all items is {decimals(after)} instead of {decimals(before)}"
+    )
     return (
         f"As it is served, {share(now)} of what users choose among new items is in their {first}"
-        f" (as trained, {share(trained)})."
+        f" (as trained, {share(trained)}){cost if before and after else ''}."
     )
 
 

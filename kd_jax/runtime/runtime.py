@@ -198,8 +198,8 @@ class Runtime:
         centre = export.item_vectors[warm].mean(0) if warm.any() else np.float32(0)
         vectors = export.item_vectors - centre
         norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-        trained = export.user_vectors[export.user_vectors.any(1)]
-        average = trained.mean(0, keepdims=True) if len(trained) else trained.sum(0, keepdims=True)
+        users = export.user_vectors[export.user_vectors.any(1)]
+        average = users.mean(0, keepdims=True) if len(users) else users.sum(0, keepdims=True)
         return vectors / norms, self.scores(average)[0]
 
     def explain(
@@ -312,8 +312,8 @@ class Runtime:
     def vectors(self, indices: Sequence[int], seen: Sequence[np.ndarray]) -> np.ndarray:
         """The vectors of users of the data set.
 
-        They are the trained ones, and the contexts of users without a trained vector. A student
-        that reads histories has none.
+        They know all interactions of the data set; a user without one has the context of ``seen``.
+        A student that reads histories has none.
         """
         if not self.export.context.linear:
             return self.contexts(seen)

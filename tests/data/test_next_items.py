@@ -49,17 +49,22 @@ def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
         values.append(row)
     found = next_items(data)
     # ties of followers are in the order of their popularity, then of their indices
-    assert found == pytest.approx(tuple(np.mean(values, axis=0)))
+    assert found == pytest.approx((*np.mean(values, axis=0), data.num_users))
 
 
 @pytest.mark.parametrize(
     ("found", "dates", "recipe"),
     [
-        (NextItems(0.4, 0.1), True, "configs/csv.py,"),
-        (NextItems(0.39, 0.1), True, "configs/csv.py:trends"),
-        (NextItems(0.39, 0.1), False, "configs/csv.py:teacher"),
-        (NextItems(0.2, 0.0), False, "configs/csv.py,"),
+        (NextItems(0.4, 0.1, 100), True, "configs/csv.py (sequences)"),
+        (NextItems(0.39, 0.1, 100), True, "configs/csv.py:trends"),
+        (NextItems(0.39, 0.1, 100), False, "configs/csv.py:teacher"),
+        (NextItems(0.2, 0.0, 1000), False, "configs/csv.py (sequences)"),
     ],
 )
 def test_the_recipe_follows_from_the_ratio_and_from_dates(found, dates, recipe):
     assert recipe in suggestion(found, dates)
+
+
+@pytest.mark.parametrize("found", [NextItems(0.4, 0.1, 99), NextItems(0.0, 0.0, 1000)])
+def test_little_evidence_suggests_nothing(found):
+    assert "configs/" not in suggestion(found, True)

@@ -66,6 +66,8 @@ def test_they_are_evaluated_like_models(run, world, tmp_path):
     ("name", "lines", "message"),
     [
         ("student", [{"user": 100, "items": [500]}], "that no other model has"),
+        ("lm_share", [{"user": 100, "items": [500]}], "that no other model has"),
+        ("over_x", [{"user": 100, "items": [500]}], "that no other model has"),
         ("a b", [{"user": 100, "items": [500]}], "letters, digits"),
         ("gone", None, "does not exist"),
         ("old", [{"history": [ITEM], "items": [ITEM]} for ITEM in ("film 0",)], "of users"),

@@ -646,7 +646,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
         (["unexpected"], r"error: unexpected argument 'unexpected'"),
         (
             ["--config=configs/csv.py:twice"],
-            r"error: .*config argument 'twice' is unknown; known: sequences, teacher, runlocal",
+            r"error: .*config argument 'twice' is unknown; known: sequences, trends, teacher, runl",
         ),
         (
             ["--config=configs/nothing.py"],

@@ -32,6 +32,7 @@ def test_nothing_is_added_where_cold_targets_do_not_gain_or_others_lose_at_once(
     assert most_added(lambda more: (1.0, 0.2), 0.005) == 0.0
     assert most_added(lambda more: (float(more == 0), more), 0.005) == 0.0
     assert most_added(lambda more: (1.0, -more), 0.005) == 0.0
+    assert most_added(lambda more: (float("nan"), more), 0.005) == 0.0
 
 
 def test_the_text_map_of_the_export_gives_new_items_more_bias():
@@ -42,9 +43,9 @@ def test_the_text_map_of_the_export_gives_new_items_more_bias():
         draw(size=(3, 5)).astype(np.float32),
         draw(size=5).astype(np.float32),
     )
-    assert for_texts(None, Biases(0.005, 0.0, 1.5)) is None
-    assert for_texts(plain, Biases(0.005, 1.0, 0.0)) is plain
-    found = for_texts(plain, Biases(0.005, 0.0, 1.5))
+    assert for_texts(None, Biases("", 0.0, 1.5)) is None
+    assert for_texts(plain, Biases("", 1.0, 0.0)) is plain
+    found = for_texts(plain, Biases("", 0.0, 1.5))
     assert found is not None
     (vectors, biases), (others, more) = plain(["a b"]), found(["a b"])
     np.testing.assert_array_equal(vectors, others)
@@ -119,12 +120,15 @@ def test_new_items_get_the_most_that_validation_allows_and_the_export_has_it(run
 
 def test_a_newer_value_of_the_field_is_selected_anew(run, tmp_path):
     found = json.loads((run / "student/new_items.json").read_text())
-    assert found["loss"] == 0.5 and found["trained"] > 0
+    assert found["judged_by"] == "0.5 of ndcg@10, recall@10" and found["trained"] > 0
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     config = json.loads((folder / "config.json").read_text())
+    config["eval"]["metrics"] = ("ndcg",)
+    runs.run(ConfigDict(config), folder)
+    again = json.loads((folder / "student/new_items.json").read_text())
+    assert again["judged_by"] == "0.5 of ndcg@10, ndcg@10"
     config["export"]["new_items"] = 0.0
     runs.run(ConfigDict(config), folder)
-    assert json.loads((folder / "student/new_items.json").read_text())["trained"] == 0.0
     plain = load_file(folder / "export/student.safetensors")["bias"]
     np.testing.assert_array_equal(runtime.load(folder).export.item_bias, plain)

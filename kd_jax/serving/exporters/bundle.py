@@ -33,13 +33,12 @@ class Vectors:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A trained student with all that an exporter may need.
+    """A student as it is served, with all that an exporter may need.
 
     description: 'model', its role in the run; 'student', its name in ``STUDENTS``; 'task';
     'history', how many interactions it reads; 'spec', ``StudentSpec.plain``. inputs: the arrays it
     was built from. until: the split before which users are known; a student with a table of users
-    knows what the table does. with_newest: the model with the parameters with which it is served;
-    None: those of training.
+    knows what the table does. trained: the model as it was trained, if it is not served so.
     """
 
     dataset: Dataset
@@ -49,24 +48,19 @@ class Bundle:
     history_map: HistoryMap | None = None
     text_map: TextMap | None = None
     until: int = TEST + 1
-    with_newest: Scorer | None = None
-
-    @property
-    def served(self) -> Scorer:
-        """The model as it is served."""
-        return self.model if self.with_newest is None else self.with_newest
+    trained: Scorer | None = None
 
     @functools.cached_property
     def vectors(self) -> Vectors | None:
         """None where scores are of pairs (task 'rate') or do not factorise."""
-        if self.description["task"] != "rank" or not self.served.factorised:
+        if self.description["task"] != "rank" or not self.model.factorised:
             return None
-        items, bias = self.served.items()
+        items, bias = self.model.items()
         users = np.arange(self.dataset.num_users, dtype=np.int32)
         windows = last_items(*self.dataset.history(self.until), self.description["history"])
         parts = np.array_split(users, max(1, len(users) // USERS_AT_ONCE))
         contexts = [
-            self.served.context({"user": part, "history": windows[part]}, items) for part in parts
+            self.model.context({"user": part, "history": windows[part]}, items) for part in parts
         ]
         return Vectors(
             np.concatenate([np.asarray(part) for part in contexts]),

@@ -42,7 +42,7 @@ def export_of(bundle: Bundle) -> store.Export | None:
     That is a student of task 'rate', one that neither factorises nor has a ``runtime_hidden``, and
     one without histories to which no map was fitted.
     """
-    model: Any = bundle.served
+    model: Any = bundle.model
     hidden = model.runtime_hidden()
     if bundle.description["task"] != "rank" or (hidden is None and not model.factorised):
         return None
@@ -87,7 +87,7 @@ def served_vectors(export: store.Export) -> np.ndarray:
 
 def _program(bundle: Bundle) -> Program:
     """The context vectors as a program of JAX, for histories as long as those of training."""
-    graphdef, state = nnx.split(bundle.served)
+    graphdef, state = nnx.split(bundle.model)
     length = bundle.description["history"]
 
     def contexts(history: jax.Array, vectors: jax.Array) -> jax.Array:

@@ -29,8 +29,12 @@ INPUT = "input."  # prefix of the arrays that the student reads, such as its ite
 
 
 def write(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
-    """``student.safetensors`` (parameters by path, then inputs) and ``student.json``."""
-    tensors = _flat(split(bundle.model)[1])
+    """``student.safetensors`` and ``student.json``.
+
+    The former has the parameters by path as they were trained, then inputs.
+    """
+    trained = bundle.model if bundle.trained is None else bundle.trained
+    tensors = _flat(split(trained)[1])
     tensors |= {INPUT + name: np.asarray(value) for name, value in bundle.inputs.items()}
     weights, description = folder / WEIGHTS, folder / DESCRIPTION
     write_tensors(weights, tensors)
