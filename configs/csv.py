@@ -18,7 +18,7 @@ configs/csv.py:trends: the recipe of configs/quickstart.py. A matrix factorisati
 text teacher that knows what is popular at the moment, beside a control whose teacher has item IDs.
 It needs dates, and splits by time.
 
-configs/csv.py:teacher: the same without popularity, for data without dates, and to see what the
+configs/csv.py:teacher: the same without popularity, for tastes without dates, and to see what the
 text adds. A matrix factorisation knows the train interactions of a user alone, so under
 data.split='leave_one_out' it is evaluated without the item before the tested one; the models that
 read histories have it. The export knows all of them.

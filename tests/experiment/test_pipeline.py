@@ -748,3 +748,25 @@ def test_a_table_comes_into_being_in_parts_with_the_bits_it_has_on_one_device(
     graphdef, eager, _ = split(build_student(name, spec, {}, rngs=nnx.Rngs(7)))
     assert graphdef == built.graphdef
     jax.tree.map(np.testing.assert_array_equal, eager, state.params)
+
+
+def test_the_shown_lists_know_nothing_of_the_test_split(finished):
+    runtime, data = load_runtime(finished), kd_jax.load(finished).dataset
+    trained = load_file(finished / "export/student.safetensors")["user"]
+    train, before = (
+        np.split(items, indptr[1:-1]) for indptr, items in (data.history(1), data.history(TEST))
+    )
+    vectors = np.where(
+        trained.any(1)[:, None],
+        trained + runtime.contexts(before) - runtime.contexts(train),
+        runtime.contexts(before),
+    )
+    scores = runtime.scores(vectors)
+    places = {str(user): place for place, user in enumerate(data.user_ids.to_list())}
+    shown = json.loads((finished / "report/lists.json").read_text())["users"]
+    assert shown
+    for user in shown:
+        row = scores[places[user["user"]]]
+        row[before[places[user["user"]]]] = -np.inf
+        found = [data.titles[item] for item in np.argsort(-row, kind="stable")]
+        assert user["lists"]["distilled"] == found[: len(user["lists"]["distilled"])]
