@@ -55,11 +55,11 @@ def next_items(dataset: Dataset) -> NextItems | None:
     return NextItems(followers, by_count, len(values))
 
 
-def suggestion(found: NextItems, dates: bool) -> str:
+def suggestion(found: NextItems, by_time: bool) -> str:
     """One line that names the recipe of configs/csv.py for such data (docs/results.md).
 
-    dates: whether timestamps are dates. There is no recipe in it if too few users were judged, or
-    if neither list has a target.
+    by_time: whether timestamps are dates, and the split is one by time. There is no recipe in it if
+    too few users were judged, or if neither list has a target.
     """
     measured = (
         f"data: next items: what followed a user's newest item has NDCG@10 {found.followers:.4f} on"
@@ -70,7 +70,7 @@ def suggestion(found: NextItems, dates: bool) -> str:
     if found.followers >= RATIO * found.popular:
         recipe = "configs/csv.py (sequences)"
     else:
-        recipe = "configs/csv.py:trends" if dates else "configs/csv.py:teacher"
+        recipe = "configs/csv.py:trends" if by_time else "configs/csv.py:teacher"
     return f"{measured}: of the recipes for own data, {recipe} was the best on similar data"
 
 

@@ -53,7 +53,7 @@ def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("found", "dates", "recipe"),
+    ("found", "by_time", "recipe"),
     [
         (NextItems(0.4, 0.1, 100), True, "configs/csv.py (sequences)"),
         (NextItems(0.39, 0.1, 100), True, "configs/csv.py:trends"),
@@ -61,8 +61,8 @@ def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
         (NextItems(0.2, 0.0, 1000), False, "configs/csv.py (sequences)"),
     ],
 )
-def test_the_recipe_follows_from_the_ratio_and_from_dates(found, dates, recipe):
-    assert recipe in suggestion(found, dates)
+def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, by_time, recipe):
+    assert recipe in suggestion(found, by_time)
 
 
 @pytest.mark.parametrize("found", [NextItems(0.4, 0.1, 99), NextItems(0.0, 0.0, 1000)])

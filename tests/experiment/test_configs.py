@@ -198,7 +198,8 @@ def test_citeulike(tmp_path, bert):
     pl.DataFrame(rows, ["user", "item", "split"], orient="row").write_parquet(path)
     wide, narrow = citeulike.get_config("runlocal"), citeulike.get_config("d10,runlocal")
     wide.data.files.path = narrow.data.files.path = str(path)
-    narrow.distill.sources.wide.path = str(tmp_path / "wide/student")
+    for source in narrow.distill.sources.values():
+        source.path = str(tmp_path / "wide/student")
     assert run(wide, tmp_path / "wide", bert) >= {"popularity", "student"}
     assert run(narrow, tmp_path / "narrow", bert) >= {"student", "distilled"}
     report = json.loads((tmp_path / "narrow/report/metrics.json").read_text())
