@@ -11,7 +11,7 @@ from kd_jax.evaluation.significance import Comparison
 from kd_jax.experiment import pipeline
 from kd_jax.report.legend import Appearance, Legend
 
-STAGES = ("data", "student", "evaluate", "report")
+STAGES = ("data", "teacher", "student", "labels", "distilled", "evaluate", "report")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,10 @@ def test_they_are_evaluated_like_models(run, world, tmp_path):
     share = float(np.mean(judged % 2))
     assert rows["half"]["test"]["ndcg@10"] == pytest.approx(share)
     assert metrics["lists"] == ["first", "third", "half"]
-    assert "third" in (run / "report/index.html").read_text()
+    gain = metrics["gain"]["ndcg@10"]
+    assert gain["over_third"]["relative"] == pytest.approx(gain["distilled"] / gain["third"] - 1)
+    page = (run / "report/index.html").read_text()
+    assert page.count(">third<") >= 2  # the results, and what distilled is compared with
 
 
 @pytest.mark.parametrize(
