@@ -11,7 +11,8 @@ the split is in the authors' code of Kang et al., "Topology Distillation", KDD 2
 describes how they count Recall@50, which selects models here.
 
 Result (test Recall@50): wide .2969 ± .0058, 11 min a seed; of 20 numbers, one seed, the plain
-student .2363 and the distilled one .2497, 2 and 10 min. Little was searched (docs/results.md).
+student .2363 and the distilled one .2497, of 10 .2389 and .2382; 2 and 10 min. Little was searched
+(docs/results.md).
 """
 
 from ml_collections import ConfigDict
