@@ -36,9 +36,9 @@ USERS = 5
 
 
 def scores_of(model):
-    """f32 [USERS, I] of the first users after all but their test interactions."""
+    """f32 [USERS, I] of the first users after all of their interactions."""
     data = task().dataset
-    windows = last_items(*data.history(TEST), HISTORY)[:USERS]
+    windows = last_items(*data.history(TEST + 1), HISTORY)[:USERS]
     batch = {"user": jnp.arange(USERS), "history": jnp.asarray(windows)}
 
     def dense(model, batch):
@@ -86,7 +86,7 @@ def given(folder: Path, form: str) -> dict[str, np.ndarray]:
     found = json.loads((folder / f"{form}.json").read_text())
     assert found["users"] == data.user_ids.to_list() and found["items"] == data.item_ids.to_list()
     if found["model"]["student"] == "sasrec":
-        return {"history": last_items(*data.history(TEST), HISTORY)[:USERS].astype(np.int32)}
+        return {"history": last_items(*data.history(TEST + 1), HISTORY)[:USERS].astype(np.int32)}
     return {"user": np.arange(USERS, dtype=np.int32)}
 
 
