@@ -71,7 +71,7 @@ def suggestion(found: NextItems, by_time: bool) -> str:
         recipe = "configs/csv.py (sequences)"
     else:
         recipe = "configs/csv.py:trends" if by_time else "configs/csv.py:teacher"
-    return f"{measured}: of the recipes for own data, {recipe} was the best on similar data"
+    return f"{measured}: the recipe for such data is {recipe}, see docs/results.md"
 
 
 def _followers(dataset: Dataset) -> scipy.sparse.csr_array:

@@ -66,6 +66,12 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     bundle = Bundle(
         experiment.dataset, model, description, inputs, history_map, text_map, trained=trained
     )
+    if biases.judged_by and not experiment.dataset.warm.all():
+        experiment.log.note(
+            f"export: added to the biases of new items: {biases.trained:.3g}, of those that get"
+            f" theirs from a text {biases.text:.3g}: the most that costs {biases.judged_by}, on"
+            " validation (export.new_items)"
+        )
     folder, c = experiment.workdir / "export", experiment.config.export
     written = exporters.write(bundle, folder, tuple(c.formats), c.to_dict())
     for name, files in written.items():

@@ -31,7 +31,7 @@ SETTINGS = "text_map.json"  # beside it, the arrays (``kept.weights_of``)
 BIASES = "new_items.json"
 SLICE = "cold_only"  # cold targets, ranked among cold items
 MOST = 8.0  # above what is added to a bias, in units of a logit
-HALVINGS = 5  # of the range in which the largest is sought
+HALVINGS = 7  # of the range in which the largest is sought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ class NewItems:
             return Biases("")
         recall = f"recall@{max(task.ks)}"
         deep = recall if recall in expand(task.metric_names, task.ks) else task.select
-        judged_by, path = f"{loss:g} of {task.select}, {deep}", self._folder / BIASES
+        judged_by, path = f"{loss:g} of {task.select} for {deep}", self._folder / BIASES
         kept = read_settings(path, Biases, self._step)
         if agreed(kept is not None and kept.judged_by != judged_by):
             if leader():

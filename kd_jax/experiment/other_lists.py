@@ -12,6 +12,8 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.types import PAD, Array
 from kd_jax.data import lists
 from kd_jax.data.lists import Lists
+from kd_jax.data.splits import TEST
+from kd_jax.evaluation.evaluator import eval_users
 from kd_jax.evaluation.scoring import dense_users
 from kd_jax.evaluation.significance import TRANSFER
 from kd_jax.evaluation.tasks import Evaluation, Rank
@@ -71,6 +73,10 @@ def evaluated(experiment: Experiment, path: Path) -> Evaluation:
     note = experiment.log.note
     for line in found.notes:
         note(f"{path}: {line}")
+    judged = eval_users(data, TEST)
+    without = int(np.sum(found.by_user[judged] == 0))
+    if without:
+        note(f"{path}: {without:,} of {len(judged):,} test users have no list, which counts as 0")
     if width < max(task.ks):
         note(f"{path}: up to {width} items a user: metrics of longer lists are too low")
 

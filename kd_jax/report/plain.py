@@ -104,24 +104,28 @@ def _limits(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
 
 
 def _as_served(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
-    """What the candidate finds of new items as it is served, where that is more."""
+    """What is different about the candidate as it is served; '' where nothing is."""
     rows = models.get(legend.candidate, ())
-    cuts = [int(name.removeprefix("recall@")) for name in (rows[0].get("test") or {})
-            if name.startswith("recall@")] if rows else []  # fmt: skip
-    path = "slices", "cold", f"recall@{max(cuts, default=0)}"
-    trained, now = mean_std(rows, *path)[0], mean_std(rows, "served", *path)[0]
-    if trained is None or now is None or now <= trained:
+    if not any(row.get("served") for row in rows):
         return ""
-    first = NUMBERS.get(max(cuts), f"first {max(cuts)}")
     metric = main_gain(metrics)[0].partition("/")[0]
     before, after = mean_std(rows, "test", metric)[0], mean_std(rows, "served", "test", metric)[0]
-    cost = (
-        f"; {metric_label(metric)} of all items is {decimals(after)} instead of {decimals(before)}"
-    )
-    return (
-        f"As it is served, {share(now)} of what users choose among new items is in their {first}"
-        f" (as trained, {share(trained)}){cost if before and after else ''}."
-    )
+    phrases = []
+    if before is not None and after is not None:
+        phrases.append(f"{metric_label(metric)} is {decimals(after)} instead of {decimals(before)}")
+    names = next(iter(rows)).get("test") or {}
+    cuts = [int(name.removeprefix("recall@")) for name in names if name.startswith("recall@")]
+    k = max(cuts, default=0)
+    path = "slices", "cold", f"recall@{k}"
+    trained, now = mean_std(rows, *path)[0], mean_std(rows, "served", *path)[0]
+    if trained is not None and now is not None:
+        phrases.append(
+            f"{share(now)} of what users choose among new items is in their"
+            f" {NUMBERS.get(k, f'first {k}')} instead of {share(trained)}"
+        )
+    if not phrases:
+        return ""
+    return f"As it is served, with the newest clicks of known users, {', and '.join(phrases)}."
 
 
 def _of_hundred(share: float, exact: bool) -> str:

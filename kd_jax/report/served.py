@@ -30,6 +30,6 @@ def served(models: Models, shown: Sequence[str]) -> str:
         return ""
     added, _ = mean_std(entries, "served", "new_item_bias")
     caption = f"{spoken(name).capitalize()}, test split."
-    if added:
+    if added is not None:
         caption += f" Added to the biases of new items: {added:.3g}."
     return html.table(caption, ("Metric", "As trained", "As served"), rows)

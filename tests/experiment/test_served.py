@@ -120,14 +120,14 @@ def test_new_items_get_the_most_that_validation_allows_and_the_export_has_it(run
 
 def test_a_newer_value_of_the_field_is_selected_anew(run, tmp_path):
     found = json.loads((run / "student/new_items.json").read_text())
-    assert found["judged_by"] == "0.5 of ndcg@10, recall@10" and found["trained"] > 0
+    assert found["judged_by"] == "0.5 of ndcg@10 for recall@10" and found["trained"] > 0
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     config = json.loads((folder / "config.json").read_text())
     config["eval"]["metrics"] = ("ndcg",)
     runs.run(ConfigDict(config), folder)
     again = json.loads((folder / "student/new_items.json").read_text())
-    assert again["judged_by"] == "0.5 of ndcg@10, ndcg@10"
+    assert again["judged_by"] == "0.5 of ndcg@10 for ndcg@10"
     config["export"]["new_items"] = 0.0
     runs.run(ConfigDict(config), folder)
     plain = load_file(folder / "export/student.safetensors")["bias"]

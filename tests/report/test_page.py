@@ -773,8 +773,9 @@ def test_the_exported_student_as_served_stands_beside_it_as_trained():
     assert html.spread(*trained) in table
     assert html.spread(trained[0] * 1.5, trained[1] * 1.5) in table
     assert "biases of new items: 0.75." in table
-    words = "As it is served, 12.5 % of what users choose among new items is in their first twenty"
-    assert words in plain(metrics, LEGEND)
+    words = plain(metrics, LEGEND)
+    assert "As it is served, with the newest clicks of known users, NDCG@10 is" in words
+    assert "12.5 % of what users choose among new items is in their first twenty" in words
     for row in metrics["models"]:
         row.pop("served", None)
     assert served(by_model(metrics, LEGEND), ["ndcg@10"]) == ""
