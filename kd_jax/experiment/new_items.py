@@ -60,7 +60,9 @@ def lost_share(config: ConfigDict) -> float:
 
 
 def biases_of(models: TrainedModels, role: Role, seed: int) -> Biases:
-    """What was selected for a student; none are added if nothing was yet."""
+    """What was selected for a student; nothing if nothing was yet, or if none may be added."""
+    if not lost_share(models.experiment.config):
+        return Biases("")
     path = models.experiment.folder(role, seed) / BIASES
     found = read_settings(path, Biases, models.result(role, seed)["best_step"])
     return found or Biases("")

@@ -11,9 +11,12 @@ from safetensors.numpy import load_file
 
 from helpers import runs
 from kd_jax import runtime
+from kd_jax.core.logging import Log
 from kd_jax.data import dataset as datasets
-from kd_jax.experiment.new_items import HALVINGS, MOST, Biases, most_added
+from kd_jax.experiment import roles
+from kd_jax.experiment.new_items import HALVINGS, MOST, Biases, biases_of, most_added
 from kd_jax.experiment.served import for_texts
+from kd_jax.experiment.trained import open_workdir
 from kd_jax.runtime.text_map import TextMap
 
 DAY, START = 24 * 3600, 1_600_000_000
@@ -130,5 +133,8 @@ def test_a_newer_value_of_the_field_is_selected_anew(run, tmp_path):
     assert again["judged_by"] == "0.5 of ndcg@10 for ndcg@10"
     config["export"]["new_items"] = 0.0
     runs.run(ConfigDict(config), folder)
+    with Log(folder / "unused", "ndcg@10", silent=True) as log:
+        models = open_workdir(folder, log)
+    assert biases_of(models, roles.plain_student(), 0) == Biases("")  # of the compared models
     plain = load_file(folder / "export/student.safetensors")["bias"]
     np.testing.assert_array_equal(runtime.load(folder).export.item_bias, plain)
