@@ -10,7 +10,6 @@ paired bootstrap over users of the mean over seeds, as in a report (``evaluation
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from benchmarks.distillation import percent
+from benchmarks.distillation import percent, spread
 from benchmarks.measuring import table
 from kd_jax.core.logging import Log
 from kd_jax.evaluation.significance import paired_bootstrap
@@ -70,13 +69,7 @@ def main() -> None:
     rows = []
     for name in options.metrics:
         gain = paired_bootstrap(before[name], after[name], resamples=options.resamples)
-        cells = [
-            f"{statistics.fmean(means):.4f}"
-            + (f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else "")
-            for means in (
-                np.nanmean(values, axis=1).tolist() for values in (before[name], after[name])
-            )
-        ]
+        cells = [spread(np.nanmean(side[name], axis=1).tolist()) for side in (before, after)]
         low, high = map(percent, gain.ci95)
         rows.append((name, *cells, f"{percent(gain.relative)} % ({low} to {high})"))
     print(table(("metric", "baseline", "candidate", "gain"), rows))

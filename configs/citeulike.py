@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.student.mf.decay = 1e9
     c.eval.ks = (10, 20, 50)
     c.eval.select = "recall@50"
+    c.student.optimizer.patience = 3
     if name == "wide":
         c.student.mf.dropout = 0.5
         c.student.mf.init_scale = 0.03
@@ -46,14 +47,12 @@ def get_config(arg: str = "") -> ConfigDict:
         c.student.optimizer.learning_rate = 3e-3
         c.student.optimizer.steps = 3000
         c.student.optimizer.eval_every = 100
-        c.student.optimizer.patience = 3
         c.stages = ("data", "student", "evaluate", "report")
     else:
         c.student.mf.dropout = 0.2
         c.student.optimizer.learning_rate = 0.05
         c.student.optimizer.steps = 800
         c.student.optimizer.eval_every = 50
-        c.student.optimizer.patience = 3
         c.distill.sources = {
             seed: {"path": f"runs/citeulike-wide/student{end}"}
             for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))

@@ -7,8 +7,8 @@ interactions: user, item and, where known, rating, timestamp, split. items: item
 columns, the title first. Other column names are mapped with
 --config.data.files.columns.user=customer_id and so on.
 
-There are three recipes; the data stage suggests one of them (--config.stages=data), by what the
-newest item of a user says about the next one (docs/results.md).
+There are three recipes; the data stage suggests one of them (--config.stages=data), by how well the
+newest item of a user predicts the next one (docs/results.md).
 
 configs/csv.py: the students are SASRec models that start from the item texts; the distilled one
 learns from the mean of three of them, and no other teacher is trained. It suits histories in time

@@ -1,4 +1,4 @@
-"""How much the newest item of a user says about the next one: which recipe suits the data."""
+"""How well the newest item of a user predicts the next one: which recipe suits the data."""
 
 from __future__ import annotations
 

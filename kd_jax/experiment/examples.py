@@ -15,8 +15,9 @@ from kd_jax.data.splits import TEST
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.roles import main_teacher
 from kd_jax.report.examples import FILE
-from kd_jax.runtime import Runtime, compared, topk
+from kd_jax.runtime import Runtime, compared, live, topk
 from kd_jax.runtime import load as load_runtime
+from kd_jax.runtime.live import Live
 from kd_jax.runtime.runtime import SCORES_AT_ONCE
 
 SHOWN = 4  # users
@@ -90,14 +91,11 @@ def _best(model: Runtime, data: Dataset, users: np.ndarray, k: int) -> np.ndarra
 
 
 def _scores(model: Runtime, data: Dataset, parts: list[np.ndarray]) -> Iterator[np.ndarray]:
-    indptr, items = data.history(TEST)
+    (indptr, items), none = data.history(TEST), np.zeros(0, np.int64)
     for part in parts:
         seen = [items[indptr[user] : indptr[user + 1]].astype(np.int64) for user in part.tolist()]
-        vectors = model.vectors(part.tolist(), seen)
-        if model.export.context.linear:  # they know all interactions; here those before the split
-            whole = [model.seen(user) for user in part.tolist()]
-            vectors = vectors + model.contexts(seen) - model.contexts(whole)
-        scores = model.scores(vectors)
+        users = [Live(user, none, none) for user in part.tolist()]
+        scores = model.scores(live.contexts(model, users, seen))
         for row, known in zip(scores, seen, strict=True):
             row[known] = -np.inf
         yield scores

@@ -37,14 +37,16 @@ def kept_settings(
     step: int,
     select: Callable[[], Settings],
     fit: Callable[[Settings], Mapping[str, np.ndarray]] | None = None,
+    *,
+    valid: Callable[[Settings], bool] = lambda _: True,
 ) -> Settings:
     """As ``read_settings``; if there are none they are selected, and written with the fitted map.
 
     fit: the map's arrays by name, for a safetensors file of the same name as ``path``; None: there
-    are none.
+    are none. valid: whether kept settings still hold; otherwise they are selected anew.
     """
     kept = read_settings(path, kind, step)
-    if agreed(kept is not None):
+    if agreed(kept is not None and valid(kept)):
         assert kept is not None
         return kept
     settings = select()

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from kd_jax.core.scores import Factors
 from kd_jax.data.splits import VALID
 from kd_jax.devices import sharding
-from kd_jax.devices.processes import agreed, barrier, leader
 from kd_jax.evaluation.metrics import expand
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
@@ -136,13 +135,10 @@ class NewItems:
         recall = f"recall@{max(task.ks)}"
         deep = recall if recall in expand(task.metric_names, task.ks) else task.select
         judged_by, path = f"{loss:g} of {task.select} for {deep}", self._folder / BIASES
-        kept = read_settings(path, Biases, self._step)
-        if agreed(kept is not None and kept.judged_by != judged_by):
-            if leader():
-                path.unlink()
-            barrier(BIASES)
         select = functools.partial(self._select_biases, judged_by, loss, (task.select, deep))
-        return kept_settings(path, Biases, self._step, select)
+        return kept_settings(
+            path, Biases, self._step, select, valid=lambda kept: kept.judged_by == judged_by
+        )
 
     def _select_biases(self, judged_by: str, loss: float, names: tuple[str, str]) -> Biases:
         data = self._experiment.dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ class NewUsers:
         }
 
     def _with_map(self, known: float) -> dict[str, float]:
-        maps, settings = self.maps()
+        maps, settings = self._maps
         contexts = {name: maps.contexts(settings, n) for name, n in LENGTHS.items()}
         found = {name: self._of(users, TEST) for name, users in contexts.items()}
-        updated = maps.updated(settings, self._experiment.dataset.history(TEST))
+        updated = self.updated(TEST, crossed=True)
+        assert updated is not None
         return found | {"known": known, "updated": self._of(updated, TEST)}
 
     def _with_histories(self, known: float) -> dict[str, float]:
@@ -97,7 +99,7 @@ class NewUsers:
         """The fitted map; None for a model without a table of users."""
         if not self.has_table:
             return None
-        maps, settings = self.maps()
+        maps, settings = self._maps
         return maps.fit(settings)
 
     def updated(self, until: int, *, crossed: bool) -> np.ndarray | None:
@@ -107,11 +109,12 @@ class NewUsers:
         """
         if not self.has_table:
             return None
-        maps, settings = self.maps()
+        maps, settings = self._maps
         newer = self._experiment.dataset.history(until)
         return maps.updated(settings, newer, crossed=crossed)
 
-    def maps(self) -> tuple[HistoryMaps, Settings]:
+    @functools.cached_property
+    def _maps(self) -> tuple[HistoryMaps, Settings]:
         """The regression problem and its selected hyper-parameters, which are written once."""
         histories = self._experiment.dataset.history(VALID)
         users = np.asarray(self._model.user[...])
