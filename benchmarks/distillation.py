@@ -1,162 +1,88 @@
-r"""Methods of distillation side by side: one student, one budget, from the text or the ID teacher.
+r"""Every method of distillation beside baselines, teachers and plain students, on every data set.
 
-    python benchmarks/distillation.py --out=runs/methods [--methods=kl,rrd,…] [FLAGS of launch.py]
-    python benchmarks/distillation.py --out=runs/quick --config=configs/quickstart.py:runlocal
+    python -m benchmarks.distillation --out=runs/methods --data=data
+    python -m benchmarks.distillation --out=runs/methods --sets=movietweetings --methods=kl,rrd
+    python -m benchmarks.distillation --out=runs/quick --quick            # 10 minutes on 2 cores
+    python -m benchmarks.distillation --out=runs/own --config=configs/csv.py:teacher [FLAGS]
 
-trains a whole run in OUT/base with the given flags: its teachers, the plain student and the
-baselines. Then the student learns from the clicks, as the plain one does (``student.clicks``), and
-from one loss of docs/methods.md, at each of --weights with the first seed; the weight with the best
-validation is trained with all seeds. Every method has the same number of trials, all learn from the
-first seed's teacher, and no student has the values that a search found (``tuned``) for it. Each run
-has a workdir of its own, OUT/<method>.<teacher>.<weight>, so the same command goes on where it was
-cut off, and --report prints what there is and what is missing without training.
+--data holds the data sets that are not shipped, each in its folder (benchmarks/sets.py); a set
+without its data is missing. With --config one run of that configuration takes the place of the
+sets. Other flags go to launch.py. What is done with a set is described in benchmarks/methods.py;
+--quick takes MovieTweetings, one seed, one weight and four losses.
 
---teachers are models of OUT/base, or folders of models in other workdirs (runs/wide/student). The
-weight is chosen by the metric that selects models (``eval.select``), which the table shows.
-
-The table has the test means ± standard deviations over seeds, the gain over the plain student with
-its interval (paired bootstrap over users), and the seconds of training. OUT/results.json has it,
-too.
+The same command goes on where it was cut off, and --report trains nothing. OUT/results.md has, for
+each set, its models (means of the seeds on test) and the methods with their gain over the plain
+student and its interval (paired bootstrap over users), and says what is missing; OUT/gains.png
+draws the gains, OUT/results.json has all numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ml_collections import ConfigDict
-
 from benchmarks.measuring import ROOT, table
-from kd_jax.experiment.config import selects
+from benchmarks.methods import METHODS, UNTUNED, Study, launch, metric_of, metrics_of, seeds_of
+from benchmarks.sets import OWN, SETS
 
-TEACHERS = ("teacher", "control_teacher")
-METHODS = (
-    *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
-    *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
-    *("item_matching", "context_matching", "rkd", "ftd", "htd"),
-)
-TRIED, DONE = (
-    f"--config.stages=('data','labels','student','distilled'{end})" for end in ("", ",'evaluate'")
-)
-UNTUNED = [f"--config.tuned.{role}=None" for role in ("student", "control", "distilled")]
+QUICK = {"sets": "movietweetings", "methods": "kl,reverse_kl,rrd,listmle", "weights": "3"}
+Cell = Callable[[dict[str, Any]], float | None]
 
 
-class Trial(NamedTuple):
-    """One student. teacher: a model of base, or the folder of one. weight: beside clicks of 1."""
-
-    method: str
-    teacher: str
-    weight: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}.{Path(self.teacher).name}.{self.weight:g}"
-
-    def flags(self, base: Path) -> list[str]:
-        """The fields of launch.py, beside those of base."""
-        clicks = json.loads((base / "config.json").read_text())["student"]["clicks"]
-        method = {"loss": self.method, "weight": self.weight, "teacher": "base"}
-        terms = {"clicks": clicks, "method": method | {"items": clicks["items"]}}
-        teacher = Path(self.teacher).absolute() if "/" in self.teacher else base / self.teacher
-        return [
-            "--config.eval.baselines=()",  # they are in base
-            "--config.distill.terms.soft=None",
-            f"--config.distill.sources.base.path={teacher}",
-            *(
-                f"--config.distill.terms.{name}.{field}={value}"
-                for name, term in terms.items()
-                for field, value in term.items()
-            ),
-        ]
+def sliced(part: str, metric: str) -> Cell:
+    return lambda row: row.get("slices", {}).get(part, {}).get(metric)
 
 
-def launch(workdir: Path, flags: Sequence[str]) -> None:
-    """Runs launch.py, whose output goes to WORKDIR.log; raises SystemExit where it fails."""
-    log = workdir.with_name(f"{workdir.name}.log")
-    command = [sys.executable, "launch.py", f"--workdir={workdir}", *flags]
-    with log.open("a") as file:
-        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise SystemExit(f"{workdir.name} failed: {log.read_text().splitlines()[-1]} (see {log})")
+def columns(ks: Sequence[int]) -> dict[str, tuple[Cell, str]]:
+    """Of the models' table: head -> what a row of metrics.json has there, and its format."""
 
+    def on_test(metric: str) -> Cell:
+        return lambda row: row["test"].get(metric)
 
-def metrics_of(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / "report/metrics.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def seeds_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [row for row in metrics["models"] if row["name"] == name]
-
-
-def validation_of(workdir: Path) -> float | None:
-    """The first seed's best score on validation; None until it is trained."""
-    path = workdir / "distilled/result.json"
-    return json.loads(path.read_text())["best_score"] if path.exists() else None
-
-
-def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int], stages: str) -> None:
-    """Trains the student of a trial; what base has trained is copied."""
-    workdir = out / trial.name
-    workdir.mkdir(exist_ok=True)
-    for folder in ("dataset", *(path.name for path in (out / "base").glob("student*"))):
-        if not (workdir / folder).exists():
-            shutil.copytree(out / "base" / folder, workdir / folder)
-    chosen = f"--config.seeds=({','.join(map(str, seeds))},)"
-    launch(workdir, [*flags, *trial.flags(out / "base"), stages, chosen])
-
-
-def metric_of(base: Path) -> str:
-    """The metric that selects models in this run."""
-    return selects(ConfigDict(json.loads((base / "config.json").read_text())))
-
-
-def best(
-    method: str, teacher: str, options: argparse.Namespace, flags: Sequence[str], seeds: list[int]
-) -> dict[str, Any]:
-    """The row of a method: of its weights, the best on validation, with all seeds."""
-    trials = [Trial(method, teacher, weight) for weight in options.weights]
-    for trial in trials:
-        if not options.report and validation_of(options.out / trial.name) is None:
-            run(trial, options.out, flags, seeds[:1], TRIED)
-    scores = {trial: validation_of(options.out / trial.name) for trial in trials}
-    known = {trial: score for trial, score in scores.items() if score is not None}
-    if len(known) < len(trials):
-        missing = len(trials) - len(known)
-        return {"method": method, "teacher": teacher, "missing": f"{missing} trials"}
-    trial, metric = max(known, key=lambda trial: known[trial]), options.metric
-    metrics = metrics_of(options.out / trial.name) or {"models": []}
-    if not options.report and len(seeds_of(metrics, "distilled")) < len(seeds):
-        run(trial, options.out, flags, seeds, DONE)
-        metrics = metrics_of(options.out / trial.name) or {"models": []}
-    rows = seeds_of(metrics, "distilled")
-    if len(rows) < len(seeds):
-        return {"method": method, "teacher": teacher, "missing": f"{len(seeds) - len(rows)} seeds"}
-    gain = metrics["gain"].get(metric) or {}
+    metrics = {
+        f"{head}@{k}": f"{name}@{k}"
+        for name, head in (("ndcg", "NDCG"), ("recall", "Recall"), ("hit_rate", "HR"))
+        for k in ks
+    }
+    last = f"recall@{ks[-1]}"
     return {
-        "method": method,
-        "teacher": teacher,
-        "weight": trial.weight,
-        "valid": [row["valid"][metric] for row in rows],
-        "test": [row["test"][metric] for row in rows],
-        "gain": gain.get("relative"),
-        "ci95": gain.get("ci95") or (None, None),
-        "seconds": [row["train_seconds"] for row in rows],
+        **{head: (on_test(metric), ".4f") for head, metric in metrics.items()},
+        f"Recall@{ks[-1]} cold": (sliced("cold", last), ".4f"),
+        f"Recall@{ks[-1]} tail": (sliced("tail", last), ".4f"),
+        "parameters": (lambda row: row["params"], ",.0f"),
+        "bytes": (lambda row: row["bytes"], ",.0f"),
+        "train s": (lambda row: row["train_seconds"], ",.0f"),
+        "users/s": (lambda row: row.get("users_per_second"), ",.0f"),
     }
 
 
-def spread(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{deviation}"
+def spread(values: Sequence[float], form: str = ".4f") -> str:
+    mean = format(statistics.fmean(values), form)
+    if len(values) == 1 or form != ".4f":
+        return mean
+    return f"{mean} ± {statistics.stdev(values):{form}}"
+
+
+def models(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of models: means and standard deviations of their seeds."""
+    found = [name for name in rows[0]["test"] if name.startswith("ndcg@")]
+    shown = columns(sorted(int(name.partition("@")[2]) for name in found))
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        seeds = [row for row in rows if row["name"] == name]
+        line = [name]
+        for cell, form in shown.values():
+            values = [value for row in seeds if (value := cell(row)) is not None]
+            line.append(spread(values, form) if values else "–")
+        lines.append(line)
+    return table(("model", *shown), lines)
 
 
 def percent(value: float | None) -> str:
@@ -179,41 +105,146 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def main() -> None:
+def measured(study: Study) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    """Runs a study; returns its models, the rows of its methods, and the metric of these.
+
+    Raises SystemExit where a run fails, or where --report finds none.
+    """
+    if not study.report:
+        study.out.mkdir(parents=True, exist_ok=True)
+        launch(study.base, study.flags)
+    metrics = metrics_of(study.base)
+    if metrics is None:
+        raise SystemExit(f"{study.base} holds no finished run")
+    metric = metric_of(study.base)
+    shown = metrics["models"] + study.other_start()
+    alone = seeds_of(metrics, "student")
+    seeds = [row["seed"] for row in alone]
+    rows = []
+    for teacher in study.teachers:
+        for method in study.methods:
+            rows.append(study.row(method, teacher, metric, seeds))
+            print(f"{study.out.name}: {' | '.join(line(rows[-1]))}", flush=True)
+    return shown, rows, metric
+
+
+def draw(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
+    """The gains of the methods over the plain student with their intervals, a panel for each set.
+
+    Nothing is drawn where nothing is finished.
+    """
+    gains = {
+        name: [row for row in rows if row.get("gain") is not None] for name, rows in found.items()
+    }
+    gains = {name: rows for name, rows in gains.items() if rows}
+    if not gains:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.style.use(ROOT / "kd_jax/report/templates/report.mplstyle")
+    height = 1 + 0.25 * max(map(len, gains.values()))
+    figure, panels = pyplot.subplots(
+        1, len(gains), figsize=(4 * len(gains), height), squeeze=False, layout="constrained"
+    )
+    for axes, (name, rows) in zip(panels[0], gains.items(), strict=True):
+        for at, row in enumerate(reversed(rows)):
+            low, high = row["ci95"]
+            if low is not None:
+                axes.plot([100 * low, 100 * high], [at, at], color="tab:blue")
+            axes.plot(100 * row["gain"], at, "o", color="tab:blue")
+        axes.axvline(0, color="grey", linewidth=0.8)
+        labels = [f"{row['method']}, {row['teacher']}" for row in reversed(rows)]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(-0.5, len(rows) - 0.5)
+        axes.set(title=name, xlabel="gain over the plain student, %")
+    figure.savefig(path, transparent=False, facecolor="white")
+    pyplot.close(figure)
+
+
+def studies(options: argparse.Namespace, flags: list[str]) -> dict[str, Study | str]:
+    """Each set's study, or why it is missing."""
+    out, data = options.out.absolute(), options.data.expanduser().absolute()
+    own = any(flag.startswith("--config=") for flag in flags)
+    found: dict[str, Study | str] = {}
+    for name in ["own"] if own else options.sets:
+        try:
+            command = [] if own else SETS[name].command(data)
+        except FileNotFoundError as error:
+            found[name] = str(error)
+            continue
+        teachers = (
+            OWN
+            if own
+            else [  # of another set's run: a folder in OUT
+                str(out / one) if "/" in one else one for one in SETS[name].teachers
+            ]
+        )
+        found[name] = Study(
+            out=out / name,
+            flags=(*command, *flags, *UNTUNED),
+            methods=options.methods,
+            teachers=options.teachers or teachers,
+            weights=options.weights,
+            texts=own or SETS[name].texts,
+            report=options.report,
+        )
+    return found
+
+
+def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=METHODS)
-    parser.add_argument("--teachers", type=lambda text: text.split(","), default=TEACHERS)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--sets", type=names, default=list(SETS), help=", ".join(SETS))
+    parser.add_argument("--methods", type=names, default=list(METHODS), help=", ".join(METHODS))
+    parser.add_argument("--teachers", type=names, help="models of the run, or folders of models")
     parser.add_argument(
         "--weights", type=lambda text: [float(x) for x in text.split(",")], default=[0.3, 1.0, 3.0]
     )
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     options, flags = parser.parse_known_args()
-    flags = [*flags, *UNTUNED]
-    options.out = options.out.absolute()
+    if options.quick:
+        quick = [f"--{name}={value}" for name, value in QUICK.items()]
+        options, flags = parser.parse_known_args([*quick, "--teachers=teacher", *sys.argv[1:]])
+        flags.append("--config.seeds=(0,)")
+    for name, known in (("sets", SETS), ("methods", METHODS)):
+        unknown = set(getattr(options, name)) - set(known)
+        if unknown:
+            parser.error(f"--{name}: {', '.join(sorted(unknown))} unknown; {', '.join(known)}")
+    return options, flags
+
+
+def main() -> None:
+    options, flags = parsed()
     options.out.mkdir(parents=True, exist_ok=True)
-    base = options.out / "base"
-    if not options.report:
-        launch(base, flags)
-    metrics = metrics_of(base)
-    if metrics is None:
-        raise SystemExit(f"{base} holds no finished run; run this without --report first")
-    metric = options.metric = metric_of(base)
-    alone = seeds_of(metrics, "student")
-    seeds = [row["seed"] for row in alone]
-    for name in dict.fromkeys(row["name"] for row in metrics["models"]):
-        rows = seeds_of(metrics, name)
-        print(f"{name}: test {metric} {spread([row['test'][metric] for row in rows])}", flush=True)
-    rows = []
-    for teacher in options.teachers:
-        for method in options.methods:
-            rows.append(best(method, teacher, options, flags, seeds))
-            print(" | ".join(line(rows[-1])), flush=True)
-            (options.out / "results.json").write_text(json.dumps(rows, indent=1))
-    head = ("method", "teacher", "weight", "validation", "test", "over the student", "s")
-    print(f"\n{table(head, map(line, rows))}")
+    page, found = ["# Distillation on every data set"], {}
+    for name, study in studies(options, flags).items():
+        try:
+            if isinstance(study, str):
+                raise SystemExit(study)
+            shown, rows, metric = measured(study)
+        except SystemExit as error:  # the other sets go on
+            part = [f"missing: {error}"]
+            print(f"{name}: {error}", flush=True)
+        else:
+            found[name] = {"metric": metric, "models": shown, "methods": rows}
+            head = ("method", "teacher", "weight", "validation", f"test {metric}", "gain", "s")
+            part = [models(shown)] + ([table(head, list(map(line, rows)))] if rows else [])
+        page += [f"## {name}", *part]
+        (options.out / "results.md").write_text("\n\n".join(page) + "\n")
+        (options.out / "results.json").write_text(json.dumps(found, indent=1))
+    draw(options.out / "gains.png", {name: some["methods"] for name, some in found.items()})
+    print("\n" + "\n\n".join(page[1:]))
 
 
 if __name__ == "__main__":

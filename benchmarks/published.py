@@ -24,8 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.distillation import launch, metrics_of, seeds_of
 from benchmarks.measuring import table
+from benchmarks.methods import launch, metrics_of, seeds_of
+from benchmarks.sets import SETS
 
 METRICS = ("ndcg@10", "recall@10")
 ROOM = 0.04  # of a published value: what seeds and machines may differ
@@ -34,28 +35,12 @@ ONE_SEED = 0.08  # the same of a single seed
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A published run. values: role -> metric -> value. data: folder in --data, and its fields."""
+    """A published run. set: of ``SETS``. values: role -> metric -> value."""
 
     name: str
-    config: str
+    set: str
     values: dict[str, dict[str, float]]
-    data: str = ""
     flags: tuple[str, ...] = ()
-
-    def command(self, data: Path) -> list[str]:
-        """The flags of launch.py; raises FileNotFoundError without the data."""
-        found = [f"--config=configs/{self.config}", *self.flags]
-        if not self.data:
-            return found
-        folder = data / self.data
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} does not exist")
-        if self.data.startswith("ml-"):
-            return [*found, f"--config.data.movielens.path={folder}"]
-        files = {"path": "interactions.parquet", "items_path": "items.parquet"}
-        return found + [
-            f"--config.data.files.{field}={folder / name}" for field, name in files.items()
-        ]
 
 
 def values(**roles: tuple[float, ...]) -> dict[str, dict[str, float]]:
@@ -66,7 +51,7 @@ def values(**roles: tuple[float, ...]) -> dict[str, dict[str, float]]:
 ROWS = (
     Row(
         "movietweetings",
-        "quickstart.py",
+        "movietweetings",
         values(
             popularity=(0.0561,),
             trending=(0.0775,),
@@ -77,7 +62,7 @@ ROWS = (
     ),
     Row(
         "online-retail",
-        "online_retail.py",
+        "online-retail",
         values(
             popularity=(0.0272,),
             trending=(0.0690,),
@@ -88,29 +73,25 @@ ROWS = (
     ),
     Row(
         "ml-100k",
-        "movielens.py:100k",
-        values(popularity=(0.0432,), teacher=(0.1076,), student=(0.0862,), distilled=(0.1076,)),
         "ml-100k",
+        values(popularity=(0.0432,), teacher=(0.1076,), student=(0.0862,), distilled=(0.1076,)),
         ("--config.seeds=(0,)",),
     ),
     Row(
         "beauty",
-        "amazon_2014.py:beauty",
+        "beauty",
         values(student=(0.0632, 0.1077), distilled=(0.0686, 0.1132)),
-        "amazon-beauty",
     ),
     Row(
         "beauty-ids",
-        "amazon_2014.py:beauty",
+        "beauty",
         values(student=(0.0493, 0.0800), distilled=(0.0570, 0.0931)),
-        "amazon-beauty",
         ("--config.student.sasrec.vectors=random",),
     ),
     Row(
         "sports",
-        "amazon_2014.py:sports",
+        "sports",
         values(student=(0.0333, 0.0576), distilled=(0.0368, 0.0626)),
-        "amazon-sports",
     ),
 )
 QUICK = ("movietweetings", "online-retail")
@@ -161,7 +142,7 @@ def main() -> int:
         workdir = out / (f"{row.name}.quick" if options.quick else row.name)
         if not options.report:
             try:
-                command = row.command(data)
+                command = [*SETS[row.set].command(data), *row.flags]
                 launch(workdir, [*command, *(["--config.seeds=(0,)"] if options.quick else [])])
             except (FileNotFoundError, SystemExit) as error:
                 print(f"{row.name}: {error}", flush=True)

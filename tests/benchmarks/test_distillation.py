@@ -1,13 +1,12 @@
 """The benchmark of methods: selection on validation, and what it says of unfinished work."""
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import distillation
+from benchmarks import distillation, methods
 from kd_jax.distillation.term import of_section
 from kd_jax.losses import LOSSES
 
@@ -31,14 +30,14 @@ def write(folder, valid, test, seeds=(0,)):
 
 
 def test_the_weight_is_chosen_on_validation(tmp_path):
-    options = argparse.Namespace(out=tmp_path, weights=[1.0, 3.0], report=True, metric="ndcg@10")
+    study = methods.Study(tmp_path, (), ["kl"], ["teacher"], [1.0, 3.0], report=True)
     write(tmp_path / "kl.teacher.1", valid=0.2, test=0.1)
-    assert distillation.best("kl", "teacher", options, [], [0])["missing"] == "1 trials"
+    assert study.row("kl", "teacher", "ndcg@10", [0])["missing"] == "1 trials"
     write(tmp_path / "kl.teacher.3", valid=0.1, test=0.9)
-    row = distillation.best("kl", "teacher", options, [], [0])
+    row = study.row("kl", "teacher", "ndcg@10", [0])
     assert (row["weight"], row["test"]) == (1.0, [0.1])
     assert distillation.line(row)[-2] == "+10.0 % (+5.0 to +15.0)"
-    missing = distillation.best("kl", "teacher", options, [], [0, 1])
+    missing = study.row("kl", "teacher", "ndcg@10", [0, 1])
     assert missing["missing"] == "1 seeds" and "missing: 1 seeds" in distillation.line(missing)
 
 
@@ -48,13 +47,11 @@ def test_a_gain_that_was_not_computed_is_a_dash():
     assert distillation.line(row)[-2] == "– % (– to +10.0)"
 
 
-@pytest.mark.parametrize("method", distillation.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_is_a_term_that_the_configuration_accepts(method, tmp_path):
     clicks = {"loss": "ce", "items": "warm"}
     (tmp_path / "config.json").write_text(json.dumps({"student": {"clicks": clicks}}))
-    flags = [
-        flag.partition("=") for flag in distillation.Trial(method, "teacher", 2).flags(tmp_path)
-    ]
+    flags = [flag.partition("=") for flag in methods.Trial(method, "teacher", 2).flags(tmp_path)]
     prefix = "--config.distill.terms.method."
     section = {name.removeprefix(prefix): value for name, _, value in flags if prefix in name}
     section["weight"] = float(section["weight"])
@@ -69,7 +66,7 @@ def test_a_teacher_may_be_a_model_of_another_workdir(tmp_path):
     def path(teacher):
         (flag,) = (
             flag
-            for flag in distillation.Trial("kl", teacher, 1).flags(tmp_path)
+            for flag in methods.Trial("kl", teacher, 1).flags(tmp_path)
             if "sources.base.path=" in flag
         )
         return flag.partition("=")[2]
@@ -77,11 +74,82 @@ def test_a_teacher_may_be_a_model_of_another_workdir(tmp_path):
     assert path("teacher") == str(tmp_path / "teacher")
     assert path("/runs/wide/student") == "/runs/wide/student"
     assert path("runs/wide/student") == str(Path("runs/wide/student").absolute())
-    assert distillation.Trial("kl", "runs/wide/student", 0.3).name == "kl.student.0.3"
+    assert methods.Trial("kl", "runs/wide/student", 0.3).name == "kl.student.0.3"
 
 
 @pytest.mark.parametrize(("select", "metric"), [("recall@50", "recall@50"), ("", "ndcg@10")])
 def test_the_metric_is_the_one_that_selects_models(tmp_path, select, metric):
     c = {"task": "rank", "eval": {"select": select}}
     (tmp_path / "config.json").write_text(json.dumps(c))
-    assert distillation.metric_of(tmp_path) == metric
+    assert methods.metric_of(tmp_path) == metric
+
+
+def row(name, seed, ndcg, **more):
+    test = {"ndcg@10": ndcg, "ndcg@50": 0.5, "recall@10": 0.1, "hit_rate@10": 0.1}
+    more = {"params": 10, "bytes": 40, "train_seconds": 2.0, "slices": {}} | more
+    return {"name": name, "seed": seed, "test": test} | more
+
+
+def test_the_table_of_models_has_means_of_seeds_and_dashes():
+    cold = {"slices": {"cold": {"recall@50": 0.25}}}
+    rows = [row("popularity", None, 0.1), row("student", 0, 0.2, **cold), row("student", 1, 0.4)]
+    head, _, first, second = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in distillation.models(rows).splitlines()
+    )
+    popularity, student = (dict(zip(head, line, strict=True)) for line in (first, second))
+    assert student["NDCG@10"] == "0.3000 ± 0.1414" and student["Recall@50 cold"] == "0.2500"
+    assert student["parameters"] == "10" and student["train s"] == "2"
+    assert popularity["NDCG@10"] == "0.1000" and popularity["Recall@50 cold"] == "–"
+    assert popularity["HR@50"] == popularity["users/s"] == "–"
+
+
+def arguments(monkeypatch, *given):
+    monkeypatch.setattr("sys.argv", ["distillation.py", *given])
+    return distillation.parsed()
+
+
+def test_a_set_without_its_data_is_missing_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data/citeulike").mkdir(parents=True)
+    (tmp_path / "data/citeulike/interactions.parquet").touch()
+    given = f"--out={tmp_path / 'out'} --data={tmp_path / 'data'} --sets=beauty,citeulike-d20"
+    found = distillation.studies(*arguments(monkeypatch, *given.split()))
+    assert found["beauty"] == f"{tmp_path / 'data/amazon-beauty'} does not exist"
+    study = found["citeulike-d20"]
+    assert study.teachers == [str(tmp_path / "out/citeulike-wide/base/student")]
+    path = f"--config.data.files.path={tmp_path / 'data/citeulike/interactions.parquet'}"
+    assert path in study.flags and not any("items_path" in flag for flag in study.flags)
+    arguments(monkeypatch, *given.split(), "--report")
+    distillation.main()
+    page = (tmp_path / "out/results.md").read_text()
+    assert "amazon-beauty does not exist" in page and "holds no finished run" in page
+    assert json.loads((tmp_path / "out/results.json").read_text()) == {}
+    assert "missing" in capsys.readouterr().out
+
+
+def test_quick_is_one_seed_of_the_shipped_data_unless_told_otherwise(tmp_path, monkeypatch):
+    options, flags = arguments(monkeypatch, f"--out={tmp_path}", "--quick", "--methods=kl")
+    assert (options.sets, options.methods, options.weights) == (["movietweetings"], ["kl"], [3.0])
+    assert options.teachers == ["teacher"] and flags == ["--config.seeds=(0,)"]
+
+
+def test_unknown_names_are_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        arguments(monkeypatch, f"--out={tmp_path}", "--sets=movies")
+    assert "--sets: movies unknown" in capsys.readouterr().err
+
+
+def test_gains_are_drawn_with_their_intervals(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, *a, **k: drawn.append(x) or plot(self, x, *a, **k)
+    )
+    done = {"method": "kl", "teacher": "teacher", "gain": 0.5, "ci95": (0.25, 0.75)}
+    unfinished = {"method": "rd", "teacher": "teacher", "missing": "2 seeds"}
+    distillation.draw(tmp_path / "none.png", {"own": [unfinished]})
+    distillation.draw(tmp_path / "gains.png", {"own": [done, unfinished]})
+    assert drawn == [[25.0, 75.0], 50.0]
+    assert (tmp_path / "gains.png").exists() and not (tmp_path / "none.png").exists()

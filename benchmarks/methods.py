@@ -1,0 +1,180 @@
+"""Methods of distillation on one data set: one student, one budget, from one teacher or another.
+
+A whole run in FOLDER/base trains teachers, the plain student and the baselines. Then the student
+learns from the clicks, as the plain one does (``student.clicks``), and from one loss of
+docs/methods.md, at each weight with the first seed; the weight with the best validation is trained
+with all seeds. Every method has the same number of trials, all learn from the first seed's teacher,
+and no student has the values that a search found (``tuned``) for it. FOLDER/start holds the plain
+student whose item vectors start from the language model's, or at random where those of the plain
+one start from text. Each run has a workdir of its own, FOLDER/<method>.<teacher>.<weight>.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ml_collections import ConfigDict
+
+from benchmarks.measuring import ROOT
+from kd_jax.experiment.config import selects
+
+METHODS = (
+    *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
+    *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
+    *("item_matching", "context_matching", "rkd", "ftd", "htd"),
+)
+TRIED, DONE = (
+    f"--config.stages=('data','labels','student','distilled'{end})" for end in ("", ",'evaluate'")
+)
+PLAIN = "--config.stages=('data','student','evaluate','report')"
+UNTUNED = [f"--config.tuned.{role}=None" for role in ("student", "control", "distilled")]
+
+
+class Trial(NamedTuple):
+    """One student. teacher: a model of base, or the folder of one. weight: beside clicks of 1."""
+
+    method: str
+    teacher: str
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}.{Path(self.teacher).name}.{self.weight:g}"
+
+    def flags(self, base: Path) -> list[str]:
+        """The fields of launch.py, beside those of base."""
+        clicks = json.loads((base / "config.json").read_text())["student"]["clicks"]
+        method = {"loss": self.method, "weight": self.weight, "teacher": "base"}
+        terms = {"clicks": clicks, "method": method | {"items": clicks["items"]}}
+        teacher = Path(self.teacher).absolute() if "/" in self.teacher else base / self.teacher
+        return [
+            "--config.eval.baselines=()",  # they are in base
+            "--config.distill.terms.soft=None",
+            f"--config.distill.sources.base.path={teacher}",
+            *(
+                f"--config.distill.terms.{name}.{field}={value}"
+                for name, term in terms.items()
+                for field, value in term.items()
+            ),
+        ]
+
+
+def launch(workdir: Path, flags: Sequence[str]) -> None:
+    """Runs launch.py, whose output goes to WORKDIR.log; raises SystemExit where it fails."""
+    log = workdir.with_name(f"{workdir.name}.log")
+    command = [sys.executable, "launch.py", f"--workdir={workdir}", *flags]
+    with log.open("a") as file:
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{workdir.name} failed: {log.read_text().splitlines()[-1]} (see {log})")
+
+
+def metrics_of(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "report/metrics.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def seeds_of(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [row for row in metrics["models"] if row["name"] == name]
+
+
+def validation_of(workdir: Path) -> float | None:
+    """The first seed's best score on validation; None until it is trained."""
+    path = workdir / "distilled/result.json"
+    return json.loads(path.read_text())["best_score"] if path.exists() else None
+
+
+def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int], stages: str) -> None:
+    """Trains the student of a trial; what base has trained is copied."""
+    workdir = out / trial.name
+    workdir.mkdir(exist_ok=True)
+    for folder in ("dataset", *(path.name for path in (out / "base").glob("student*"))):
+        if not (workdir / folder).exists():
+            shutil.copytree(out / "base" / folder, workdir / folder)
+    chosen = f"--config.seeds=({','.join(map(str, seeds))},)"
+    launch(workdir, [*flags, *trial.flags(out / "base"), stages, chosen])
+
+
+def metric_of(base: Path) -> str:
+    """The metric that selects models in this run."""
+    return selects(ConfigDict(json.loads((base / "config.json").read_text())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared on a data set.
+
+    out: its folder. teachers: models of base, or folders of models in other workdirs. texts: items
+    have texts. report: read what there is, and train nothing.
+    """
+
+    out: Path
+    flags: tuple[str, ...]
+    methods: Sequence[str]
+    teachers: Sequence[str]
+    weights: Sequence[float]
+    texts: bool = True
+    report: bool = False
+
+    @property
+    def base(self) -> Path:
+        return self.out / "base"
+
+    def row(self, method: str, teacher: str, metric: str, seeds: list[int]) -> dict[str, Any]:
+        """The row of a method, or what it lacks."""
+        row = {"method": method, "teacher": Path(teacher).name}
+        try:
+            return row | self._best(method, teacher, metric, seeds)
+        except SystemExit as error:  # the other methods go on
+            return row | {"missing": str(error)}
+
+    def _best(self, method: str, teacher: str, metric: str, seeds: list[int]) -> dict[str, Any]:
+        """Of the weights of a method, the best on validation, with all seeds."""
+        trials = [Trial(method, teacher, weight) for weight in self.weights]
+        for trial in trials:
+            if not self.report and validation_of(self.out / trial.name) is None:
+                run(trial, self.out, self.flags, seeds[:1], TRIED)
+        scores = {trial: validation_of(self.out / trial.name) for trial in trials}
+        known = {trial: score for trial, score in scores.items() if score is not None}
+        if len(known) < len(trials):
+            return {"missing": f"{len(trials) - len(known)} trials"}
+        trial = max(known, key=lambda trial: known[trial])
+        metrics = metrics_of(self.out / trial.name) or {"models": []}
+        if not self.report and len(seeds_of(metrics, "distilled")) < len(seeds):
+            run(trial, self.out, self.flags, seeds, DONE)
+            metrics = metrics_of(self.out / trial.name) or {"models": []}
+        rows = seeds_of(metrics, "distilled")
+        if len(rows) < len(seeds):
+            return {"missing": f"{len(seeds) - len(rows)} seeds"}
+        gain = metrics["gain"].get(metric) or {}
+        return {
+            "weight": trial.weight,
+            "valid": [row["valid"][metric] for row in rows],
+            "test": [row["test"][metric] for row in rows],
+            "gain": gain.get("relative"),
+            "ci95": gain.get("ci95") or (None, None),
+            "seconds": [row["train_seconds"] for row in rows],
+        }
+
+    def other_start(self) -> list[dict[str, Any]]:
+        """The plain student with its item vectors started the other way, from text or at random."""
+        workdir = self.out / "start"
+        config = json.loads((self.base / "config.json").read_text())["student"]
+        name = config["name"]
+        if not self.texts or "vectors" not in config[name]:
+            return []
+        start = "random" if config[name]["vectors"] == "text" else "text"
+        if not self.report and metrics_of(workdir) is None:
+            vectors = f"--config.student.{name}.vectors={start}"
+            launch(workdir, [*self.flags, "--config.eval.baselines=()", PLAIN, vectors])
+        rows = seeds_of(metrics_of(workdir) or {"models": []}, "student")
+        return [row | {"name": f"student, vectors from {start}"} for row in rows]
