@@ -161,6 +161,8 @@ class Rank:
         for kind, values in result.per_user_slices.items():
             per_user |= {f"{name}/{kind}": value for name, value in values.items()}
         counts = result.counts["all"] | {"repeats": result.repeats}
+        of = {name: found["targets"] for name, found in result.counts.items() if name != "all"}
+        counts |= {f"targets/{name}": targets for name, targets in of.items()}
         shown: dict[str, float | int] = {}
         if slices:
             at_once = batch_size or self.batch_size

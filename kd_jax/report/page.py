@@ -113,7 +113,7 @@ def render(workdir: Path, legend: Legend) -> str:
         "new_users": new_users_chart(models, legend) + new_users_table(models, legend),
         "new_items": new_items_text(models),
         "served": served(models, shown[:2]),
-        "slices": slices(models, shown, legend),
+        "slices": slices(metrics, models, shown, legend),
         "learning": _learning(workdir / "metrics.jsonl", legend),
         "search": search(workdir, legend),
         "setup": _setup(metrics, models, workdir),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 from kd_jax.report import html
 from kd_jax.report.charts import slice_chart
@@ -23,9 +24,10 @@ from kd_jax.report.summary import (
 
 NOTHING = 0.001  # a quality below it is put into words
 COVERAGE = "coverage@"
+OF_ITEMS = ("warm", "cold", "head", "tail")
 
 
-def slices(models: Models, shown: list[str], legend: Legend) -> str:
+def slices(metrics: dict[str, Any], models: Models, shown: list[str], legend: Legend) -> str:
     """Charts, sentences and a table; '' where nothing was measured."""
     columns = [column for column in metric_columns(models, shown[:2], tuple(SLICES)) if column[1]]
     rows = [
@@ -55,10 +57,21 @@ def slices(models: Models, shown: list[str], legend: Legend) -> str:
         return ""
     return (
         html.grid(charts)
+        + _targets(metrics)
         + _nothing(models, columns)
         + _coverage(models)
         + html.details("The slices as a table", table)
     )
+
+
+def _targets(metrics: dict[str, Any]) -> str:
+    """A sentence about the number of test targets in the slices of items; '' if it is unknown."""
+    judged = ((metrics.get("dataset") or {}).get("judged") or {}).get("test") or {}
+    counts = {part: judged[f"targets/{part}"] for part in OF_ITEMS if f"targets/{part}" in judged}
+    if not counts:
+        return ""
+    phrases = ", ".join(f"{count:,} of {SLICES[part]}" for part, count in counts.items())
+    return f"<p>{judged['targets']:,} test interactions are judged: {phrases}.</p>"
 
 
 def _nothing(models: Models, columns: list[tuple[str, str]]) -> str:

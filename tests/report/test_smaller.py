@@ -110,11 +110,17 @@ def test_terms_are_told_where_they_are_shown():
 
 
 def test_nothing_and_coverage_are_told_in_words():
-    said = words(slices(by_model(metrics(), LEGEND), ["ndcg@10"], LEGEND))
+    found = metrics()
+    said = words(slices(found, by_model(found, LEGEND), ["ndcg@10"], LEGEND))
+    assert "judged" not in said
     assert (
         "No model finds tail items (NDCG@10 at most .0003)." in said and "warm items (" not in said
     )
     assert "in anybody’s list of 10: student 50.0 %, distilled 1.1 %." in said
+    judged = {"targets": 6866, "targets/warm": 5500, "targets/cold": 1366}
+    found["dataset"] = {"judged": {"test": judged}}
+    said = words(slices(found, by_model(found, LEGEND), ["ndcg@10"], LEGEND))
+    assert "6,866 test interactions are judged: 5,500 of warm items, 1,366 of cold items." in said
 
 
 def test_costs_of_the_opening_are_those_of_metrics_json():
