@@ -43,7 +43,7 @@ def atomic(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; numpy values as plain ones, NaN and infinities as null."""
     with atomic(path) as temporary:
-        plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+        plain = json.loads(json.dumps(value, default=plain_value), parse_constant=lambda _: None)
         temporary.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
@@ -110,7 +110,8 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A value that JSON has, for the ``default`` of ``json.dumps``: numpy's as Python's."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         return value.item()
     return value.tolist() if hasattr(value, "tolist") else str(value)
@@ -118,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits of SHA-256 over the canonical JSON of ``value``."""
-    canonical = json.dumps(value, sort_keys=True, default=_plain)
+    canonical = json.dumps(value, sort_keys=True, default=plain_value)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -173,7 +174,7 @@ def content_hash(path: Path) -> str:
 
 def difference(old: Any, new: Any, prefix: str = "") -> str:
     """The first three leaves in which two nested dicts differ: 'field: old there, new here'."""
-    new = json.loads(json.dumps(new, default=_plain))
+    new = json.loads(json.dumps(new, default=plain_value))
     found = list(_differences(old, new, prefix))
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 

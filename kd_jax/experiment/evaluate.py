@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kd_jax.core.files import write_json
+from kd_jax.core.files import content_hash, write_json
 from kd_jax.core.logging import Bar
 from kd_jax.data import summary
 from kd_jax.data.prepared.folder import PreparedDataset
@@ -21,11 +24,13 @@ from kd_jax.evaluation.baselines import BASELINES
 from kd_jax.evaluation.baselines.base import TooLarge
 from kd_jax.evaluation.baselines.chosen import chosen
 from kd_jax.evaluation.significance import Comparison, PerUser, gains
-from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
+from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import ensemble, new_costs, other_lists, roles, served, smaller
 from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
+from kd_jax.experiment.evaluations import Evaluations, Found, Row
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import SLICE, NewItems
 from kd_jax.experiment.new_users import NewUsers
@@ -33,19 +38,22 @@ from kd_jax.experiment.objectives import description, teachers_of
 from kd_jax.experiment.parts import placed
 from kd_jax.experiment.roles import Role
 
-Row = dict[str, Any]  # an entry of ``models`` in metrics.json
-
 
 @dataclasses.dataclass
 class Measured:
     """The evaluated models, with each user's value of the compared metrics."""
 
     compared: tuple[str, ...]
+    evaluations: Evaluations
     rows: list[Row] = dataclasses.field(default_factory=list)
     per_user: dict[str, list[PerUser]] = dataclasses.field(default_factory=dict)
 
-    def add(self, row: Row, evaluations: dict[str, Evaluation]) -> None:
-        """Adds a model. row: its name, seed and costs; evaluations: by split."""
+    def add(self, key: Any, evaluate: Callable[[], Found]) -> Found:
+        """Adds a model. evaluate: its name, seed and costs, and evaluations by split.
+
+        key: what they depend on (``Evaluations``).
+        """
+        row, evaluations = self.evaluations.kept(key, evaluate)
         test = evaluations["test"]
         metrics: Row = {split: found.metrics for split, found in evaluations.items()}
         shown = {split: found.impressions for split, found in evaluations.items()}
@@ -54,6 +62,7 @@ class Measured:
         self.rows.append(row | metrics | {"slices": test.slices})
         kept = {name: test.per_user[name] for name in self.compared if name in test.per_user}
         self.per_user.setdefault(row["name"], []).append(kept)
+        return row, evaluations
 
 
 def evaluate(store: LabelStore) -> None:
@@ -61,13 +70,14 @@ def evaluate(store: LabelStore) -> None:
     experiment = store.experiment
     first = experiment.seeds[0]
     trained = [role for role in roles.in_tables() if store.models.has(role, first)]
-    measured = Measured(compared_metrics(experiment))
+    measured = Measured(compared_metrics(experiment), Evaluations(experiment))
     total = len(trained) * len(experiment.seeds)
     with experiment.log.stage("evaluate", total=total) as bar:
         counts = _add_baselines(experiment, measured)
         _add_models(store, trained, measured, bar)
         if any(ensemble.learns_from_it(store, role) for role in trained):
-            measured.add(*ensemble.evaluated(store))
+            key = [_key(store, roles.plain_student(), seed) for seed in experiment.seeds]
+            measured.add(["ensemble", key], lambda: ensemble.evaluated(store))
     barrier("evaluated")
     if not leader():
         return
@@ -90,6 +100,7 @@ def evaluate(store: LabelStore) -> None:
         "serving": _serving(experiment, measured.rows),
     }
     write_json(experiment.workdir / "report/metrics.json", page)
+    measured.evaluations.prune()
 
 
 def _comparisons(store: LabelStore) -> list[Comparison]:
@@ -106,21 +117,36 @@ def _comparisons(store: LabelStore) -> list[Comparison]:
 
 def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict[str, int]]:
     """Evaluates the baselines that are not personalised; returns their counts by split."""
-    task = experiment.task
-    base = {split: task.baseline(split) for split in SPLITS}
+    task, timed = experiment.task, experiment.config.teacher.popularity.enabled
     row = {"seed": None} | _size(experiment.dataset.num_items, 0.0)
-    measured.add({"name": "popularity"} | row, base)
-    timed = dated(experiment.dataset) or experiment.config.teacher.popularity.enabled
-    if timed and isinstance(task, Rank):
-        days, found = task.trending()
-        measured.add({"name": "trending"} | row | {"days": days}, found)
+
+    def popularity() -> Found:
+        return {"name": "popularity"} | row, {split: task.baseline(split) for split in SPLITS}
+
+    _, base = measured.add("popularity", popularity)
+    if isinstance(task, Rank) and (timed or dated(experiment.dataset)):
+
+        def trending() -> Found:
+            days, found = task.trending()
+            return {"name": "trending"} | row | {"days": days}, found
+
+        measured.add("trending", trending)
     if isinstance(task, Rank) and leader():
         for name in experiment.config.eval.baselines:
             _add_personal(experiment, task, name, measured)
         for name, path in other_lists.paths(experiment).items():
-            found = {"test": other_lists.evaluated(experiment, path)}
-            measured.add({"name": name, "seed": None}, found)
+            _add_lists(experiment, name, path, measured)
     return {split: found.counts for split, found in base.items()}
+
+
+def _add_lists(experiment: Experiment, name: str, path: Path, measured: Measured) -> None:
+    """Evaluates the lists of another system."""
+
+    def evaluated() -> Found:
+        return {"name": name, "seed": None}, {"test": other_lists.evaluated(experiment, path)}
+
+    unmatched = experiment.config.distill.max_unmatched
+    measured.add(["lists", name, content_hash(path), unmatched], evaluated)
 
 
 def _add_personal(experiment: Experiment, task: Rank, name: str, measured: Measured) -> None:
@@ -129,16 +155,19 @@ def _add_personal(experiment: Experiment, task: Rank, name: str, measured: Measu
     if isinstance(data, PreparedDataset) and not data.whole:
         note(f"{name}: left out: it reads the interactions of all users, and a part is in memory")
         return
-    try:
+
+    def evaluated() -> Found:
         best = chosen(task, BASELINES[name])
+        row = {"name": name, "seed": None, "setting": dict(best.setting)}
+        return row | _size(best.params, best.seconds), best.found
+
+    try:
+        row, _ = measured.add(["baseline", name], evaluated)
     except TooLarge as error:
         note(f"{name}: left out: {error}")
         return
-    tried = len(BASELINES[name].settings)
-    setting = ", ".join(f"{field} {value:g}" for field, value in best.setting.items())
-    note(f"{name}: {setting}, the best of {tried} on valid")
-    row = {"name": name, "seed": None, "setting": dict(best.setting)}
-    measured.add(row | _size(best.params, best.seconds), best.found)
+    setting = ", ".join(f"{field} {value:g}" for field, value in row["setting"].items())
+    note(f"{name}: {setting}, the best of {len(BASELINES[name].settings)} on valid")
 
 
 def _size(params: int, seconds: float) -> Row:
@@ -149,10 +178,20 @@ def _add_models(store: LabelStore, trained: list[Role], measured: Measured, bar:
     models = itertools.product(trained, store.experiment.seeds)
     for done, (role, seed) in enumerate(models):
         bar.update(done)
-        measured.add(*_evaluated(store, role, seed))
+        evaluated = functools.partial(_evaluated, store, role, seed)
+        measured.add(_key(store, role, seed), evaluated)
 
 
-def _evaluated(store: LabelStore, role: Role, seed: int) -> tuple[Row, dict[str, Evaluation]]:
+def _key(store: LabelStore, role: Role, seed: int) -> list[Any]:
+    """What the evaluation of a trained model depends on."""
+    experiment, models = store.experiment, store.models
+    exported = role == models.exported()
+    served = experiment.config.export.new_items if exported else None
+    result = models.result(role, seed)
+    return [role.name, identity_of(experiment, role, seed), result, exported, served]
+
+
+def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
     experiment, models = store.experiment, store.models
     result, parts = models.result(role, seed), build(experiment, role, seed)
     trained = models.best(role, seed, parts)

@@ -1,0 +1,87 @@
+"""Evaluations that are kept: what is asked for again is not evaluated again."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from helpers import runs
+from kd_jax.evaluation.tasks import Evaluation
+from kd_jax.experiment import evaluate as stage
+from kd_jax.experiment.evaluations import Evaluations
+
+STAGES = ("data", "student", "evaluate")
+
+
+def of(tmp_path, **fields):
+    c = {"task": "rank", "eval": {"ks": (10,), "select": "", "lists": ()} | fields}
+    data = SimpleNamespace(checksum="abc")
+    return Evaluations(SimpleNamespace(config=ConfigDict(c), dataset=data, workdir=tmp_path))
+
+
+class Once:
+    """An evaluation that counts how often it is made."""
+
+    def __init__(self):
+        self.made = 0
+        values = {"ndcg@10": np.float32([0.5, np.nan]), "ndcg@10/warm": np.float32([1, 0])}
+        counts = {"users": 2, "targets": 3}
+        test = Evaluation({"ndcg@10": 0.1}, {"warm": {"ndcg@10": np.float32(0.3)}}, values, counts)
+        self.found = {"name": "student", "seed": 0, "rate": float("nan")}, {"test": test}
+
+    def __call__(self):
+        self.made += 1
+        return self.found
+
+
+def test_what_is_kept_equals_what_was_evaluated(tmp_path):
+    once = Once()
+    of(tmp_path).kept(["student", 0], once)
+    row, found = of(tmp_path, lists=("other.jsonl",)).kept(["student", 0], once)
+    assert once.made == 1
+    assert row["name"] == "student" and row["seed"] == 0 and np.isnan(row["rate"])
+    (want,) = once.found[1].values()
+    assert (found["test"].metrics, found["test"].counts) == (want.metrics, want.counts)
+    assert found["test"].slices["warm"]["ndcg@10"] == pytest.approx(0.3)
+    assert found["test"].per_user.keys() == want.per_user.keys()
+    for name, values in want.per_user.items():
+        np.testing.assert_array_equal(found["test"].per_user[name], values)
+
+
+def test_another_key_or_other_settings_are_evaluated(tmp_path):
+    once = Once()
+    of(tmp_path).kept("student", once)
+    of(tmp_path).kept("teacher", once)
+    of(tmp_path, ks=(20,)).kept("student", once)
+    assert once.made == 3
+
+
+def test_a_damaged_file_is_made_again_and_an_unused_one_deleted(tmp_path):
+    once, evaluations = Once(), of(tmp_path)
+    evaluations.kept("student", once)
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    evaluations.kept("student", once)
+    assert once.made == 2
+    evaluations.prune()
+    assert path.exists()
+    of(tmp_path).prune()
+    assert not path.exists()
+
+
+def test_a_model_is_evaluated_again_where_something_changed(world, tmp_path, monkeypatch):
+    made = []
+    plain = stage._evaluated
+    monkeypatch.setattr(stage, "_evaluated", lambda *key: made.append(key) or plain(*key))
+    runs.run(runs.config(world, stages=STAGES), tmp_path)
+    first = runs.metrics_of(tmp_path)["models"]
+    assert len(made) == 1
+    runs.run(runs.config(world, stages=STAGES, **{"eval.bootstrap": 50}), tmp_path)
+    assert len(made) == 1 and runs.metrics_of(tmp_path)["models"] == first
+    runs.run(runs.config(world, stages=STAGES, **{"export.new_items": 0.2}), tmp_path)
+    assert len(made) == 2  # the exported student's served metrics depend on it
+    runs.run(runs.config(world, stages=STAGES, **{"eval.ks": (10, 30)}), tmp_path)
+    assert len(made) == 3 and "ndcg@30" in runs.metrics_of(tmp_path)["models"][-1]["test"]
+    kept = len(list((tmp_path / "cache/evaluations").glob("*")))
+    assert kept == len(first)
