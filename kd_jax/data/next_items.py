@@ -14,6 +14,9 @@ K = 10
 USERS = 1000  # that are judged, at most
 FEWEST = 100  # users for a suggestion
 RATIO = 4.0  # of the two values, from which on models of sequences are suggested
+SEQUENCES, TRENDS, TEACHER = (
+    f"--config=configs/csv.py{recipe}" for recipe in ("", ":trends", ":teacher")
+)
 DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
 
@@ -55,11 +58,11 @@ def next_items(dataset: Dataset) -> NextItems | None:
     return NextItems(followers, by_count, len(values))
 
 
-def suggestion(found: NextItems, by_time: bool) -> str:
+def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
     """One line that names the recipe of configs/csv.py for such data (docs/results.md).
 
-    by_time: whether timestamps are dates, and the split is one by time. There is no recipe in it if
-    too few users were judged, or if neither list has a target.
+    dated: whether timestamps are dates. by_time: whether the split is one by time. There is no
+    recipe in it if too few users were judged, or if neither list has a target.
     """
     measured = (
         f"data: next items: what followed a user's newest item has NDCG@10 {found.followers:.4f} on"
@@ -68,10 +71,12 @@ def suggestion(found: NextItems, by_time: bool) -> str:
     if found.users < FEWEST or not found.followers:
         return measured
     if found.followers >= RATIO * found.popular:
-        recipe = "configs/csv.py (sequences)"
+        recipe = SEQUENCES
+    elif dated:
+        recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:
-        recipe = "configs/csv.py:trends" if by_time else "configs/csv.py:teacher"
-    return f"{measured}: the recipe for such data is {recipe}, see docs/results.md"
+        recipe = TEACHER
+    return f"{measured}: for such data take {recipe}, in a workdir of its own (docs/results.md)"
 
 
 def _followers(dataset: Dataset) -> scipy.sparse.csr_array:

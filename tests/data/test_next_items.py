@@ -1,5 +1,7 @@
 """How much the newest item says about the next one, against closed forms and a direct count."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
@@ -53,18 +55,21 @@ def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
 
 
 @pytest.mark.parametrize(
-    ("found", "by_time", "recipe"),
+    ("found", "dated", "by_time", "recipes"),
     [
-        (NextItems(0.4, 0.1, 100), True, "configs/csv.py (sequences)"),
-        (NextItems(0.39, 0.1, 100), True, "configs/csv.py:trends"),
-        (NextItems(0.39, 0.1, 100), False, "configs/csv.py:teacher"),
-        (NextItems(0.2, 0.0, 1000), False, "configs/csv.py (sequences)"),
+        (NextItems(0.4, 0.1, 100), True, True, [""]),
+        (NextItems(0.39, 0.1, 100), True, True, [":trends"]),
+        (NextItems(0.39, 0.1, 100), True, False, [":teacher", ":trends"]),
+        (NextItems(0.39, 0.1, 100), False, False, [":teacher"]),
+        (NextItems(0.2, 0.0, 1000), False, False, [""]),
     ],
 )
-def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, by_time, recipe):
-    assert recipe in suggestion(found, by_time)
+def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, dated, by_time, recipes):
+    line = suggestion(found, dated, by_time)
+    assert re.findall(r"--config=configs/csv\.py(:\w+)?", line) == recipes
+    assert ("split by time" in line) == (len(recipes) > 1)
 
 
 @pytest.mark.parametrize("found", [NextItems(0.4, 0.1, 99), NextItems(0.0, 0.0, 1000)])
 def test_little_evidence_suggests_nothing(found):
-    assert "configs/" not in suggestion(found, True)
+    assert "configs/" not in suggestion(found, True, True)
