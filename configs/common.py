@@ -286,6 +286,7 @@ def student() -> ConfigDict:
     c.sasrec = ConfigDict(tables())
     # newest interactions that are read; at most teacher.model.history where it is distilled
     c.sasrec.history = 20
+    c.sasrec.item_dropout = 0.0  # of item vectors, where they are read and where they are scored
     c.sasrec.blocks = 2
     c.sasrec.heads = 2
     # 'plain', or 'ligr': the gated blocks of eSASRec (docs/students.md)

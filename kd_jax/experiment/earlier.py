@@ -46,7 +46,7 @@ RIDGE = 1.0  # of the text map of new items; selected in every seed of the quick
 # Fields that change how a model is trained, and not which parameters it has.
 FREE = {
     Kind.STUDENT.value: (
-        *("dropout", "init_scale", "bias", "popularity_days"),
+        *("dropout", "item_dropout", "init_scale", "bias", "popularity_days"),
         *("decay", "decay_unit", "user_power"),
     ),
     "teacher.model": ("dropout", "init_scale", "softmax", "negatives", "hard_negatives"),

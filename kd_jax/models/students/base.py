@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array, Batch
-from kd_jax.models.layers import normal
+from kd_jax.models.layers import dropout, normal
 from kd_jax.models.scorer import Scorer
 from kd_jax.runtime.store import Hidden
 
@@ -98,6 +98,18 @@ class HistorySpec(StudentSpec):
         rank_only(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class SequenceSpec(HistorySpec):
+    """The spec of students with a table of items."""
+
+    item_dropout: float = 0.0  # of item vectors, the same in histories and in the softmax
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.item_dropout < 1:
+            raise InputError(f"item_dropout={self.item_dropout} must be at least 0 and less than 1")
+
+
 class Student(Scorer):
     """A scorer that is built from its spec and from named arrays.
 
@@ -133,22 +145,24 @@ class Student(Scorer):
 class SequenceStudent(Student):
     """A student that learns after every item of a history, with a table of items and their biases.
 
-    Its ``contexts`` read packed batches, too.
+    Its ``contexts`` read packed batches, too. spec: a ``SequenceSpec``.
     """
 
+    spec = SequenceSpec
     example_kind = "all"
     reads_packed = True
     tables = {"item": "item", "bias": "item"}
 
-    def __init__(self, spec: StudentSpec, inputs: Inputs, *, rngs: nnx.Rngs):
+    def __init__(self, spec: SequenceSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)
         self.item = item_table(spec.num_items, spec, rngs, inputs)
         self.bias = nnx.Param(jnp.asarray(spec.item_bias))
+        self.item_dropout = spec.item_dropout
 
     def items(
         self, *, rngs: nnx.Rngs | None = None, batch: Batch | None = None
     ) -> tuple[Array, Array]:
-        return self.item[...], self.bias[...]
+        return dropout(self.item[...], self.item_dropout, rngs), self.bias[...]
 
 
 def item_table(rows: int, spec: StudentSpec, rngs: nnx.Rngs, inputs: Inputs) -> nnx.Param:

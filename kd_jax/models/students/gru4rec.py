@@ -13,12 +13,12 @@ from jaxtyping import Float
 
 from kd_jax.core.types import PAD, Array, Batch
 from kd_jax.models.layers import dropout
-from kd_jax.models.students.base import HistorySpec, Inputs, SequenceStudent, at_least_one
+from kd_jax.models.students.base import Inputs, SequenceSpec, SequenceStudent, at_least_one
 from kd_jax.runtime.contexts import Recurrent
 
 
 @dataclasses.dataclass(frozen=True)
-class GRU4RecSpec(HistorySpec):
+class GRU4RecSpec(SequenceSpec):
     hidden: int = 64  # numbers of the state
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from flax import nnx
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Array, Batch
 from kd_jax.models.layers import Block, CausalTransformer, GatedBlock, Packed, runtime_arrays
-from kd_jax.models.students.base import HistorySpec, Inputs, SequenceStudent, at_least_one
+from kd_jax.models.students.base import Inputs, SequenceSpec, SequenceStudent, at_least_one
 from kd_jax.runtime.contexts import GatedTransformer, Transformer
 
 BLOCKS: dict[str, Callable[..., Block]] = {
@@ -24,7 +24,7 @@ BLOCKS: dict[str, Callable[..., Block]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SASRecSpec(HistorySpec):
+class SASRecSpec(SequenceSpec):
     blocks: int = 2
     heads: int = 2
     # 'plain': attention and a ReLU; 'ligr': both gated, and a SwiGLU of four times the width

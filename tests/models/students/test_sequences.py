@@ -125,3 +125,20 @@ def test_a_gate_scales_the_change_of_a_block():
     hidden = block.norm2(x)
     change = block.down(jax.nn.silu(block.up(hidden)) * block.side(hidden))
     np.testing.assert_allclose(with_gates(closed, logit3), x + 0.75 * change, rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_item_dropout_is_the_same_in_the_history_and_in_the_softmax(name, section, task):
+    student = student_of(task, name, dropout=0.0, item_dropout=0.5, **section)
+    batch = {key: value for key, value in batch_of(task, False).items() if key in READ}
+    table = np.asarray(student.item[...])
+    exact = student.factors(batch)
+    np.testing.assert_array_equal(exact.vectors, table)
+    first, second = (student.factors(batch, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 1))
+    kept = np.asarray(first.vectors) != 0
+    np.testing.assert_allclose(np.asarray(first.vectors)[kept], 2 * table[kept], rtol=1e-6)
+    assert 0.4 < kept.mean() < 0.6 and (kept != (np.asarray(second.vectors) != 0)).any()
+    np.testing.assert_allclose(
+        first.contexts, student.contexts(batch, first.vectors), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(first.bias, exact.bias)

@@ -52,6 +52,7 @@ CASES = {
             WIDTH,
             ({"history": 0}, "history=0 must be at least 1"),
             ({"dim": 15}, "dim=15 is no multiple of heads=2"),
+            ({"item_dropout": 1.0}, "item_dropout=1.0 must be at least 0 and less than 1"),
             ({"block": "lirg"}, "block='lirg' is unknown; did you mean 'ligr'?"),
         ),
     ),
