@@ -32,8 +32,8 @@ class Bar:
         self._log = log
         self._title = title
         self._total = total
-        self._start = start
-        self._began = self._printed = time.perf_counter()
+        self._printed = time.perf_counter()
+        self._first: tuple[float, int] | None = None  # when, and after how many steps
         self._task = None
         if log.progress is not None:
             self._task = log.progress.add_task(title, total=total, completed=start, terms="")
@@ -43,7 +43,8 @@ class Bar:
     ) -> None:
         """Shows the progress.
 
-        done: steps of ``total``. terms: loss terms to show. rate: examples per second.
+        done: steps of ``total``. terms: loss terms to show, of a training, which may stop early.
+        rate: examples per second.
         """
         shown = " ".join(
             f"{key} {value:.4f}" for key, value in (terms or {}).items() if key != "grad_norm"
@@ -53,10 +54,12 @@ class Bar:
             self._log.progress.update(self._task, completed=done, terms=shown)
             return
         now = time.perf_counter()
-        if now - self._printed >= LINES_EVERY and done > self._start:
-            eta = (now - self._began) / (done - self._start) * (self._total - done)
-            line = f"{self._title}: step {done}/{self._total} {shown} ETA {eta:.0f} s"
-            self._log.note(line.replace("  ", " "))
+        began, first = self._first = self._first or (now, done)  # without what compiles before it
+        if now - self._printed >= LINES_EVERY and done > first:
+            left = (now - began) / (done - first) * (self._total - done)
+            most = "at most " * (terms is not None)
+            line = f"{self._title}: step {done}/{self._total} {shown}, {most}{left:.0f} s left"
+            self._log.note(line.replace("  ", " ").replace(" ,", ","))
             self._printed = now
 
     def close(self) -> None:
