@@ -59,6 +59,26 @@ def prepare(options: PrepareOptions, folder: Path, note: Note = print) -> bool:
     return True
 
 
+class _Distinct:
+    """The distinct values of batches; it holds a few times as many as there are at the end."""
+
+    def __init__(self, dtype: pl.DataType):
+        self.found = pl.Series(dtype=dtype)
+        self.batches: list[pl.Series] = []
+
+    def add(self, values: pl.Series) -> None:
+        self.batches.append(values.unique())
+        if sum(map(len, self.batches)) > max(len(self.found), BATCH):
+            self._merge()
+
+    def _merge(self) -> None:
+        self.found, self.batches = pl.concat([self.found, *self.batches]).unique(), []
+
+    def sorted(self) -> pl.Series:
+        self._merge()
+        return self.found.sort()
+
+
 class _Ids:
     """Distinct ids, sorted, and the index of each."""
 
@@ -159,10 +179,14 @@ class _Maker:
         self.scan = self.scan.filter(good)
         if o.min_rating is not None:
             self.scan = self.scan.filter(pl.col("rating") >= o.min_rating)
-        users, items = (
-            _Ids(self.scan.select(name).unique().collect(engine="streaming")[name].sort())
-            for name in ("user", "item")
-        )
+        schema = self.scan.collect_schema()
+        found = {name: _Distinct(schema[name]) for name in ("user", "item")}
+        for batch in self.scan.select(*found).collect_batches(
+            chunk_size=BATCH, maintain_order=False, engine="streaming"
+        ):
+            for name, distinct in found.items():
+                distinct.add(batch[name])
+        users, items = (_Ids(distinct.sorted()) for distinct in found.values())
         self.done(f"{len(users.ids):,} users and {len(items.ids):,} items in the source")
         return users, items
 
