@@ -13,8 +13,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax.core.scores import Factors
+from kd_jax.core.types import Array
 from kd_jax.data.splits import VALID
 from kd_jax.devices import sharding
+from kd_jax.evaluation.batching import stream
+from kd_jax.evaluation.evaluator import eval_users
 from kd_jax.evaluation.metrics import expand
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
@@ -100,6 +103,7 @@ class NewItems:
         self._best: Best = sharding.fetch(best[0]), sharding.fetch(best[1])
         self.model: Any = nnx.merge(parts.graphdef, *self._best)
         self._step = models.result(role, seed)["best_step"]
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of ``_contexts``
 
     def metrics(self, trained: float | None) -> dict[str, dict[str, float]]:
         """The metric that selects models, by name, of cold test targets among cold items.
@@ -212,19 +216,33 @@ class NewItems:
 
         Empty for scores without factors.
         """
-        experiment, task = self._experiment, self._experiment.task
+        task = self._experiment.task
         if not isinstance(task, Rank) or not self.model.factorised:
             return {}
         vectors, bias = map(jnp.asarray, rows)
-        bind = score_function(
-            experiment.dataset, self._parts.graphdef, SPLITS[split], self._parts.history
-        )
-        scores = bind(*placed(self._parts.graphdef, self._best, experiment.mesh))
+        users, contexts = self._contexts(split)
 
-        def score(users: np.ndarray) -> Factors:
-            found = scores(users)
-            assert isinstance(found, Factors)
-            return Factors(jnp.asarray(sharding.fetch(found.contexts)), vectors, bias)
+        def score(block: np.ndarray) -> Factors:
+            places = np.searchsorted(users, block)
+            return Factors(jnp.asarray(contexts[places]), vectors, bias)
 
         # All metrics, as in the evaluation of the model, whose compiled program ranks here too.
         return task.evaluate(score, split, task.metric_names, slices=True).slices
+
+    def _contexts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The users that are judged, and their contexts [U, D], computed once."""
+        if split not in self._known:
+            experiment, task, parts = self._experiment, self._experiment.task, self._parts
+            assert isinstance(task, Rank)
+            bind = score_function(experiment.dataset, parts.graphdef, SPLITS[split], parts.history)
+            scores = bind(*placed(parts.graphdef, self._best, experiment.mesh))
+
+            def contexts(_: int, block: np.ndarray) -> Array:
+                found = scores(block)
+                assert isinstance(found, Factors)
+                return found.contexts
+
+            users = eval_users(experiment.dataset, SPLITS[split])
+            blocks = stream(contexts, users, task.batch_size)
+            self._known[split] = users, np.concatenate(blocks)[: len(users)]
+        return self._known[split]
