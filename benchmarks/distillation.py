@@ -1,4 +1,4 @@
-r"""Every method of distillation beside baselines, teachers and plain students, on every data set.
+r"""Methods of distillation beside baselines, teachers and plain students, on every data set.
 
     python -m benchmarks.distillation --out=runs/methods --data=data
     python -m benchmarks.distillation --out=runs/methods --sets=movietweetings --methods=kl,rrd
@@ -11,9 +11,11 @@ sets. Other flags go to launch.py. What is done with a set is described in bench
 --quick takes MovieTweetings, one seed, one weight and four losses.
 
 The same command goes on where it was cut off, and --report trains nothing. OUT/results.md has, for
-each set, its models (means of the seeds on test) and the methods with their gain over the plain
-student and its interval (paired bootstrap over users), and says what is missing; OUT/gains.png
-draws the gains, OUT/results.json has all numbers.
+each set of OUT, its models (means of the seeds on test) and the methods with their gain over the
+plain student and its interval (paired bootstrap over users), and says what is missing. Where a
+set's clicks have a sampled softmax (beauty, sports, citeulike-wide), those are missing that no
+engine computes from a sample (docs/methods.md). OUT/gains.png draws the gains, OUT/results.json has
+all numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.measuring import ROOT, table
-from benchmarks.methods import METHODS, UNTUNED, Study, launch, metric_of, metrics_of, seeds_of
+from benchmarks.methods import METHODS, UNTUNED, Study, metric_of, metrics_of, seeds_of
 from benchmarks.sets import OWN, SETS
 
 QUICK = {"sets": "movietweetings", "methods": "kl,reverse_kl,rrd,listmle", "weights": "3"}
@@ -51,14 +53,16 @@ def columns(ks: Sequence[int]) -> dict[str, tuple[Cell, str]]:
         for name, head in (("ndcg", "NDCG"), ("recall", "Recall"), ("hit_rate", "HR"))
         for k in ks
     }
-    last = f"recall@{ks[-1]}"
     return {
         **{head: (on_test(metric), ".4f") for head, metric in metrics.items()},
-        f"Recall@{ks[-1]} cold": (sliced("cold", last), ".4f"),
-        f"Recall@{ks[-1]} tail": (sliced("tail", last), ".4f"),
-        "parameters": (lambda row: row["params"], ",.0f"),
-        "bytes": (lambda row: row["bytes"], ",.0f"),
-        "train s": (lambda row: row["train_seconds"], ",.0f"),
+        **{
+            f"Recall@{k} {part}": (sliced(part, f"recall@{k}"), ".4f")
+            for k in ks[-1:]
+            for part in ("cold", "tail")
+        },
+        "parameters": (lambda row: row.get("params"), ",.0f"),
+        "bytes": (lambda row: row.get("bytes"), ",.0f"),
+        "train s": (lambda row: row.get("train_seconds"), ",.0f"),
         "users/s": (lambda row: row.get("users_per_second"), ",.0f"),
     }
 
@@ -110,12 +114,7 @@ def measured(study: Study) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
 
     Raises SystemExit where a run fails, or where --report finds none.
     """
-    if not study.report:
-        study.out.mkdir(parents=True, exist_ok=True)
-        launch(study.base, study.flags)
-    metrics = metrics_of(study.base)
-    if metrics is None:
-        raise SystemExit(f"{study.base} holds no finished run")
+    metrics = study.begin()
     metric = metric_of(study.base)
     shown = metrics["models"] + study.other_start()
     alone = seeds_of(metrics, "student")
@@ -165,33 +164,35 @@ def draw(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def studies(options: argparse.Namespace, flags: list[str]) -> dict[str, Study | str]:
-    """Each set's study, or why it is missing."""
-    out, data = options.out.absolute(), options.data.expanduser().absolute()
+    """Each set's study, or why it is missing; those that are only in OUT are read."""
+    out, data = options.out.expanduser().absolute(), options.data.expanduser().absolute()
     own = any(flag.startswith("--config=") for flag in flags)
+    wanted = ["own"] if own else options.sets
+    there = [name for name in (*SETS, "own") if metrics_of(out / name / "base")]
     found: dict[str, Study | str] = {}
-    for name in ["own"] if own else options.sets:
+    for name in dict.fromkeys((*wanted, *there)):
+        report = options.report or name not in wanted
         try:
-            command = [] if own else SETS[name].command(data)
+            command = [] if report or name == "own" else SETS[name].command(data)
         except FileNotFoundError as error:
             found[name] = str(error)
             continue
-        teachers = (
-            OWN
-            if own
-            else [  # of another set's run: a folder in OUT
-                str(out / one) if "/" in one else one for one in SETS[name].teachers
-            ]
-        )
         found[name] = Study(
             out=out / name,
             flags=(*command, *flags, *UNTUNED),
             methods=options.methods,
-            teachers=options.teachers or teachers,
+            teachers=options.teachers or teachers_of(out, name),
             weights=options.weights,
-            texts=own or SETS[name].texts,
-            report=options.report,
+            texts=name == "own" or SETS[name].texts,
+            report=report,
         )
     return found
+
+
+def teachers_of(out: Path, name: str) -> list[str]:
+    """Whom the students of a set learn from; of another set's run: a folder in OUT."""
+    known = OWN if name == "own" else SETS[name].teachers
+    return [str(out / one) if "/" in one else one for one in known]
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
@@ -215,8 +216,8 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     options, flags = parser.parse_known_args()
     if options.quick:
         quick = [f"--{name}={value}" for name, value in QUICK.items()]
-        options, flags = parser.parse_known_args([*quick, "--teachers=teacher", *sys.argv[1:]])
-        flags.append("--config.seeds=(0,)")
+        given = [*quick, "--teachers=teacher", "--config.seeds=(0,)", *sys.argv[1:]]
+        options, flags = parser.parse_known_args(given)
     for name, known in (("sets", SETS), ("methods", METHODS)):
         unknown = set(getattr(options, name)) - set(known)
         if unknown:
@@ -226,7 +227,8 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     options, flags = parsed()
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.expanduser()
+    out.mkdir(parents=True, exist_ok=True)
     page, found = ["# Distillation on every data set"], {}
     for name, study in studies(options, flags).items():
         try:
@@ -241,9 +243,9 @@ def main() -> None:
             head = ("method", "teacher", "weight", "validation", f"test {metric}", "gain", "s")
             part = [models(shown)] + ([table(head, list(map(line, rows)))] if rows else [])
         page += [f"## {name}", *part]
-        (options.out / "results.md").write_text("\n\n".join(page) + "\n")
-        (options.out / "results.json").write_text(json.dumps(found, indent=1))
-    draw(options.out / "gains.png", {name: some["methods"] for name, some in found.items()})
+        (out / "results.md").write_text("\n\n".join(page) + "\n")
+        (out / "results.json").write_text(json.dumps(found, indent=1))
+    draw(out / "gains.png", {name: some["methods"] for name, some in found.items()})
     print("\n" + "\n\n".join(page[1:]))
 
 

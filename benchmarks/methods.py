@@ -6,7 +6,8 @@ docs/methods.md, at each weight with the first seed; the weight with the best va
 with all seeds. Every method has the same number of trials, all learn from the first seed's teacher,
 and no student has the values that a search found (``tuned``) for it. FOLDER/start holds the plain
 student whose item vectors start from the language model's, or at random where those of the plain
-one start from text. Each run has a workdir of its own, FOLDER/<method>.<teacher>.<weight>.
+one start from text. Each run has a workdir of its own, FOLDER/<method>.<teacher>.<weight>, and
+FOLDER/flags.json the flags of all: other flags are refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ml_collections import ConfigDict
 
 from benchmarks.measuring import ROOT
+from kd_jax.core.files import fingerprint
 from kd_jax.experiment.config import selects
 
 METHODS = (
@@ -48,7 +50,10 @@ class Trial(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.method}.{Path(self.teacher).name}.{self.weight:g}"
+        teacher = Path(self.teacher).name
+        if "/" in self.teacher:  # two workdirs may have models of one name
+            teacher += f"-{fingerprint(str(Path(self.teacher).absolute()))}"
+        return f"{self.method}.{teacher}.{self.weight:g}"
 
     def flags(self, base: Path) -> list[str]:
         """The fields of launch.py, beside those of base."""
@@ -75,7 +80,8 @@ def launch(workdir: Path, flags: Sequence[str]) -> None:
     with log.open("a") as file:
         done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"{workdir.name} failed: {log.read_text().splitlines()[-1]} (see {log})")
+        last = [*log.read_text().splitlines(), ""][-2:][0]
+        raise SystemExit(f"{workdir.name} failed: {last} (see {log})")
 
 
 def metrics_of(workdir: Path) -> dict[str, Any] | None:
@@ -99,7 +105,10 @@ def run(trial: Trial, out: Path, flags: Sequence[str], seeds: Sequence[int], sta
     workdir.mkdir(exist_ok=True)
     for folder in ("dataset", *(path.name for path in (out / "base").glob("student*"))):
         if not (workdir / folder).exists():
-            shutil.copytree(out / "base" / folder, workdir / folder)
+            part = workdir / f"{folder}.part"  # a copy that was cut off counts as none
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(out / "base" / folder, part)
+            part.rename(workdir / folder)
     chosen = f"--config.seeds=({','.join(map(str, seeds))},)"
     launch(workdir, [*flags, *trial.flags(out / "base"), stages, chosen])
 
@@ -128,6 +137,23 @@ class Study:
     @property
     def base(self) -> Path:
         return self.out / "base"
+
+    def begin(self) -> dict[str, Any]:
+        """Trains base, unless ``report``; returns its metrics.
+
+        Raises SystemExit where it fails, is not there, or was made with other flags.
+        """
+        known, flags = self.out / "flags.json", list(self.flags)
+        if not self.report:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if known.exists() and json.loads(known.read_text()) != flags:
+                raise SystemExit(f"{self.out} was made with other flags; use another --out")
+            known.write_text(json.dumps(flags))
+            launch(self.base, flags)
+        metrics = metrics_of(self.base)
+        if metrics is None:
+            raise SystemExit(f"{self.base} holds no finished run")
+        return metrics
 
     def row(self, method: str, teacher: str, metric: str, seeds: list[int]) -> dict[str, Any]:
         """The row of a method, or what it lacks."""
@@ -175,6 +201,9 @@ class Study:
         start = "random" if config[name]["vectors"] == "text" else "text"
         if not self.report and metrics_of(workdir) is None:
             vectors = f"--config.student.{name}.vectors={start}"
-            launch(workdir, [*self.flags, "--config.eval.baselines=()", PLAIN, vectors])
+            try:
+                launch(workdir, [*self.flags, "--config.eval.baselines=()", PLAIN, vectors])
+            except SystemExit as error:  # the methods go on
+                print(error, flush=True)
         rows = seeds_of(metrics_of(workdir) or {"models": []}, "student")
         return [row | {"name": f"student, vectors from {start}"} for row in rows]

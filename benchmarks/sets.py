@@ -42,7 +42,11 @@ class DataSet:
 
 
 # CiteULike's narrow students learn from the wide one; their run has clicks alone.
-CLICKS = ("--config.stages=('data','student','evaluate','report')", "--config.distill.sources=None")
+CLICKS = (
+    "--config.stages=('data','student','evaluate','report')",
+    "--config.distill.sources=None",
+    "--config.distill.terms.soft=None",
+)
 
 SETS = {
     "movietweetings": DataSet("quickstart.py"),

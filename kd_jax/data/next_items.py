@@ -14,9 +14,7 @@ K = 10
 USERS = 1000  # that are judged, at most
 FEWEST = 100  # users for a suggestion
 RATIO = 4.0  # of the two values, from which on models of sequences are suggested
-SEQUENCES, TRENDS, TEACHER = (
-    f"--config=configs/csv.py{recipe}" for recipe in ("", ":trends", ":teacher")
-)
+SEQUENCES, TRENDS, TEACHER = (f"configs/csv.py{recipe}" for recipe in ("", ":trends", ":teacher"))
 DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
 
@@ -76,7 +74,7 @@ def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
         recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:
         recipe = TEACHER
-    return f"{measured}: for such data take {recipe}, in a workdir of its own (docs/results.md)"
+    return f"{measured}: the recipe for such data is that of {recipe} (docs/results.md)"
 
 
 def _followers(dataset: Dataset) -> scipy.sparse.csr_array:

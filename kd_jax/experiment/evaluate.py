@@ -44,7 +44,7 @@ class Measured:
     """The evaluated models, with each user's value of the compared metrics."""
 
     compared: tuple[str, ...]
-    evaluations: Evaluations
+    kept: Evaluations
     rows: list[Row] = dataclasses.field(default_factory=list)
     per_user: dict[str, list[PerUser]] = dataclasses.field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class Measured:
 
         key: what they depend on (``Evaluations``).
         """
-        row, evaluations = self.evaluations.kept(key, evaluate)
+        row, evaluations = self.kept.kept(key, evaluate)
         test = evaluations["test"]
         metrics: Row = {split: found.metrics for split, found in evaluations.items()}
         shown = {split: found.impressions for split, found in evaluations.items()}
@@ -100,7 +100,7 @@ def evaluate(store: LabelStore) -> None:
         "serving": _serving(experiment, measured.rows),
     }
     write_json(experiment.workdir / "report/metrics.json", page)
-    measured.evaluations.prune()
+    measured.kept.prune()
 
 
 def _comparisons(store: LabelStore) -> list[Comparison]:
@@ -185,10 +185,18 @@ def _add_models(store: LabelStore, trained: list[Role], measured: Measured, bar:
 def _key(store: LabelStore, role: Role, seed: int) -> list[Any]:
     """What the evaluation of a trained model depends on."""
     experiment, models = store.experiment, store.models
-    exported = role == models.exported()
-    served = experiment.config.export.new_items if exported else None
-    result = models.result(role, seed)
-    return [role.name, identity_of(experiment, role, seed), result, exported, served]
+    key: list[Any] = [role.name, identity_of(experiment, role, seed), models.result(role, seed)]
+    if role.distilled:
+        key.append(_label_seconds(store, role, seed))
+    if role == models.exported():  # its items are new ones, too, by a map of their texts
+        template = experiment.settings(roles.main_teacher()).teacher.lm.template
+        key.append([experiment.config.export.new_items, template])
+    return key
+
+
+def _label_seconds(store: LabelStore, role: Role, seed: int) -> float:
+    labels = store.of(role, store.experiment.teacher_seeds(seed))
+    return sum(one.finished["seconds"] for one in labels if one.finished)
 
 
 def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
@@ -217,8 +225,7 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
                 row["new_items"] = items.metrics(test.slices.get(SLICE, {}).get(select))
                 row |= new_costs.seconds(models, role, seed, parts, trained)
     if role.distilled:
-        finished = [labels.finished for labels in store.of(role, experiment.teacher_seeds(seed))]
-        row["label_seconds"] = sum(done["seconds"] for done in finished if done)
+        row["label_seconds"] = _label_seconds(store, role, seed)
     return row, found
 
 

@@ -31,31 +31,27 @@ class Evaluations:
     """The evaluations of a run.
 
     One is kept in ``cache/evaluations`` under the fingerprint of all that it depends on: the data,
-    the fields of ``eval``, the versions of kd_jax's code and of JAX, and the ``key`` that is given.
-    The rates in it are those of the machine that measured them. Processes that share a run evaluate
-    anew, since what one finds on its disk the others may not.
+    the fields of ``eval`` and ``rate``, the devices, the versions of kd_jax's code, of JAX and of
+    NumPy, and the ``key`` that is given. The rates in it are those that were measured then.
+    Processes that share a run evaluate anew, since what one finds on its disk the others may not.
     """
 
     def __init__(self, experiment: Experiment):
-        c = experiment.config
+        c, impressions = experiment.config, experiment.dataset.impressions
         fields = {name: value for name, value in c.eval.to_dict().items() if name not in NOT_READ}
-        self._common = [
-            experiment.dataset.checksum,
-            c.task,
-            selects(c),
-            fields,
-            code(),
-            jax.__version__,
-        ]
+        kinds = [device.device_kind for device in jax.devices()]
+        self._common = fingerprint([
+            [experiment.dataset.checksum, impressions and impressions.checksum, c.data.to_dict()],
+            [c.task, selects(c), fields, c.rate.to_dict()],
+            [kinds, c.mesh.to_dict(), code(), jax.__version__, np.__version__],
+        ])  # fmt: skip
         self._folder = experiment.workdir / "cache/evaluations"
-        self._used: set[Path] = set()
 
     def kept(self, key: Any, evaluate: Callable[[], Found]) -> Found:
         """What ``evaluate`` returns, or returned for this key before."""
         if jax.process_count() > 1:
             return evaluate()
-        path = self._folder / f"{fingerprint([self._common, key])}.safetensors"
-        self._used.add(path)
+        path = self._folder / f"{self._common}-{fingerprint(key)}.safetensors"
         if (found := _read(path)) is None:
             found = evaluate()
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -63,9 +59,9 @@ class Evaluations:
         return found
 
     def prune(self) -> None:
-        """Deletes those that were not asked for."""
+        """Deletes those of other data, settings and versions."""
         for path in self._folder.glob("*.safetensors"):
-            if path not in self._used:
+            if not path.name.startswith(self._common):
                 path.unlink()
 
 

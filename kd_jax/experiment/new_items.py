@@ -17,7 +17,7 @@ from kd_jax.core.types import Array
 from kd_jax.data.splits import VALID
 from kd_jax.devices import sharding
 from kd_jax.evaluation.batching import stream
-from kd_jax.evaluation.evaluator import eval_users
+from kd_jax.evaluation.evaluator import eval_users, evaluate_rank
 from kd_jax.evaluation.metrics import expand
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
@@ -227,7 +227,15 @@ class NewItems:
             return Factors(jnp.asarray(contexts[places]), vectors, bias)
 
         # All metrics, as in the evaluation of the model, whose compiled program ranks here too.
-        return task.evaluate(score, split, task.metric_names, slices=True).slices
+        return evaluate_rank(
+            score,
+            self._experiment.dataset,
+            SPLITS[split],
+            metrics=task.metric_names,
+            ks=task.ks,
+            batch_size=task.batch_size,
+            slices=True,
+        ).slices
 
     def _contexts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The users that are judged, and their contexts [U, D], computed once."""

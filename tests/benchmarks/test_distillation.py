@@ -1,5 +1,6 @@
 """The benchmark of methods: selection on validation, and what it says of unfinished work."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks import distillation, methods
+from benchmarks.sets import SETS
 from kd_jax.distillation.term import of_section
+from kd_jax.experiment import overrides
 from kd_jax.losses import LOSSES
 
 
@@ -74,7 +77,8 @@ def test_a_teacher_may_be_a_model_of_another_workdir(tmp_path):
     assert path("teacher") == str(tmp_path / "teacher")
     assert path("/runs/wide/student") == "/runs/wide/student"
     assert path("runs/wide/student") == str(Path("runs/wide/student").absolute())
-    assert methods.Trial("kl", "runs/wide/student", 0.3).name == "kl.student.0.3"
+    one, other = (methods.Trial("kl", f"{run}/student", 0.3).name for run in ("runs/a", "runs/b"))
+    assert one != other and one.startswith("kl.student-") and one.endswith(".0.3")
 
 
 @pytest.mark.parametrize(("select", "metric"), [("recall@50", "recall@50"), ("", "ndcg@10")])
@@ -119,7 +123,8 @@ def test_a_set_without_its_data_is_missing_and_the_others_go_on(tmp_path, monkey
     assert study.teachers == [str(tmp_path / "out/citeulike-wide/base/student")]
     path = f"--config.data.files.path={tmp_path / 'data/citeulike/interactions.parquet'}"
     assert path in study.flags and not any("items_path" in flag for flag in study.flags)
-    arguments(monkeypatch, *given.split(), "--report")
+    monkeypatch.setattr(methods, "launch", lambda *_: None)
+    arguments(monkeypatch, *given.split())
     distillation.main()
     page = (tmp_path / "out/results.md").read_text()
     assert "amazon-beauty does not exist" in page and "holds no finished run" in page
@@ -127,8 +132,65 @@ def test_a_set_without_its_data_is_missing_and_the_others_go_on(tmp_path, monkey
     assert "missing" in capsys.readouterr().out
 
 
+def finished(folder):
+    """A base with two seeds of a plain student."""
+    (folder / "report").mkdir(parents=True)
+    found = {"models": [row("student", 0, 0.2), row("student", 1, 0.4)], "gain": {}}
+    (folder / "report/metrics.json").write_text(json.dumps(found))
+    c = {"student": {"name": "two_tower", "two_tower": {}}, "task": "rank", "eval": {"select": ""}}
+    (folder / "config.json").write_text(json.dumps(c))
+
+
+def test_the_page_has_all_sets_that_are_there_without_their_data(tmp_path, monkeypatch):
+    for name in ("beauty", "own"):
+        finished(tmp_path / name / "base")
+    given = (f"--out={tmp_path}", "--data=nowhere", "--sets=sports", "--methods=kl", "--report")
+    arguments(monkeypatch, *given)
+    distillation.main()
+    page = (tmp_path / "results.md").read_text()
+    assert [part.split("\n")[0] for part in page.split("## ")[1:]] == ["sports", "beauty", "own"]
+    assert page.count("0.3000 ± 0.1414") == 2 and "missing: 3 trials" in page
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["beauty", "own"]
+
+
+def test_other_flags_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "launch", lambda *_: None)
+    finished(tmp_path / "base")
+
+    def study(*flags):
+        return methods.Study(tmp_path, flags, [], [], [1.0])
+
+    study("--config.student.name=mf").begin()
+    study("--config.student.name=mf").begin()
+    with pytest.raises(SystemExit, match="other flags; use another --out"):
+        study("--config.student.name=mlp").begin()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_flags_of_a_set_are_those_of_a_run_that_starts(tmp_path, name):
+    """Terms name no source that the flags of the set have taken away."""
+    data = tmp_path / SETS[name].folder
+    data.mkdir(exist_ok=True)
+    c = configuration(SETS[name].command(tmp_path))
+    for term in c.distill.terms.values():
+        for teacher in term.get("teacher", "own").split("+"):
+            assert teacher in ("own", "student", *c.distill.sources)
+
+
+def configuration(given):
+    """The configuration of flags of launch.py."""
+    (path,) = (flag.partition("=")[2] for flag in given if flag.startswith("--config="))
+    file, _, arg = path.partition(":")
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    fields = [flag for flag in given if flag.startswith("--config.")]
+    c = module.get_config(arg)
+    overrides.apply(c, overrides.take_out(fields)[1])
+    return c
+
+
 def test_quick_is_one_seed_of_the_shipped_data_unless_told_otherwise(tmp_path, monkeypatch):
-    options, flags = arguments(monkeypatch, f"--out={tmp_path}", "--quick", "--methods=kl")
+    given = (f"--out={tmp_path}", "--quick", "--methods=kl")
+    options, flags = arguments(monkeypatch, *given)
     assert (options.sets, options.methods, options.weights) == (["movietweetings"], ["kl"], [3.0])
     assert options.teachers == ["teacher"] and flags == ["--config.seeds=(0,)"]
 

@@ -66,7 +66,7 @@ def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
 )
 def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, dated, by_time, recipes):
     line = suggestion(found, dated, by_time)
-    assert re.findall(r"--config=configs/csv\.py(:\w+)?", line) == recipes
+    assert re.findall(r"configs/csv\.py(:\w+)?", line) == recipes
     assert ("split by time" in line) == (len(recipes) > 1)
 
 

@@ -270,6 +270,23 @@ def test_a_changed_source_or_shard_is_noticed(tmp_path, monkeypatch):
         streaming.prepare(options, out, note=lambda _: None)
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_distinct_ids_are_merged_while_they_grow(monkeypatch, text):
+    monkeypatch.setattr(streaming, "BATCH", 5)
+    rng = np.random.default_rng(0)
+    dtype = pl.String() if text else pl.Int64()
+    distinct, given, merged = streaming._Distinct(dtype), set(), 0
+    for size in (3, 0, 40, 7, 1, 90, 12):
+        values = pl.Series(rng.integers(0, 60, size)).cast(dtype)
+        distinct.add(values)
+        given |= set(values.to_list())
+        merged += not distinct.batches
+        assert len(distinct.batches) <= 5
+    assert merged > 2 and distinct.sorted().to_list() == sorted(given)
+    empty = streaming._Distinct(dtype).sorted()
+    assert empty.dtype == dtype and not len(empty)
+
+
 def test_order_statistics_are_exact():
     rng = np.random.default_rng(0)
     parts = [rng.integers(-(2**40), 2**40, 300), rng.integers(0, 5, 300), np.zeros(0, np.int64)]

@@ -15,8 +15,9 @@ STAGES = ("data", "student", "evaluate")
 
 
 def of(tmp_path, **fields):
-    c = {"task": "rank", "eval": {"ks": (10,), "select": "", "lists": ()} | fields}
-    data = SimpleNamespace(checksum="abc")
+    c = {"task": "rank", "data": {}, "mesh": {}, "rate": {"boundaries": (3.5,)}}
+    c["eval"] = {"ks": (10,), "select": "", "lists": ()} | fields
+    data = SimpleNamespace(checksum="abc", impressions=None)
     return Evaluations(SimpleNamespace(config=ConfigDict(c), dataset=data, workdir=tmp_path))
 
 
@@ -57,7 +58,7 @@ def test_another_key_or_other_settings_are_evaluated(tmp_path):
     assert once.made == 3
 
 
-def test_a_damaged_file_is_made_again_and_an_unused_one_deleted(tmp_path):
+def test_a_damaged_file_is_made_again_and_one_of_other_settings_deleted(tmp_path):
     once, evaluations = Once(), of(tmp_path)
     evaluations.kept("student", once)
     (path,) = tmp_path.rglob("*.safetensors")
@@ -66,7 +67,7 @@ def test_a_damaged_file_is_made_again_and_an_unused_one_deleted(tmp_path):
     assert once.made == 2
     evaluations.prune()
     assert path.exists()
-    of(tmp_path).prune()
+    of(tmp_path, ks=(20,)).prune()
     assert not path.exists()
 
 
