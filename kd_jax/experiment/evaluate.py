@@ -70,7 +70,8 @@ def evaluate(store: LabelStore) -> None:
     experiment = store.experiment
     first = experiment.seeds[0]
     trained = [role for role in roles.in_tables() if store.models.has(role, first)]
-    measured = Measured(compared_metrics(experiment), Evaluations(experiment))
+    compared = compared_metrics(experiment)
+    measured = Measured(compared, Evaluations(experiment, compared))
     total = len(trained) * len(experiment.seeds)
     with experiment.log.stage("evaluate", total=total) as bar:
         counts = _add_baselines(experiment, measured)

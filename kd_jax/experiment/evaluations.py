@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,16 @@ class Evaluations:
     the fields of ``eval`` and ``rate``, the devices, the versions of kd_jax's code, of JAX and of
     NumPy, and the ``key`` that is given. The rates in it are those that were measured then.
     Processes that share a run evaluate anew, since what one finds on its disk the others may not.
+    names: of the metrics whose values of each user are kept.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, names: Collection[str]):
         c, impressions = experiment.config, experiment.dataset.impressions
         fields = {name: value for name, value in c.eval.to_dict().items() if name not in NOT_READ}
         kinds = [device.device_kind for device in jax.devices()]
+        self._names = names
         self._common = fingerprint([
+            list(names),
             [experiment.dataset.checksum, impressions and impressions.checksum, c.data.to_dict()],
             [c.task, selects(c), fields, c.rate.to_dict()],
             [kinds, c.mesh.to_dict(), code(), jax.__version__, np.__version__],
@@ -55,7 +58,7 @@ class Evaluations:
         if (found := _read(path)) is None:
             found = evaluate()
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(path, found)
+            _write(path, found, self._names)
         return found
 
     def prune(self) -> None:
@@ -74,12 +77,13 @@ def code() -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, found: Found) -> None:
+def _write(path: Path, found: Found, names: Collection[str]) -> None:
     row, evaluations = found
     tensors = {
         f"{split} {name}": values
         for split, one in evaluations.items()
         for name, values in one.per_user.items()
+        if name in names
     }
     plain = {
         split: {field: getattr(one, field) for field in PLAIN} for split, one in evaluations.items()
