@@ -31,6 +31,7 @@ from benchmarks.sets import SETS
 METRICS = ("ndcg@10", "recall@10")
 ROOM = 0.04  # of a published value: what seeds and machines may differ
 ONE_SEED = 0.08  # the same of a single seed
+RANDOM = "--config.student.sasrec.vectors=random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,16 @@ ROWS = (
         ("--config.seeds=(0,)",),
     ),
     Row(
+        "ml-1m",
+        "ml-1m",
+        values(student=(0.1833, 0.3164)),
+        (
+            "--config.seeds=(0,)",
+            "--config.student.optimizer.steps=4000",
+            "--config.stages=('data','student','evaluate','export','report')",
+        ),
+    ),
+    Row(
         "beauty",
         "beauty",
         values(student=(0.0632, 0.1077), distilled=(0.0686, 0.1132)),
@@ -86,7 +97,13 @@ ROWS = (
         "beauty-ids",
         "beauty",
         values(student=(0.0493, 0.0800), distilled=(0.0570, 0.0931)),
-        ("--config.student.sasrec.vectors=random",),
+        (RANDOM,),
+    ),
+    Row(
+        "beauty-ids-dropout",
+        "beauty",
+        values(student=(0.0532, 0.0884), distilled=(0.0567, 0.0936)),
+        (RANDOM, "--config.student.sasrec.item_dropout=0.3", "--config.student.sasrec.dropout=0.3"),
     ),
     Row(
         "sports",
