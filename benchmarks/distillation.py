@@ -172,6 +172,11 @@ def studies(options: argparse.Namespace, flags: list[str]) -> dict[str, Study | 
     found: dict[str, Study | str] = {}
     for name in dict.fromkeys((*wanted, *there)):
         report = options.report or name not in wanted
+        known = out / name / "study.json"
+        if report and known.exists():  # as it was begun
+            study = json.loads(known.read_text())
+            found[name] = Study(out / name, **study, texts=has_texts(name), report=True)
+            continue
         try:
             command = [] if report or name == "own" else SETS[name].command(data)
         except FileNotFoundError as error:
@@ -183,10 +188,14 @@ def studies(options: argparse.Namespace, flags: list[str]) -> dict[str, Study | 
             methods=options.methods,
             teachers=options.teachers or teachers_of(out, name),
             weights=options.weights,
-            texts=name == "own" or SETS[name].texts,
+            texts=has_texts(name),
             report=report,
         )
     return found
+
+
+def has_texts(name: str) -> bool:
+    return name == "own" or SETS[name].texts
 
 
 def teachers_of(out: Path, name: str) -> list[str]:
@@ -225,29 +234,35 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     return options, flags
 
 
-def main() -> None:
+def main() -> int:
     options, flags = parsed()
     out = options.out.expanduser()
     out.mkdir(parents=True, exist_ok=True)
     page, found = ["# Distillation on every data set"], {}
-    for name, study in studies(options, flags).items():
+    chosen, failed = studies(options, flags), False
+    for study in chosen.values():  # before anything is written
+        if isinstance(study, Study):
+            study.check()
+    for name, study in chosen.items():
         try:
             if isinstance(study, str):
                 raise SystemExit(study)
             shown, rows, metric = measured(study)
         except SystemExit as error:  # the other sets go on
-            part = [f"missing: {error}"]
+            part, failed = [f"missing: {error}"], True
             print(f"{name}: {error}", flush=True)
         else:
             found[name] = {"metric": metric, "models": shown, "methods": rows}
             head = ("method", "teacher", "weight", "validation", f"test {metric}", "gain", "s")
             part = [models(shown)] + ([table(head, list(map(line, rows)))] if rows else [])
+            part.append(f"Flags: `{' '.join(study.flags)}`")
         page += [f"## {name}", *part]
         (out / "results.md").write_text("\n\n".join(page) + "\n")
         (out / "results.json").write_text(json.dumps(found, indent=1))
     draw(out / "gains.png", {name: some["methods"] for name, some in found.items()})
     print("\n" + "\n\n".join(page[1:]))
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

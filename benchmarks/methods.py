@@ -7,7 +7,7 @@ with all seeds. Every method has the same number of trials, all learn from the f
 and no student has the values that a search found (``tuned``) for it. FOLDER/start holds the plain
 student whose item vectors start from the language model's, or at random where those of the plain
 one start from text. Each run has a workdir of its own, FOLDER/<method>.<teacher>.<weight>, and
-FOLDER/flags.json the flags of all: other flags are refused.
+FOLDER/study.json what is compared: other flags are refused.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Trial(NamedTuple):
 def launch(workdir: Path, flags: Sequence[str]) -> None:
     """Runs launch.py, whose output goes to WORKDIR.log; raises SystemExit where it fails."""
     log = workdir.with_name(f"{workdir.name}.log")
+    print(f"{workdir.name}: {log}", flush=True)
     command = [sys.executable, "launch.py", f"--workdir={workdir}", *flags]
     with log.open("a") as file:
         done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -138,18 +139,26 @@ class Study:
     def base(self) -> Path:
         return self.out / "base"
 
+    @property
+    def record(self) -> Path:
+        return self.out / "study.json"
+
+    def check(self) -> None:
+        """Raises SystemExit if the folder was made with other flags."""
+        known = json.loads(self.record.read_text()) if self.record.exists() else None
+        if known and not self.report and known["flags"] != list(self.flags):
+            raise SystemExit(f"{self.out} was made with other flags; use another --out")
+
     def begin(self) -> dict[str, Any]:
         """Trains base, unless ``report``; returns its metrics.
 
-        Raises SystemExit where it fails, is not there, or was made with other flags.
+        Raises SystemExit where it fails or is not there.
         """
-        known, flags = self.out / "flags.json", list(self.flags)
         if not self.report:
             self.out.mkdir(parents=True, exist_ok=True)
-            if known.exists() and json.loads(known.read_text()) != flags:
-                raise SystemExit(f"{self.out} was made with other flags; use another --out")
-            known.write_text(json.dumps(flags))
-            launch(self.base, flags)
+            fields = ("flags", "methods", "teachers", "weights")
+            self.record.write_text(json.dumps({name: list(getattr(self, name)) for name in fields}))
+            launch(self.base, self.flags)
         metrics = metrics_of(self.base)
         if metrics is None:
             raise SystemExit(f"{self.base} holds no finished run")

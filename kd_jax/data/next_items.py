@@ -74,7 +74,10 @@ def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
         recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:
         recipe = TEACHER
-    return f"{measured}: the recipe for such data is that of {recipe} (docs/results.md)"
+    return (
+        f"{measured}: the recipe for such data is that of {recipe}, in a workdir of its own"
+        " (docs/results.md)"
+    )
 
 
 def _followers(dataset: Dataset) -> scipy.sparse.csr_array:

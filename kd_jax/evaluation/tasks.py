@@ -111,7 +111,8 @@ class Rank:
         known = expand(self.metric_names, self.ks)
         if self.select not in known:
             raise InputError(
-                f"eval.select={self.select!r} is not among the metrics{nearest(self.select, known)}"
+                f"eval.select={self.select!r} is not among the metrics, of which eval.ks has the"
+                f" lengths {tuple(self.ks)}{nearest(self.select, known)}"
             )
         if self.valid_users < 0:
             raise InputError(f"eval.valid_users={self.valid_users} must be 0 (all users) or more")

@@ -79,6 +79,8 @@ def evaluate(store: LabelStore) -> None:
         if any(ensemble.learns_from_it(store, role) for role in trained):
             key = [_key(store, roles.plain_student(), seed) for seed in experiment.seeds]
             measured.add(["ensemble", key], lambda: ensemble.evaluated(store))
+    if kept := measured.kept.found:
+        experiment.log.note(f"evaluate: {kept} of {measured.kept.asked} are kept from before")
     barrier("evaluated")
     if not leader():
         return
@@ -224,7 +226,7 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
             row["served"] = served.metrics(experiment, parts, trained, users, items)
             if seed == experiment.seeds[0]:
                 row["new_items"] = items.metrics(test.slices.get(SLICE, {}).get(select))
-                row |= new_costs.seconds(models, role, seed, parts, trained)
+                row |= new_costs.seconds(models, role, seed, parts, trained, items)
     if role.distilled:
         row["label_seconds"] = _label_seconds(store, role, seed)
     return row, found

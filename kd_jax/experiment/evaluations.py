@@ -34,7 +34,8 @@ class Evaluations:
     the fields of ``eval`` and ``rate``, the devices, the versions of kd_jax's code, of JAX and of
     NumPy, and the ``key`` that is given. The rates in it are those that were measured then.
     Processes that share a run evaluate anew, since what one finds on its disk the others may not.
-    names: of the metrics whose values of each user are kept.
+    names: of the metrics whose values of each user are kept. asked, found: how many were asked for,
+    and how many of them were there.
     """
 
     def __init__(self, experiment: Experiment, names: Collection[str]):
@@ -42,6 +43,7 @@ class Evaluations:
         fields = {name: value for name, value in c.eval.to_dict().items() if name not in NOT_READ}
         kinds = [device.device_kind for device in jax.devices()]
         self._names = names
+        self.asked = self.found = 0
         self._common = fingerprint([
             list(names),
             [experiment.dataset.checksum, impressions and impressions.checksum, c.data.to_dict()],
@@ -55,10 +57,13 @@ class Evaluations:
         if jax.process_count() > 1:
             return evaluate()
         path = self._folder / f"{self._common}-{fingerprint(key)}.safetensors"
-        if (found := _read(path)) is None:
-            found = evaluate()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _write(path, found, self._names)
+        self.asked += 1
+        if (found := _read(path)) is not None:
+            self.found += 1
+            return found
+        found = evaluate()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write(path, found, self._names)
         return found
 
     def prune(self) -> None:

@@ -7,29 +7,27 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from kd_jax.core.files import read_tensors
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import VALID
 from kd_jax.evaluation import latency
 from kd_jax.evaluation.evaluator import eval_users
-from kd_jax.experiment import new_items, new_users, roles
-from kd_jax.experiment.kept import weights_of
+from kd_jax.experiment import new_users, roles
+from kd_jax.experiment.new_items import NewItems
 from kd_jax.experiment.parts import Best, ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
-from kd_jax.runtime.text_map import TextMap
 
 TIMED = 50  # users, and items
 
 
 def seconds(
-    models: TrainedModels, role: Role, seed: int, parts: ModelParts, best: Best
+    models: TrainedModels, role: Role, seed: int, parts: ModelParts, best: Best, items: NewItems
 ) -> dict[str, float]:
     """'new_user_seconds' and 'new_item_seconds', medians of one at a time, in NumPy.
 
     A new user's vector comes from their history by the ``HistoryMap``, a new item's row from its
     text by the ``TextMap``, as in ``kd_jax.runtime``. A map that the student does not have is left
-    out. Call it after both maps were fitted and kept.
+    out. Call it after that of users was fitted and kept.
     """
     experiment, found = models.experiment, {}
     data, folder = experiment.dataset, experiment.folder(role, seed)
@@ -42,9 +40,8 @@ def seconds(
         found["new_user_seconds"] = latency.typical_seconds(
             lambda history: fitted(history, vectors), np.split(windows, len(windows))
         )
-    path = weights_of(folder / new_items.SETTINGS)
-    if new_items.kept_of(models, role, seed) is not None and path.exists():
-        read = TextMap(**read_tensors(path, f"delete {path}"))
+    text_map = items.text_map()
+    if text_map is not None:
         texts = experiment.texts(roles.main_teacher()).items[:TIMED]
-        found["new_item_seconds"] = latency.typical_seconds(lambda text: read([text]), texts)
+        found["new_item_seconds"] = latency.typical_seconds(lambda text: text_map([text]), texts)
     return found

@@ -135,9 +135,11 @@ def test_a_set_without_its_data_is_missing_and_the_others_go_on(tmp_path, monkey
 def finished(folder):
     """A base with two seeds of a plain student."""
     (folder / "report").mkdir(parents=True)
+    (folder / "dataset").mkdir()
     found = {"models": [row("student", 0, 0.2), row("student", 1, 0.4)], "gain": {}}
     (folder / "report/metrics.json").write_text(json.dumps(found))
-    c = {"student": {"name": "two_tower", "two_tower": {}}, "task": "rank", "eval": {"select": ""}}
+    student = {"name": "two_tower", "two_tower": {}, "clicks": {"loss": "ce", "items": "warm"}}
+    c = {"student": student, "task": "rank", "eval": {"select": ""}}
     (folder / "config.json").write_text(json.dumps(c))
 
 
@@ -161,9 +163,27 @@ def test_other_flags_are_refused(tmp_path, monkeypatch):
         return methods.Study(tmp_path, flags, [], [], [1.0])
 
     study("--config.student.name=mf").begin()
-    study("--config.student.name=mf").begin()
+    study("--config.student.name=mf").check()
     with pytest.raises(SystemExit, match="other flags; use another --out"):
-        study("--config.student.name=mlp").begin()
+        study("--config.student.name=mlp").check()
+
+
+def test_refused_flags_leave_the_page_alone_and_a_report_is_of_what_was_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "launch", lambda *_: None)
+    finished(tmp_path / "own/base")
+    config = (f"--out={tmp_path}", "--config=configs/csv.py")
+    arguments(monkeypatch, *config, "--methods=kl", "--weights=1", "--teachers=teacher")
+    assert distillation.main() == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "| kl | teacher |" in page and "configs/csv.py" in page
+    arguments(monkeypatch, *config, "--config.student.optimizer.steps=5")
+    with pytest.raises(SystemExit, match="other flags"):
+        distillation.main()
+    assert (tmp_path / "results.md").read_text() == page
+    arguments(monkeypatch, f"--out={tmp_path}", "--config.student.optimizer.steps=5", "--report")
+    distillation.main()
+    own = page.partition("## own")[2]
+    assert (tmp_path / "results.md").read_text().endswith(own) and "| rrd |" not in own
 
 
 @pytest.mark.parametrize("name", SETS)

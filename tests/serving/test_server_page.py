@@ -184,7 +184,6 @@ def test_a_browser_runs_through_the_page(tmp_path):
         url = str(client.base_url)
         tab.open(url)
         tab.wait("!document.getElementById('token-form').hidden")
-        tab.problems.clear()  # 401 is an error in the console
         tab.run("document.getElementById('token').focus()")
         tab.type("secret")
         tab.key("Enter", 13)
@@ -214,7 +213,8 @@ def test_a_browser_runs_through_the_page(tmp_path):
                 assert tab.violations() == []
         assert tab.run("document.querySelectorAll('img').length") == 0
         assert tab.run("document.title") == "Compare recommendations"
-        assert tab.problems == []
+        # the request without a token is an error in the console, which may tell of it late
+        assert [problem for problem in tab.problems if "status of 401" not in problem] == []
         assert {one for one in tab.requests if not one.startswith((url, "about:"))} == set()
 
 
