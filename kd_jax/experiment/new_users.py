@@ -63,12 +63,13 @@ class NewUsers:
         self._step = models.result(role, seed)["best_step"]
 
     def metrics(self, known: float) -> dict[str, dict[str, float]]:
-        """The metric that selects models, by name, on test, by the number of newest train items.
+        """The metric that selects models, by name, on test, by the number of newest items.
 
-        '1', '3', '10' and 'all'. 'known' is the metric of the users with their trained vectors,
-        where there are such. 'updated' knows the interactions of the validation split, too: a
-        trained vector moves by the difference that they make to the map. known: the metric of the
-        model on test.
+        '1', '3', '10' and 'all'. Of a student with a table of users these are train items, and
+        'known' is the metric of the users with their trained vectors. 'updated' knows the
+        interactions of the validation split, too: a trained vector moves by the difference that
+        they make to the map. Other students read the items before test of new and known users
+        alike. known: the metric of the model on test.
         """
         task = self._experiment.task
         if not isinstance(task, Rank) or (
@@ -90,10 +91,11 @@ class NewUsers:
     def _with_histories(self, known: float) -> dict[str, float]:
         params, longest = self._best[0], self._parts.history
         found = {
-            name: self._evaluate(params, TEST, min(n or longest, longest), until=VALID)
+            name: self._evaluate(params, TEST, min(n, longest), until=TEST)
             for name, n in LENGTHS.items()
+            if n
         }
-        return found | {"updated": known}  # the model on test reads all before it
+        return found | {"all": known}
 
     def history_map(self) -> HistoryMap | None:
         """The fitted map; None for a model without a table of users."""

@@ -101,8 +101,12 @@ def new_users_table(models: Models, legend: Legend) -> str:
             continue
         rows.append(row)
     caption = (
-        f"{metric_label(metric)} on the test split, by the length of the given history (the newest"
-        " training items); popularity has one list for all. Item vectors were trained with these"
-        " users' clicks; only the map from histories to user vectors is fitted to other users."
+        f"{metric_label(metric)} on the test split, by the number of newest items that are known;"
+        " popularity has one list for all."
     )
+    if "known" in columns:
+        caption += (
+            " They are training items. Item vectors were trained with these users' clicks; only the"
+            " map from histories to user vectors is fitted to other users."
+        )
     return html.table(caption, ("Model", *columns.values()), rows)

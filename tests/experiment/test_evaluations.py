@@ -88,3 +88,14 @@ def test_a_model_is_evaluated_again_where_something_changed(world, tmp_path, mon
     assert len(made) == 3 and "ndcg@30" in runs.metrics_of(tmp_path)["models"][-1]["test"]
     kept = len(list((tmp_path / "cache/evaluations").glob("*")))
     assert kept == len(first)
+
+
+def test_new_users_of_a_student_of_histories_are_known_users(world, tmp_path):
+    fields = {"student.name": "sasrec", "student.sasrec.dim": 8, "student.sasrec.history": 4}
+    runs.run(runs.config(world, stages=STAGES, **fields), tmp_path)
+    (row,) = (row for row in runs.metrics_of(tmp_path)["models"] if row["name"] == "student")
+    (found,) = row["new_users"].values()
+    assert found.keys() == {"1", "3", "10", "all"}
+    known = row["test"]["ndcg@10"]
+    assert found["all"] == known and found["10"] == pytest.approx(known, abs=1e-6)  # reads 4 items
+    assert found["1"] != pytest.approx(known, abs=1e-6)
