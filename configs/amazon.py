@@ -16,7 +16,7 @@ whose differences are within chance; the published data are not at hand here.
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
-from configs.common import parse, shrink
+from configs.common import histories, parse, shrink
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -27,13 +27,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.split = "leave_one_out"
     c.data.min_item_interactions = 5
     c.data.missing_text = "id"  # some products have no metadata
-    c.student.name = "sasrec"
-    c.student.sasrec.dropout = 0.2
-    c.student.sasrec.history = c.teacher.model.history = 50
-    for section in (c.teacher.optimizer, c.student.optimizer):
-        section.steps = 1500
-        section.batch_size = 128
-        section.learning_rate = 1e-3
-        section.eval_every = 100
-        section.patience = 4
+    histories(c)
     return shrink(c) if runlocal else c

@@ -458,6 +458,19 @@ def sequences(c: ConfigDict) -> None:
     c.eval.valid_users = 5000
 
 
+def histories(c: ConfigDict) -> None:
+    """A text teacher and a SASRec that read the newest 50 items of a history."""
+    c.student.name = "sasrec"
+    c.student.sasrec.dropout = 0.2
+    c.student.sasrec.history = c.teacher.model.history = 50
+    for section in (c.teacher.optimizer, c.student.optimizer):
+        section.steps = 1500
+        section.batch_size = 128
+        section.learning_rate = 1e-3
+        section.eval_every = 100
+        section.patience = 4
+
+
 def trends(c: ConfigDict) -> None:
     """A matrix factorisation that learns from a text teacher who knows what is popular now.
 

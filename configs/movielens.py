@@ -15,7 +15,7 @@ Results and costs: docs/results.md. The releases after 1m were run in small only
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
-from configs.common import parse, sequences, shrink
+from configs.common import histories, parse, sequences, shrink
 
 RELEASES = ("100k", "1m", "10m", "20m", "25m", "32m", "latest-small")
 
@@ -28,15 +28,7 @@ def get_config(arg: str = "1m") -> ConfigDict:
     c.data.split = "leave_one_out"
     c.data.min_item_interactions = 5
     if release in ("100k", "latest-small"):
-        c.student.name = "sasrec"
-        c.student.sasrec.dropout = 0.2
-        c.student.sasrec.history = c.teacher.model.history = 50
-        for section in (c.teacher.optimizer, c.student.optimizer):
-            section.steps = 1500
-            section.batch_size = 128
-            section.learning_rate = 1e-3
-            section.eval_every = 100
-            section.patience = 4
+        histories(c)
     else:
         sequences(c)
         wide = {"dim": 128, "blocks": 2, "heads": 2, "history": 200, "dropout": 0.3}

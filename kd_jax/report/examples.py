@@ -97,11 +97,11 @@ def _agreement(found: Mapping[str, Any], legend: Legend) -> str:
         axes.set(ylim=(0, 100), xlabel="length of the lists", ylabel="in common, %")
         figure.legend(loc="outside upper left", ncols=3)
 
-    said = "; ".join(
+    words = "; ".join(
         f"{spoken(name)} {100 * share:.0f} % of the {depth} best"
         for name in names
         for depth, share in list(curves[name].items())[-1:]
     )
     caption = f"What a list has in common with the {teacher}’s"
     users = f"{found['agreement_users']:,} users of the test split"
-    return svg(caption, f"{users}: {said}", HEIGHT, legend, draw)
+    return svg(caption, f"{users}: {words}", HEIGHT, legend, draw)

@@ -22,7 +22,7 @@ from kd_jax.report.summary import (
 )
 from kd_jax.report.transfer import teacher_of, transfer_sentence
 
-FLOOR = 0.005  # of a value; changes of smaller ones are told as values
+FLOOR = 0.005  # of a value; changes of smaller ones are shown as values
 # Four wordings each: better, worse, an interval that includes zero, no interval.
 GAIN = (
     "Distillation {verb} {what} {by} over the same student trained on its own ({interval}).",

@@ -66,13 +66,13 @@ def new_users_chart(models: Models, legend: Legend) -> str:
         short_ticks(axes.yaxis)
         figure.legend(loc="outside upper left", ncols=3)
 
-    told = {
+    values = {
         name: ", ".join(f"{key}: {decimals(mean)}" for key, (mean, _) in curve.items())
         for name, curve in curves.items()
     }
-    said = "; ".join(f"{spoken(name)} {words}" for name, words in told.items())
+    words = "; ".join(f"{spoken(name)} {found}" for name, found in values.items())
     caption = f"{metric_label(metric)} by number of clicks"
-    return html.grid([svg(caption, said, 3.0, legend, draw)])
+    return html.grid([svg(caption, words, 3.0, legend, draw)])
 
 
 def new_users_table(models: Models, legend: Legend) -> str:

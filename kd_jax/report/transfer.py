@@ -95,8 +95,8 @@ def transfer_table(gains: dict[str, Any], comparison: Comparison) -> str:
             cell = f"{share(as_number(found['ratio']))}<small>"
             cell += _interval(found).removeprefix(CONFIDENCE)
         lead, ends = as_number(found.get("lead")), interval_ends(found.get("lead_ci95"))
-        told = f"<small>{decimals(ends[0])} to {decimals(ends[1])}</small>" if ends else ""
-        rows.append([escape(metric_label(metric)), decimals(lead) + told, f"{cell}</small>"])
+        interval = f"<small>{decimals(ends[0])} to {decimals(ends[1])}</small>" if ends else ""
+        rows.append([escape(metric_label(metric)), decimals(lead) + interval, f"{cell}</small>"])
     if not rows:
         return ""
     head = ("Metric", f"{escape(names['large'])} − {escape(names['plain'])}".capitalize(),
