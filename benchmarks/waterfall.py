@@ -27,7 +27,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, table
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring import ROOT, table
 
 BEGAN = time.perf_counter(), time.process_time()
 
@@ -50,7 +52,7 @@ STAGES = (
     ("evaluation: ranking", "experiment.evaluate", "evaluate"),
     ("evaluation: new users", "experiment.new_users", "NewUsers.metrics"),
     ("evaluation: new items", "experiment.new_items", "NewItems.metrics"),
-    ("evaluation: latency", "evaluation.latency", "users_per_second"),
+    ("evaluation: latency", "evaluation.latency", "rates"),
     ("evaluation: latency", "evaluation.latency", "text_seconds"),
     ("evaluation: intervals", "evaluation.significance", "gains"),
     ("export", "experiment.export", "export"),
@@ -140,16 +142,20 @@ def instrument(clock: Clock) -> None:
     importlib.import_module("kd_jax.experiment.pipeline")
     loaded = [module for name, module in sys.modules.items() if name.startswith("kd_jax.")]
     for stage, module, name in STAGES:
-        owner: Any = importlib.import_module(f"kd_jax.{module}")
-        *outer, last = name.split(".")
-        for part in outer:
-            owner = getattr(owner, part)
+        owner, last = found(module, name)
         function = getattr(owner, last)
         timed = clock.wrapped(stage, function)
         setattr(owner, last, timed)
         for other in loaded:
-            if not outer and getattr(other, last, None) is function:
+            if "." not in name and getattr(other, last, None) is function:
                 setattr(other, last, timed)
+
+
+def found(module: str, name: str) -> tuple[Any, str]:
+    """The module, or the class in it, that has the function, and its name there."""
+    owner: Any = importlib.import_module(f"kd_jax.{module}")
+    *outer, last = name.split(".")
+    return functools.reduce(getattr, outer, owner), last
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ def get_config(arg: str = "") -> ConfigDict:
     tune(c)
     if runlocal:
         shrink(c)
-        c.data.min_item_interactions = 10  # 1,208 films to encode instead of 10,506
-        c.tuned.control_teacher.teacher.optimizer.batch_size = 64
+        c.data.min_item_interactions = 20  # a few hundred films to encode instead of 10,506
+        c.tuned.control_teacher.teacher.optimizer.update({"batch_size": 64, "steps": 20})
     return c
 
 
@@ -37,6 +37,11 @@ def tune(c: ConfigDict) -> None:
     c.tuned.control_teacher = {
         "teacher": {
             "popularity": {"horizon_days": 28.0, "window_days": 30.0},
-            "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1, "batch_size": 512},
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "weight_decay": 0.1,
+                "batch_size": 512,
+                "steps": 150,  # the best of 75, 150, 225 and 300 for the control
+            },
         }
     }

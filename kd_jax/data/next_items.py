@@ -68,15 +68,16 @@ def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
     )
     if found.users < FEWEST or not found.followers:
         return measured
-    if found.followers >= RATIO * found.popular:
+    many = found.followers >= RATIO * found.popular
+    if many:
         recipe = SEQUENCES
     elif dated:
         recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:
         recipe = TEACHER
     return (
-        f"{measured}: the recipe for such data is that of {recipe}, in a workdir of its own"
-        " (docs/results.md)"
+        f"{measured}, {'at least' if many else 'not'} {RATIO:g} times as good: the recipe for such"
+        f" data is that of {recipe}, in a workdir of its own (docs/results.md)"
     )
 
 

@@ -146,10 +146,13 @@ def _add_lists(experiment: Experiment, name: str, path: Path, measured: Measured
     """Evaluates the lists of another system."""
 
     def evaluated() -> Found:
-        return {"name": name, "seed": None}, {"test": other_lists.evaluated(experiment, path)}
+        test, notes = other_lists.evaluated(experiment, path)
+        return {"name": name, "seed": None, "notes": notes}, {"test": test}
 
     unmatched = experiment.config.distill.max_unmatched
-    measured.add(["lists", name, content_hash(path), unmatched], evaluated)
+    row, _ = measured.add(["lists", name, content_hash(path), unmatched], evaluated)
+    for line in row["notes"]:
+        experiment.log.note(f"{path}: {line}")
 
 
 def _add_personal(experiment: Experiment, task: Rank, name: str, measured: Measured) -> None:

@@ -65,20 +65,21 @@ def read(experiment: Experiment, path: Path) -> Lists:
     return found
 
 
-def evaluated(experiment: Experiment, path: Path) -> Evaluation:
-    """The lists on test. Items that are not in a list, and users without one, come last."""
+def evaluated(experiment: Experiment, path: Path) -> tuple[Evaluation, list[str]]:
+    """The lists on test, and what is to be known about them.
+
+    Items that are not in a list, and users without one, come last.
+    """
     task, data, found = experiment.task, experiment.dataset, read(experiment, path)
     assert isinstance(task, Rank)
     width = found.items.shape[1]
-    note = experiment.log.note
-    for line in found.notes:
-        note(f"{path}: {line}")
+    notes = list(found.notes)
     judged = eval_users(data, TEST)
     without = int(np.sum(found.by_user[judged] == 0))
     if without:
-        note(f"{path}: {without:,} of {len(judged):,} test users have no list, which counts as 0")
+        notes.append(f"{without:,} of {len(judged):,} test users have no list, which counts as 0")
     if width < max(task.ks):
-        note(f"{path}: up to {width} items a user: metrics of longer lists are too low")
+        notes.append(f"up to {width} items a user: metrics of longer lists are too low")
 
     def score(users: np.ndarray) -> Array:
         rows = found.by_user[users]
@@ -89,4 +90,4 @@ def evaluated(experiment: Experiment, path: Path) -> Evaluation:
         return jnp.asarray(scores[:, :-1])
 
     at_once = dense_users(task.batch_size, data.num_items)
-    return task.evaluate(score, "test", task.metric_names, True, 0, at_once)
+    return task.evaluate(score, "test", task.metric_names, True, 0, at_once), notes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -26,6 +28,13 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params, PyTree]:
     """
     graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def item_rows(graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> tuple[Array, Array]:
+    """``Scorer.items`` of a split module, as one program."""
+    model: Any = nnx.merge(graphdef, params, constants)
+    return model.items()
 
 
 def table_rows(graphdef: nnx.GraphDef, params: Params, kind: str | None = None) -> dict[str, int]:

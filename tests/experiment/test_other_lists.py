@@ -26,7 +26,7 @@ def write(path, lists):
     return str(path)
 
 
-def test_they_are_evaluated_like_models(run, world, tmp_path):
+def test_they_are_evaluated_like_models(run, world, tmp_path, capsys):
     data = datasets.load(run / "dataset")
     users, items = data.user_ids.to_list(), data.item_ids.to_list()
     (starts, seen), (ends, chosen) = data.history(2), data.targets(2)
@@ -63,6 +63,12 @@ def test_they_are_evaluated_like_models(run, world, tmp_path):
     assert gain["over_third"]["relative"] == pytest.approx(gain["distilled"] / gain["third"] - 1)
     page = (run / "report/index.html").read_text()
     assert page.count(">third<") >= 2  # the results, and what distilled is compared with
+
+    missing = "test users have no list, which counts as 0"
+    assert any(missing in note for note in rows["half"]["notes"])
+    capsys.readouterr()
+    runs.run(c, run)  # the evaluations are kept, and what is to be known about them comes again
+    assert missing in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(
