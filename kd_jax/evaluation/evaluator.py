@@ -107,6 +107,18 @@ def chosen_users(users: Int[np.ndarray, " U"], most: int) -> Int[np.ndarray, " V
     return np.sort(np.random.default_rng(0).choice(users, most, replace=False))
 
 
+def judged_users(
+    dataset: Dataset, split: int, max_users: int, with_cold: bool = False
+) -> Int[np.ndarray, " U"]:
+    """The users of an evaluation, ascending; see ``RankOptions``."""
+    users = eval_users(dataset, split)
+    found = chosen_users(users, max_users)
+    if with_cold and len(found) < len(users):
+        rows, items = gather(dataset.targets(split), users)
+        found = np.union1d(found, users[rows[dataset.item_counts[items] == 0]])
+    return found
+
+
 def _scores(
     score_fn: ScoreFn, users: np.ndarray, num_items: int | None
 ) -> tuple[Array | Factors, int]:
@@ -165,7 +177,7 @@ class RankOptions:
     metrics, ks: names, and the cut-offs of those that have one (``metrics.expand``). batch_size:
     users that are scored at once. slices: whether to compute the metrics of slices. exclude_seen:
     whether items of the history are excluded from the ranking. max_users: evaluate at most so many
-    users, a fixed random sample; 0: all.
+    users, a fixed random sample; 0: all. with_cold: evaluate all users with a cold target, too.
     """
 
     metrics: Sequence[str] = METRICS
@@ -174,6 +186,7 @@ class RankOptions:
     slices: bool = True
     exclude_seen: bool = True
     max_users: int = 0
+    with_cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,7 +231,7 @@ def evaluate_rank(score_fn: ScoreFn, dataset: Dataset, split: int, **fields: Any
     """
     options = RankOptions(**fields)
     names = m.expand(options.metrics, options.ks)
-    targets = _targets(dataset, split, options.max_users)
+    targets = _targets(dataset, split, options)
     lists_k = max((k or 0 for base, k in map(m.split_name, names) if base in m.LISTS), default=0)
     found = _rank(score_fn, dataset, split, targets, lists_k, options)
     kept = found.ranks <= dataset.num_items  # an excluded target has rank I + 1
@@ -254,14 +267,13 @@ def evaluate_rank(score_fn: ScoreFn, dataset: Dataset, split: int, **fields: Any
     )
 
 
-def _targets(dataset: Dataset, split: int, max_users: int) -> _Targets:
-    users = eval_users(dataset, split)
+def _targets(dataset: Dataset, split: int, options: RankOptions) -> _Targets:
+    users = judged_users(dataset, split, options.max_users, options.with_cold)
     if not len(users):
         raise InputError(
             f"{dataset.name}: no user has both an item to predict in split {split} and an earlier"
             " interaction; choose another data.split or lower data.min_interactions"
         )
-    users = chosen_users(users, max_users)
     rows, items = distinct(*gather(dataset.targets(split), users), dataset.num_items)
     return _Targets(users, rows, items, item_slices(dataset.item_counts))
 

@@ -17,7 +17,7 @@ from kd_jax.core.types import Array
 from kd_jax.data.splits import VALID
 from kd_jax.devices import sharding
 from kd_jax.evaluation.batching import stream
-from kd_jax.evaluation.evaluator import eval_users, evaluate_rank
+from kd_jax.evaluation.evaluator import evaluate_rank, judged_users
 from kd_jax.evaluation.metrics import expand
 from kd_jax.evaluation.scoring import score_function
 from kd_jax.evaluation.tasks import SPLITS, Rank
@@ -130,8 +130,9 @@ class NewItems:
 
         It is the most, in steps of ``MOST`` / 2 ** ``HALVINGS``, with which the metric that
         selects models loses at most the share ``config.export.new_items`` among warm targets on
-        validation; 0 where the recall of cold targets in the longest lists does not rise, or
-        validation has none, and for a student whose scores do not factorise.
+        validation, of ``eval.valid_users`` users and all with a cold target; 0 where the recall of
+        cold targets in the longest lists does not rise, or validation has none, and for a student
+        whose scores do not factorise.
         """
         task, loss = self._experiment.task, lost_share(self._experiment.config)
         if not loss or not isinstance(task, Rank) or not self.model.factorised:
@@ -235,7 +236,14 @@ class NewItems:
             ks=task.ks,
             batch_size=task.batch_size,
             slices=True,
+            **self._judged(split),
         ).slices
+
+    def _judged(self, split: str) -> dict[str, Any]:
+        """Whose targets are judged: on validation ``eval.valid_users``, and all with cold ones."""
+        task = self._experiment.task
+        assert isinstance(task, Rank)
+        return {"max_users": task.valid_users, "with_cold": True} if split == "valid" else {}
 
     def _contexts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The users that are judged, and their contexts [U, D], computed once."""
@@ -250,7 +258,8 @@ class NewItems:
                 assert isinstance(found, Factors)
                 return found.contexts
 
-            users = eval_users(experiment.dataset, SPLITS[split])
+            given = {"max_users": 0} | self._judged(split)
+            users = judged_users(experiment.dataset, SPLITS[split], **given)
             blocks = stream(contexts, users, task.batch_size)
             self._known[split] = users, np.concatenate(blocks)[: len(users)]
         return self._known[split]

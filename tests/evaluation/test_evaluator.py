@@ -178,6 +178,26 @@ def test_counts_of_targets():
     )
 
 
+def test_a_sample_of_users_with_all_that_have_a_cold_target():
+    data, score_fn, fields = make_dataset(), make_scorer(), {"metrics": ["mrr"], "batch_size": 8}
+    whole = ev.evaluate_rank(score_fn, data, 2, **fields)
+    sample = ev.evaluate_rank(score_fn, data, 2, max_users=4, **fields)
+    found = ev.evaluate_rank(score_fn, data, 2, max_users=4, with_cold=True, **fields)
+    indptr, items = data.targets(2)
+    cold = [
+        user
+        for user in whole.users
+        if (data.item_counts[items[indptr[user] : indptr[user + 1]]] == 0).any()
+    ]
+    assert len(sample.users) == 4 and set(sample.users) < set(found.users) < set(whole.users)
+    assert set(found.users) == set(sample.users) | set(cold)
+    for name in ("cold", "cold_only"):  # nothing is lost of these
+        assert found.slices[name] == whole.slices[name]
+        assert found.counts[name] == whole.counts[name]
+    place = np.searchsorted(whole.users, found.users)
+    np.testing.assert_array_equal(found.per_user["mrr"], whole.per_user["mrr"][place])
+
+
 @pytest.mark.parametrize("batch_size", first_fast([7, 1, 64]))
 def test_batch_size_changes_nothing(batch_size):
     data, score_fn = make_dataset(), make_scorer()
