@@ -2,7 +2,7 @@
 
     python launch.py
 
-Cost: 6 to 12 min (shared cores) and 1.6 GB on 2 CPU cores. Result (test NDCG@10 all/warm, 3 seeds):
+Cost: 4 to 12 min (shared cores) and 1.6 GB on 2 CPU cores. Result (test NDCG@10 all/warm, 3 seeds):
 popularity .0561/.0677, trending .0775/.0973, student .0718/.0891, control .0791/.0993, distilled
 .0864/.1089, teacher .0857/.1076.
 """
