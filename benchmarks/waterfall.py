@@ -74,6 +74,9 @@ class Clock:
         self.open: list[list[float]] = []  # wall and CPU seconds of what is inside each open stage
         self.main = threading.get_ident()
         self.samples: list[tuple[float, float]] = [BEGAN]  # wall and CPU seconds
+
+    def start(self) -> None:
+        """Starts a thread that takes samples until the process ends."""
         threading.Thread(target=self.sample, daemon=True).start()
 
     def sample(self) -> None:
@@ -142,7 +145,7 @@ def instrument(clock: Clock) -> None:
     importlib.import_module("kd_jax.experiment.pipeline")
     loaded = [module for name, module in sys.modules.items() if name.startswith("kd_jax.")]
     for stage, module, name in STAGES:
-        owner, last = found(module, name)
+        owner, last = owner_of(module, name)
         function = getattr(owner, last)
         timed = clock.wrapped(stage, function)
         setattr(owner, last, timed)
@@ -151,8 +154,8 @@ def instrument(clock: Clock) -> None:
                 setattr(other, last, timed)
 
 
-def found(module: str, name: str) -> tuple[Any, str]:
-    """The module, or the class in it, that has the function, and its name there."""
+def owner_of(module: str, name: str) -> tuple[Any, str]:
+    """The module or class that holds the function, and the function's name in it."""
     owner: Any = importlib.import_module(f"kd_jax.{module}")
     *outer, last = name.split(".")
     return functools.reduce(getattr, outer, owner), last
@@ -163,6 +166,7 @@ def main() -> None:
     out = next((arg.partition("=")[2] for arg in given if arg.startswith("--json=")), "")
     given = [arg for arg in given if not arg.startswith("--json=")]
     clock = Clock()
+    clock.start()
     status: Any = 0
     with tempfile.TemporaryDirectory() as folder:
         if not any(arg.startswith("--workdir") for arg in given):

@@ -405,7 +405,8 @@ def evaluation() -> ConfigDict:
     # validation metric that selects; '' = 'ndcg@10', or 'auc' of task 'rate' ('log_loss', …)
     c.select = ""
     c.batch_size = 256
-    # users of validation in training, drawn once; 0 = all. The report is always over all
+    # users of validation in training and, with all who chose a new item, in the selection of what
+    # new items get; drawn once; 0 = all. The report is always over all
     c.valid_users = 0
     # names of BASELINES, models of clicks alone that every report compares with, beside popularity:
     # 'item_knn', 'ease', and with the extra baselines 'bpr' and 'ials' (docs/metrics.md)

@@ -24,7 +24,8 @@ data.split='leave_one_out' it is evaluated without the item before the tested on
 read histories have it. The export knows all of them.
 
 Cost and result: depend on your data; Amazon Beauty with 200,000 purchases takes about an hour. For
-a first try add --config.seeds="(0,)", or use configs/csv.py:runlocal, which takes seconds.
+a first try add --config.seeds="(0,)", or use configs/csv.py:runlocal, which takes seconds. Judge
+distillation by three seeds: with one, the distilled student learns from a single copy of itself.
 """
 
 from ml_collections import ConfigDict

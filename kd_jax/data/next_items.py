@@ -76,8 +76,9 @@ def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
     else:
         recipe = TEACHER
     return (
-        f"{measured}, {'at least' if many else 'not'} {RATIO:g} times as good: the recipe for such"
-        f" data is that of {recipe}, in a workdir of its own (docs/results.md)"
+        f"{measured}; the first is {'at least' if many else 'less than'} {RATIO:g} times the"
+        f" second, and the recipe for such data that of {recipe}, in a workdir of its own"
+        " (docs/results.md)"
     )
 
 

@@ -19,7 +19,7 @@ from kd_jax.distillation.label_cache import Labeller
 from kd_jax.distillation.sources import TARGET
 from kd_jax.distillation.teachers import last_context
 from kd_jax.losses.dense import listed
-from kd_jax.models.scorer import item_rows
+from kd_jax.models.scorer import catalogue
 
 
 def of_model(
@@ -61,7 +61,7 @@ def of_model(
 
     mesh = sharding.local_mesh()
     params, constants = sharding.put_whole((params, constants), mesh)
-    items = None if rates else item_rows(graphdef, params, constants)
+    items = None if rates else catalogue(graphdef, params, constants)
     shared = {}
     if items is not None:
         shared = {"items": np.asarray(items[0]), "bias": np.asarray(items[1], np.float32)}

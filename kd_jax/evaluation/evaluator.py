@@ -108,7 +108,7 @@ def chosen_users(users: Int[np.ndarray, " U"], most: int) -> Int[np.ndarray, " V
 
 
 def judged_users(
-    dataset: Dataset, split: int, max_users: int, with_cold: bool = False
+    dataset: Dataset, split: int, max_users: int, with_cold: bool
 ) -> Int[np.ndarray, " U"]:
     """The users of an evaluation, ascending; see ``RankOptions``."""
     users = eval_users(dataset, split)

@@ -16,7 +16,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import last_items
 from kd_jax.devices import sharding
 from kd_jax.evaluation import evaluator
-from kd_jax.models.scorer import factorises
+from kd_jax.models.scorer import catalogue, factorises
 
 LARGEST_BLOCK = 2**26  # scores [B, I] on one device: 256 MB
 
@@ -33,11 +33,11 @@ def score_function(
     """
     windows = last_items(*dataset.history(split), history)
     factorised = factorises(graphdef)
-    catalogue, scores = _programs(graphdef, factorised)
+    scores = _scores(graphdef, factorised)
     first = np.int32(split * dataset.num_users)  # of the split's rows of ``context_row``
 
     def bind(params: Params, constants: PyTree) -> evaluator.ScoreFn:
-        items = catalogue(params, constants)
+        items = catalogue(graphdef, params, constants)
         place = sharding.user_placement(params)
 
         def score(users: np.ndarray) -> Factors | Array:
@@ -52,15 +52,8 @@ def score_function(
 
 
 @functools.lru_cache
-def _programs(
-    graphdef: nnx.GraphDef, factorised: bool
-) -> tuple[Callable[..., PyTree], Callable[..., Array]]:
-    """The jitted functions of an architecture: of its items, and of the scores of users."""
-
-    @jax.jit
-    def catalogue(params: Params, constants: PyTree) -> PyTree:
-        model: Any = nnx.merge(graphdef, params, constants)
-        return model.catalogue()
+def _scores(graphdef: nnx.GraphDef, factorised: bool) -> Callable[..., Array]:
+    """The jitted function of an architecture for the scores of users."""
 
     @jax.jit
     def scores(
@@ -73,7 +66,7 @@ def _programs(
             raise TypeError(f"{type(model).__name__}.scores returns {kind}; see Scorer.factorised")
         return found.contexts if isinstance(found, Factors) else found
 
-    return catalogue, scores
+    return scores
 
 
 def dense_users(batch_size: int, num_items: int, devices: int = 1) -> int:

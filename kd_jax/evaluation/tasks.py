@@ -96,7 +96,8 @@ class Rank:
 
     select: the metric that selects models. metric_names, ks: see ``metrics.expand``. batch_size:
     users that are scored at once. valid_users: the number of users that the validation during
-    training evaluates; 0: all. Raises InputError for a value out of range.
+    training evaluates, and that select what new items get (``experiment/new_items.py``); 0: all.
+    Raises InputError for a value out of range.
     """
 
     dataset: Dataset

@@ -186,7 +186,6 @@ def _empty(out: Path) -> Path:
 
 def _settings(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
     """``config`` with ``RECIPE`` and the changes in section ``teacher``."""
-    config = config.copy_and_resolve_references()
     config.teacher.update(RECIPE)
     config = changed(config, changes, LEARNS)
     # A short trial warms up shortly, and is evaluated as often.

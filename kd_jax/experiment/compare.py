@@ -24,7 +24,7 @@ from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.served import for_texts, served
 from kd_jax.experiment.trained import TrainedModels
-from kd_jax.models.scorer import item_rows
+from kd_jax.models.scorer import catalogue
 from kd_jax.runtime import compared
 from kd_jax.runtime.compared import Described
 from kd_jax.runtime.store import Export
@@ -107,13 +107,13 @@ def _teacher(models: TrainedModels, role: Role, seed: int, parts: ModelParts) ->
     """
     experiment, dataset = models.experiment, models.experiment.dataset
     params = models.best_params(role, seed, parts)
-    model: Any = nnx.merge(parts.graphdef, params, parts.constants)
+    given = parts.graphdef, params, parts.constants
+    model: Any = nnx.merge(*given)
     context = model.runtime_context()
     if context is None:
         return None
     trained = trains_language_model(experiment, role)
-    given = parts.graphdef, params, parts.constants
-    rows = _cached(models, role, seed) if trained else item_rows(*given)
+    rows = _cached(models, role, seed) if trained else catalogue(*given)
     if rows is None:
         return None
     indptr, seen = dataset.history(TEST + 1)

@@ -42,7 +42,6 @@ class Experiment:
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
         self._readers: dict[str, TextReader] = {}
         self._trends: dict[tuple[int, float], Trends] = {}
-        self._settings: dict[str, ConfigDict] = {}
         self.last_examples: tuple[Any, Examples] | None = None  # with what they depend on
 
     @functools.cached_property
@@ -72,10 +71,8 @@ class Experiment:
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
 
     def settings(self, role: Role) -> ConfigDict:
-        """The configuration of one role, with its tuned values, then its overrides; to be read."""
-        if role.name not in self._settings:
-            self._settings[role.name] = settings_of(self.config, role)
-        return self._settings[role.name]
+        """The configuration of one role: with its tuned values, then with its overrides."""
+        return settings_of(self.config, role)
 
     def folder(self, role: Role, seed: int) -> Path:
         """The folder of a model: ``<role>`` for the first seed, else ``<role>.seed<n>``."""

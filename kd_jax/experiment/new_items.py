@@ -240,10 +240,13 @@ class NewItems:
         ).slices
 
     def _judged(self, split: str) -> dict[str, Any]:
-        """Whose targets are judged: on validation ``eval.valid_users``, and all with cold ones."""
-        task = self._experiment.task
+        """The users that are judged, as fields of ``RankOptions``.
+
+        On test all, else ``eval.valid_users`` and all with a cold target.
+        """
+        task, valid = self._experiment.task, split == "valid"
         assert isinstance(task, Rank)
-        return {"max_users": task.valid_users, "with_cold": True} if split == "valid" else {}
+        return {"max_users": task.valid_users if valid else 0, "with_cold": valid}
 
     def _contexts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The users that are judged, and their contexts [U, D], computed once."""
@@ -258,8 +261,7 @@ class NewItems:
                 assert isinstance(found, Factors)
                 return found.contexts
 
-            given = {"max_users": 0} | self._judged(split)
-            users = judged_users(experiment.dataset, SPLITS[split], **given)
+            users = judged_users(experiment.dataset, SPLITS[split], **self._judged(split))
             blocks = stream(contexts, users, task.batch_size)
             self._known[split] = users, np.concatenate(blocks)[: len(users)]
         return self._known[split]

@@ -66,7 +66,7 @@ def read(experiment: Experiment, path: Path) -> Lists:
 
 
 def evaluated(experiment: Experiment, path: Path) -> tuple[Evaluation, list[str]]:
-    """The lists on test, and what is to be known about them.
+    """The evaluation of the lists on test, and notes on them.
 
     Items that are not in a list, and users without one, come last.
     """

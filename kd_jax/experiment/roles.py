@@ -58,7 +58,7 @@ class Role:
 # Of ``student.<name>.bias``: item biases start at those of the student's own teacher.
 TEACHER_BIAS = "teacher"
 
-# By item IDs instead of the language model, at the same budget.
+# By item IDs instead of the language model; the rest is equal unless ``tuned`` changes it.
 ID_ONLY = {
     "teacher": {
         "model": {

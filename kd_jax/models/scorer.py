@@ -31,10 +31,10 @@ def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params, PyTree]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def item_rows(graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> tuple[Array, Array]:
-    """``Scorer.items`` of a split module, as one program."""
+def catalogue(graphdef: nnx.GraphDef, params: Params, constants: PyTree) -> PyTree:
+    """``Scorer.catalogue`` of a split module, compiled once per architecture."""
     model: Any = nnx.merge(graphdef, params, constants)
-    return model.items()
+    return model.catalogue()
 
 
 def table_rows(graphdef: nnx.GraphDef, params: Params, kind: str | None = None) -> dict[str, int]:

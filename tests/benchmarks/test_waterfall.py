@@ -7,7 +7,7 @@ from benchmarks import waterfall
 
 @pytest.mark.parametrize(("stage", "module", "name"), waterfall.STAGES)
 def test_every_stage_has_its_function(stage, module, name):
-    owner, last = waterfall.found(module, name)
+    owner, last = waterfall.owner_of(module, name)
     assert callable(getattr(owner, last)), stage
 
 

@@ -163,6 +163,7 @@ def test_ranking_reads_the_history_before_the_split(split, monkeypatch):
     d = data()
     monkeypatch.setattr(scoring, "nnx", Echo)
     monkeypatch.setattr(scoring, "factorises", lambda _: False)
+    monkeypatch.setattr(scoring, "catalogue", lambda *_: Echo().catalogue())
     shown = np.asarray(
         scoring.score_function.__wrapped__(d, None, split, 50)({}, {})(np.arange(d.num_users))
     )

@@ -68,6 +68,8 @@ def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, dated, by_t
     line = suggestion(found, dated, by_time)
     assert re.findall(r"configs/csv\.py(:\w+)?", line) == recipes
     assert ("split by time" in line) == (len(recipes) > 1)
+    compared = "at least" if recipes == [""] else "less than"
+    assert f"the first is {compared} 4 times the second" in line
 
 
 @pytest.mark.parametrize("found", [NextItems(0.4, 0.1, 99), NextItems(0.0, 0.0, 1000)])

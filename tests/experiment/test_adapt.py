@@ -65,7 +65,7 @@ def run(world, tmp_path_factory):
 def adaptation(run, *changes):
     with Log(run / "unused.jsonl", "explained", silent=True) as log:
         opened = open_workdir(run, log)
-        settings = opened.experiment.settings(ROLES["teacher"]).copy_and_resolve_references()
+        settings = opened.experiment.settings(ROLES["teacher"])
         settings.teacher.update(adapt.RECIPE)
         yield adaptation_module.Adaptation(
             opened,

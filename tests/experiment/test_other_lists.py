@@ -67,7 +67,7 @@ def test_they_are_evaluated_like_models(run, world, tmp_path, capsys):
     missing = "test users have no list, which counts as 0"
     assert any(missing in note for note in rows["half"]["notes"])
     capsys.readouterr()
-    runs.run(c, run)  # the evaluations are kept, and what is to be known about them comes again
+    runs.run(c, run)  # the notes come at every start
     assert missing in "".join(capsys.readouterr())
 
 

@@ -13,8 +13,10 @@ from helpers import runs
 from kd_jax import runtime
 from kd_jax.core.logging import Log
 from kd_jax.data import dataset as datasets
+from kd_jax.evaluation.evaluator import chosen_users, eval_users
 from kd_jax.experiment import roles
-from kd_jax.experiment.new_items import HALVINGS, MOST, Biases, biases_of, most_added
+from kd_jax.experiment.builders import build
+from kd_jax.experiment.new_items import HALVINGS, MOST, Biases, NewItems, biases_of, most_added
 from kd_jax.experiment.served import for_texts
 from kd_jax.experiment.trained import open_workdir
 from kd_jax.runtime.text_map import TextMap
@@ -119,6 +121,27 @@ def test_new_items_get_the_most_that_validation_allows_and_the_export_has_it(run
     np.testing.assert_allclose(exported.item_bias, trained["bias"] + more * ~data.warm, rtol=1e-6)
     assert row["served"]["slices"]["cold"]["recall@10"] > row["slices"]["cold"]["recall@10"]
     assert "As served" in (run / "report/index.html").read_text()
+
+
+def test_new_items_are_judged_by_a_sample_of_users_and_all_who_chose_one(run):
+    role, found = roles.plain_student(), {}
+    for most in (0, 4):
+        with Log(run / "unused", "ndcg@10", silent=True) as log:
+            models = open_workdir(run, log)
+        models.experiment.config.eval.valid_users = most
+        parts = build(models.experiment, role, 0)
+        items = NewItems(models, role, 0, parts, models.best(role, 0, parts))
+        (users, contexts), slices = items._contexts("valid"), items._slices(items._rows, "valid")
+        found[most] = users, contexts, slices
+        data = models.experiment.dataset
+        np.testing.assert_array_equal(items._contexts("test")[0], eval_users(data, 2))
+    cold = np.unique(data.user[(data.split == 1) & ~data.warm[data.item]])
+    (whole, contexts, slices), (users, some, sampled) = found.values()
+    sample = chosen_users(whole, 4)
+    assert set(users) == set(sample) | (set(cold) & set(whole)) and len(users) < len(whole)
+    np.testing.assert_allclose(some, contexts[np.searchsorted(whole, users)], rtol=1e-6)
+    assert sampled["cold"] == slices["cold"] and sampled["cold_only"] == slices["cold_only"]
+    assert sampled["warm"] != slices["warm"]
 
 
 def test_a_newer_value_of_the_field_is_selected_anew(run, tmp_path):
