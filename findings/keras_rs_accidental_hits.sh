@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # keras-rs 0.4.0 (Keras 3.15.1 on JAX): RemoveAccidentalHits returns the logits as they came in, so
-# that in-batch training goes on to push a user away from the item that it is to be close to.
+# in-batch training still pushes a user away from the user's own positive item.
 #
 # Docstring: the layer zeroes "the logits of negative candidates that have the same ID as the
 # positive candidate in that row". Expected: such a logit is 0, as the sentence says, or so small
-# that its softmax is 0. Seen, with no error and no warning: neither. What the layer adds is
-# finfo("float32").smallest_normal / 100, a positive 1.2e-40, in place of the lowest float; any
-# float32 absorbs it. Below, for a batch with a popular item in some rows,
+# that its softmax is 0. Seen, with no error and no warning: neither. In the source, it adds
+# finfo("float32").smallest_normal / 100, a positive 1.2e-40, in place of the lowest float; a logit
+# of normal size absorbs it. Below, for a batch with a popular item in some rows,
 #   the output is the input to the bit, for ids of one row and for ids of each row;
 #   the loss is that without the layer, and its gradient still lowers the scores of the copies of
 #     the positive item;
-#   with the same item in all 8 rows the loss is log(8) for any model, where it should be 0.
-# Hurt is who trains a two-tower model with it: popular items are held down, as without the layer.
+#   with the same item in all 8 rows the loss is log(8), where it should be 0.
+# This hurts anyone who trains a two-tower model with it: popular items are held down, as without
+# the layer.
 # Workaround: mask the logits by hand, as masked() below. keras-rs has an open pull request for it
 # (206, of September 2026); 0.4.0, the newest release, has the fault.
 set -euo pipefail

@@ -5,18 +5,18 @@
 # add_score is a documented way to fill a Run: it adds an item with its score "or, change its value
 # if it already exists"; no docstring asks to sort the run. Expected: the rank of an item is that of
 # its score, as in evaluate and save, and fuse gives the same list for the same scores, however the
-# run was made. Seen, with no error and no warning: add_score leaves the run unsorted, evaluate,
-# compare and save sort it in place, and fuse does not. So with runs filled by add_score
+# run was made. Seen, with no error and no warning: add_score leaves the run unsorted, evaluate
+# sorts it in place, and fuse does not. So with runs filled by add_score
 #   rrf, isr, log_isr, logn_isr, rbc, bordafuse and condorcet, and any method with norm="rank" or
 #     "borda", rank the items by the order of the calls. Below, where they are added in the order
 #     of the catalog, all users get the same list, and NDCG@10 falls from above 0.9 to 0.2;
 #   after evaluate(qrels, run, ...) of each run, a call that should only read, the same fuse gives
 #     other lists, which are right;
-#   a Run of a dictionary, in which add_score then changes some scores, as a reranker does, is
+#   a Run of a dictionary, in which add_score then changes the scores, as a reranker does, is
 #     fused by the old ranks.
-# Methods of scores (sum, mnz, med, wsum with min-max, max or zmuv) are right. Hurt is who fuses
-# the lists of several recommenders, for serving or in a table. Workaround: run.sort() before fuse,
-# or Run(dictionary).
+# Methods of scores (sum, mnz, med, wsum with min-max, max or zmuv) are right. This hurts anyone who
+# fuses the lists of several recommenders, for serving or in a table. Workaround: run.sort() before
+# fuse, or Run(dictionary).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -87,6 +87,7 @@ SCORES = [
 for method, norm, params in RANKS + SCORES:
     runs = added(first), added(second)
     before = fuse(list(runs), norm=norm, method=method, params=params)
+    tops = {tuple(sorted(x, key=x.get, reverse=True)[:10]) for x in before.to_dict().values()}
     same = fuse([Run(first), Run(second)], norm=norm, method=method, params=params)
     for run in runs:
         evaluate(Qrels(liked), run, "ndcg@10")
@@ -95,13 +96,12 @@ for method, norm, params in RANKS + SCORES:
     values = ndcg(before), ndcg(after), ndcg(same)
     print("  ", f"{method:9} norm={norm!s:7} | NDCG@10 of runs by add_score: {values[0]},", end=" ")
     print(f"the same after evaluate: {values[1]}, of Run(dictionary): {values[2]}")
-    assert equal[1] and values[1] == values[2] > 0.8, f"changed: {method} {norm}"
-    tops = {tuple(list(before[user])[:10]) for user in USERS}
+    assert equal[1] and values[1] == values[2] > 0.9, f"changed: {method} {norm}"
     if (method, norm, params) in SCORES:
         assert equal[0], f"changed: {method} {norm} depends on the order of add_score"
     else:
-        assert not equal[0] and values[0] < 0.5, f"changed: {method} {norm} sorts before it ranks"
-        assert len(tops) == 1, f"changed: {method} {norm} gives lists of the user"
+        assert not equal[0] and values[0] < 0.25, f"changed: {method} {norm} sorts before it ranks"
+        assert len(tops) == 1, f"changed: {method} {norm} gives each user a list"
 
 # a reranker changes the scores of a run that was sorted when it was made
 reranked = Run(first)
