@@ -12,6 +12,7 @@ import optax
 from kd_jax.core.errors import InputError, nearest
 from kd_jax.core.types import Params, PyTree
 from kd_jax.training import lazy_adam
+from kd_jax.training.sphere import on_sphere
 
 SECTIONS = "(sections teacher.optimizer and student.optimizer)"
 
@@ -41,6 +42,7 @@ class Recipe:
     # a step reads and writes only the rows of the tables that it touches (lazy_adam.py)
     sparse: bool = False
     moments: str = "float32"  # of Adam: 'float32' or 'bfloat16'
+    vector_norm: float = 0.0  # length at which user and item vectors are kept; 0 = free (sphere.py)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "patience", "accumulate"):
@@ -50,6 +52,11 @@ class Recipe:
             raise InputError(
                 f"student.optimizer.moments={self.moments!r} is"
                 f" unknown{nearest(self.moments, lazy_adam.MOMENTS)}"
+            )
+        if not 0 <= self.vector_norm < math.inf:
+            raise InputError(
+                f"student.optimizer.vector_norm={self.vector_norm} must be at least 0; 0 leaves the"
+                " lengths of user and item vectors free"
             )
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
             raise InputError(
@@ -134,7 +141,9 @@ class Recipe:
             adamw = optax.chain(
                 lazy_adam.scale_by_adam(self.moments), decay, optax.scale_by_learning_rate(rate)
             )
-        tx = optax.chain(*clip, adamw, *slower)
+        tx: optax.GradientTransformation = optax.chain(*clip, adamw, *slower)
+        if self.vector_norm:
+            tx = on_sphere(tx, self.vector_norm)
         return (
             optax.MultiSteps(tx, self.accumulate).gradient_transformation()
             if self.accumulate > 1
