@@ -27,7 +27,7 @@ OF_TEXT = {
 }
 
 # Fields of students that came later: at the value of before, they are not part of an identity.
-LATER = {"block": "plain", "item_dropout": 0.0}
+LATER = {"block": "plain", "item_dropout": 0.0, "vector_norm": 0.0}
 
 
 def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def _student(experiment: Experiment, role: Role, c: ConfigDict, seed: int) -> di
             distill.setdefault("sources", {}).update(read)
     # Of the students' sections, those that the chosen one reads.
     chosen = c.student.name
-    section = student_section(c).to_dict()
-    for name, first in LATER.items():
-        if section.get(name) == first:
-            del section[name]
-    sections = {chosen: section, "optimizer": c.student.optimizer.to_dict()}
+    sections = {chosen: student_section(c), "optimizer": c.student.optimizer}
+    sections = {
+        key: {k: v for k, v in section.to_dict().items() if k not in LATER or v != LATER[k]}
+        for key, section in sections.items()
+    }
     found = dict(
         student={"name": chosen} | sections, distill=distill, window=window(experiment, role)
     )
