@@ -29,15 +29,6 @@ class Factors(NamedTuple):
         return factor_logits(self, 0)
 
 
-def without(scores: Factors | Array, items: Array) -> Factors | Array:
-    """The scores with the items int32 [..., L] of each row excluded; ``PAD`` names none."""
-    if not isinstance(scores, Factors):
-        return set_at(scores, items, 0, EXCLUDED)
-    if scores.excluded is not None:
-        items = jnp.concatenate([scores.excluded, items], -1)
-    return scores._replace(excluded=items)
-
-
 class Listed(NamedTuple):
     """Scores of a few items; all other items have probability 0.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from kd_jax.core.scores import Factors, Listed, TeacherScores, without
+from kd_jax.core.scores import Factors, Listed, TeacherScores
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.core.types import PAD, Batch, Params
 from kd_jax.distillation.term import Objective, Term
@@ -153,15 +153,10 @@ class _Work:
 
     def student(self, term: Term) -> Scores:
         """The student's scores, through the term's own head where it has one."""
-        scores = self.scores
-        if term.head and isinstance(scores, Factors):
-            head = self.auxiliary[term.name]["head"]
-            scores = scores._replace(contexts=scores.contexts @ head)
-        return self.ranked(term, scores)
-
-    def ranked(self, term: Term, scores: Any) -> Any:
-        """The scores without those of the user's own items, where the term leaves these out."""
-        return without(scores, self.inputs.batch["targets"]) if term.unseen else scores
+        if not term.head or not isinstance(self.scores, Factors):
+            return self.scores
+        head = self.auxiliary[term.name]["head"]
+        return self.scores._replace(contexts=self.scores.contexts @ head)
 
     def temperature(self, term: Term) -> float | Array:
         fixed = term.temperature.constant
@@ -182,7 +177,7 @@ class _Work:
 
     def _per_position(self, term: Term) -> Array:
         """Unweighted loss of each predicted position from whole logits, f32 [B, P]."""
-        logits, loss, where = self.student(term), term.loss, self.warm(term)
+        logits, loss, where = self.scores, term.loss, self.warm(term)
         assert isinstance(loss, SoftmaxLoss) and not isinstance(logits, Factors)
         if not loss.reads_teacher:
             batch = self.inputs.batch
@@ -199,7 +194,6 @@ class _Work:
         if isinstance(scores, Factors):
             # Where tables are split, a teacher's may have rows at their end that are no items.
             scores = scores.dense()[..., : logits.shape[-1]]
-        scores = self.ranked(term, scores)
         if loss.standardised:
             logits, scores = (standardised_kl.of_logits(x, where) for x in (logits, scores))
         return dense.per_row(loss, logits, scores, temperature, where, self._named(term))
@@ -220,8 +214,7 @@ class _Work:
 
         All terms of one teacher form a group, which is computed in one pass; the clicks are in the
         group of the first teacher without weights. Every further teacher or head, every loss of
-        standardised logits or unseen items, and every term of a list computes the student's logits
-        once more.
+        standardised logits, and every term of a list computes the student's logits once more.
         """
         teachers = self.inputs.teachers
         first = next(
@@ -251,7 +244,7 @@ class _Work:
             if name is not None:
                 scores = teachers[name].scores
                 assert isinstance(scores, Factors)
-                teacher = _flat_factors(self.ranked(members[0], scores))
+                teacher = _flat_factors(scores)
             batch = self.inputs.batch
             counted = self.position_weights(members[0]).reshape(-1)  # the same for all of them
             # The items that one loss treats apart are the first of those of another.
@@ -378,8 +371,7 @@ class _Work:
 
 def _apart(term: Term) -> bool:
     """Whether a term of a softmax reads other logits of the student than most."""
-    of_all = isinstance(term.loss, SoftmaxLoss) and not term.loss.standardised
-    return term.head or term.unseen or not of_all
+    return term.head or (isinstance(term.loss, SoftmaxLoss) and term.loss.standardised)
 
 
 def _flat(x: Array) -> Array:

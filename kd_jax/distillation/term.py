@@ -23,10 +23,9 @@ class Term:
     ones, those with at least one training interaction; 'sampled' and 'sampled_warm' estimate the
     two from ``negatives`` drawn items, the targets and the teacher's ``top`` items; 'shown': over
     the items of the impression that the example is. Of losses of candidates and of item vectors:
-    over which items. unseen: of these, those that the user of the example has not chosen in
-    training, which are the ones that are ranked. teacher: the name of the one it reads, ``OWN`` for
-    the run's own. head: whether the student's context goes through a linear map of this term's own,
-    which starts at the identity and is an auxiliary parameter.
+    over which items. teacher: the name of the one it reads, ``OWN`` for the run's own. head:
+    whether the student's context goes through a linear map of this term's own, which starts at the
+    identity and is an auxiliary parameter.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Term:
     weight: Schedule = Schedule(1.0)
     temperature: Schedule = Schedule(1.0)
     items: str = "all"
-    unseen: bool = False
     teacher: str = OWN
     head: bool = False
     negatives: int = 0
@@ -67,8 +65,6 @@ class Term:
     def identity(self) -> dict[str, Any]:
         """The identity of the term: all that determines its loss."""
         values = dataclasses.asdict(self)
-        if not self.unseen:  # a field that came later
-            del values["unseen"]
         loss = next(name for name, kind in LOSSES.items() if type(self.loss) is kind)
         return values | {"loss": {"name": loss} | dataclasses.asdict(self.loss)}
 
@@ -135,7 +131,7 @@ class Limits:
     factorised: whether its scores are factors. owns_item_table: whether rows of its item table can
     be gathered. num_items: of the catalogue. ranks: False where it gives classes of a pair. lists:
     names of the teachers that list a few items. no_lists_shown: why it cannot learn from
-    impressions; '' where it can. of_users: whether an example is a user with all their items.
+    impressions; '' where it can.
     """
 
     factorised: bool
@@ -144,7 +140,6 @@ class Limits:
     ranks: bool = True
     lists: Collection[str] = ()
     no_lists_shown: str = ""
-    of_users: bool = False
 
 
 def check(objective: Objective, limits: Limits, where: str) -> None:
@@ -152,8 +147,6 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
 
     where: the section of the terms, for the error.
     """
-    if any(term.shown for term in objective):  # an example is an impression
-        limits = dataclasses.replace(limits, of_users=False)
     sampled = [term for term in objective if term.sampled]
     if sampled and len(sampled) < len(objective):
         raise InputError(
@@ -167,8 +160,6 @@ def check(objective: Objective, limits: Limits, where: str) -> None:
             _check_sampled(term, limits, field)
         if term.shown:
             _check_shown(term, limits, field)
-        if term.unseen:
-            _check_unseen(term, limits, field)
         if term.head and not (limits.ranks and limits.factorised):
             raise InputError(
                 f"{field}.head=True is a map of context vectors, and this model has none; use"
@@ -245,25 +236,6 @@ def _check_candidates(term: Term, loss: CandidateLoss, limits: Limits, field: st
             raise InputError(
                 f"{field}.{name}={sizes[name]} is more than the {limits.num_items} items there are"
             )
-
-
-def _check_unseen(term: Term, limits: Limits, field: str) -> None:
-    loss = term.loss
-    whole = isinstance(loss, SoftmaxLoss) and not (loss.apart or loss.standardised)
-    if not (whole and term.reads_teacher):
-        reason = "only losses that compare two whole softmaxes, such as 'kl', can leave items out"
-    elif term.sampled:
-        reason = f"items={term.items!r} reads a sample; use items='all' or 'warm'"
-    elif term.teacher in limits.lists:
-        reason = f"the teacher {term.teacher!r} lists a few items; leave them out of its lists"
-    elif not (limits.of_users and limits.ranks):
-        reason = (
-            "an example must be a user with all the items they chose: task='rank' with"
-            " student.name='mf' or 'mlp'"
-        )
-    else:
-        return
-    raise InputError(f"{field}.unseen=True: {reason}")
 
 
 def _check_shown(term: Term, limits: Limits, field: str) -> None:

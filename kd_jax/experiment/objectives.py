@@ -105,11 +105,10 @@ def _without_text(terms: list[Term], experiment: Experiment, role: Role) -> list
 
 def _limits(experiment: Experiment, role: Role, c: ConfigDict) -> Limits:
     """The ``Limits`` of a role's model; a teacher has no item table to gather rows from."""
-    factorised, owns_item_table, of_users = True, False, False
+    factorised, owns_item_table = True, False
     if not role.is_teacher:
         student = student_class(c.student.name)
         factorised, owns_item_table = student.factorised, student.owns_item_table
-        of_users = student.example_kind == "user"
     return Limits(
         factorised,
         owns_item_table,
@@ -117,7 +116,6 @@ def _limits(experiment: Experiment, role: Role, c: ConfigDict) -> Limits:
         ranks=c.task == "rank",
         lists=[name for name, source in experiment.sources.items() if source.folder is None],
         no_lists_shown=_no_lists_shown(experiment, role, c),
-        of_users=of_users,
     )
 
 

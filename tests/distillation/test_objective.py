@@ -10,7 +10,6 @@ import pytest
 from helpers.terms import loss_of, term
 from helpers.toy import refused
 from kd_jax.core.scores import Factors, TeacherScores
-from kd_jax.core.types import PAD
 from kd_jax.distillation.objective import auxiliary_params
 from kd_jax.distillation.schedule import Schedule
 from kd_jax.distillation.term import Limits, check, of_section
@@ -98,46 +97,6 @@ def test_a_head_starts_as_the_student_and_learns_apart_from_it():
     assert np.abs(by_head["kl"]["head"]).max() > 0 and np.abs(by_contexts).max() > 0
 
 
-@pytest.mark.parametrize("loss", ["kl", "reverse_kl", "soft_ce"])
-def test_unseen_leaves_the_users_own_items_out_of_both_softmaxes(loss):
-    targets = jnp.asarray([[[3, 5, PAD]], [[0, 1, 2]], [[PAD] * 3], [[7, 3, 4]]], jnp.int32)
-    batch = {
-        "targets": targets,
-        "target_weights": jnp.ones((B, 1, 3)),
-        "weights": jnp.asarray([[1.0], [2.0], [0.5], [3.0]]),
-    }
-    student, teacher = (x._replace(contexts=x.contexts[:, :1]) for x in (STUDENT, TEACHER))
-    warm = jnp.arange(N) != 8
-    unseen = term(loss, temperature=2.0, items="warm", unseen=True)
-
-    def mean(scores, *others):
-        means = loss_of((unseen, *others), scores, batch, {"": TeacherScores(teacher)}, warm)[1]
-        return means[loss]
-
-    wanted = []
-    for row in range(B):
-        kept = np.setdiff1d(np.flatnonzero(warm), targets[row])
-        mine, soft = (np.asarray(x.dense())[row, 0, kept] / 2 for x in (student, teacher))
-        q, p = (np.exp(x - np.logaddexp.reduce(x)) for x in (mine, soft))
-        value = {
-            "kl": np.sum(p * np.log(p / q)),
-            "reverse_kl": np.sum(q * np.log(q / p)),
-            "soft_ce": -np.sum(p * np.log(q)),
-        }
-        wanted.append(4 * value[loss])
-    weights = np.asarray(batch["weights"])[:, 0]
-    expected = float(np.sum(wanted * weights) / weights.sum())
-    for scores in (student, student.dense()):
-        assert float(mean(scores)) == pytest.approx(expected, rel=1e-4)
-        assert float(mean(scores, term("ce"))) == pytest.approx(expected, rel=1e-4)
-    slope = jax.grad(mean)(student.dense())
-    taken = np.take_along_axis(np.asarray(slope), np.maximum(targets, 0), -1)
-    assert not taken[np.asarray(targets) != PAD].any() and np.abs(slope).max() > 0
-    through = jax.grad(lambda bias: loss_of((unseen,), student._replace(bias=bias), batch,
-                       {"": TeacherScores(teacher)}, warm)[0])(student.bias)  # fmt: skip
-    np.testing.assert_allclose(through, slope.sum((0, 1)), rtol=1e-4, atol=1e-6)
-
-
 def section(field="distill.terms.soft", **fields):
     return of_section(field, fields)
 
@@ -176,21 +135,5 @@ def test_what_no_engine_can_compute_is_refused_before_training():
     head = dataclasses.replace(sampled, items="all", head=True)
     for limits in (Limits(False, True, 20), Limits(True, True, 20, ranks=False)):
         refused(lambda limits=limits: check((head,), limits, where), "head=True", "head=False")
-    whole = Limits(True, True, 20, of_users=True, lists=("list",))
-    check((term("kl", unseen=True), term("ce")), whole, where)
-    check((term("kl", unseen=True),), Limits(False, True, 20, of_users=True), where)
-    for one, reason in (
-        (term("ce", unseen=True), "two whole softmaxes"),
-        (term("rrd", unseen=True), "two whole softmaxes"),
-        (term("dkd", unseen=True), "two whole softmaxes"),
-        (term("standardised_kl", unseen=True), "two whole softmaxes"),
-        (dataclasses.replace(sampled, unseen=True), "reads a sample"),
-        (term("kl", unseen=True, teacher="list"), "lists a few items"),
-    ):
-        refused(lambda one=one: check((one,), whole, where), "unseen=True", reason)
-    unseen = term("kl", unseen=True)
-    refused(lambda: check((unseen,), factorised, where), "student.name='mf'")
-    shown = (unseen, term("ce", items="shown"))
-    refused(lambda: check(shown, whole, where), "student.name='mf'")
     mixed = (sampled, term("ce"))
     refused(lambda: check(mixed, factorised, where), "give all of them items='sampled'")
