@@ -46,16 +46,16 @@ def get_config(arg: str = "") -> ConfigDict:
         c.student.optimizer.steps = 300
         c.stages = ("data", "student", "evaluate", "report")
     else:
-        c.student.optimizer.vector_norm = 2.6
+        c.student.optimizer.vector_norm = 2.6 if name == "d20" else 2.2
         c.student.optimizer.learning_rate = 0.05
         c.student.optimizer.steps = 400
-        c.tuned.distilled = {"student": {"optimizer": {"vector_norm": 2.8}}}
+        c.tuned.distilled = {"student": {"optimizer": {"vector_norm": 2.5}}}
         c.distill.sources = {
             seed: {"path": f"runs/citeulike-wide/student{end}"}
             for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))
         }
         c.distill.terms.soft.teacher = "a+b+c"
         # alpha = 0: KL over the papers that the reader does not have, which are those that are ranked
-        c.distill.terms.soft.update({"loss": "dkd", "alpha": 0.0})
+        c.distill.terms.soft.update({"loss": "dkd", "alpha": 0.0, "temperature": 0.7})
         c.stages = ("data", "labels", "student", "distilled", "evaluate", "report")
     return shrink(c) if runlocal else c
