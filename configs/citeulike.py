@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
             for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))
         }
         c.distill.terms.soft.teacher = "a+b+c"
-        # alpha = 0: KL over the papers that the reader does not have, which are those that are ranked
+        # alpha = 0: KL over the papers that the reader does not have, the ones that are ranked
         c.distill.terms.soft.update({"loss": "dkd", "alpha": 0.0, "temperature": 0.7})
         c.stages = ("data", "labels", "student", "distilled", "evaluate", "report")
     return shrink(c) if runlocal else c
