@@ -308,8 +308,8 @@ def student() -> ConfigDict:
     c.optimizer.sparse = False
     # Adam's moments: 'float32', or 'bfloat16' at half the memory, rounded stochastically
     c.optimizer.moments = "float32"
-    # length at which user and item vectors are kept, so that scores are cosines times its square;
-    # 0 = free (docs/students.md)
+    # of 'mf': the length at which user and item vectors are kept, so that scores are cosines times
+    # its square, plus biases; 0 = free (docs/students.md)
     c.optimizer.vector_norm = 0.0
 
     # the term the plain student learns from; the fields are those of distill.terms

@@ -25,9 +25,11 @@ from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import lost_share
 from kd_jax.experiment.objectives import objective, teacher_in_run, teachers_of, term_sections
 from kd_jax.experiment.roles import ROLES, Role
+from kd_jax.models.students import student_class
 from kd_jax.models.students.base import ITEM_TEXT
 from kd_jax.serving.exporters import exporter_section
 from kd_jax.training.checkpoint import check_identity
+from kd_jax.training.sphere import TABLES
 
 
 def check(store: LabelStore) -> None:
@@ -117,10 +119,25 @@ def _check_role(store: LabelStore, role: Role) -> None:
         )
     if not role.is_teacher:
         spec_of(experiment, role)
+        _check_vector_norm(experiment, role)
         if ITEM_TEXT in input_names(experiment, role):
             _ = experiment.texts(teacher_of(role)).items  # all have one
     if role.distilled:
         _check_labels(store, role)
+
+
+def _check_vector_norm(experiment: Experiment, role: Role) -> None:
+    """Raises InputError where a length is set and scores are no products of two tables."""
+    c = experiment.settings(role)
+    student = student_class(c.student.name)
+    products = student.factorised and student.tables.keys() >= set(TABLES) and c.task == "rank"
+    if c.student.optimizer.vector_norm and not products:
+        raise InputError(
+            f"student.optimizer.vector_norm={c.student.optimizer.vector_norm} keeps the vectors of"
+            " users and items at one length, and the scores of"
+            f" student.name={c.student.name!r} with task={c.task!r} are no products of the two; set"
+            " it to 0, or use student.name='mf' and task='rank'"
+        )
 
 
 def _check_labels(store: LabelStore, student: Role) -> None:

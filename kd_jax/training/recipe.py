@@ -58,6 +58,12 @@ class Recipe:
                 f"student.optimizer.vector_norm={self.vector_norm} must be at least 0; 0 leaves the"
                 " lengths of user and item vectors free"
             )
+        if self.vector_norm and self.weight_decay:
+            raise InputError(
+                f"student.optimizer.weight_decay={self.weight_decay} shortens the vectors that"
+                f" student.optimizer.vector_norm={self.vector_norm} keeps at a length; set one of"
+                " the two to 0"
+            )
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
             raise InputError(
                 f"learning_rate={self.learning_rate} must be more than 0,"

@@ -647,6 +647,17 @@ def test_a_read_only_workdir(world, disk, refused):
             {"student.name": "sasrec", "student.sasrec.history": 99},
             r"as much: use teacher.model.history >= student.sasrec.history \(now \d+ and 99\)$",
         ),
+        *(
+            (
+                {"student.name": name, "student.optimizer.vector_norm": 2.0},
+                rf"vector_norm=2.0 .* student.name='{name}' with task='rank'",
+            )
+            for name in ("mlp", "sasrec", "two_tower")
+        ),
+        (
+            {"student.optimizer.vector_norm": 2.0, "student.optimizer.weight_decay": 0.1},
+            r"weight_decay=0.1 shortens the vectors",
+        ),
         ({"mesh.model": 0}, r"mesh.data=1, mesh.model=0 must be at least 1 each"),
         (
             {

@@ -573,5 +573,6 @@ def test_a_section_that_the_run_does_not_read_changes_no_identity(tmp_path):
     )
     assert "block" not in plain and ligr["block"] == "ligr" and "item_dropout" not in plain
     assert "vector_norm" not in first["student"]["optimizer"]
+    assert first != identities(**{"student.optimizer.vector_norm": 2.0})
     made = json.loads((tmp_path / "run/dataset/identity.json").read_text())
     assert set(made["files"]) and "tfds" not in made
