@@ -11,7 +11,9 @@ interactions: user, item, split (train, valid, test). The data have no licence a
 the split is in the authors' code of Kang et al., "Topology Distillation", KDD 2021. docs/results.md
 describes how they count Recall@50, which selects models here.
 
-RESULT
+Result (test Recall@50, three seeds): wide .3347 ± .0017, 2 min a seed; of 20 numbers, the plain
+student .2911 ± .0023 and the distilled one .3214 ± .0020, of 10 .2424 ± .0015 and .2896 ± .0026; 1
+and 6 min a seed on shared cores.
 """
 
 from ml_collections import ConfigDict
