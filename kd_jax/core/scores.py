@@ -42,7 +42,8 @@ class Listed(NamedTuple):
 class TeacherScores(NamedTuple):
     """A teacher's scores for a batch.
 
-    scores: factors of the catalogue's scores, scores of listed items, or logits f32 [B, P, C].
+    scores: factors of the catalogue's scores, scores of listed items, or logits f32 [B, P, C] of
+    the classes or of the catalogue.
     weights: f32 [B, P], the teacher's confidence at each position, 0 where it has no scores; None:
     1 everywhere.
     """

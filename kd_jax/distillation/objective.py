@@ -224,7 +224,7 @@ class _Work:
                 if term.reads_teacher
                 and not _apart(term)
                 and teachers[term.teacher].weights is None
-                and isinstance(teachers[term.teacher].scores, Factors)
+                and not isinstance(teachers[term.teacher].scores, Listed)
             ),
             None,
         )
@@ -243,8 +243,8 @@ class _Work:
             teacher = None
             if name is not None:
                 scores = teachers[name].scores
-                assert isinstance(scores, Factors)
-                teacher = _flat_factors(scores)
+                assert not isinstance(scores, Listed)
+                teacher = _flat_factors(scores) if isinstance(scores, Factors) else _flat(scores)
             batch = self.inputs.batch
             counted = self.position_weights(members[0]).reshape(-1)  # the same for all of them
             # The items that one loss treats apart are the first of those of another.
@@ -262,7 +262,7 @@ class _Work:
         return totals, means
 
     def _visit(
-        self, terms: Sequence[Term], rows: Rows, teacher: Factors | None
+        self, terms: Sequence[Term], rows: Rows, teacher: Factors | Array | None
     ) -> tuple[Array, Array]:
         """(the weighted sum, the means [N]) of terms that read the same rows and teacher."""
         student = self.student(terms[0])
@@ -279,7 +279,7 @@ class _Work:
         coefficients = jnp.stack([self.coefficients[term.name] for term in terms])
         student = _flat_factors(student)
         if isinstance(terms[0].loss, SoftmaxLoss) and terms[0].loss.standardised:
-            assert teacher is not None
+            assert isinstance(teacher, Factors)
             count, where = len(student.bias), self.warm(terms[0])
             student, teacher = (
                 standardised_kl.of_factors(x, count, where) for x in (student, teacher)
@@ -292,7 +292,7 @@ class _Work:
     ) -> tuple[Array, Array]:
         if self.inputs.draws is not None:
             return sampled.mean_losses(terms, student, given, self.inputs.draws)
-        if given.teacher is not None:
+        if isinstance(given.teacher, Factors):
             given = given._replace(teacher=given.teacher._replace(top=None))
         return streamed.mean_losses(terms, student, given, self.engine)
 

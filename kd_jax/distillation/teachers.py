@@ -17,6 +17,8 @@ from kd_jax.data.examples.base import Examples
 from kd_jax.devices import sharding
 from kd_jax.devices.processes import agreed
 from kd_jax.distillation.label_cache import read
+from kd_jax.distillation.term import Objective, Term
+from kd_jax.losses.base import SoftmaxLoss
 from kd_jax.losses.candidates import top_items
 
 TeacherFn = Callable[[PyTree, Batch], TeacherScores]
@@ -60,6 +62,7 @@ def online_teacher(
     return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
+MIN_WIDTH = 64  # of contexts: from here on their products take longer than reading the logits
 # Arrays of labels with a row for each example, or for each position of windows.
 PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")
 
@@ -112,6 +115,35 @@ def read_by_host(teacher: Teacher, name: str, examples: Examples) -> tuple[Teach
 
     changed = dataclasses.replace(teacher, arrays=shared, scores=scores)
     return changed, dataclasses.replace(examples, look_up=look_up, on_device=False)
+
+
+def precomputed(
+    teachers: Mapping[str, Teacher], objective: Objective, budget: int
+) -> dict[str, Teacher]:
+    """The teachers, cached labels ``with_logits`` where they take at most ``budget`` bytes in all.
+
+    Only where an example has one context, the products of a step would be large, and no loss of the
+    objective reads the factors.
+    """
+    found = dict(teachers)
+    for name, teacher in teachers.items():
+        arrays = teacher.arrays
+        readers = [term for term in objective if term.reads_teacher and term.teacher == name]
+        if not isinstance(arrays, dict) or not all(_reads_logits(term) for term in readers):
+            continue
+        if "contexts" not in arrays or "position" in arrays or arrays["contexts"].shape[1] != 1:
+            continue
+        size = 4 * len(arrays["contexts"]) * len(arrays["items"])
+        if arrays["contexts"].shape[-1] >= MIN_WIDTH and agreed(size <= budget):
+            found[name], budget = with_logits(teacher), budget - size
+    return found
+
+
+def _reads_logits(term: Term) -> bool:
+    """Whether a term reads a teacher's logits of all items, and nothing else of it."""
+    if not isinstance(term.loss, SoftmaxLoss) or term.sampled:
+        return False
+    return not term.loss.standardised and term.loss.apart <= 0
 
 
 def fit_to_device(
@@ -196,16 +228,39 @@ def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     They are found once, so that a loss over a sample of the catalogue, or over candidates, reads no
     more of it than those and the sample.
     """
+    top = _of_contexts(teacher, lambda factors: top_items(factors, k), batch_size)
+    return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})
+
+
+def with_logits(teacher: Teacher, batch_size: int = 512) -> Teacher:
+    """Cached labels as the logits of all items, f32 [..., I], in place of their factors.
+
+    They are computed once, where a step would compute those of its batch again in every epoch.
+    """
+    factors = ("contexts", "items", "top")
+    arrays = {name: value for name, value in teacher.arrays.items() if name not in factors}
+    logits = _of_contexts(teacher, Factors.dense, batch_size)
+    return dataclasses.replace(teacher, arrays=arrays | {"logits": logits})
+
+
+def _of_contexts(
+    teacher: Teacher, function: Callable[[Factors], Array], batch_size: int
+) -> np.ndarray:
+    """``function`` of the scores of every context of cached labels."""
     mesh = sharding.local_mesh()
     contexts, *catalogue = (
         np.asarray(teacher.arrays[name]) for name in ("contexts", "items", "bias")
     )
     items, bias = sharding.put_whole(catalogue, mesh)
-    find = jax.jit(lambda *factors: top_items(Factors(*factors), k))
-    top = np.empty((*contexts.shape[:-1], k), np.int32)
+    compiled = jax.jit(lambda *factors: function(Factors(*factors)))
     batch_size += -batch_size % mesh.size
+    found = None
     for start in range(0, len(contexts), batch_size):
         # Filled up with the last row: one shape, one program.
         rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)
-        top[rows] = find(sharding.put_rows(contexts[rows], mesh), items, bias)
-    return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})
+        values = np.asarray(compiled(sharding.put_rows(contexts[rows], mesh), items, bias))
+        if found is None:
+            found = np.empty((len(contexts), *values.shape[1:]), values.dtype)
+        found[rows] = values
+    assert found is not None
+    return found

@@ -15,7 +15,7 @@ from kd_jax.core.types import Array, Params
 from kd_jax.data.splits import VALID
 from kd_jax.devices import sharding
 from kd_jax.devices.processes import agreed, barrier, leader
-from kd_jax.distillation.teachers import Teacher, fit_to_device
+from kd_jax.distillation.teachers import Teacher, fit_to_device, precomputed
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment.build_teacher import refresh
 from kd_jax.experiment.builders import build, examples_of, recipe_of, trains_language_model
@@ -90,6 +90,7 @@ def _train(
     rows = recipe.batch_size if mine is None else len(mine)
     examples = examples_of(experiment, role, parts, seed, rows)
     budget = int(loop.TABLES_SHARE * sharding.device_memory())
+    teachers = precomputed(teachers, terms, budget // 4)
     teachers, examples = fit_to_device(teachers, examples, budget)
     live = trains_language_model(experiment, role)
     job = TrainingJob(

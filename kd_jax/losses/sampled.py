@@ -88,6 +88,7 @@ def mean_losses(
     computed in turn, and recomputed for the gradient.
     """
     rows, teacher = inputs.rows, inputs.teacher
+    assert teacher is None or isinstance(teacher, Factors)
     negatives = _columns(student, draws)
     own = None if teacher is None else teacher.top
     contexts = (student.contexts, None if teacher is None else teacher.contexts)
@@ -173,6 +174,7 @@ def _means(
         return inputs.temperatures[term.scheduled]
 
     scores = _logits(student, index, items)
+    assert teacher is None or isinstance(teacher, Factors)
     soft = None if teacher is None else lax.stop_gradient(_logits(teacher, index, items))
     values = []
     for term in terms:

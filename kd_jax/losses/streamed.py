@@ -104,7 +104,9 @@ def local(
         means, tables = carry
         student_rows, teacher_rows, here = part
         student_part = _with_rows(student, student_rows)
-        teacher_part = teacher and _with_rows(teacher, teacher_rows)
+        teacher_part = teacher_rows
+        if isinstance(teacher, Factors):
+            teacher_part = _with_rows(teacher, teacher_rows)
         both = StudentTeacher(
             terms, student_part, teacher_part, here, warm, temperatures, offset, axes
         )
@@ -117,7 +119,7 @@ def local(
 
     parts = (
         (student.contexts, student.excluded),
-        (teacher.contexts, teacher.excluded) if teacher is not None else None,
+        (teacher.contexts, teacher.excluded) if isinstance(teacher, Factors) else teacher,
         rows,
     )
     start = (jnp.zeros(len(terms)), zeros if gradients else None)

@@ -26,7 +26,7 @@ class StudentTeacher:
 
     terms: tuple[SoftmaxTerm, ...]
     student: Factors
-    teacher: Factors | None
+    teacher: Factors | Array | None  # logits [R, I] are used as they are
     rows: Rows
     warm: Array | None
     temperatures: Array | None
@@ -67,13 +67,15 @@ class StudentTeacher:
 
     @functools.cached_property
     def whole_teacher(self) -> Array:
-        assert self.teacher is not None
+        assert isinstance(self.teacher, Factors)
         return factor_logits(self.teacher, self.offset)
 
     def logits(self, start: Array | int, size: int) -> tuple[Array, Array | None]:
         """Student and teacher logits of a chunk."""
         student = self.chunk(self.student, start, size)
-        return student, None if self.teacher is None else self.chunk(self.teacher, start, size)
+        if self.teacher is None or isinstance(self.teacher, Factors):
+            return student, self.teacher and self.chunk(self.teacher, start, size)
+        return student, lax.dynamic_slice_in_dim(self.teacher, start, size, 1)
 
     @functools.cached_property
     def kept(self) -> dict[Any, tuple[Array, Array]]:

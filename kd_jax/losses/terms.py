@@ -73,13 +73,13 @@ class Rows(NamedTuple):
 class Inputs(NamedTuple):
     """The inputs of an engine besides the student.
 
-    coefficients: f32 [N], weights of the terms. warm: bool [I]. temperatures: f32 [N], if any
-    changes over training.
+    coefficients: f32 [N], weights of the terms. teacher: factors of its logits, or the logits,
+    f32 [R, I]. warm: bool [I]. temperatures: f32 [N], if any changes over training.
     """
 
     rows: Rows
     coefficients: Array
-    teacher: Factors | None = None
+    teacher: Factors | Array | None = None
     warm: Array | None = None
     temperatures: Array | None = None
 

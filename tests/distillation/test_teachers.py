@@ -16,6 +16,7 @@ from kd_jax.distillation.teachers import (
     cached_teacher,
     debiased,
     online_teacher,
+    precomputed,
     shared_by_target,
     with_top_items,
 )
@@ -68,6 +69,68 @@ def test_the_kl_of_a_debiased_teacher_is_that_of_its_logits_less_the_bias(share,
     np.testing.assert_array_equal(found.bias(), BIAS)  # where students may start
     best = with_top_items(found, 5).scores(with_top_items(found, 5).arrays, rows).scores.top
     np.testing.assert_array_equal(best, np.argsort(-logits, -1)[..., :5])
+
+
+def labels_of_one_context(folder, width):
+    """Cached labels of B examples of one context each, with weights."""
+    arrays = {
+        "contexts": RNG.normal(size=(B, 1, width)).astype(np.float32),
+        "weights": np.float32([[1], [0.5], [2]]),
+    }
+
+    class Rows:
+        size = B
+
+        def gather(self, rows):
+            return {"row": np.asarray(rows)}
+
+    labeller = label_cache.Labeller(
+        {"items": RNG.normal(size=(N, width)).astype(np.float32), "bias": BIAS},
+        lambda batch: {name: values[batch["row"]] for name, values in arrays.items()},
+    )
+    label_cache.write(folder, labeller, Rows(), batch_size=B)
+    return cached_teacher(folder)
+
+
+FITS = 4 * B * N
+
+
+@pytest.mark.parametrize(
+    ("losses", "width", "budget", "wanted"),
+    [
+        ((term("kl"), term("dkd", hyper={"alpha": 0.0})), 64, FITS, True),
+        ((term("kl"),), 63, FITS, False),  # the products take no longer than reading
+        ((term("kl"),), 64, FITS - 1, False),
+        ((term("kl"), term("topk_kl", hyper={"k": 2})), 64, FITS, False),  # reads its best items
+        ((term("standardised_kl"),), 64, FITS, False),
+        ((term("item_matching"),), 64, FITS, False),
+        ((term("kl", items="sampled", negatives=4),), 64, FITS, False),
+    ],
+)
+def test_logits_are_computed_once_where_they_fit_and_nothing_else_is_read(
+    losses, width, budget, wanted, tmp_path
+):
+    teacher = labels_of_one_context(tmp_path, width)
+    found = precomputed({"": teacher}, losses, budget)[""]
+    assert ("logits" in found.arrays) == wanted
+    if not wanted:
+        assert found is teacher
+        return
+    rows = {"row": np.asarray([2, 0, 1])}
+    want, have = (x.scores(x.arrays, rows) for x in (teacher, found))
+    np.testing.assert_allclose(have.scores, want.scores.dense(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(have.weights, want.weights)
+    np.testing.assert_array_equal(found.bias(), BIAS)
+    student = Factors(
+        *(jnp.asarray(RNG.normal(size=s), jnp.float32) for s in ((B, 1, D), (N, D), (N,)))
+    )
+    batch = {
+        "targets": jnp.asarray(RNG.integers(0, N, (B, 1, 2)), jnp.int32),
+        "target_weights": jnp.ones((B, 1, 2)),
+        "weights": jnp.ones((B, 1)),
+    }
+    totals = [float(loss_of(losses, student, batch, {"": soft})[0]) for soft in (want, have)]
+    assert totals[1] == pytest.approx(totals[0], rel=1e-5)
 
 
 def test_an_online_teacher_is_debiased_as_a_cached_one():

@@ -19,15 +19,24 @@ from kd_jax.losses.terms import Inputs, Rows, SoftmaxTerm
 CHUNKS = R * 100  # a tile that is cut into 128, 128, 128 and 26 items
 
 
-def both(engine, chosen=ALL, **options):
-    """((sum, means), gradients) by definition, and of ``engine``."""
+def both(engine, chosen=ALL, logits=False, **options):
+    """((sum, means), gradients) by definition, and of ``engine``.
+
+    logits: whether the engine is given the teacher's logits instead of their factors.
+    """
     student, teacher, rows, warm = world(**options)
     inputs = inputs_of(chosen, rows, teacher, warm)
 
     def value(function, contexts, vectors, bias):
-        return function(chosen, Factors(contexts, vectors, bias, student.excluded), inputs)
+        given = inputs
+        if logits and function is not by_definition:
+            given = inputs._replace(teacher=teacher.dense())
+        return function(chosen, Factors(contexts, vectors, bias, student.excluded), given)
 
-    plainly = functools.partial(value, lambda terms, student, inputs: plain(terms, student, inputs))
+    def by_definition(terms, student, inputs):
+        return plain(terms, student, inputs)
+
+    plainly = functools.partial(value, by_definition)
     streamed = functools.partial(value, functools.partial(mean_losses, engine=engine))
     return [
         jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2), has_aux=True))(*student[:3])
@@ -59,6 +68,12 @@ def test_tiles_of_rows_give_the_plain_loss_and_gradient(rows, monkeypatch):
         np.testing.assert_allclose(streamed, whole, rtol=3e-5, atol=3e-6)
 
 
+@pytest.mark.parametrize("tile", first_fast([CHUNKS, R * N]))
+def test_logits_of_a_teacher_do_what_their_factors_do(tile):
+    for whole, streamed in zip(*map(jax.tree.leaves, both(tiled(tile), logits=True)), strict=True):
+        np.testing.assert_allclose(streamed, whole, rtol=3e-5, atol=3e-6)
+
+
 @pytest.mark.parametrize("loss", ALL, ids=str)
 def test_each_loss_alone(loss):
     for whole, streamed in zip(*map(jax.tree.leaves, both(tiled(CHUNKS), (loss,))), strict=True):
@@ -69,8 +84,9 @@ def test_each_loss_alone(loss):
 @pytest.mark.slow
 def test_every_mesh_gives_the_plain_loss_and_gradient(data, model):
     run = engine_for(sharding.make_mesh(data, model))  # 410 items do not divide by 4 or 8
-    for whole, sharded in zip(*map(jax.tree.leaves, both(run)), strict=True):
-        np.testing.assert_allclose(sharded, whole, rtol=3e-5, atol=3e-6)
+    for logits in (False, True):
+        for whole, sharded in zip(*map(jax.tree.leaves, both(run, logits=logits)), strict=True):
+            np.testing.assert_allclose(sharded, whole, rtol=3e-5, atol=3e-6)
 
 
 @pytest.mark.slow
