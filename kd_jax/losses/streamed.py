@@ -104,9 +104,7 @@ def local(
         means, tables = carry
         student_rows, teacher_rows, here = part
         student_part = _with_rows(student, student_rows)
-        teacher_part = teacher_rows
-        if isinstance(teacher, Factors):
-            teacher_part = _with_rows(teacher, teacher_rows)
+        teacher_part = _with_rows(teacher, teacher_rows)
         both = StudentTeacher(
             terms, student_part, teacher_part, here, warm, temperatures, offset, axes
         )
@@ -117,11 +115,7 @@ def local(
         contexts, tables = both.gradients(coefficients, statistics, tables, width)
         return (means, tables), contexts
 
-    parts = (
-        (student.contexts, student.excluded),
-        (teacher.contexts, teacher.excluded) if isinstance(teacher, Factors) else teacher,
-        rows,
-    )
+    parts = (_of_rows(student), _of_rows(teacher), rows)
     start = (jnp.zeros(len(terms)), zeros if gradients else None)
     size = len(rows.weights)
     if height == size:
@@ -144,7 +138,13 @@ def local(
     return (total, means), tuple(g.astype(x.dtype) for g, x in zip(given, like, strict=True))
 
 
-def _with_rows(factors: Factors, rows: tuple[Array, Array | None]) -> Factors:
-    """``factors`` with these contexts and excluded items."""
-    contexts, excluded = rows
-    return factors._replace(contexts=contexts, excluded=excluded)
+def _of_rows(scores: Factors | Array | None) -> Any:
+    """The arrays of ``scores`` that have an axis of rows."""
+    return (scores.contexts, scores.excluded) if isinstance(scores, Factors) else scores
+
+
+def _with_rows(scores: Any, rows: Any) -> Any:
+    """``scores`` with these arrays instead of those of ``_of_rows``."""
+    if not isinstance(scores, Factors):
+        return rows
+    return scores._replace(contexts=rows[0], excluded=rows[1])

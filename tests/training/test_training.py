@@ -127,7 +127,7 @@ def test_scores_without_factors_are_made_for_fewer_users_at_once_where_the_catal
 
 @pytest.mark.parametrize(
     ("name", "ratings"),
-    first_fast([("mf", False), ("mlp", False), ("sasrec", False), ("mf", True), ("mlp", True)]),
+    first_fast([("mf", False), ("sasrec", False), ("mf", True), ("mlp", True)]),
 )
 def test_cached_labels_give_the_same_losses_as_the_teacher_in_the_step(name, ratings, tmp_path):
     task = task_of(ratings)
@@ -239,9 +239,7 @@ def test_labels_of_several_teachers_are_the_mean_of_their_logits(ratings, tmp_pa
 
 
 @pytest.mark.parametrize("name", first_fast(["mf", "sasrec"]))
-@pytest.mark.parametrize(
-    "shape", first_fast([((2, 2),), ((2, 1),), ((1, 2),), ((4, 2),), ((8, 1),), ((2, 4),)])
-)
+@pytest.mark.parametrize("shape", first_fast([((2, 2),), ((1, 2),), ((8, 1),), ((2, 4),)]))
 def test_losses_do_not_depend_on_the_mesh(name, shape, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     task = task_of(False)
