@@ -71,6 +71,7 @@ SPACES: dict[Kind, Space] = {
         "student.optimizer.weight_decay": (0.0, 0.01),
     },
 }
+VECTOR_NORM = Range(1.5, 5.0)  # in place of the weight decay, of students that have a length
 # Fields of a student's own section, for the students that have them.
 STUDENT_SPACE: Space = {
     "dropout": Range(0.0, 0.6),
@@ -97,6 +98,9 @@ def space(role: Role, config: ConfigDict) -> Space:
     known = fields.defaults(student_class(name).spec)
     own = {f"student.{name}.{key}": values for key, values in STUDENT_SPACE.items() if key in known}
     found = SPACES[role.kind] | own
+    if config.student.optimizer.vector_norm:
+        del found["student.optimizer.weight_decay"]  # is refused beside it
+        found["student.optimizer.vector_norm"] = VECTOR_NORM
     terms = config.distill.terms
     if role.distilled and SOFT in terms:
         found |= {

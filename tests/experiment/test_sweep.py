@@ -40,6 +40,15 @@ def test_roles_of_one_kind_search_the_same_fields():
     }
 
 
+def test_a_length_of_the_vectors_is_searched_instead_of_the_weight_decay():
+    c = get_config()
+    free = sweep.space(roles.ROLES["student"], c)
+    c.student.optimizer.vector_norm = 2.0
+    found = sweep.space(roles.ROLES["student"], c)
+    assert set(free) - set(found) == {"student.optimizer.weight_decay"}
+    assert set(found) - set(free) == {"student.optimizer.vector_norm"}
+
+
 def test_numbers_have_two_digits_and_choices_stay():
     point = {"a": 0.012345, "b": 3, "c": "cosine", "d": 29.96}
     assert sweep._rounded(point) == {"a": 0.012, "b": 3, "c": "cosine", "d": 30.0}
