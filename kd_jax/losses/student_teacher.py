@@ -62,6 +62,15 @@ class StudentTeacher:
         return factor_logits(factors._replace(vectors=vectors, bias=bias), self.offset + start)
 
     @functools.cached_property
+    def apart(self) -> dict[int, Array]:
+        """``SoftmaxLoss.apart`` -> these items of each row, int32 [R, M].
+
+        ``statistics`` finds them before its loop over chunks: XLA does not move that out of a loop.
+        """
+        counts = sorted({softmax.apart for softmax in self.softmaxes} - {0})
+        return {count: self.rows.apart(count) for count in counts}
+
+    @functools.cached_property
     def whole_student(self) -> Array:
         return factor_logits(self.student, self.offset)
 
@@ -111,11 +120,11 @@ class StudentTeacher:
             scaled = jnp.where(warm[None], scaled, NEGATIVE)
         if not softmax.apart:
             return scaled
-        return set_at(scaled, self.rows.apart(softmax.apart), self.offset + start, NEGATIVE)
+        return set_at(scaled, self.apart[softmax.apart], self.offset + start, NEGATIVE)
 
     def named(self, softmax: Softmax, begin: Array | int, size: int) -> tuple[Array, Array]:
         """The positions in a chunk of the items apart, [R, M], and whether they take part."""
-        index = within(self.rows.apart(softmax.apart), self.offset + begin, size)
+        index = within(self.apart[softmax.apart], self.offset + begin, size)
         inside = index < size
         if softmax.warm and self.warm is not None:
             here = lax.dynamic_slice_in_dim(self.warm, begin, size)
@@ -146,7 +155,7 @@ class StudentTeacher:
         start |= {("hit", warm): [empty, empty] for warm in self.hard}
         for key in self.softmaxes:
             if key.apart:
-                none = jnp.zeros(self.rows.apart(key.apart).shape)
+                none = jnp.zeros(self.apart[key.apart].shape)
                 start["named", key] = [none, none, none]
         found = fold(self._visit, start, len(self.student.bias), width)
         for kind, key in found:
