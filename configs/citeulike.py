@@ -51,7 +51,10 @@ def get_config(arg: str = "") -> ConfigDict:
         c.student.optimizer.vector_norm = 2.6 if name == "d20" else 2.2
         c.student.optimizer.learning_rate = 0.05
         c.student.optimizer.steps = 400
-        c.tuned.distilled = {"student": {"optimizer": {"vector_norm": 2.5}}}
+        # with a teacher fewer and larger steps do, in the time of the plain student
+        rate = 0.1 if name == "d20" else 0.15
+        faster = {"vector_norm": 2.5, "steps": 180, "learning_rate": rate}
+        c.tuned.distilled = {"student": {"optimizer": faster}}
         c.distill.sources = {
             seed: {"path": f"runs/citeulike-wide/student{end}"}
             for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))
