@@ -161,6 +161,11 @@ def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: _placed(x, replicated(mesh)), tree)
 
 
+def splits_items(mesh: Mesh) -> bool:
+    """Whether large tables are split over devices of ``mesh``."""
+    return mesh.shape.get("model", 1) > 1
+
+
 def local_mesh() -> Mesh:
     """A mesh of this process's own devices along ``data``, for computations without the others."""
     return Mesh(np.array(jax.local_devices()), ("data",))

@@ -96,10 +96,10 @@ def mean_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Weighted mean over positions of the objective, and of each of its terms, by name.
 
-    scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array is made then. A
-    position counts in a term by the batch's weight times the teacher's, over the sum of the batch's
-    alone: one to which the teacher gives weight 0 adds nothing and raises no other. auxiliary: by
-    term, see ``auxiliary_params``. engine: see ``streamed.mean_losses``.
+    scores: [B, P, C], or the factors of scores of the catalogue: no [B, P, I] array of them is made
+    then. A position counts in a term by the batch's weight times the teacher's, over the sum of the
+    batch's alone: one to which the teacher gives weight 0 adds nothing and raises no other.
+    auxiliary: by term, see ``auxiliary_params``. engine: see ``streamed.mean_losses``.
     """
     work = _Work(objective, scores, inputs, auxiliary or {}, engine)
     totals: list[Array] = []

@@ -62,7 +62,7 @@ def online_teacher(
     return Teacher((params, constants), scores, lambda: model.items()[1])
 
 
-MIN_WIDTH = 64  # of contexts: from here on their products take longer than reading the logits
+MIN_WIDTH = 256  # of contexts: below, a step gains little, and the logits take memory
 # Arrays of labels with a row for each example, or for each position of windows.
 PER_EXAMPLE = ("contexts", "logits", "list", "weights", "top")
 
@@ -123,7 +123,7 @@ def precomputed(
     """The teachers, cached labels ``with_logits`` where they take at most ``budget`` bytes in all.
 
     Only where an example has one context, the products of a step would be large, and no loss of the
-    objective reads the factors.
+    objective reads the factors. For meshes that do not split the items.
     """
     found = dict(teachers)
     for name, teacher in teachers.items():
@@ -131,7 +131,7 @@ def precomputed(
         readers = [term for term in objective if term.reads_teacher and term.teacher == name]
         if not isinstance(arrays, dict) or not all(_reads_logits(term) for term in readers):
             continue
-        if "contexts" not in arrays or "position" in arrays or arrays["contexts"].shape[1] != 1:
+        if "contexts" not in arrays or "position" in arrays:  # lists, classes, windows
             continue
         size = 4 * len(arrays["contexts"]) * len(arrays["items"])
         if arrays["contexts"].shape[-1] >= MIN_WIDTH and agreed(size <= budget):
@@ -237,7 +237,7 @@ def with_logits(teacher: Teacher, batch_size: int = 512) -> Teacher:
 
     They are computed once, where a step would compute those of its batch again in every epoch.
     """
-    factors = ("contexts", "items", "top")
+    factors = ("contexts", "items", "bias", "top")
     arrays = {name: value for name, value in teacher.arrays.items() if name not in factors}
     logits = _of_contexts(teacher, Factors.dense, batch_size)
     return dataclasses.replace(teacher, arrays=arrays | {"logits": logits})

@@ -24,7 +24,7 @@ from kd_jax.core.logging import Log
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.builders import recipe_of
-from kd_jax.experiment.config import selects
+from kd_jax.experiment.config import selects, settings_of
 from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.label_store import LabelStore
@@ -98,7 +98,7 @@ def space(role: Role, config: ConfigDict) -> Space:
     known = fields.defaults(student_class(name).spec)
     own = {f"student.{name}.{key}": values for key, values in STUDENT_SPACE.items() if key in known}
     found = SPACES[role.kind] | own
-    if config.student.optimizer.vector_norm:
+    if settings_of(config, role).student.optimizer.vector_norm:
         del found["student.optimizer.weight_decay"]  # is refused beside it
         found["student.optimizer.vector_norm"] = VECTOR_NORM
     terms = config.distill.terms

@@ -90,7 +90,8 @@ def _train(
     rows = recipe.batch_size if mine is None else len(mine)
     examples = examples_of(experiment, role, parts, seed, rows)
     budget = int(loop.TABLES_SHARE * sharding.device_memory())
-    teachers = precomputed(teachers, terms, budget // 4)
+    if not sharding.splits_items(experiment.mesh):
+        teachers = precomputed(teachers, terms, budget // 4)
     teachers, examples = fit_to_device(teachers, examples, budget)
     live = trains_language_model(experiment, role)
     job = TrainingJob(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from kd_jax.core.scores import Factors
 from kd_jax.core.tiling import NEGATIVE, Axes
@@ -32,15 +32,11 @@ def engine_for(mesh: Mesh) -> Engine | None:
         bias = jnp.pad(factors.bias, (0, missing), constant_values=NEGATIVE)
         return factors._replace(vectors=jnp.pad(factors.vectors, ((0, missing), (0, 0))), bias=bias)
 
-    def padded_teacher(teacher: Factors | jax.Array | None) -> Factors | jax.Array | None:
-        if teacher is None or isinstance(teacher, Factors):
-            return teacher and padded(teacher)
-        missing = spare(teacher.shape[1], mesh)
-        return jnp.pad(teacher, ((0, 0), (0, missing)), constant_values=NEGATIVE)
-
     def spec(scores: Any) -> Any:
-        if scores is None or isinstance(scores, jax.Array):
-            return scores if scores is None else PartitionSpec(*ROWS, *ITEMS)
+        if scores is None:
+            return None
+        if isinstance(scores, jax.Array):  # logits, which no mesh with a split of items has
+            return ROWS
         excluded = None if scores.excluded is None else ROWS
         return scores._replace(contexts=ROWS, vectors=ITEMS, bias=ITEMS, excluded=excluded)
 
@@ -49,7 +45,9 @@ def engine_for(mesh: Mesh) -> Engine | None:
     ) -> Any:
         given, coefficients, teacher, warm, temperatures = inputs
         count = len(student.bias)
-        student, teacher = padded(student), padded_teacher(teacher)
+        student = padded(student)
+        if isinstance(teacher, Factors):
+            teacher = padded(teacher)
         warm = None if warm is None else jnp.pad(warm, (0, spare(count, mesh)))
         taken: tuple[Any, ...] = (
             ROWS,

