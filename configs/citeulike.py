@@ -12,8 +12,8 @@ the split is in the authors' code of Kang et al., "Topology Distillation", KDD 2
 describes how they count Recall@50, which selects models here.
 
 Result (test Recall@50, three seeds): wide .3347 ± .0017, 2 min a seed; of 20 numbers, the plain
-student .2911 ± .0023 and the distilled one .3214 ± .0020, of 10 .2424 ± .0015 and .2896 ± .0026; 1
-and 6 min a seed on shared cores.
+student .2911 ± .0023 and the distilled one .3181 ± .0043, of 10 .2424 ± .0015 and .2877 ± .0013;
+half a minute a seed of either.
 """
 
 from ml_collections import ConfigDict
