@@ -11,6 +11,15 @@ interactions: user, item, split (train, valid, test). The data have no licence a
 the split is in the authors' code of Kang et al., "Topology Distillation", KDD 2021. docs/results.md
 describes how they count Recall@50, which selects models here.
 
+Own clicks, without texts and times, the last two rows of each user held out (for a split at random
+give a column split):
+
+    ME="--config.data.files.path=clicks.csv --config.data.split=leave_one_out"
+    python launch.py --config=configs/citeulike.py:wide --workdir=runs/citeulike-wide $ME
+    python launch.py --config=configs/citeulike.py:d20 --workdir=runs/mine $ME
+
+The length of the vectors and the rates were chosen for 25,181 items; choose yours on validation.
+
 Result (test Recall@50, three seeds): wide .3347 ± .0017, 2 min a seed; of 20 numbers, the plain
 student .2911 ± .0023 and the distilled one .3181 ± .0043, of 10 .2424 ± .0015 and .2877 ± .0013;
 half a minute a seed of either.
@@ -62,5 +71,5 @@ def get_config(arg: str = "") -> ConfigDict:
         c.distill.terms.soft.teacher = "a+b+c"
         # alpha = 0: KL over the papers that the reader does not have, the ones that are ranked
         c.distill.terms.soft.update({"loss": "dkd", "alpha": 0.0, "temperature": 0.7})
-        c.stages = ("data", "labels", "student", "distilled", "evaluate", "report")
+        c.stages = ("data", "labels", "student", "distilled", "evaluate", "export", "report")
     return shrink(c) if runlocal else c

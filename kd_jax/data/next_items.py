@@ -14,6 +14,7 @@ K = 10
 USERS = 1000  # that are judged, at most
 FEWEST = 100  # users for a suggestion
 RATIO = 4.0  # of the two values, from which on models of sequences are suggested
+CLICKS = "configs/citeulike.py, which has a command for own data"
 SEQUENCES, TRENDS, TEACHER = (f"configs/csv.py{recipe}" for recipe in ("", ":trends", ":teacher"))
 DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
@@ -56,10 +57,11 @@ def next_items(dataset: Dataset) -> NextItems | None:
     return NextItems(followers, by_count, len(values))
 
 
-def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
-    """One line that names the recipe of configs/csv.py for such data (docs/results.md).
+def suggestion(found: NextItems, dated: bool, by_time: bool, texts: bool = True) -> str:
+    """One line that names the recipe for such data (docs/results.md).
 
-    dated: whether timestamps are dates. by_time: whether the split is one by time. There is no
+    dated: whether timestamps are dates. by_time: whether the split is one by time. texts: whether
+    any item has a text; without, there is nothing for a text teacher to read. There is no
     recipe in it if too few users were judged, or if neither list has a target.
     """
     measured = (
@@ -74,7 +76,7 @@ def suggestion(found: NextItems, dated: bool, by_time: bool) -> str:
     elif dated:
         recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:
-        recipe = TEACHER
+        recipe = TEACHER if texts else CLICKS
     return (
         f"{measured}; the first is {'at least' if many else 'less than'} {RATIO:g} times the"
         f" second, and the recipe for such data that of {recipe}, in a workdir of its own"

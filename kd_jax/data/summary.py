@@ -125,12 +125,16 @@ def _ratings(dataset: Dataset) -> list[str]:
     ]
 
 
-def _without_text(dataset: Dataset) -> list[str]:
+def without_text(dataset: Dataset) -> int:
     """How many items have their id as text (data.missing_text='id')."""
     first, *others = dataset.items.columns
     ids = dataset.items[first] == dataset.item_ids.cast(pl.String)
     blank = pl.all_horizontal(pl.lit(True), *(pl.col(name) == "" for name in others))
-    count = int(dataset.items.select(pl.Series(ids) & blank).to_series().sum())
+    return int(dataset.items.select(pl.Series(ids) & blank).to_series().sum())
+
+
+def _without_text(dataset: Dataset) -> list[str]:
+    count = without_text(dataset)
     if not count:
         return []
     weight = "data" if count == dataset.num_items else _weight(count, dataset.num_items, FEW)

@@ -272,7 +272,8 @@ def _targets(dataset: Dataset, split: int, options: RankOptions) -> _Targets:
     if not len(users):
         raise InputError(
             f"{dataset.name}: no user has both an item to predict in split {split} and an earlier"
-            " interaction; choose another data.split or lower data.min_interactions"
+            " interaction; choose another data.split ('leave_one_out' holds out two items of"
+            " each user) or lower data.min_interactions"
         )
     rows, items = distinct(*gather(dataset.targets(split), users), dataset.num_items)
     return _Targets(users, rows, items, item_slices(dataset.item_counts))

@@ -33,7 +33,8 @@ def describe_data(experiment: Experiment) -> None:
     if isinstance(d, PreparedDataset) and not d.whole:
         lines.append(f"data: what follows is of the {d.held:,} users that are evaluated")
     elif experiment.config.task == "rank" and (found := next_items(d)) is not None:
-        lines.append(suggestion(found, dated(d), d.split_name == "temporal"))
+        texts = summary.without_text(d) < d.num_items
+        lines.append(suggestion(found, dated(d), d.split_name == "temporal", texts))
     for what, count in d.counts.items():
         if count and what not in ("users", "items", "interactions", "rows", *summary.DROPPED):
             lines.append(f"data: {what.replace('_', ' ')}: {count:,}")

@@ -62,7 +62,7 @@ class Recipe:
             raise InputError(
                 f"student.optimizer.weight_decay={self.weight_decay} shortens the vectors that"
                 f" student.optimizer.vector_norm={self.vector_norm} keeps at a length; set one of"
-                " the two to 0"
+                " the two to 0, and where tuned.<role> has it, which comes first, there"
             )
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip_norm >= 0):
             raise InputError(

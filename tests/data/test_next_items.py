@@ -72,6 +72,13 @@ def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, dated, by_t
     assert f"the first is {compared} 4 times the second" in line
 
 
+def test_clicks_alone_have_a_recipe_without_a_language_model():
+    weak = NextItems(0.39, 0.1, 100)
+    assert "configs/citeulike.py" in suggestion(weak, False, False, texts=False)
+    assert "configs/citeulike.py" not in suggestion(weak, False, False)
+    assert "configs/csv.py," in suggestion(NextItems(0.4, 0.1, 100), False, False, texts=False)
+
+
 @pytest.mark.parametrize("found", [NextItems(0.4, 0.1, 99), NextItems(0.0, 0.0, 1000)])
 def test_little_evidence_suggests_nothing(found):
     assert "configs/" not in suggestion(found, True, True)

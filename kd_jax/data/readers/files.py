@@ -65,7 +65,7 @@ def read(
     style, items_style = (Style(separator, quote, first) for first in (header, items_header))
 
     def texts(use: sources.Use[sources.T]) -> sources.T:
-        field = f"{SECTION}.items_path"
+        field = f"{SECTION}.items_path; without item texts: '' and data.missing_text=id"
         return sources.opened(items_path, use, what="items", field=field, style=items_style)
 
     def both(table: Table) -> tuple[tables.Rows, str, pl.DataFrame | None, list[str]]:
