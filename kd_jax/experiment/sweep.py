@@ -149,8 +149,21 @@ class Sweep:
         rows = self._finals(role, folder, fixed, done, finalists)
         self._write(role, rows[: max(SHOWN, finalists)], done)
         best = next(row for row in rows if row["chosen"])
+        self._compare(role, best["all_seeds"])
         self.config.tuned[role.name] = tree(best["point"])
         return best["point"], best["all_seeds"]
+
+    def _compare(self, role: Role, best: float) -> None:
+        """Prints the validation score that the role has in the run itself, where it is trained."""
+        models = TrainedModels(Experiment(self.config, self.workdir, self.log))
+        if not all(models.has(role, seed) for seed in self.config.seeds):
+            return
+        scores = [models.result(role, seed)["best_score"] for seed in self.config.seeds]
+        own = sum(scores) / len(scores)
+        better = "" if own < best else (
+            "; no trial is better: keep its settings, or give more --trials"
+        )  # fmt: skip
+        print(f"{role.name:10s} in the run valid {own:.4f} ({len(scores)} seeds){better}")
 
     def _finals(
         self, role: Role, folder: Path, fixed: Point, trials: list[Any], finalists: int

@@ -1,6 +1,7 @@
 """The search: spaces, budgets, trials that end early, and searches that are cut off."""
 
 import json
+import shutil
 
 import pytest
 from ml_collections import ConfigDict
@@ -95,6 +96,19 @@ def test_a_search_trains_beside_the_run_and_keeps_the_best(trained, capsys):
     printed = capsys.readouterr().out
     assert " trial  2 " in printed and " trial  1 " not in printed
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+@pytest.mark.parametrize(("score", "better"), [(0.99, False), (0.0, True)])
+def test_the_run_itself_is_compared_with_the_best_trial(trained, tmp_path, capsys, score, better):
+    shutil.copytree(trained, tmp_path / "run")
+    for folder in ("student", "student.seed3"):
+        (tmp_path / "run" / folder).mkdir()
+        result = {"best_score": score, "best_step": 1, "steps": 1, "seconds": 1.0}
+        (tmp_path / "run" / folder / "result.json").write_text(json.dumps(result))
+    sweep.sweep(tmp_path / "run", ("student",), trials=1, finalists=1)
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if " in the run " in x]
+    assert f"valid {score:.4f} (2 seeds)" in line
+    assert ("no trial is better" in line) != better
 
 
 def test_a_search_that_was_cut_off_tries_the_same(trained, monkeypatch, tmp_path, capsys):
