@@ -1,4 +1,5 @@
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,12 +24,17 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
 )
 
+import absl.logging
 import jax
 import pytest
 
 from helpers import toy
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# uvicorn configures logging, which closes all handlers that there are, and absl's handler closes
+# its stream with it if that is not the stderr of that moment: under capsys, pytest's own capture.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 # Fixtures of a module that run the pipeline. One worker runs all tests of the module that use them.
 RUNS = {"big", "finished", "measured", "run", "trained"}
