@@ -23,7 +23,7 @@ clicks were chosen on validation for each.
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
-from configs.common import parse, sequences, shrink
+from configs.common import parse, sequences, shrink, three_plain_students
 
 TITLES = ("title", "categories")
 TEXT = {"beauty": TITLES, "beauty_mf": TITLES, "sports": ("terms",)}
@@ -52,20 +52,16 @@ def factorisation(c: ConfigDict) -> None:
     c.student.name = "mf"
     c.student.clicks["items"] = "warm"
     c.student.mf.update({"dropout": 0.0, "decay": 2.0, "user_power": 0.0})
-    c.student.optimizer.update(
-        {"steps": 800, "batch_size": 512, "learning_rate": 0.05, "schedule": "cosine"}
-    )
-    c.student.optimizer.update({"eval_every": 100, "patience": 3, "vector_norm": 2.7})
+    optimizer = c.student.optimizer
+    optimizer.update({"steps": 800, "batch_size": 512, "eval_every": 100, "patience": 3})
+    optimizer.update({"learning_rate": 0.05, "schedule": "cosine", "vector_norm": 2.7})
     c.tuned.distilled = {
         "student": {
             "mf": {"decay": 1.5, "user_power": 0.5},
             "optimizer": {"vector_norm": 3.6},
         }
     }
-    c.distill.sources = {
-        seed: {"path": f"runs/beauty/student{end}"}
-        for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))
-    }
+    c.distill.sources = three_plain_students("runs/beauty")
     # alpha = 0: KL over the items that the user does not have, the ones that are ranked
     c.distill.terms = {
         "clicks": {"loss": "ce", "items": "warm"},

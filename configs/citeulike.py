@@ -28,7 +28,7 @@ half a minute a seed of either.
 from ml_collections import ConfigDict
 
 from configs.common import get_config as common
-from configs.common import parse, shrink
+from configs.common import parse, shrink, three_plain_students
 
 DIMS = {"wide": 200, "d10": 10, "d20": 20}
 
@@ -64,10 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rate = 0.1 if name == "d20" else 0.15
         faster = {"vector_norm": 2.5, "steps": 180, "learning_rate": rate}
         c.tuned.distilled = {"student": {"optimizer": faster}}
-        c.distill.sources = {
-            seed: {"path": f"runs/citeulike-wide/student{end}"}
-            for seed, end in (("a", ""), ("b", ".seed1"), ("c", ".seed2"))
-        }
+        c.distill.sources = three_plain_students("runs/citeulike-wide")
         c.distill.terms.soft.teacher = "a+b+c"
         # alpha = 0: KL over the papers that the reader does not have, the ones that are ranked
         c.distill.terms.soft.update({"loss": "dkd", "alpha": 0.0, "temperature": 0.7})

@@ -462,6 +462,12 @@ def sequences(c: ConfigDict) -> None:
     c.eval.valid_users = 5000
 
 
+def three_plain_students(workdir: str) -> ConfigDict:
+    """The sources a, b and c: the plain students of the seeds 0, 1 and 2 of another run."""
+    ends = {"a": "", "b": ".seed1", "c": ".seed2"}
+    return ConfigDict({name: {"path": f"{workdir}/student{end}"} for name, end in ends.items()})
+
+
 def histories(c: ConfigDict) -> None:
     """A text teacher and a SASRec that read the newest 50 items of a history."""
     c.student.name = "sasrec"

@@ -232,19 +232,19 @@ def with_top_items(teacher: Teacher, k: int, batch_size: int = 512) -> Teacher:
     return dataclasses.replace(teacher, arrays=teacher.arrays | {"top": top})
 
 
-def with_logits(teacher: Teacher, batch_size: int = 512) -> Teacher:
+def with_logits(teacher: Teacher) -> Teacher:
     """Cached labels as the logits of all items, f32 [..., I], in place of their factors.
 
     They are computed once, where a step would compute those of its batch again in every epoch.
     """
     factors = ("contexts", "items", "bias", "top")
     arrays = {name: value for name, value in teacher.arrays.items() if name not in factors}
-    logits = _of_contexts(teacher, Factors.dense, batch_size)
+    logits = _of_contexts(teacher, Factors.dense)
     return dataclasses.replace(teacher, arrays=arrays | {"logits": logits})
 
 
 def _of_contexts(
-    teacher: Teacher, function: Callable[[Factors], Array], batch_size: int
+    teacher: Teacher, function: Callable[[Factors], Array], batch_size: int = 512
 ) -> np.ndarray:
     """``function`` of the scores of every context of cached labels."""
     mesh = sharding.local_mesh()
@@ -254,13 +254,10 @@ def _of_contexts(
     items, bias = sharding.put_whole(catalogue, mesh)
     compiled = jax.jit(lambda *factors: function(Factors(*factors)))
     batch_size += -batch_size % mesh.size
-    found = None
+    one = jax.eval_shape(compiled, contexts[:1], items, bias)
+    found = np.empty((len(contexts), *one.shape[1:]), one.dtype)
     for start in range(0, len(contexts), batch_size):
         # Filled up with the last row: one shape, one program.
         rows = np.minimum(np.arange(start, start + batch_size), len(contexts) - 1)
-        values = np.asarray(compiled(sharding.put_rows(contexts[rows], mesh), items, bias))
-        if found is None:
-            found = np.empty((len(contexts), *values.shape[1:]), values.dtype)
-        found[rows] = values
-    assert found is not None
+        found[rows] = compiled(sharding.put_rows(contexts[rows], mesh), items, bias)
     return found

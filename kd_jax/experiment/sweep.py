@@ -155,15 +155,15 @@ class Sweep:
 
     def _compare(self, role: Role, best: float) -> None:
         """Prints the validation score that the role has in the run itself, where it is trained."""
+        seeds = self.config.seeds
         models = TrainedModels(Experiment(self.config, self.workdir, self.log))
-        if not all(models.has(role, seed) for seed in self.config.seeds):
+        if not all(models.has(role, seed) for seed in seeds):
             return
-        scores = [models.result(role, seed)["best_score"] for seed in self.config.seeds]
-        own = sum(scores) / len(scores)
-        better = "" if own < best else (
-            "; no trial is better: keep its settings, or give more --trials"
-        )  # fmt: skip
-        print(f"{role.name:10s} in the run valid {own:.4f} ({len(scores)} seeds){better}")
+        own, _ = _mean_score(models, role, seeds)
+        line = f"{role.name:10s} in the run valid {own:.4f} ({len(seeds)} seeds)"
+        if own >= best:
+            line += "; no trial is better: keep its settings, or give more --trials"
+        print(line)
 
     def _finals(
         self, role: Role, folder: Path, fixed: Point, trials: list[Any], finalists: int
@@ -204,9 +204,7 @@ class Sweep:
         moved = {one.name: folder / _name(point) for one in self.searched}
         store = LabelStore(TrainedModels(Experiment(config, self.workdir, self.log, moved)))
         fit(store, role, seeds, judge)
-        results = [store.models.result(role, seed) for seed in seeds]
-        mean = sum(result["best_score"] for result in results) / len(seeds)
-        last = results[-1]
+        mean, last = _mean_score(store.models, role, seeds)
         what = "finalist" if number is None else f"trial {number:2d}"
         print(
             f"{role.name:10s} {what} valid {mean:.4f} ({len(seeds)} seeds), best step"
@@ -270,6 +268,14 @@ class Sweep:
         """The metric; scores of metrics where lower is better are negative."""
         lower = selects(self.config) in LOWER_IS_BETTER
         return -score if score is not None and lower else score
+
+
+def _mean_score(
+    models: TrainedModels, role: Role, seeds: Sequence[int]
+) -> tuple[float, dict[str, Any]]:
+    """The mean over ``seeds`` of the best validation score, and the result of the last seed."""
+    results = [models.result(role, seed) for seed in seeds]
+    return sum(result["best_score"] for result in results) / len(results), results[-1]
 
 
 def _optuna() -> Any:

@@ -27,17 +27,13 @@ def both(engine, chosen=ALL, logits=False, **options):
     student, teacher, rows, warm = world(**options)
     inputs = inputs_of(chosen, rows, teacher, warm)
 
-    def value(function, contexts, vectors, bias):
-        given = inputs
-        if logits and function is not by_definition:
-            given = inputs._replace(teacher=teacher.dense())
-        return function(chosen, Factors(contexts, vectors, bias, student.excluded), given)
+    given = inputs._replace(teacher=teacher.dense()) if logits else inputs
 
-    def by_definition(terms, student, inputs):
-        return plain(terms, student, inputs)
+    def value(function, inputs, contexts, vectors, bias):
+        return function(chosen, Factors(contexts, vectors, bias, student.excluded), inputs)
 
-    plainly = functools.partial(value, by_definition)
-    streamed = functools.partial(value, functools.partial(mean_losses, engine=engine))
+    plainly = functools.partial(value, plain, inputs)
+    streamed = functools.partial(value, functools.partial(mean_losses, engine=engine), given)
     return [
         jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2), has_aux=True))(*student[:3])
         for function in (plainly, streamed)
