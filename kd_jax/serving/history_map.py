@@ -127,11 +127,11 @@ class HistoryMaps:
         """The weights f64 [D + 1, D] of a ridge regression; the constant has no penalty."""
         folds = enumerate(self._moments(settings.decay, settings.shrink))
         counts, grams, moments = zip(*(fold for n, fold in folds if n != without), strict=True)
-        gram = np.sum(grams, axis=0)
+        gram = sum(grams)
         penalty = settings.ridge * np.diag(gram) / max(1, sum(counts))
         penalty += 1e-9 * max(float(np.trace(gram)), 1e-9)  # features that are 0 everywhere
         penalty[-1] = 1e-9
-        return np.linalg.solve(gram + np.diag(penalty), np.sum(moments, axis=0))
+        return np.linalg.solve(gram + np.diag(penalty), sum(moments))
 
 
 def newest(histories: CSR, length: int) -> CSR:
