@@ -41,3 +41,17 @@ def test_a_run_that_is_not_there_is_missing(tmp_path):
 def test_every_row_is_of_a_known_set():
     assert {row.set for row in published.ROWS} <= set(SETS)
     assert set(published.QUICK) <= {row.name for row in published.ROWS}
+
+
+def test_a_row_learns_from_students_of_a_row_before_it(tmp_path):
+    (tmp_path / "citeulike").mkdir()
+    names = [row.name for row in published.ROWS]
+    for row in published.ROWS:
+        assert not row.teacher or names.index(row.teacher) < names.index(row.name)
+    (row,) = [row for row in published.ROWS if row.name == "citeulike-d10"]
+    assert row.command(tmp_path, tmp_path / "out") == [
+        "--config=configs/citeulike.py:d10",
+        f"--config.distill.sources.a.path={tmp_path}/out/citeulike-wide/student",
+        f"--config.distill.sources.b.path={tmp_path}/out/citeulike-wide/student.seed1",
+        f"--config.distill.sources.c.path={tmp_path}/out/citeulike-wide/student.seed2",
+    ]
