@@ -4,10 +4,10 @@ r"""Amazon product data of 2014 (He and McAuley, WWW 2016), 5-core: the next pro
         --config.data.files.path=beauty/interactions.parquet \
         --config.data.files.items_path=beauty/items.parquet
 
-The argument is 'beauty', 'sports' or 'beauty_mf'. interactions: user, item, and position, the
-interaction's place in the user's chronology (a timestamp does as well). items: item_id and the
-text, title and categories for 'beauty', five terms for 'sports'. The data may not be redistributed
-here; they are at https://jmcauley.ucsd.edu/data/amazon/.
+The argument is 'beauty', 'sports', 'beauty_mf' or 'sports_mf'. interactions: user, item, and
+position, the interaction's place in the user's chronology (a timestamp does as well). items:
+item_id and the text, title and categories for 'beauty', five terms for 'sports'. The data may not
+be redistributed here; they are at https://jmcauley.ucsd.edu/data/amazon/.
 
 Leave-one-out over the whole catalogue, the protocol of sequential recommendation. The plain student
 is a SASRec of one block and 256 numbers with 256 uniform negatives, whose item vectors start from
@@ -17,7 +17,8 @@ have item IDs alone (docs/results.md).
 
 'beauty_mf' is a matrix factorisation of 64 numbers that learns from the three plain SASRec of
 runs/beauty, beside one that learns from clicks; the length of the vectors and the weight of recent
-clicks were chosen on validation for each.
+clicks were chosen on validation for each. 'sports_mf' has the same settings and learns from those
+of runs/sports.
 """
 
 from ml_collections import ConfigDict
@@ -25,15 +26,16 @@ from ml_collections import ConfigDict
 from configs.common import get_config as common
 from configs.common import parse, sequences, shrink, three_plain_students
 
-TITLES = ("title", "categories")
-TEXT = {"beauty": TITLES, "beauty_mf": TITLES, "sports": ("terms",)}
+TEXT = {"beauty": ("title", "categories"), "sports": ("terms",)}
+NAMES = (*TEXT, *(f"{name}_mf" for name in TEXT))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    name, runlocal = parse(arg, tuple(TEXT), "beauty")
+    chosen, runlocal = parse(arg, NAMES, "beauty")
+    name = chosen.removesuffix("_mf")
     c = common()
     c.data.reader = "files"
-    folder = f"data/amazon-{name.removesuffix('_mf')}"
+    folder = f"data/amazon-{name}"
     c.data.files.path = f"{folder}/interactions.parquet"
     c.data.files.items_path = f"{folder}/items.parquet"
     c.data.files.columns.timestamp = "position"
@@ -42,13 +44,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.split = "leave_one_out"
     sequences(c)
     c.student.optimizer.eval_every = 250
-    if name == "beauty_mf":
-        factorisation(c)
+    if chosen != name:
+        factorisation(c, name)
     return shrink(c) if runlocal else c
 
 
-def factorisation(c: ConfigDict) -> None:
-    """An MF with vectors of one length, and one that learns from the SASRec of runs/beauty."""
+def factorisation(c: ConfigDict, name: str) -> None:
+    """An MF with vectors of one length, and one that learns from the SASRec of runs/<name>."""
     c.student.name = "mf"
     c.student.clicks["items"] = "warm"
     c.student.mf.update({"dropout": 0.0, "decay": 2.0, "user_power": 0.0})
@@ -61,7 +63,7 @@ def factorisation(c: ConfigDict) -> None:
             "optimizer": {"vector_norm": 3.6},
         }
     }
-    c.distill.sources = three_plain_students("runs/beauty")
+    c.distill.sources = three_plain_students(f"runs/{name}")
     # alpha = 0: KL over the items that the user does not have, the ones that are ranked
     c.distill.terms = {
         "clicks": {"loss": "ce", "items": "warm"},

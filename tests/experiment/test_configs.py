@@ -184,8 +184,7 @@ def test_amazon_2014(tmp_path, bert):
         c, tmp_path / "run", bert, stages=QUICK, **{"distill.negatives": 4, "distill.top": 2}
     )
     assert names >= {"popularity", "student"}
-    narrow = amazon_2014.get_config("beauty_mf,runlocal")
-    narrow.data.update({"text_columns": ("terms",)})
+    narrow = amazon_2014.get_config("sports_mf,runlocal")
     narrow.data.files.path, narrow.data.files.items_path = str(path), str(items_path)
     for source in narrow.distill.sources.values():
         source.path = str(tmp_path / "run/student")
