@@ -1,4 +1,4 @@
-"""The exported programs (``jax_export``, ``onnx``) against the runtime: lists, scores, latency.
+r"""The exported programs (``jax_export``, ``onnx``) against the runtime: lists, scores, latency.
 
     python launch.py --config.stages="('data','export')" \
         --config.export.formats="('runtime','jax_export','onnx')"

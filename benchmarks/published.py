@@ -33,7 +33,7 @@ from benchmarks.sets import SETS
 from configs.common import three_plain_students
 
 METRICS = ("ndcg@10", "recall@10")
-CITEULIKE = ("ndcg@10", "recall@50")
+CITEULIKE = ("ndcg@20", "recall@50")
 ROOM = 0.04  # of a published value: what seeds and machines may differ
 ONE_SEED = 0.08  # the same of a single seed
 RANDOM = "--config.student.sasrec.vectors=random"
@@ -154,18 +154,18 @@ ROWS = (
         values(student=(0.0294, 0.0498), distilled=(0.0327, 0.0563)),
         RANDOM_DROPOUT,
     ),
-    Row("citeulike-wide", "citeulike-wide", values(CITEULIKE, student=(0.1036, 0.3347))),
+    Row("citeulike-wide", "citeulike-wide", values(CITEULIKE, student=(0.1188, 0.3347))),
     Row(
         "citeulike-d20",
         "citeulike-wide",
-        values(CITEULIKE, student=(0.0864, 0.2911), distilled=(0.1029, 0.3181)),
+        values(CITEULIKE, student=(0.1003, 0.2911), distilled=(0.1163, 0.3181)),
         config="citeulike.py:d20",
         teacher="citeulike-wide",
     ),
     Row(
         "citeulike-d10",
         "citeulike-wide",
-        values(CITEULIKE, student=(0.0653, 0.2424), distilled=(0.0886, 0.2877)),
+        values(CITEULIKE, student=(0.0770, 0.2424), distilled=(0.1015, 0.2877)),
         config="citeulike.py:d10",
         teacher="citeulike-wide",
     ),

@@ -284,7 +284,7 @@ def student() -> ConfigDict:
     # width of the hidden layer
     c.mlp.hidden = 32
     c.sasrec = ConfigDict(tables())
-    # newest interactions that are read; at most teacher.model.history where it is distilled
+    # newest interactions that are read; where it is distilled at most what its teacher reads
     c.sasrec.history = 20
     c.sasrec.item_dropout = 0.0  # of item vectors, where they are read and where they are scored
     c.sasrec.blocks = 2

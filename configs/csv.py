@@ -8,7 +8,8 @@ columns, the title first. Other column names are mapped with
 --config.data.files.columns.user=customer_id and so on.
 
 There are three recipes; the data stage suggests one of them (--config.stages=data), by how well the
-newest item of a user predicts the next one (docs/results.md).
+newest item of a user predicts the next one (docs/results.md), or configs/citeulike.py where no item
+has a text.
 
 configs/csv.py: the students are SASRec models that start from the item texts; the distilled one
 learns from the mean of three of them, and no other teacher is trained. It suits histories in time
@@ -18,8 +19,9 @@ configs/csv.py:trends: the recipe of configs/quickstart.py. A matrix factorisati
 text teacher that knows what is popular at the moment, beside a control whose teacher has item IDs.
 It needs dates, and splits by time.
 
-configs/csv.py:teacher: the same without popularity, for tastes without dates, and to see what the
-text adds. A matrix factorisation knows the train interactions of a user alone, so under
+configs/csv.py:teacher: the defaults of configs/common.py, for tastes without dates. A matrix
+factorisation learns from the clicks and from a text teacher without popularity, that of its own
+seed, beside the control. It knows the train interactions of a user alone, so under
 data.split='leave_one_out' it is evaluated without the item before the tested one; the models that
 read histories have it. The export knows all of them.
 

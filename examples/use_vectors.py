@@ -2,8 +2,10 @@
 
     python examples/use_vectors.py --workdir=runs/quickstart
 
-An item-kNN recommender and a logistic regression read the vectors that a finished run exported.
-Both are fitted on the train split and evaluated on the test split.
+An item-kNN recommender and a logistic regression read the vectors of the exported student of a
+finished run, a matrix factorisation. Both are fitted on the train split and evaluated on the test
+split, so the vectors are those of student.safetensors, as they were trained: the vectors of the
+other files are the served ones, which know all interactions.
 """
 
 import argparse
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 import numpy as np
-import polars as pl
+from safetensors.numpy import load_file
 from scipy.optimize import minimize
 from scipy.sparse import csr_array, diags_array, issparse
 
@@ -91,16 +93,13 @@ def logistic_regression(features, real, penalty=1e-4):
 
 def main(workdir):
     data = datasets.load(workdir / "dataset")
-    tables = {kind: workdir / "export" / f"{kind}_vectors.parquet" for kind in ("user", "item")}
-    if not tables["user"].exists():
-        raise InputError(
-            f"{tables['user']} is missing: finish a run of task='rank' and student.name='mf' or"
-            " 'sasrec'"
-        )
-    users, items = (
-        pl.read_parquet(path)["vector"].to_numpy() for path in tables.values()
-    )  # in the order of data
-    bias = pl.read_parquet(tables["item"])["bias"].to_numpy()
+    path = workdir / "export/student.safetensors"
+    if not path.exists():
+        raise InputError(f"{path} is missing: finish a run with the stage 'export'")
+    weights = load_file(path)  # rows are in the order of data
+    if not {"user", "item", "bias"} <= weights.keys():
+        raise InputError(f"{path} has no table of users: finish a run of student.name='mf'")
+    users, items, bias = weights["user"], weights["item"], weights["bias"]
 
     def matrix(rows):
         ones = np.ones(rows.sum(), np.float32)

@@ -15,6 +15,7 @@ USERS = 1000  # that are judged, at most
 FEWEST = 100  # users for a suggestion
 RATIO = 4.0  # of the two values, from which on models of sequences are suggested
 CLICKS = "configs/citeulike.py, which has a command for own data"
+NO_TEXT = "--config.student.sasrec.vectors=random"
 SEQUENCES, TRENDS, TEACHER = (f"configs/csv.py{recipe}" for recipe in ("", ":trends", ":teacher"))
 DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
 
@@ -61,8 +62,9 @@ def suggestion(found: NextItems, dated: bool, by_time: bool, texts: bool = True)
     """One line that names the recipe for such data (docs/results.md).
 
     dated: whether timestamps are dates. by_time: whether the split is one by time. texts: whether
-    any item has a text; without, there is nothing for a text teacher to read. There is no
-    recipe in it if too few users were judged, or if neither list has a target.
+    any item has a text; without, there is nothing for a text teacher to read, nor for items to
+    start from. There is no recipe in it if too few users were judged, or if neither list has a
+    target.
     """
     measured = (
         f"data: next items: what followed a user's newest item has NDCG@10 {found.followers:.4f} on"
@@ -72,11 +74,13 @@ def suggestion(found: NextItems, dated: bool, by_time: bool, texts: bool = True)
         return measured
     many = found.followers >= RATIO * found.popular
     if many:
-        recipe = SEQUENCES
+        recipe = SEQUENCES if texts else f"{SEQUENCES} with {NO_TEXT}"
+    elif not texts:
+        recipe = CLICKS
     elif dated:
         recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:
-        recipe = TEACHER if texts else CLICKS
+        recipe = TEACHER
     return (
         f"{measured}; the first is {'at least' if many else 'less than'} {RATIO:g} times the"
         f" second, and the recipe for such data that of {recipe}, in a workdir of its own"

@@ -234,7 +234,8 @@ def _check_candidates(term: Term, loss: CandidateLoss, limits: Limits, field: st
     for name in ("own", "top"):
         if sizes.get(name, 0) > limits.num_items:
             raise InputError(
-                f"{field}.{name}={sizes[name]} is more than the {limits.num_items} items there are"
+                f"{field}.{name}={sizes[name]} is more than the {limits.num_items} items there are;"
+                " lower it"
             )
 
 

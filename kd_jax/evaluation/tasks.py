@@ -256,7 +256,7 @@ class Rate:
             raise InputError(
                 f"rate.boundaries={tuple(self.boundaries)}: no training rating falls into class"
                 f" {empty[0]}; ratings lie in {self.dataset.rating.min():g} to"
-                f" {self.dataset.rating.max():g}"
+                f" {self.dataset.rating.max():g}; choose boundaries between them"
             )
 
     @property

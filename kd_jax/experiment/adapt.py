@@ -185,7 +185,8 @@ def _empty(out: Path) -> Path:
 
 
 def _settings(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
-    """``config`` with ``RECIPE`` and the changes in section ``teacher``."""
+    """A copy of ``config`` with ``RECIPE`` and the changes in section ``teacher``."""
+    config = ConfigDict(config.to_dict())
     config.teacher.update(RECIPE)
     config = changed(config, changes, LEARNS)
     # A short trial warms up shortly, and is evaluated as often.

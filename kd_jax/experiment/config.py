@@ -35,10 +35,10 @@ def selects(config: ConfigDict) -> str:
     return config.eval.select or {"rate": "auc"}.get(config.task, "ndcg@10")
 
 
-def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = ()) -> ConfigDict:
+def changed(config: ConfigDict, changes: Sequence[str], allowed: Sequence[str] = ()) -> ConfigDict:
     """A copy of the configuration with changes such as 'teacher.optimizer.steps=200'.
 
-    Values are Python literals. fields: the fields of section ``teacher`` that may be changed, such
+    Values are Python literals. allowed: the fields of section ``teacher`` that may be changed, such
     as 'optimizer.steps'; () = all. Raises InputError for any other change.
     """
     config = ConfigDict(config.to_dict())
@@ -46,8 +46,8 @@ def changed(config: ConfigDict, changes: Sequence[str], fields: Sequence[str] = 
         field, _, value = change.partition("=")
         if new := new_name(field):
             raise InputError(f"--set {change}: {new}")
-        known = [f"teacher.{name}" for name in fields]
-        if not field.startswith("teacher.") or (fields and field not in known) or not value:
+        known = [f"teacher.{name}" for name in allowed]
+        if not field.startswith("teacher.") or (allowed and field not in known) or not value:
             raise InputError(
                 f"--set {change}: give teacher.<section>.<field>=<value>"
                 + (nearest(field, known) if known else "")

@@ -119,7 +119,7 @@ def _comparisons(store: LabelStore) -> list[Comparison]:
 
 
 def _add_baselines(experiment: Experiment, measured: Measured) -> dict[str, dict[str, int]]:
-    """Evaluates the baselines that are not personalised; returns their counts by split."""
+    """Evaluates baselines and lists of other systems; returns what popularity has, by split."""
     task, timed = experiment.task, experiment.config.teacher.popularity.enabled
     row = {"seed": None} | _size(experiment.dataset.num_items, 0.0)
 

@@ -40,6 +40,7 @@ class Experiment:
         self.seeds = _seeds(config)
         self.cache = workdir / "cache"
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+        self._settings: dict[str, ConfigDict] = {}  # by role
         self._readers: dict[str, TextReader] = {}
         self._trends: dict[tuple[int, float], Trends] = {}
         self.last_examples: tuple[Any, Examples] | None = None  # with what they depend on
@@ -71,8 +72,10 @@ class Experiment:
         raise InputError(f"task={c.task!r} is unknown{nearest(c.task, ('rank', 'rate'))}")
 
     def settings(self, role: Role) -> ConfigDict:
-        """The configuration of one role: with its tuned values, then with its overrides."""
-        return settings_of(self.config, role)
+        """The configuration of one role, with its tuned values and overrides; not to be changed."""
+        if role.name not in self._settings:
+            self._settings[role.name] = settings_of(self.config, role)
+        return self._settings[role.name]
 
     def folder(self, role: Role, seed: int) -> Path:
         """The folder of a model: ``<role>`` for the first seed, else ``<role>.seed<n>``."""

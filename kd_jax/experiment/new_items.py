@@ -1,4 +1,4 @@
-"""Students and items that are known by their text alone: their model, and its evaluation."""
+"""Items that are known by their text alone: their model, and its evaluation."""
 
 from __future__ import annotations
 

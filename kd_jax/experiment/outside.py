@@ -98,6 +98,6 @@ class OutsideTeachers:
             reads = f"reads {history}" if follows else "does not read histories item by item"
             raise InputError(
                 f"distill: student.name={mine!r} learns after each of {length} items of a history,"
-                f" and the teacher {model} ({kind!r}) {reads}; use a 'sasrec' with"
-                " student.sasrec.history as long as here"
+                f" and the teacher {model} ({kind!r}) {reads}; use a 'sasrec' or 'gru4rec'"
+                " whose history is as long as here"
             )

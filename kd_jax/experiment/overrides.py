@@ -179,7 +179,7 @@ def _prune(tuned: ConfigDict, field: str, flag: str) -> None:
     for part in parent.split(".") if parent else ():
         section = section.get(part) if isinstance(section, ConfigDict) else None
     if not isinstance(section, ConfigDict) or name not in section:
-        raise InputError(f"{flag}: tuned.{field} is not set")
+        raise InputError(f"{flag}: tuned.{field} is not set; leave this argument out")
     if parent:
         del section[name]
     else:

@@ -4,8 +4,8 @@ from kd_jax.losses.base import Loss
 from kd_jax.losses.dcd import DCD
 from kd_jax.losses.dllm2rec import DLLM2Rec
 from kd_jax.losses.feature import SquaredDistance
-from kd_jax.losses.generalised_js import GeneralisedJS
 from kd_jax.losses.item_matching import ItemMatching
+from kd_jax.losses.jensen_shannon import GeneralisedJS, JensenShannon
 from kd_jax.losses.listmle import ListMLE
 from kd_jax.losses.named import DecoupledKL, TopKL
 from kd_jax.losses.on_policy_kl import OnPolicyKL
@@ -14,7 +14,7 @@ from kd_jax.losses.rd import RD
 from kd_jax.losses.relational import FTD, HTD, RKD, ContextMatching
 from kd_jax.losses.reverse_kl import ReverseKL
 from kd_jax.losses.rrd import RRD
-from kd_jax.losses.softmax import KL, CrossEntropy, JensenShannon, SoftCrossEntropy
+from kd_jax.losses.softmax import KL, CrossEntropy, SoftCrossEntropy
 from kd_jax.losses.standardised_kl import StandardisedKL
 
 LOSSES: dict[str, type[Loss]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_jax.losses.base import Expectation, RowStatistics, SoftmaxLoss, Tile
@@ -70,33 +69,3 @@ class KL(SoftmaxLoss):
     def slope(self, tile: Tile, rows: RowStatistics) -> Float[Array, "R C"]:
         assert tile.teacher is not None
         return tile.student - tile.teacher
-
-
-def _log_mixture(student: Array, teacher: Array) -> Array:
-    """Log of the mean of two distributions that are given by their logs."""
-    return jnp.logaddexp(student, teacher) - jnp.log(2.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class JensenShannon(SoftmaxLoss):
-    """½ KL(teacher ‖ mixture) + ½ KL(student ‖ mixture), where the mixture is the mean of the two.
-
-    Bounded by log 2, where ``KL`` is not. Source: Lin, "Divergence measures based on the Shannon
-    entropy", IEEE Transactions on Information Theory 1991, section IV.
-    """
-
-    log_prob_sums: ClassVar = (
-        lambda student, teacher: jnp.exp(teacher) * (teacher - _log_mixture(student, teacher)),
-        lambda student, teacher: jnp.exp(student) * (student - _log_mixture(student, teacher)),
-    )
-
-    def value(self, rows: RowStatistics) -> Float[Array, " R"]:
-        of_teacher, of_student = rows.sums
-        return 0.5 * (of_teacher + of_student)
-
-    def slope(self, tile: Tile, rows: RowStatistics) -> Float[Array, "R C"]:
-        assert tile.teacher_logits is not None and rows.teacher_log_z is not None
-        student = tile.student_logits - rows.student_log_z[:, None]
-        teacher = tile.teacher_logits - rows.teacher_log_z[:, None]
-        gap = student - _log_mixture(student, teacher)
-        return 0.5 * tile.student * (gap - rows.sums[1][:, None])

@@ -6,6 +6,7 @@ The example is examples/use_vectors.py; benchmarks/vector_sizes.py reduces the v
 from __future__ import annotations
 
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import vector_sizes
 from examples import use_vectors
 from helpers import toy
-from helpers.runs import config, run
+from helpers.runs import config, metrics_of, run
 from kd_jax.core.errors import InputError
 from kd_jax.data import dataset as datasets
 from kd_jax.distillation import label_cache
@@ -65,8 +66,20 @@ def test_the_example_prints_a_table_of_numbers_in_range(finished, capsys):
 
 def test_the_example_names_a_missing_file(finished, tmp_path):
     (tmp_path / "dataset").symlink_to(finished / "dataset")
-    with pytest.raises(InputError, match="user_vectors.parquet is missing: finish a run of"):
+    with pytest.raises(InputError, match="student.safetensors is missing: finish a run with the"):
         use_vectors.main(tmp_path)
+
+
+def test_the_example_reads_the_student_as_it_was_trained(finished, tmp_path, capsys):
+    """The vectors of the other files know the interactions that it ranks."""
+    (tmp_path / "dataset").symlink_to(finished / "dataset")
+    (tmp_path / "export").mkdir()
+    shutil.copy(finished / "export/student.safetensors", tmp_path / "export")
+    use_vectors.main(tmp_path)
+    found = re.search(r"^  the student  +(\S+)", capsys.readouterr().out, re.M)
+    assert found is not None
+    models = {model["name"]: model["test"] for model in metrics_of(finished)["models"]}
+    assert float(found[1]) == pytest.approx(models["distilled"]["ndcg@10"], abs=6e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

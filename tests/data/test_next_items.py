@@ -73,10 +73,14 @@ def test_the_recipe_follows_from_the_ratio_and_from_the_split(found, dated, by_t
 
 
 def test_clicks_alone_have_a_recipe_without_a_language_model():
-    weak = NextItems(0.39, 0.1, 100)
-    assert "configs/citeulike.py" in suggestion(weak, False, False, texts=False)
-    assert "configs/citeulike.py" not in suggestion(weak, False, False)
-    assert "configs/csv.py," in suggestion(NextItems(0.4, 0.1, 100), False, False, texts=False)
+    weak, strong = NextItems(0.39, 0.1, 100), NextItems(0.4, 0.1, 100)
+    for dated, by_time in ((False, False), (True, False), (True, True)):
+        line = suggestion(weak, dated, by_time, texts=False)
+        assert re.findall(r"configs/\w+\.py:?\w*", line) == ["configs/citeulike.py"]
+        assert "configs/citeulike.py" not in suggestion(weak, dated, by_time)
+    vectors = "configs/csv.py with --config.student.sasrec.vectors=random,"
+    assert vectors in suggestion(strong, False, False, texts=False)
+    assert vectors not in suggestion(strong, False, False)
 
 
 @pytest.mark.parametrize("found", [NextItems(0.4, 0.1, 99), NextItems(0.0, 0.0, 1000)])

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 from helpers import toy
 from helpers.runs import config
@@ -65,7 +66,7 @@ def run(world, tmp_path_factory):
 def adaptation(run, *changes):
     with Log(run / "unused.jsonl", "explained", silent=True) as log:
         opened = open_workdir(run, log)
-        settings = opened.experiment.settings(ROLES["teacher"])
+        settings = ConfigDict(opened.experiment.settings(ROLES["teacher"]).to_dict())
         settings.teacher.update(adapt.RECIPE)
         yield adaptation_module.Adaptation(
             opened,

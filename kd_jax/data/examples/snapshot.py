@@ -28,8 +28,8 @@ def snapshot_examples(
     One example per time of ``times`` (i64 [S], in ``dataset.time_unit``; all but the last) and user
     with a history before it and targets within ``horizon_days`` after it. The rows of a batch have
     the same time, drawn with probability proportional to exp(-age / ``window_days``). user_power:
-    the weight of an example is (number of its targets) ** user_power. Raises InputError if no
-    time has an example.
+    the weight of an example is (sum of the weights of its targets) ** user_power. Raises InputError
+    if no time has an example.
     """
     if len(times) < 2:
         raise InputError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def _save(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(
     graphdef: nnx.GraphDef,
     texts: int,
@@ -196,7 +196,7 @@ def _forward(
     return model.packed(ids, segment, texts, states)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _states(
     graphdef: nnx.GraphDef, _: int, state: Any, ids: jax.Array, segment: jax.Array, __: None
 ) -> jax.Array:
@@ -234,3 +234,13 @@ class Texts:
     mask: np.ndarray | None = None
     states: np.ndarray | None = None
     starts: np.ndarray | None = None
+
+    @functools.cached_property
+    def principal(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The mean vector [F], and the covariance's eigenvalues [F], ascending, and vectors [F, F].
+
+        All teachers that read these texts need them, of every seed and whenever one is built.
+        """
+        mean = self.vectors.mean(0)
+        centred = self.vectors - mean
+        return mean, *np.linalg.eigh(centred.T @ centred / len(centred))

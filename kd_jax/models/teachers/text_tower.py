@@ -26,14 +26,13 @@ class Whitening(nnx.Module):
     noise in the last ones.
     """
 
-    def __init__(self, vectors: np.ndarray, components: int, power: float):
-        centred = vectors - vectors.mean(0)
-        values, basis = np.linalg.eigh(centred.T @ centred / len(vectors))
+    def __init__(self, texts: Texts, components: int, power: float):
+        mean, values, basis = texts.principal
         order = np.argsort(values)[::-1][:components]
         std = np.sqrt(np.maximum(values[order], 1e-8))
         scale = std**-power
         scale /= np.sqrt(np.mean((std * scale) ** 2))  # mean square 1 per component for any power
-        self.mean = Frozen(jnp.asarray(vectors.mean(0), jnp.float32))
+        self.mean = Frozen(jnp.asarray(mean, jnp.float32))
         self.map = Frozen(jnp.asarray(basis[:, order] * scale[None], jnp.float32))
 
     def __call__(self, vectors: Float[Array, "N F"]) -> Float[Array, "N K"]:
@@ -62,7 +61,7 @@ class TextTower(nnx.Module):
         whitening = None
         width = texts.vectors.shape[1]
         if spec.components:
-            whitening = Whitening(texts.vectors, spec.components, spec.whitening)
+            whitening = Whitening(texts, spec.components, spec.whitening)
             width = whitening.map.shape[1]
         self.whitening = whitening
         self.linear = nnx.Linear(width, spec.dim, kernel_init=SMALL_INIT, rngs=rngs)
