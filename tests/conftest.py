@@ -3,6 +3,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+# Before numpy starts: waiting threads of its BLAS keep a core busy that the other worker needs.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Before jax starts: eight virtual devices for the sharding tests; the other tests use the first
 # one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

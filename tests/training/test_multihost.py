@@ -46,7 +46,7 @@ class Job:
                  f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={i}",
                  *dict(enumerate(own)).get(i, ())],
                 cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
             )
             for i in range(count)
         ]  # fmt: skip
