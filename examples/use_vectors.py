@@ -9,6 +9,7 @@ other files are the served ones, which know all interactions.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -97,8 +98,12 @@ def main(workdir):
     if not path.exists():
         raise InputError(f"{path} is missing: finish a run with the stage 'export'")
     weights = load_file(path)  # rows are in the order of data
-    if not {"user", "item", "bias"} <= weights.keys():
-        raise InputError(f"{path} has no table of users: finish a run of student.name='mf'")
+    if weights.keys() != {"user", "item", "bias"}:
+        raise InputError(
+            f"{path} is not of a matrix factorisation that ranks: finish a run of"
+            " student.name='mf' and task='rank'"
+        )
+    model = json.loads(path.with_suffix(".json").read_text())["model"]
     users, items, bias = weights["user"], weights["item"], weights["bias"]
 
     def matrix(rows):
@@ -109,11 +114,11 @@ def main(workdir):
 
     history = matrix(data.split != TEST)
     train = matrix(data.split == TRAIN)
-    print("distilled, first seed: ranking, NDCG@10  all items   warm items")
+    print(f"{model + ', first seed: ranking, NDCG@10':<36}  all items   warm items")
     for name, scores in {
         "popularity": popularity(data),
         "item-kNN on co-occurrence": item_knn(history, csr_array(train.T)),
-        "item-kNN on distilled vectors": item_knn(history, items),
+        f"item-kNN on vectors of {model}": item_knn(history, items),
         "the student's item biases": lambda rows: jnp.tile(bias, (len(rows), 1)),
         "the student": lambda rows: jnp.asarray(users[rows] @ items.T + bias[None]),
     }.items():

@@ -15,6 +15,7 @@ USERS = 1000  # that are judged, at most
 FEWEST = 100  # users for a suggestion
 RATIO = 4.0  # of the two values, from which on models of sequences are suggested
 CLICKS = "configs/citeulike.py, which has a command for own data"
+TIMES = "--config.data.files.columns.timestamp=COLUMN"  # which that configuration does not read
 NO_TEXT = "--config.student.sasrec.vectors=random"
 SEQUENCES, TRENDS, TEACHER = (f"configs/csv.py{recipe}" for recipe in ("", ":trends", ":teacher"))
 DISCOUNTS = 1 / np.log2(np.arange(K) + 2)
@@ -76,7 +77,7 @@ def suggestion(found: NextItems, dated: bool, by_time: bool, texts: bool = True)
     if many:
         recipe = SEQUENCES if texts else f"{SEQUENCES} with {NO_TEXT}"
     elif not texts:
-        recipe = CLICKS
+        recipe = CLICKS + (f", with {TIMES}" if dated else "")
     elif dated:
         recipe = TRENDS if by_time else f"{TEACHER}, and for a split by time {TRENDS}"
     else:

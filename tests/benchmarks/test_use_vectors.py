@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import cosine_similarity
@@ -53,7 +54,7 @@ def test_the_example_prints_a_table_of_numbers_in_range(finished, capsys):
     assert ranked.keys() == {
         "popularity",
         "item-kNN on co-occurrence",
-        "item-kNN on distilled vectors",
+        "item-kNN on vectors of distilled",
         "the student's item biases",
         "the student",
     }
@@ -70,11 +71,21 @@ def test_the_example_names_a_missing_file(finished, tmp_path):
         use_vectors.main(tmp_path)
 
 
+def test_the_example_refuses_the_tables_of_another_student(finished, tmp_path):
+    (tmp_path / "dataset").symlink_to(finished / "dataset")
+    (tmp_path / "export").mkdir()
+    tensors = load_file(finished / "export/student.safetensors") | {"out.kernel": np.ones((2, 2))}
+    save_file(tensors, tmp_path / "export/student.safetensors")
+    with pytest.raises(InputError, match="is not of a matrix factorisation that ranks: finish"):
+        use_vectors.main(tmp_path)
+
+
 def test_the_example_reads_the_student_as_it_was_trained(finished, tmp_path, capsys):
     """The vectors of the other files know the interactions that it ranks."""
     (tmp_path / "dataset").symlink_to(finished / "dataset")
     (tmp_path / "export").mkdir()
-    shutil.copy(finished / "export/student.safetensors", tmp_path / "export")
+    for kind in ("safetensors", "json"):
+        shutil.copy(finished / f"export/student.{kind}", tmp_path / "export")
     use_vectors.main(tmp_path)
     found = re.search(r"^  the student  +(\S+)", capsys.readouterr().out, re.M)
     assert found is not None

@@ -77,6 +77,7 @@ def test_clicks_alone_have_a_recipe_without_a_language_model():
     for dated, by_time in ((False, False), (True, False), (True, True)):
         line = suggestion(weak, dated, by_time, texts=False)
         assert re.findall(r"configs/\w+\.py:?\w*", line) == ["configs/citeulike.py"]
+        assert ("columns.timestamp=COLUMN" in line) == dated
         assert "configs/citeulike.py" not in suggestion(weak, dated, by_time)
     vectors = "configs/csv.py with --config.student.sasrec.vectors=random,"
     assert vectors in suggestion(strong, False, False, texts=False)
