@@ -96,9 +96,15 @@ def _section(data: ConfigDict) -> dict[str, Any]:
 def _check_same(made: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
     if identity["files"] is None:  # the source is gone; what was made from it is here
         identity = identity | {"files": made["files"]}
-    if changed := difference(made, identity, "data"):
+    if changed := difference(made | {"files": None}, identity | {"files": None}, "data"):
         raise InputError(
             f"{folder} was made with other settings ({changed}); use another --workdir"
+        )
+    if stamps := set(made["files"] or ()) ^ set(identity["files"] or ()):
+        names = sorted({stamp.rsplit(" ", 2)[0] for stamp in stamps})
+        raise InputError(
+            f"{folder} was made from other files ({', '.join(names[:3])}); use another --workdir,"
+            f" with --config.init_from={folder.parent} to start from what is trained there"
         )
 
 

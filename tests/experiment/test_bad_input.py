@@ -194,6 +194,19 @@ def test_missing_and_empty_files(world, tmp_path, refused):
     assert not (tmp_path / "run").exists(), "a run that could not start leaves nothing"
 
 
+def test_a_workdir_keeps_its_data_and_names_the_file_that_changed(world, tmp_path, refused):
+    def made(change, **fields):
+        return mended(world, tmp_path / "data", change, stages=("data",), **fields)
+
+    assert pipeline.main(made(lambda r: r), tmp_path / "run") == 0
+    pattern = (
+        rf"was made from other files \(r\.csv\); .*--config\.init_from={tmp_path}/run to start"
+    )
+    refused(made(lambda r: r[1:]), tmp_path / "run", pattern)
+    other = made(lambda r: r[1:], **{"data.min_interactions": 2})
+    refused(other, tmp_path / "run", r"other settings \(data\.min_interactions: \d there, 2 here\)")
+
+
 def test_a_timestamp_under_another_name_is_not_forgotten_in_silence(world, tmp_path, capsys):
     def warnings_of(workdir, **fields):
         fields |= {"header": "user,item,when,rating", "stages": ("data",)}
