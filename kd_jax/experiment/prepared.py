@@ -100,8 +100,10 @@ def _check_same(made: dict[str, Any], identity: dict[str, Any], folder: Path) ->
         raise InputError(
             f"{folder} was made with other settings ({changed}); use another --workdir"
         )
-    if stamps := set(made["files"] or ()) ^ set(identity["files"] or ()):
-        names = sorted({stamp.rsplit(" ", 2)[0] for stamp in stamps})
+    if made["files"] != identity["files"]:
+        old, new = set(made["files"] or ()), set(identity["files"] or ())
+        # equal sets are the same files in other places
+        names = sorted({stamp.rsplit(" ", 2)[0] for stamp in old ^ new or new})
         raise InputError(
             f"{folder} was made from other files ({', '.join(names[:3])}); use another --workdir,"
             f" with --config.init_from={folder.parent} to start from what is trained there"

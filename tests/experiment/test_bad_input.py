@@ -203,6 +203,10 @@ def test_a_workdir_keeps_its_data_and_names_the_file_that_changed(world, tmp_pat
         rf"was made from other files \(r\.csv\); .*--config\.init_from={tmp_path}/run to start"
     )
     refused(made(lambda r: r[1:]), tmp_path / "run", pattern)
+    swapped = made(lambda r: r)
+    files = swapped.data.files
+    files.path, files.items_path = files.items_path, files.path
+    refused(swapped, tmp_path / "run", r"was made from other files \(i\.csv, r\.csv\)")
     other = made(lambda r: r[1:], **{"data.min_interactions": 2})
     refused(other, tmp_path / "run", r"other settings \(data\.min_interactions: \d there, 2 here\)")
 
