@@ -551,7 +551,7 @@ def test_files_that_a_reader_finds_beside_the_given_one_are_in_the_identity(tmp_
         assert prepared(c, tmp_path / "run", log).checksum == first.checksum
         lines = gzip.decompress((folder / part).read_bytes()).splitlines(keepends=True)
         (folder / part).write_bytes(gzip.compress(b"".join(lines[:-1])))
-        toy.refused(lambda: prepared(c, tmp_path / "run", log), "other settings", "data.files")
+        toy.refused(lambda: prepared(c, tmp_path / "run", log), f"other files ({part})")
         (folder / "All_Beauty.train.csv.gz").unlink()  # the source is gone
         assert prepared(c, tmp_path / "run", log).checksum == first.checksum
 
