@@ -243,6 +243,7 @@ def _dataset(experiment: Experiment, counts: dict[str, dict[str, int]]) -> dict[
         "items": d.num_items,
         "interactions": d.counts.get("interactions", len(d.item)),
         "cold_items": int(np.sum(~d.warm)),
+        "items_without_text": summary.without_text(d),
         "split": d.split_name,
         "judged": counts,
         "not_judged": {

@@ -12,6 +12,7 @@ from kd_jax.report.summary import (
     as_number,
     by_model,
     decimals,
+    has_text,
     interval_ends,
     interval_text,
     metric_label,
@@ -86,7 +87,7 @@ def claim(metrics: dict[str, Any], legend: Legend) -> tuple[str, str]:
     first = _verdict(metric, gain, GAIN, *values)
     known = as_number(share.get("relative")) is not None
     second = _verdict(metric, share, LM_SHARE) if known else ""
-    if not known and teacher_of(gain, legend.large) == legend.large:
+    if not known and has_text(metrics) and teacher_of(gain, legend.large) == legend.large:
         second = NO_CONTROL
     second = f"{second} {transfer_sentence(gain, metric, legend)}".strip()
     if worse:

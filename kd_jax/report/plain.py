@@ -11,6 +11,7 @@ from kd_jax.report.summary import (
     Models,
     by_model,
     decimals,
+    has_text,
     human_bytes,
     human_time,
     mean_std,
@@ -149,15 +150,17 @@ def _cost(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
         found += f", and one core makes the lists of {scaled(rate, WORDS)} users a second"
     elif rate := cost(legend.candidate, "users_per_second"):
         found += f", and this machine ranked {scaled(rate, WORDS)} users a second"
-    return f"{found}. {_new(models, legend)}".strip()
+    return f"{found}. {_new(models, legend, has_text(metrics))}".strip()
 
 
-def _new(models: Models, legend: Legend) -> str:
+def _new(models: Models, legend: Legend, text: bool) -> str:
     """What a new item and a new user cost, where the student has a map for them."""
     ways = {
         "new_item_seconds": "a new item costs {time}, by the words of its text",
         "new_user_seconds": "a new user costs {time}, by what they chose",
     }
+    if not text:
+        del ways["new_item_seconds"]  # its text would be its id
     known = {key: mean_std(models.get(legend.candidate, ()), key)[0] for key in ways}
     phrases = [way.format(time=human_time(known[key])) for key, way in ways.items() if known[key]]
     if not phrases:

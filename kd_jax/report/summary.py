@@ -86,6 +86,12 @@ def as_number(value: Any) -> float | None:
     return float(value) if real else None
 
 
+def has_text(metrics: dict[str, Any]) -> bool:
+    """Whether an item has a text other than its id; reports of older runs do not say it."""
+    data = metrics.get("dataset") or {}
+    return not data.get("items") or data.get("items_without_text") != data["items"]
+
+
 def mean_std(entries: Sequence[Any], *path: str) -> tuple[float | None, float | None]:
     """Mean and standard deviation over seeds of the value at ``path``.
 

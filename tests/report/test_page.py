@@ -497,6 +497,12 @@ def test_headline_follows_the_interval(metrics: dict[str, Any], phrases: list[st
     )
 
 
+@pytest.mark.parametrize("without", [0, 8, 9])
+def test_a_share_of_the_language_model_is_missed_where_items_have_texts(without: int) -> None:
+    metrics = change(0.2, [0.1, 0.3]) | {"dataset": {"items": 9, "items_without_text": without}}
+    assert ("Without a control" in headline(metrics, LEGEND)) == (without < 9)
+
+
 def against(name: str, base: float, found: float, change: Any, metric: str = "ndcg@10") -> Any:
     """Means of a simple baseline and of the distilled student, and the change between them."""
     models = [

@@ -134,3 +134,7 @@ def test_costs_of_the_opening_are_those_of_metrics_json():
         "A new item costs 210 µs, by the words of its text, and a new user costs 40 µs, by what"
         " they chose; nothing is trained for that."
     )
+    found["dataset"] = {"items": 9, "items_without_text": 9}  # no text to read
+    assert plain(found, LEGEND).endswith(
+        "A new user costs 40 µs, by what they chose; nothing is trained for that."
+    )
