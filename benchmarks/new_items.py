@@ -45,7 +45,6 @@ from kd_jax.evaluation.evaluator import RankResult, evaluate_rank
 from kd_jax.evaluation.significance import paired_bootstrap
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import inputs_of
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.new_items import NewItems
 from kd_jax.experiment.trained import TrainedModels, open_workdir
 from kd_jax.serving.exporters import Bundle
@@ -91,12 +90,11 @@ def train_without(dataset: Dataset, config: Path, workdir: Path) -> None:
 def students(models: TrainedModels) -> Iterator[tuple[NewItems, Vectors]]:
     """The distilled student of each seed as vectors."""
     for seed in models.experiment.seeds:
-        parts = build(models.experiment, ROLE, seed)
-        best = models.best(ROLE, seed, parts)
-        found = NewItems(models, ROLE, seed, parts, best)
-        description = {"task": "rank", "history": parts.history}
+        trained = models.open(ROLE, seed)
+        found = NewItems(trained)
+        description = {"task": "rank", "history": trained.parts.history}
         inputs = inputs_of(models.experiment, ROLE)
-        bundle = Bundle(models.experiment.dataset, found.model, description, inputs, until=TEST)
+        bundle = Bundle(models.experiment.dataset, trained.model, description, inputs, until=TEST)
         assert bundle.vectors is not None
         yield found, bundle.vectors
 

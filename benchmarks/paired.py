@@ -22,8 +22,6 @@ from benchmarks.distillation import percent, spread
 from benchmarks.measuring import table
 from kd_jax.core.logging import Log
 from kd_jax.evaluation.significance import paired_bootstrap
-from kd_jax.experiment.builders import build
-from kd_jax.experiment.parts import placed
 from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import open_workdir
 
@@ -38,10 +36,10 @@ def per_user(folder: Path, names: Sequence[str]) -> tuple[str, dict[str, np.ndar
         experiment = models.experiment
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for seed in experiment.seeds:
-            parts = build(experiment, role, seed)
-            best = placed(parts.graphdef, models.best(role, seed, parts), experiment.mesh)
+            trained = models.open(role, seed)
+            parts = trained.parts
             evaluate = experiment.task.evaluation_function(parts.graphdef, "test", parts.history)
-            values = evaluate(*best).per_user
+            values = evaluate(*trained.on_devices).per_user
             for name in names:
                 if name not in values:
                     raise SystemExit(f"{name} is not among {', '.join(sorted(values))}")

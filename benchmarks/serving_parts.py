@@ -153,30 +153,22 @@ def equal(workdir: Path, calls: int) -> dict[str, Any]:
     from kd_jax import runtime
     from kd_jax.core.logging import Log
     from kd_jax.data.splits import TEST
-    from kd_jax.devices import sharding
     from kd_jax.evaluation.evaluator import top_k
-    from kd_jax.evaluation.scoring import score_function
-    from kd_jax.experiment.builders import build
     from kd_jax.experiment.new_items import biases_of
     from kd_jax.experiment.new_users import NewUsers
     from kd_jax.experiment.roles import ROLES
     from kd_jax.experiment.served import served
     from kd_jax.experiment.trained import open_workdir
-    from kd_jax.models.scorer import table_rows
 
     found = runtime.load(workdir)
     with tempfile.TemporaryDirectory() as folder, Log(Path(folder) / "log", "", silent=True) as log:
         models = open_workdir(workdir, log)
         experiment, role = models.experiment, ROLES[found.export.description["model"]]
         seed = experiment.seeds[0]
-        parts = build(experiment, role, seed)
-        data, graphdef = experiment.dataset, parts.graphdef
-        best = models.best(role, seed, parts)
-        users, biases = NewUsers(models, role, seed, parts, best), biases_of(models, role, seed)
-        params, constants = served(data, best, users, biases, TEST + 1, crossed=False)
-        params = sharding.put_params(params, table_rows(graphdef, params), experiment.mesh)
-        constants = sharding.put(constants, experiment.mesh)
-        score = score_function(data, graphdef, TEST + 1, parts.history)(params, constants)
+        data, trained = experiment.dataset, models.open(role, seed)
+        users, biases = NewUsers(trained), biases_of(models, role, seed)
+        params, _ = served(trained, users, biases, TEST + 1, crossed=False)
+        score, _ = trained.score_function(TEST + 1, params=params)
         # A user without a vector is served by the map of new users, which is not in JAX.
         chosen = np.flatnonzero(found.export.user_vectors.any(1))
         items, scores = top_k(score, chosen, K, data.history(TEST + 1), num_items=data.num_items)

@@ -82,7 +82,6 @@ def _children() -> float:
 def per_user(workdir: Path) -> np.ndarray:
     """The metric of every user and seed on test, [S, U]."""
     from kd_jax.core.logging import Log
-    from kd_jax.experiment.builders import build
     from kd_jax.experiment.roles import ROLES
     from kd_jax.experiment.trained import open_workdir
 
@@ -91,9 +90,10 @@ def per_user(workdir: Path) -> np.ndarray:
         models = open_workdir(workdir, log)
         experiment, role = models.experiment, ROLES[MODEL]
         for seed in experiment.seeds:
-            parts = build(experiment, role, seed)
+            trained = models.open(role, seed)
+            parts = trained.parts
             judge = experiment.task.evaluation_function(parts.graphdef, "test", parts.history)
-            found.append(judge(*models.best(role, seed, parts)).per_user[METRIC])
+            found.append(judge(*trained.best).per_user[METRIC])
     return np.stack(found)
 
 

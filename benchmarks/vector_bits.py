@@ -23,14 +23,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from flax import nnx
 
 from benchmarks.measuring import table
 from kd_jax.core.files import write_tensors
 from kd_jax.core.logging import Log
 from kd_jax.data.splits import TEST
 from kd_jax.evaluation.evaluator import evaluate_rank
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import TrainedModels, open_workdir
 from kd_jax.runtime import quantized
@@ -45,10 +43,9 @@ def trained_vectors(models: TrainedModels, role_name: str) -> Iterator[Vectors]:
     """The vectors of each seed."""
     experiment, role = models.experiment, ROLES[role_name]
     for seed in experiment.seeds:
-        parts = build(experiment, role, seed)
-        model: Any = nnx.merge(parts.graphdef, *models.best(role, seed, parts))
-        description = {"task": experiment.config.task, "history": parts.history}
-        found = Bundle(experiment.dataset, model, description, until=TEST).vectors
+        trained = models.open(role, seed)
+        description = {"task": experiment.config.task, "history": trained.parts.history}
+        found = Bundle(experiment.dataset, trained.model, description, until=TEST).vectors
         if found is None:
             sys.exit("error: the scores of this student do not factorise")
         yield found

@@ -16,6 +16,7 @@ from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import last_items
 from kd_jax.devices import sharding
 from kd_jax.evaluation import evaluator
+from kd_jax.evaluation.batching import stream
 from kd_jax.models.scorer import catalogue, factorises
 
 LARGEST_BLOCK = 2**26  # scores [B, I] on one device: 256 MB
@@ -67,6 +68,27 @@ def _scores(graphdef: nnx.GraphDef, factorised: bool) -> Callable[..., Array]:
         return found.contexts if isinstance(found, Factors) else found
 
     return scores
+
+
+def vectors_of(
+    score: evaluator.ScoreFn, users: np.ndarray, at_once: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The contexts [U, D] of users, the item vectors and the biases, for scores that are factors.
+
+    On a mesh there may be more than I rows (``score_function``).
+    """
+    items: list[np.ndarray] = []
+
+    def contexts(_: int, block: np.ndarray) -> Array:
+        found = score(block)
+        assert isinstance(found, Factors)
+        if not items:
+            items.extend(sharding.fetch(side) for side in (found.vectors, found.bias))
+        return found.contexts
+
+    rows = np.concatenate(stream(contexts, users, at_once))[: len(users)]
+    vectors, bias = items
+    return rows, vectors, bias
 
 
 def dense_users(batch_size: int, num_items: int, devices: int = 1) -> int:

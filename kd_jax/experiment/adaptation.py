@@ -28,7 +28,6 @@ from kd_jax.devices import sharding
 from kd_jax.distillation.teachers import Teacher
 from kd_jax.distillation.term import OWN, Term
 from kd_jax.experiment import roles
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import language_model, recipe, student_section
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.roles import Role
@@ -69,13 +68,13 @@ def item_vectors(models: TrainedModels, role: Role, seed: int) -> tuple[np.ndarr
             " --config.teacher.model.item_features=text+id, or take another model of the run"
             f" (--model={roles.plain_student().name})"
         )
-    parts = build(experiment, role, seed)
-    if not factorises(parts.graphdef):
+    trained = models.open(role, seed)
+    if not factorises(trained.parts.graphdef):
         raise InputError(
             f"{where} ({c.student.name!r}) has no vectors of items; take a student with"
             " factorised scores"
         )
-    source: Any = nnx.merge(parts.graphdef, *models.best(role, seed, parts))
+    source = trained.model
     # Popularity features follow, which are no knowledge of the item.
     width = c.teacher.model.dim if role.is_teacher else student_section(c).dim
     return np.asarray(source.items()[0])[:, :width], source

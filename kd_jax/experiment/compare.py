@@ -23,7 +23,7 @@ from kd_jax.experiment.objectives import description
 from kd_jax.experiment.parts import ModelParts
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.served import for_texts, served
-from kd_jax.experiment.trained import TrainedModels
+from kd_jax.experiment.trained import TrainedModel, TrainedModels
 from kd_jax.models.scorer import catalogue
 from kd_jax.runtime import compared
 from kd_jax.runtime.compared import Described
@@ -52,7 +52,7 @@ def write(models: TrainedModels, exported: Role, seed: int) -> None:
             export = (
                 _teacher(models, role, seed, parts)
                 if role.is_teacher
-                else _student(models, role, seed, parts, exported)
+                else _student(models, models.open(role, seed, parts=parts), exported)
             )
             if export is None:
                 experiment.log.note(f"export: the server's page does not show {role.name}")
@@ -73,24 +73,20 @@ def _dataset(models: TrainedModels) -> dict[str, Any]:
     return {"name": dataset.name, "checksum": dataset.checksum}
 
 
-def _student(
-    models: TrainedModels, role: Role, seed: int, parts: ModelParts, exported: Role
-) -> Export | None:
+def _student(models: TrainedModels, trained: TrainedModel, exported: Role) -> Export | None:
     """What the runtime reads of a student; None where that needs JAX.
 
     exported: the student whose settings its text map has, and whose biases its new items get.
     """
-    experiment = models.experiment
-    best = models.best(role, seed, parts)
-    users = NewUsers(models, role, seed, parts, best)
-    new_items = NewItems(models, role, seed, parts, best)
+    experiment, role, seed = trained.experiment, trained.role, trained.seed
+    users, new_items = NewUsers(trained), NewItems(trained)
     settings, biases = kept_of(models, exported, seed), biases_of(models, exported, seed)
-    best = served(experiment.dataset, best, users, biases, TEST + 1, crossed=False)
-    model: Any = nnx.merge(parts.graphdef, *best)
+    newest = served(trained, users, biases, TEST + 1, crossed=False)
+    model: Any = nnx.merge(trained.parts.graphdef, *newest)
     bundle = Bundle(
         experiment.dataset,
         model,
-        {"model": role.name, "task": experiment.config.task, "history": parts.history},
+        {"model": role.name, "task": experiment.config.task, "history": trained.parts.history},
         inputs_of(experiment, role, trained=True),
         users.history_map(),
         for_texts(new_items.text_map(settings) if settings else None, biases),

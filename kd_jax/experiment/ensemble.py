@@ -13,15 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core.scores import Factors
-from kd_jax.devices import sharding
 from kd_jax.evaluation.evaluator import ScoreFn
-from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.evaluation.tasks import SPLITS, Evaluation, Rank
 from kd_jax.experiment import roles
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.objectives import teachers_of
-from kd_jax.experiment.parts import placed
 from kd_jax.experiment.roles import Role
 
 
@@ -44,16 +40,11 @@ def evaluated(store: LabelStore) -> tuple[dict[str, Any], dict[str, Evaluation]]
     row: dict[str, Any] = {"name": roles.ENSEMBLE, "seed": None, "params": 0, "train_seconds": 0.0}
     at_once = task.batch_size
     for seed in experiment.seeds:
-        parts = build(experiment, plain, seed)
-        trained = store.models.best(plain, seed, parts)
-        best = placed(parts.graphdef, trained, experiment.mesh)
-        devices = sharding.data_parts(best[0])
-        items = experiment.dataset.num_items
-        at_once = users_at_once(parts.graphdef, task.batch_size, items, devices)
+        trained = store.models.open(plain, seed)
         for split, scores in of_split.items():
-            bind = score_function(experiment.dataset, parts.graphdef, SPLITS[split], parts.history)
-            scores.append(bind(*best))
-        row["params"] += parts.num_params
+            score_fn, at_once = trained.score_function(SPLITS[split])
+            scores.append(score_fn)
+        row["params"] += trained.parts.num_params
         row["train_seconds"] += store.models.result(plain, seed)["seconds"]
     row["bytes"] = 4 * row["params"]
     return row, {

@@ -26,7 +26,6 @@ from kd_jax.evaluation.baselines.chosen import chosen
 from kd_jax.evaluation.significance import Comparison, PerUser, gains
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import ensemble, new_costs, other_lists, roles, served, smaller
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import reads_text, selects
 from kd_jax.experiment.evaluations import Evaluations, Found, Row
 from kd_jax.experiment.experiment import Experiment
@@ -35,7 +34,6 @@ from kd_jax.experiment.label_store import LabelStore
 from kd_jax.experiment.new_items import SLICE, NewItems
 from kd_jax.experiment.new_users import NewUsers
 from kd_jax.experiment.objectives import description, teachers_of
-from kd_jax.experiment.parts import placed
 from kd_jax.experiment.roles import Role
 
 
@@ -207,9 +205,8 @@ def _label_seconds(store: LabelStore, role: Role, seed: int) -> float:
 
 def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
     experiment, models = store.experiment, store.models
-    result, parts = models.result(role, seed), build(experiment, role, seed)
-    trained = models.best(role, seed, parts)
-    best = placed(parts.graphdef, trained, experiment.mesh)
+    result, trained = models.result(role, seed), models.open(role, seed)
+    parts, best = trained.parts, trained.on_devices
     found = {
         split: experiment.task.evaluation_function(parts.graphdef, split, parts.history)(*best)
         for split in SPLITS
@@ -221,15 +218,15 @@ def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
     if not role.is_teacher:
         select, test = selects(experiment.config), found["test"]
         known = test.metrics[select]
-        users = NewUsers(models, role, seed, parts, trained)
+        users = NewUsers(trained)
         row["new_users"] = users.metrics(known)
         if role == models.exported():
-            row["smaller"] = smaller.sizes(experiment, parts, best, known)
-            items = NewItems(models, role, seed, parts, trained)
-            row["served"] = served.metrics(experiment, parts, trained, users, items)
+            row["smaller"] = smaller.sizes(trained, known)
+            items = NewItems(trained)
+            row["served"] = served.metrics(trained, users, items)
             if seed == experiment.seeds[0]:
                 row["new_items"] = items.metrics(test.slices.get(SLICE, {}).get(select))
-                row |= new_costs.seconds(models, role, seed, parts, trained, items)
+                row |= new_costs.seconds(trained, items)
     if role.distilled:
         row["label_seconds"] = _label_seconds(store, role, seed)
     return row, found

@@ -45,14 +45,12 @@ def export(models: TrainedModels) -> None:
 
 def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
     experiment = models.experiment
-    parts = build(experiment, role, seed)
     # Orbax reads, and texts are encoded, in all processes together.
-    best, inputs = models.best(role, seed, parts), inputs_of(experiment, role, trained=True)
-    users = NewUsers(models, role, seed, parts, best)
-    items = NewItems(models, role, seed, parts, best)
+    trained, inputs = models.open(role, seed), inputs_of(experiment, role, trained=True)
+    parts, users, items = trained.parts, NewUsers(trained), NewItems(trained)
     biases = items.biases()
     history_map, text_map = users.history_map(), for_texts(items.text_map(), biases)
-    newest = served(experiment.dataset, best, users, biases, TEST + 1, crossed=False)
+    newest = served(trained, users, biases, TEST + 1, crossed=False)
     if not leader():
         return
     description = dict(
@@ -62,9 +60,9 @@ def _export_student(models: TrainedModels, role: Role, seed: int) -> None:
         history=parts.history,
         spec=spec_of(experiment, role).plain(),
     )
-    trained, model = (nnx.merge(parts.graphdef, *found) for found in (best, newest))
+    model = nnx.merge(parts.graphdef, *newest)
     bundle = Bundle(
-        experiment.dataset, model, description, inputs, history_map, text_map, trained=trained
+        experiment.dataset, model, description, inputs, history_map, text_map, trained=trained.model
     )
     if biases.judged_by and not experiment.dataset.warm.all():
         experiment.log.note(

@@ -32,7 +32,6 @@ from kd_jax.distillation.teachers import (
 from kd_jax.distillation.term import OWN
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_student import example_kind, examples_of, window
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.earlier import EarlierRun
 from kd_jax.experiment.identity import identity_of, identity_of_source
 from kd_jax.experiment.objectives import objective, reads_impressions, teacher_in_run, teachers_of
@@ -183,10 +182,10 @@ class LabelStore:
         return found
 
     def _online(self, student: Role, seed: int, parts: ModelParts) -> Teacher:
-        role = ROLES[student.labels_from]
-        teacher = build(self.experiment, role, seed)
-        best = self.models.best(role, seed, teacher, (TRAIN,))
-        return online_teacher(teacher.graphdef, *best, example_kind=parts.example_kind)
+        teacher = self.models.open(ROLES[student.labels_from], seed, (TRAIN,))
+        return online_teacher(
+            teacher.parts.graphdef, *teacher.best, example_kind=parts.example_kind
+        )
 
     def _of_role(self, student: Role, role: Role, seed: int) -> LabelSet:
         """The labels of a model of this run for every training example of ``student``."""
@@ -195,9 +194,10 @@ class LabelStore:
         rates = experiment.task.num_classes > 0
 
         def make() -> tuple[label_cache.Labeller, Examples]:
-            parts = build(experiment, role, seed)
-            best = self.models.best(role, seed, parts, (TRAIN,))
-            labeller = labellers.of_model(parts.graphdef, *best, example_kind=where, rates=rates)
+            teacher = self.models.open(role, seed, (TRAIN,))
+            labeller = labellers.of_model(
+                teacher.parts.graphdef, *teacher.best, example_kind=where, rates=rates
+            )
             return labeller, examples_of(experiment, student, history)
 
         made = [identity_of(experiment, role, seed), *_positions(where), history]
@@ -229,9 +229,9 @@ class LabelStore:
                 labeller = labellers.of_lists(lists, experiment.dataset.num_items, **how)
                 return labeller, examples_of(experiment, student, length or lists.history)
             models, role, seed = self.outside.model(name)
-            parts = build(models.experiment, role, seed)
-            best = models.best(role, seed, parts, (TRAIN,))
-            labeller = labellers.of_model(parts.graphdef, *best, rates=rates, **how)
+            teacher = models.open(role, seed, (TRAIN,))
+            parts = teacher.parts
+            labeller = labellers.of_model(parts.graphdef, *teacher.best, rates=rates, **how)
             return labeller, examples_of(experiment, student, length or parts.history)
 
         made = [identity_of_source(experiment, name), experiment.dataset.checksum]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from flax import nnx
 
 from kd_jax.data.examples.base import last_items
 from kd_jax.data.splits import VALID
@@ -13,28 +10,23 @@ from kd_jax.evaluation import latency
 from kd_jax.evaluation.evaluator import eval_users
 from kd_jax.experiment import new_users, roles
 from kd_jax.experiment.new_items import NewItems
-from kd_jax.experiment.parts import Best, ModelParts
-from kd_jax.experiment.roles import Role
-from kd_jax.experiment.trained import TrainedModels
+from kd_jax.experiment.trained import TrainedModel
 
 TIMED = 50  # users, and items
 
 
-def seconds(
-    models: TrainedModels, role: Role, seed: int, parts: ModelParts, best: Best, items: NewItems
-) -> dict[str, float]:
+def seconds(trained: TrainedModel, items: NewItems) -> dict[str, float]:
     """'new_user_seconds' and 'new_item_seconds', medians of one at a time, in NumPy.
 
     A new user's vector comes from their history by the ``HistoryMap``, a new item's row from its
     text by the ``TextMap``, as in ``kd_jax.runtime``. A map that the student does not have is left
     out. Call it after that of users was fitted and kept.
     """
-    experiment, found = models.experiment, {}
-    data, folder = experiment.dataset, experiment.folder(role, seed)
-    model: Any = nnx.merge(parts.graphdef, *best)
-    fitted = new_users.history_map(folder, models.result(role, seed)["best_step"])
+    experiment, found = trained.experiment, {}
+    data = experiment.dataset
+    fitted = new_users.history_map(trained.folder, trained.step)
     if fitted is not None:
-        vectors = new_users.map_items(model)
+        vectors = new_users.map_items(trained.model)
         users = eval_users(data, VALID)[:TIMED]
         windows = last_items(*data.history(VALID), fitted.length)[users]
         found["new_user_seconds"] = latency.typical_seconds(

@@ -9,23 +9,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax.core.scores import Factors
-from kd_jax.core.types import Array
 from kd_jax.data.splits import VALID
-from kd_jax.devices import sharding
-from kd_jax.evaluation.batching import stream
 from kd_jax.evaluation.evaluator import evaluate_rank, judged_users
 from kd_jax.evaluation.metrics import expand
-from kd_jax.evaluation.scoring import score_function
+from kd_jax.evaluation.scoring import vectors_of
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
 from kd_jax.experiment.kept import kept_settings, read_settings
-from kd_jax.experiment.parts import Best, ModelParts, placed
 from kd_jax.experiment.roles import Role
-from kd_jax.experiment.trained import TrainedModels
+from kd_jax.experiment.trained import TrainedModel, TrainedModels
 from kd_jax.runtime.text_map import TextMap
 from kd_jax.serving.text_map import Rows, Settings, TextMaps
 
@@ -96,13 +91,8 @@ class NewItems:
     folder.
     """
 
-    def __init__(self, models: TrainedModels, role: Role, seed: int, parts: ModelParts, best: Best):
-        self._experiment = models.experiment
-        self._folder = models.experiment.folder(role, seed)
-        self._parts = parts
-        self._best: Best = sharding.fetch(best[0]), sharding.fetch(best[1])
-        self.model: Any = nnx.merge(parts.graphdef, *self._best)
-        self._step = models.result(role, seed)["best_step"]
+    def __init__(self, trained: TrainedModel):
+        self._trained, self._experiment = trained, trained.experiment
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of ``_contexts``
 
     def metrics(self, trained: float | None) -> dict[str, dict[str, float]]:
@@ -113,7 +103,7 @@ class NewItems:
         targets, and for a student whose scores do not factorise.
         """
         task = self._experiment.task
-        if trained is None or not isinstance(task, Rank) or not self.model.factorised:
+        if trained is None or not isinstance(task, Rank) or not self._trained.model.factorised:
             return {}
         found = self._cold(self._maps.predicted(self.settings()), "test")
         return {task.select: {"trained": trained, "text": found}} if found is not None else {}
@@ -135,14 +125,14 @@ class NewItems:
         whose scores do not factorise.
         """
         task, loss = self._experiment.task, lost_share(self._experiment.config)
-        if not loss or not isinstance(task, Rank) or not self.model.factorised:
+        if not loss or not isinstance(task, Rank) or not self._trained.model.factorised:
             return Biases("")
         recall = f"recall@{max(task.ks)}"
         deep = recall if recall in expand(task.metric_names, task.ks) else task.select
-        judged_by, path = f"{loss:g} of {task.select} for {deep}", self._folder / BIASES
+        judged_by, path = f"{loss:g} of {task.select} for {deep}", self._trained.folder / BIASES
         select = functools.partial(self._select_biases, judged_by, loss, (task.select, deep))
         return kept_settings(
-            path, Biases, self._step, select, valid=lambda kept: kept.judged_by == judged_by
+            path, Biases, self._trained.step, select, valid=lambda kept: kept.judged_by == judged_by
         )
 
     def _select_biases(self, judged_by: str, loss: float, names: tuple[str, str]) -> Biases:
@@ -173,12 +163,12 @@ class NewItems:
 
     @property
     def _in_numpy(self) -> bool:
-        known = self.model.factorised or self.model.runtime_hidden() is not None
+        known = self._trained.model.factorised or self._trained.model.runtime_hidden() is not None
         return isinstance(self._experiment.task, Rank) and known
 
     @functools.cached_property
     def _rows(self) -> Rows:
-        model = self.model
+        model = self._trained.model
         rows = model.items() if model.factorised else (model.item[...], model.bias[...])
         return np.asarray(rows[0]), np.asarray(rows[1])
 
@@ -191,9 +181,9 @@ class NewItems:
     def settings(self) -> Settings:
         """The selected hyper-parameters, which are written once, with the map."""
         return kept_settings(
-            self._folder / SETTINGS,
+            self._trained.folder / SETTINGS,
             Settings,
-            self._step,
+            self._trained.step,
             self._select,
             lambda settings: vars(self._maps.fit(settings)),
         )
@@ -218,7 +208,7 @@ class NewItems:
         Empty for scores without factors.
         """
         task = self._experiment.task
-        if not isinstance(task, Rank) or not self.model.factorised:
+        if not isinstance(task, Rank) or not self._trained.model.factorised:
             return {}
         vectors, bias = map(jnp.asarray, rows)
         users, contexts = self._contexts(split)
@@ -251,17 +241,7 @@ class NewItems:
     def _contexts(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The users that are judged, and their contexts [U, D], computed once."""
         if split not in self._known:
-            experiment, task, parts = self._experiment, self._experiment.task, self._parts
-            assert isinstance(task, Rank)
-            bind = score_function(experiment.dataset, parts.graphdef, SPLITS[split], parts.history)
-            scores = bind(*placed(parts.graphdef, self._best, experiment.mesh))
-
-            def contexts(_: int, block: np.ndarray) -> Array:
-                found = scores(block)
-                assert isinstance(found, Factors)
-                return found.contexts
-
-            users = judged_users(experiment.dataset, SPLITS[split], **self._judged(split))
-            blocks = stream(contexts, users, task.batch_size)
-            self._known[split] = users, np.concatenate(blocks)[: len(users)]
+            users = judged_users(self._experiment.dataset, SPLITS[split], **self._judged(split))
+            score, at_once = self._trained.score_function(SPLITS[split])
+            self._known[split] = users, vectors_of(score, users, at_once)[0]
         return self._known[split]

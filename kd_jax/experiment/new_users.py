@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from kd_jax.core.files import read_tensors
-from kd_jax.core.types import Params
 from kd_jax.data.splits import TEST, VALID
-from kd_jax.devices import sharding
-from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.evaluation.tasks import Rank
 from kd_jax.experiment.kept import kept_settings, read_settings, weights_of
-from kd_jax.experiment.parts import Best, ModelParts, placed
-from kd_jax.experiment.roles import Role
-from kd_jax.experiment.trained import TrainedModels
+from kd_jax.experiment.trained import TrainedModel
 from kd_jax.runtime.contexts import HistoryMap
 from kd_jax.serving.history_map import HistoryMaps, Settings
 
@@ -53,14 +47,11 @@ class NewUsers:
     model that reads histories reads shorter ones.
     """
 
-    def __init__(self, models: TrainedModels, role: Role, seed: int, parts: ModelParts, best: Best):
-        self._experiment = models.experiment
-        self._folder = models.experiment.folder(role, seed)
-        self._parts = parts
-        self._best: Best = sharding.fetch(best[0]), sharding.fetch(best[1])
-        self._model: Any = nnx.merge(parts.graphdef, *self._best)
-        self.has_table = isinstance(models.experiment.task, Rank) and self._model.has_user_vectors
-        self._step = models.result(role, seed)["best_step"]
+    def __init__(self, trained: TrainedModel):
+        self._trained, self._experiment = trained, trained.experiment
+        self.has_table = (
+            isinstance(trained.experiment.task, Rank) and trained.model.has_user_vectors
+        )
 
     def metrics(self, known: float) -> dict[str, dict[str, float]]:
         """The metric that selects models, by name, on test, by the number of newest items.
@@ -73,7 +64,7 @@ class NewUsers:
         """
         task = self._experiment.task
         if not isinstance(task, Rank) or (
-            self._model.example_kind == "user" and not self.has_table
+            self._trained.model.example_kind == "user" and not self.has_table
         ):
             return {}
         return {
@@ -89,11 +80,9 @@ class NewUsers:
         return found | {"known": known, "updated": self._of(updated, TEST)}
 
     def _with_histories(self, known: float) -> dict[str, float]:
-        params, longest = self._best[0], self._parts.history
+        longest = self._trained.parts.history
         found = {
-            name: self._evaluate(params, TEST, min(n, longest), until=TEST)
-            for name, n in LENGTHS.items()
-            if n
+            name: self._evaluate(TEST, history=min(n, longest)) for name, n in LENGTHS.items() if n
         }
         return found | {"all": known}
 
@@ -119,12 +108,12 @@ class NewUsers:
     def _maps(self) -> tuple[HistoryMaps, Settings]:
         """The regression problem and its selected hyper-parameters, which are written once."""
         histories = self._experiment.dataset.history(VALID)
-        users = np.asarray(self._model.user[...])
-        maps = HistoryMaps(map_items(self._model), users, histories)
+        model = self._trained.model
+        maps = HistoryMaps(map_items(model), np.asarray(model.user[...]), histories)
         settings = kept_settings(
-            self._folder / SETTINGS,
+            self._trained.folder / SETTINGS,
             Settings,
-            self._step,
+            self._trained.step,
             lambda: maps.select(lambda contexts: self._of(contexts, VALID, SELECT_USERS)),
             lambda settings: _arrays(maps.fit(settings)),
         )
@@ -132,20 +121,13 @@ class NewUsers:
 
     def _of(self, users: np.ndarray, split: int, max_users: int = 0) -> float:
         """The metric with these vectors in the table of users."""
-        params = self._best[0] | {"user": users}
-        return self._evaluate(params, split, self._parts.history, until=split, max_users=max_users)
+        params = self._trained.on_host[0] | {"user": users}
+        return self._evaluate(split, max_users, params=params)
 
-    def _evaluate(
-        self, params: Params, split: int, history: int, *, until: int, max_users: int = 0
-    ) -> float:
-        """The metric on ``split`` with the ``history`` newest items before the split ``until``."""
-        experiment, graphdef = self._experiment, self._parts.graphdef
-        task: Any = experiment.task
-        best = placed(graphdef, (params, self._best[1]), experiment.mesh)
-        score_fn = score_function(experiment.dataset, graphdef, until, history)(*best)
-        at_once = users_at_once(
-            graphdef, task.batch_size, experiment.dataset.num_items, sharding.data_parts(best[0])
-        )
+    def _evaluate(self, split: int, max_users: int = 0, **changed: Any) -> float:
+        """The metric on ``split``. changed: see ``TrainedModel.score_function``."""
+        task: Any = self._experiment.task
+        score_fn, at_once = self._trained.score_function(split, **changed)
         name = "valid" if split == VALID else "test"
         found = task.evaluate(score_fn, name, (task.select,), False, max_users, at_once)
         return found.metrics[task.select]

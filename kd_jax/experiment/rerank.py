@@ -34,10 +34,9 @@ from kd_jax.data.splits import TRAIN
 from kd_jax.devices import sharding
 from kd_jax.distillation.term import Term
 from kd_jax.evaluation import evaluator
-from kd_jax.evaluation.scoring import dense_users, score_function, users_at_once
+from kd_jax.evaluation.scoring import dense_users
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.config import changed, recipe, selects
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.roles import Role
@@ -167,13 +166,9 @@ class Reranker:
 
     def _candidates(self, models: TrainedModels) -> dict[str, Candidates]:
         """The candidates of each split, by name."""
-        d = self.experiment.dataset
-        parts = build(self.experiment, self.role, self.seed)
-        best = models.best(self.role, self.seed, parts)
-        at_once = users_at_once(parts.graphdef, self.task.batch_size, d.num_items, 1)
-        found = {}
+        trained, found = models.open(self.role, self.seed), {}
         for name, code in SPLITS.items():
-            score_fn = score_function(d, parts.graphdef, code, parts.history)(*best)
+            score_fn, at_once = trained.score_function(code)
             history = self.settings.model.history
             found[name] = candidates(
                 self.task, score_fn, code, self.n, self.pairs, history, at_once

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data.dataset import Dataset
 from kd_jax.data.splits import TEST
-from kd_jax.devices import sharding
-from kd_jax.experiment.experiment import Experiment
 from kd_jax.experiment.new_items import Biases, NewItems
 from kd_jax.experiment.new_users import NewUsers
-from kd_jax.experiment.parts import Best, ModelParts, placed
+from kd_jax.experiment.parts import Best
+from kd_jax.experiment.trained import TrainedModel
 from kd_jax.runtime.text_map import TextMap
 
 
 def served(
-    dataset: Dataset, best: Best, users: NewUsers, biases: Biases, until: int, *, crossed: bool
+    trained: TrainedModel, users: NewUsers, biases: Biases, until: int, *, crossed: bool
 ) -> Best:
     """The parameters of a student as they are served.
 
@@ -26,12 +24,14 @@ def served(
     (``HistoryMaps.updated``), and the biases of items without a train interaction have
     ``biases.trained`` more. crossed: see ``HistoryMaps.contexts``.
     """
-    params, constants = sharding.fetch(best[0]), sharding.fetch(best[1])
+    params, constants = trained.on_host
     vectors = users.updated(until, crossed=crossed)
     if vectors is not None:
         params = params | {"user": vectors}
     if biases.trained:
-        params = params | {"bias": params["bias"] + np.float32(biases.trained) * ~dataset.warm}
+        params = params | {
+            "bias": params["bias"] + np.float32(biases.trained) * ~trained.experiment.dataset.warm
+        }
     return params, constants
 
 
@@ -44,9 +44,7 @@ def for_texts(text_map: TextMap | None, biases: Biases) -> TextMap | None:
     return dataclasses.replace(text_map, intercept=intercept)
 
 
-def metrics(
-    experiment: Experiment, parts: ModelParts, best: Best, users: NewUsers, items: NewItems
-) -> dict[str, Any]:
+def metrics(trained: TrainedModel, users: NewUsers, items: NewItems) -> dict[str, Any]:
     """The evaluation on test of a student as it is served to users known until test.
 
     'test' and 'slices' are those of an entry of ``models``, 'new_item_bias' is ``Biases.trained``.
@@ -55,7 +53,8 @@ def metrics(
     biases = items.biases()
     if not (users.has_table or biases.trained):
         return {}
-    found = served(experiment.dataset, best, users, biases, TEST, crossed=True)
-    evaluate = experiment.task.evaluation_function(parts.graphdef, "test", parts.history)
-    test = evaluate(*placed(parts.graphdef, found, experiment.mesh))
+    found = served(trained, users, biases, TEST, crossed=True)
+    task, parts = trained.experiment.task, trained.parts
+    evaluate = task.evaluation_function(parts.graphdef, "test", parts.history)
+    test = evaluate(*trained.place(found))
     return {"test": test.metrics, "slices": test.slices, "new_item_bias": biases.trained}

@@ -6,19 +6,15 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
 from kd_jax.data.splits import TEST
-from kd_jax.devices import sharding
-from kd_jax.evaluation.batching import stream
 from kd_jax.evaluation.evaluator import chosen_users, eval_users
-from kd_jax.evaluation.scoring import score_function, users_at_once
+from kd_jax.evaluation.scoring import vectors_of
 from kd_jax.evaluation.tasks import Rank
-from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.parts import Best, ModelParts
+from kd_jax.experiment.trained import TrainedModel
 from kd_jax.models.scorer import factorises
 from kd_jax.runtime import quantized
 
@@ -37,7 +33,7 @@ class Vectors(NamedTuple):
     bias: np.ndarray
 
 
-def sizes(experiment: Experiment, parts: ModelParts, best: Best, trained: float) -> dict[str, Any]:
+def sizes(trained: TrainedModel, known: float) -> dict[str, Any]:
     """The metric that selects models on test, of the trained vectors and of smaller ones.
 
     'users' is how many of the test users are judged: all, unless there are more than ``PAIRS`` /
@@ -46,24 +42,24 @@ def sizes(experiment: Experiment, parts: ModelParts, best: Best, trained: float)
     table of users, and the metric by name. Smaller vectors are packed as in ``runtime.quantized``
     or cut by ``cut``. Empty for a student whose scores do not factorise.
 
-    best: as placed on the devices. trained: the metric of the model on test. Vectors beyond the
-    range of float16 have no size below 32 bits, which is noted in the log.
+    known: the metric of the model on test. Vectors beyond the range of float16 have no size below
+    32 bits, which is noted in the log.
     """
+    experiment = trained.experiment
     task, data = experiment.task, experiment.dataset
-    if not isinstance(task, Rank) or not factorises(parts.graphdef):
+    if not isinstance(task, Rank) or not factorises(trained.parts.graphdef):
         return {}
     most = max(FEWEST, PAIRS // data.num_items)
     judged = eval_users(data, TEST)
     users = chosen_users(judged, most)
-    found = _vectors(experiment, parts, best, users)
-    model: Any = nnx.merge(parts.graphdef, *best)
-    count = data.num_users if getattr(model, "has_user_vectors", False) else 0
+    found = _vectors(trained, users)
+    count = data.num_users if getattr(trained.model, "has_user_vectors", False) else 0
     dim = found.items.shape[1]
     rows: list[dict[str, Any]] = [
         {"bits": FULL, "dim": dim, "bytes": _bytes(FULL, dim, data.num_items, count)}
     ]
     whole = len(users) == len(judged)
-    rows[0][task.select] = trained if whole else _quality(task, found, users)
+    rows[0][task.select] = known if whole else _quality(task, found, users)
     for bits in BITS:
         try:
             small = packed(found, bits)
@@ -81,24 +77,11 @@ def sizes(experiment: Experiment, parts: ModelParts, best: Best, trained: float)
     return {"users": len(users), "sizes": rows}
 
 
-def _vectors(experiment: Experiment, parts: ModelParts, best: Best, users: np.ndarray) -> Vectors:
+def _vectors(trained: TrainedModel, users: np.ndarray) -> Vectors:
     """The trained vectors, with the contexts of ``users``."""
-    task: Any = experiment.task
-    data, graphdef = experiment.dataset, parts.graphdef
-    scores = score_function(data, graphdef, TEST, parts.history)(*best)
-    at_once = users_at_once(graphdef, task.batch_size, data.num_items, sharding.data_parts(best[0]))
-    items: list[np.ndarray] = []
-
-    def contexts(_: int, block: np.ndarray) -> Any:
-        found = scores(block)
-        assert isinstance(found, Factors)
-        if not items:
-            items.extend(sharding.fetch(side) for side in (found.vectors, found.bias))
-        return found.contexts
-
-    rows = np.concatenate(stream(contexts, users, at_once))[: len(users)]
-    vectors, bias = (side[: data.num_items] for side in items)
-    return Vectors(rows, vectors, bias)
+    score, at_once = trained.score_function(TEST)
+    contexts, *items = vectors_of(score, users, at_once)
+    return Vectors(contexts, *(side[: trained.experiment.dataset.num_items] for side in items))
 
 
 def _quality(task: Rank, found: Vectors, users: np.ndarray) -> float:

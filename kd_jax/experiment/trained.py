@@ -2,28 +2,87 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import read_json
 from kd_jax.core.logging import Log
-from kd_jax.core.types import Params, PyTree
+from kd_jax.core.types import Params
 from kd_jax.data import dataset as datasets
 from kd_jax.data.splits import TEST, VALID
+from kd_jax.devices import sharding
+from kd_jax.evaluation.evaluator import ScoreFn
+from kd_jax.evaluation.scoring import score_function, users_at_once
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_teacher import refresh
-from kd_jax.experiment.builders import trains_language_model
+from kd_jax.experiment.builders import build, trains_language_model
 from kd_jax.experiment.experiment import Experiment
-from kd_jax.experiment.parts import ModelParts
+from kd_jax.experiment.parts import Best, ModelParts, placed
 from kd_jax.experiment.renamed import check_written
 from kd_jax.experiment.roles import Role
 from kd_jax.training.checkpoint import Checkpoints
 
 RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A trained model of an experiment.
+
+    best: its best parameters and the constants that belong to them. step: where training had them.
+    """
+
+    experiment: Experiment
+    role: Role
+    seed: int
+    parts: ModelParts
+    best: Best
+    step: int
+
+    @property
+    def folder(self) -> Path:
+        return self.experiment.folder(self.role, self.seed)
+
+    @functools.cached_property
+    def on_host(self) -> Best:
+        """``best`` as NumPy arrays; every process must read it."""
+        return sharding.fetch(self.best[0]), sharding.fetch(self.best[1])
+
+    @functools.cached_property
+    def on_devices(self) -> Best:
+        return self.place(self.best)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The model with the arrays of ``on_host``."""
+        return nnx.merge(self.parts.graphdef, *self.on_host)
+
+    def place(self, best: Best) -> Best:
+        """Parameters and constants of this architecture on the devices (``parts.placed``)."""
+        return placed(self.parts.graphdef, best, self.experiment.mesh)
+
+    def score_function(
+        self, split: int, *, params: Params | None = None, history: int | None = None
+    ) -> tuple[ScoreFn, int]:
+        """The scores of users who are known until ``split``, and how many users to ask for at once.
+
+        params: in place of the best ones. history: how many of the newest items are read; None: as
+        many as in training.
+        """
+        parts, data = self.parts, self.experiment.dataset
+        best = self.on_devices if params is None else self.place((params, self.on_host[1]))
+        task: Any = self.experiment.task
+        devices = sharding.data_parts(best[0])
+        at_once = users_at_once(parts.graphdef, task.batch_size, data.num_items, devices)
+        length = parts.history if history is None else history
+        return score_function(data, parts.graphdef, split, length)(*best), at_once
 
 
 class TrainedModels:
@@ -56,17 +115,24 @@ class TrainedModels:
             )
         return Checkpoints(folder).params(self.result(role, seed)["best_step"], parts.params)
 
-    def best(
-        self, role: Role, seed: int, parts: ModelParts, splits: Sequence[int] = (VALID, TEST)
-    ) -> tuple[Params, PyTree]:
-        """``best_params``, and the constants that belong to them.
+    def open(
+        self,
+        role: Role,
+        seed: int,
+        splits: Sequence[int] = (VALID, TEST),
+        parts: ModelParts | None = None,
+    ) -> TrainedModel:
+        """A model with its best parameters; raises InputError for an untrained one.
 
-        splits: the splits that the model will be evaluated on.
+        splits: the splits that the model will be evaluated on. parts: where they are built already.
         """
-        params = self.best_params(role, seed, parts)
-        if trains_language_model(self.experiment, role):
-            return params, refresh(self.experiment, role, parts, splits)(params, parts.constants)
-        return params, parts.constants
+        experiment = self.experiment
+        parts = build(experiment, role, seed) if parts is None else parts
+        params, constants = self.best_params(role, seed, parts), parts.constants
+        if trains_language_model(experiment, role):
+            constants = refresh(experiment, role, parts, splits)(params, constants)
+        step = self.result(role, seed)["best_step"]
+        return TrainedModel(experiment, role, seed, parts, (params, constants), step)
 
 
 def written(workdir: Path) -> ConfigDict:

@@ -171,9 +171,7 @@ def test_an_older_teacher_has_the_same_vectors_of_its_items(older, started):
     for path in (older, workdir):
         with Log(workdir / "log.jsonl", "ndcg@10") as log:
             models = open_workdir(path, log)
-            parts = build(models.experiment, ROLES["teacher"], 0)
-            best = models.best(ROLES["teacher"], 0, parts)
-            found = nnx.merge(parts.graphdef, *best).items()[0]
+            found = models.open(ROLES["teacher"], 0).model.items()[0]
             ids = models.experiment.dataset.item_ids.to_list()
             vectors[path] = dict(zip(ids, np.asarray(found), strict=True))
     for one in vectors[older].keys() & vectors[workdir].keys():

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -168,14 +167,14 @@ def test_the_compared_models_score_as_they_were_trained_with_all_interactions(fi
         models = open_workdir(finished, log)
     for name in listed[:-1]:
         role, found = roles.ROLES[name], compared.load(finished / "export", name, main.export)
-        parts = build(models.experiment, role, 0)
-        trained: Any = nnx.merge(parts.graphdef, *models.best(role, 0, parts))
+        opened = models.open(role, 0)
+        trained = opened.model
         data = models.experiment.dataset
         indptr, items = data.history(TEST + 1)
         users = np.arange(data.num_users, dtype=np.int32)
         if not role.is_teacher:
             trained.user[...] = with_newest(found, data, np.asarray(trained.user[...]))
-        windows = last_items(indptr, items, parts.history)
+        windows = last_items(indptr, items, opened.parts.history)
         scores = trained.scores({"user": users, "history": windows}, trained.items())
         vectors = found.vectors(users.tolist(), [found.seen(user) for user in users])
         known = np.asarray(scores.contexts).any(1)

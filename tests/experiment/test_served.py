@@ -15,7 +15,6 @@ from kd_jax.core.logging import Log
 from kd_jax.data import dataset as datasets
 from kd_jax.evaluation.evaluator import chosen_users, eval_users
 from kd_jax.experiment import roles
-from kd_jax.experiment.builders import build
 from kd_jax.experiment.new_items import HALVINGS, MOST, Biases, NewItems, biases_of, most_added
 from kd_jax.experiment.served import for_texts
 from kd_jax.experiment.trained import open_workdir
@@ -129,8 +128,7 @@ def test_new_items_are_judged_by_a_sample_of_users_and_all_who_chose_one(run):
         with Log(run / "unused", "ndcg@10", silent=True) as log:
             models = open_workdir(run, log)
         models.experiment.config.eval.valid_users = most
-        parts = build(models.experiment, role, 0)
-        items = NewItems(models, role, 0, parts, models.best(role, 0, parts))
+        items = NewItems(models.open(role, 0))
         (users, contexts), slices = items._contexts("valid"), items._slices(items._rows, "valid")
         found[most] = users, contexts, slices
         data = models.experiment.dataset

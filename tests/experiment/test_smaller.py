@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,11 @@ import pytest
 
 from helpers.training import HISTORY, student_of, task_of
 from kd_jax.data.splits import TEST
+from kd_jax.devices import sharding
 from kd_jax.evaluation.evaluator import chosen_users, evaluate_rank
-from kd_jax.experiment import smaller
+from kd_jax.experiment import roles, smaller
 from kd_jax.experiment.parts import ModelParts
+from kd_jax.experiment.trained import TrainedModel
 from kd_jax.models.scorer import split
 from kd_jax.runtime import quantized
 
@@ -32,8 +36,8 @@ def scores(found):
     return found.contexts @ found.items.T + found.bias
 
 
-def experiment_of(name):
-    """A student with random parameters, in an experiment that is its task alone."""
+def student_with_notes(name):
+    """A student with random parameters in an experiment that is its task alone; what is logged."""
     task, notes = task_of(False), []
     graphdef, params, constants = split(student_of(task, name))
     leaves, tree = jax.tree.flatten(params)
@@ -41,8 +45,10 @@ def experiment_of(name):
     leaves = [jnp.asarray(rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
     best = jax.tree.unflatten(tree, leaves), constants
     log = SimpleNamespace(note=notes.append)
-    found = SimpleNamespace(task=task, dataset=task.dataset, log=log)
-    return found, ModelParts(graphdef, best[0], constants, "user", HISTORY), best, notes
+    mesh = sharding.make_mesh(1, 1)
+    found: Any = SimpleNamespace(task=task, dataset=task.dataset, log=log, mesh=mesh)
+    parts = ModelParts(graphdef, best[0], constants, "user", HISTORY)
+    return TrainedModel(found, roles.plain_student(), 0, parts, best, 0), notes
 
 
 def test_the_cut_is_the_best_of_its_rank_and_exact_at_full_rank():
@@ -89,9 +95,9 @@ def test_packed_vectors_are_what_a_reader_decodes():
 
 @pytest.mark.parametrize("name", ["mf", "sasrec"])
 def test_every_size_is_judged_on_the_test_users(name):
-    experiment, parts, best, _ = experiment_of(name)
-    data = experiment.dataset
-    found = smaller.sizes(experiment, parts, best, 0.4321)
+    student, _ = student_with_notes(name)
+    data = student.experiment.dataset
+    found = smaller.sizes(student, 0.4321)
     users, items = data.num_users if name == "mf" else 0, data.num_items
     rows = {(row["bits"], row["dim"]): row for row in found["sizes"]}
     dim = found["sizes"][0]["dim"]
@@ -109,7 +115,7 @@ def test_every_size_is_judged_on_the_test_users(name):
     assert rows[32, dim // 4]["bytes"] == 4 * (dim // 4 * (users + items) + items)
     judged = np.flatnonzero(np.diff(data.targets(TEST)[0]) > 0)
     assert found["users"] == len(judged)
-    kept = smaller._vectors(experiment, parts, best, judged)
+    kept = smaller._vectors(student, judged)
     for size, small in (
         ((4, dim), smaller.packed(kept, 4)),
         ((32, dim // 4), smaller.cut_vectors(kept, dim // 4)),
@@ -124,8 +130,8 @@ def test_every_size_is_judged_on_the_test_users(name):
 def test_of_many_users_a_part_is_judged(monkeypatch):
     monkeypatch.setattr(smaller, "PAIRS", 1)
     monkeypatch.setattr(smaller, "FEWEST", 7)
-    experiment, parts, best, _ = experiment_of("mf")
-    found = smaller.sizes(experiment, parts, best, 2.0)
+    student, _ = student_with_notes("mf")
+    found = smaller.sizes(student, 2.0)
     assert found["users"] == 7
     assert 0 <= found["sizes"][0]["ndcg@10"] <= 1  # that of these users, not of all
     users = np.arange(50)
@@ -136,13 +142,14 @@ def test_of_many_users_a_part_is_judged(monkeypatch):
 
 
 def test_vectors_beyond_float16_have_no_fewer_bits():
-    experiment, parts, best, notes = experiment_of("mf")
-    params = best[0] | {"bias": best[0]["bias"].at[0].set(1e6)}
-    found = smaller.sizes(experiment, parts, (params, best[1]), 0.1)
+    student, notes = student_with_notes("mf")
+    params, constants = student.best
+    best = params | {"bias": params["bias"].at[0].set(1e6)}, constants
+    found = smaller.sizes(dataclasses.replace(student, best=best), 0.1)
     assert {row["bits"] for row in found["sizes"]} == {32}
     assert len(notes) == 3 and all("65504" in note for note in notes)
 
 
 def test_scores_of_a_hidden_layer_have_no_vectors():
-    experiment, parts, best, _ = experiment_of("mlp")
-    assert smaller.sizes(experiment, parts, best, 0.1) == {}
+    student, _ = student_with_notes("mlp")
+    assert smaller.sizes(student, 0.1) == {}
