@@ -85,7 +85,7 @@ def exact(items: np.ndarray, best: Callable[[np.ndarray], np.ndarray]) -> Search
     pool = ThreadPoolExecutor(CORES)
 
     def search(queries: np.ndarray) -> np.ndarray:
-        found = []
+        found: list[np.ndarray] = []
         for start in range(0, len(queries), 64):
             scores = queries[start : start + 64] @ items.T
             found += pool.map(best, np.array_split(scores, CORES))
@@ -172,14 +172,14 @@ def in_turns(searches: list[Search], queries: np.ndarray) -> list[float]:
     return np.median(rounds, axis=0).tolist()
 
 
-def measured(kind: str, options: argparse.Namespace) -> list[list[object]]:
+def measured(kind: str, options: argparse.Namespace) -> list[list[str]]:
     """The rows of the table."""
     items, queries = vectors(kind, options.workdir, options.items, 8192)
     judged, others = queries[:JUDGED], queries[JUDGED : 2 * JUDGED]
     base = exact(items, partition)
     best = base(judged)
     print(f"{kind}: {len(np.unique(best)):,} different items in {JUDGED} exact lists\n")
-    rows: list[list[object]] = []
+    rows: list[list[str]] = []
     searches = [base, exact(items, group_maxima)]
     for name in ("argpartition", "group maxima"):
         rows.append([f"{kind}: exact, {name}", "", "", f"{items.nbytes / 1e6:.0f}", "1.0000"])

@@ -56,10 +56,11 @@ def generate(folder: Path, rows: int) -> None:
 
 
 def measure(folder: Path) -> None:
-    from kd_jax.data import dataset, readers
+    from kd_jax.data import dataset
+    from kd_jax.data.readers import movielens
 
     start = time.perf_counter()
-    raw = readers.read("movielens", {"path": str(folder)})
+    raw = movielens.read(str(folder))
     read = time.perf_counter()
     data = dataset.build(raw, split="temporal", min_user_interactions=5, min_item_interactions=5)
     built = time.perf_counter()

@@ -238,7 +238,8 @@ def main() -> int:
     options, flags = parsed()
     out = options.out.expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    page, found = ["# Distillation on every data set"], {}
+    page = ["# Distillation on every data set"]
+    found: dict[str, dict[str, Any]] = {}
     chosen, failed = studies(options, flags), False
     for study in chosen.values():  # before anything is written
         if isinstance(study, Study):

@@ -113,7 +113,9 @@ def main() -> int:
         for name, also in (("seed", ""), ("ids", ", and item IDs"))
     ]
     out = workdir / "fine_tuning.json"
-    there = json.loads(out.read_text()) if out.exists() else {"seeds": seeds, "rows": []}
+    there: dict[str, Any] = {"seeds": seeds, "rows": []}
+    if out.exists():
+        there = json.loads(out.read_text())
     names = {one["name"] for one in new}
     old = [one for one in there["rows"][2:] if one["name"] not in names and there["seeds"] == seeds]
     rows = [row("frozen", [workdir / "frozen"], []), ids, *old, *new]

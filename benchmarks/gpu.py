@@ -110,7 +110,9 @@ def steps(run: str, found: dict[str, Any]) -> list[list[Any]]:
     for model in dict.fromkeys(line["model"] for line in lines):
         own = [line for line in lines if line["model"] == model]
         timed = [line for line in own if "step_ms" in line]
-        traced = next((line["device_ms"] for line in own if "device_ms" in line), {})
+        traced: dict[str, float] = next(
+            (line["device_ms"] for line in own if "device_ms" in line), {}
+        )
         if timed:
             last = timed[-1]
             share = last.get("flops_utilisation")

@@ -36,7 +36,7 @@ SHOWN = {
 
 def point(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     into = folder / "-".join(str(sizes[name]) for name in ("interactions", "users", "items"))
-    specs = [FIXED | {"batch": sizes["batch"], "folder": str(into)}]
+    specs: list[dict[str, Any]] = [FIXED | {"batch": sizes["batch"], "folder": str(into)}]
     if not (into / "items.parquet").exists():
         specs.insert(
             0,
@@ -78,8 +78,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = measuring.parser(__doc__, "runs/benchmarks/growth.json")
-    for name, middle in MIDDLE.items():
-        default = [middle // 4, middle, middle * 4]
+    for name, size in MIDDLE.items():
+        default = [size // 4, size, size * 4]
         parser.add_argument(
             f"--{name}", type=measuring.numbers, default=default, help="the middle point is added"
         )

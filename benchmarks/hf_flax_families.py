@@ -79,11 +79,11 @@ def difference(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> dict[s
 
 
 def finite_gradient(encoder: HFFlaxEncoder, tensors: dict[str, np.ndarray]) -> bool:
-    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
-    ids = tensors["ids.right"]
-    mask = tensors["mask.right"]
+    graphdef, params, *rest = nnx.split(encoder, nnx.Param, ...)
+    ids = jnp.asarray(tensors["ids.right"])
+    mask = jnp.asarray(tensors["mask.right"])
     grads = jax.jit(
-        jax.grad(lambda params: (nnx.merge(graphdef, params, rest)(ids, mask) ** 3).sum())
+        jax.grad(lambda params: (nnx.merge(graphdef, params, *rest)(ids, mask) ** 3).sum())
     )(params)
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
 

@@ -50,7 +50,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.distillation import label_cache
     from kd_jax.distillation.objective import StepInputs, mean_loss
     from kd_jax.distillation.term import OWN, Term
-    from kd_jax.losses import sampled
+    from kd_jax.losses.candidates import top_items
     from kd_jax.losses.softmax import KL
 
     items = spec["items"]
@@ -75,7 +75,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         @jax.jit
         def find(*factors: Any) -> dict[str, Any]:
             scores = Factors(*factors)
-            top = sampled.top_items(scores, k)
+            top = top_items(scores, k)
             near = (
                 jnp.einsum("bpd,bpkd->bpk", scores.contexts, scores.vectors[top]) + scores.bias[top]
             )

@@ -85,8 +85,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from flax import nnx
 
     from kd_jax.core.tiling import tile_shape, tile_size
-    from kd_jax.data import dataset, readers
+    from kd_jax.data import dataset
     from kd_jax.data.examples import base, user
+    from kd_jax.data.readers import files
     from kd_jax.devices import sharding
     from kd_jax.distillation.term import Term
     from kd_jax.evaluation import evaluator
@@ -103,11 +104,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     folder = Path(spec["folder"])
     stage = Stages()
     with stage("read"):
-        paths = {
-            "path": str(folder / "interactions.parquet"),
-            "items_path": str(folder / "items.parquet"),
-        }
-        raw = readers.read("files", paths)
+        raw = files.read(str(folder / "interactions.parquet"), str(folder / "items.parquet"))
     with stage("filter, index, split") as row:
         data = dataset.build(raw, min_user_interactions=5)
         row["note"] = ", ".join(

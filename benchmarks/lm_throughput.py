@@ -131,10 +131,10 @@ def flops_by_length(encoder: Any) -> tuple[Callable[..., Any], Callable[..., Any
 
     from kd_jax.devices import profiling
 
-    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+    graphdef, params, *rest = nnx.split(encoder, nnx.Param, ...)
 
     def total(params: Any, ids: Any) -> Any:
-        return nnx.merge(graphdef, params, rest)(ids, jnp.ones_like(ids)).sum()
+        return nnx.merge(graphdef, params, *rest)(ids, jnp.ones_like(ids)).sum()
 
     lengths = np.array([8, 16, 32])
     counted = []
@@ -186,7 +186,7 @@ def ours(spec: dict[str, Any]) -> None:
         dtype=jnp.dtype(spec["dtype"]),
         max_length=MAX_LENGTH,
     )
-    graphdef, params, rest = nnx.split(encoder, nnx.Param, ...)
+    graphdef, params, *rest = nnx.split(encoder, nnx.Param, ...)
     tx = optax.adamw(spec["rate"], weight_decay=0.01)
 
     def encoding(tokens: Tokens) -> Contestant:
@@ -197,7 +197,7 @@ def ours(spec: dict[str, Any]) -> None:
         return lambda: (encode(encoder, table, batch_tokens=batch_tokens), computed)
 
     def loss(params: Any, parts: list[Any], targets: Any) -> Any:
-        model = nnx.merge(graphdef, params, rest)
+        model = nnx.merge(graphdef, params, *rest)
         return ((jnp.concatenate([model(ids, mask) for ids, mask in parts]) - targets) ** 2).mean()
 
     def training(tokens: Tokens) -> Contestant:

@@ -29,9 +29,9 @@ import polars as pl
 
 from benchmarks.peer_common import Split
 from benchmarks.peers import environment, prepare
-from kd_jax.data import readers
 from kd_jax.data.examples.packed import bins_of
 from kd_jax.data.raw import RawData
+from kd_jax.data.readers import movielens
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 50
@@ -41,7 +41,7 @@ def split_of(folder: Path) -> Split:
     """Train and valid of leave-one-out over the 5-core, to learn from."""
     path = folder / "interactions.parquet"
     if not path.exists():
-        return prepare(readers.read("movielens", {"path": str(folder)}))
+        return prepare(movielens.read(str(folder)))
     rows = pl.read_parquet(path).rename({"position": "timestamp"})
     items = rows.select(pl.col("item").unique().sort()).with_columns(title=pl.lit("Item"))
     return prepare(RawData(folder.name, rows.select("user", "item", "timestamp"), items))

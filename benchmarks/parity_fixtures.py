@@ -161,7 +161,7 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
     """The tensors of parity.safetensors: inputs and the hidden states of every layer."""
     import torch
 
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for padding, (ids, mask) in inputs(model.config.vocab_size, model.config.pad_token_id).items():
         masked = {} if padding == "none" else {"attention_mask": torch.from_numpy(mask)}
         if model.config.model_type == "gpt2":  # by default it counts padding on the left as text

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def flat(split: Split, options) -> None:
     )  # 0: without a train interaction, the net has no such item
     number[known.numpy()] = np.arange(1, len(known) + 1)
 
-    def build():
+    def build() -> tuple[Any, torch.optim.Optimizer]:
         net = FlatSASRecNet(len(known), D, BLOCKS, HEADS, LENGTH, DROPOUT)
         for values in net.parameters():
             if values.ndim > 1:

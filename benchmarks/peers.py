@@ -45,8 +45,9 @@ import numpy as np
 import polars as pl
 
 from benchmarks.peer_common import FIELDS, Split
-from kd_jax.data import dataset, readers
+from kd_jax.data import dataset
 from kd_jax.data.raw import RawData
+from kd_jax.data.readers import movielens
 
 HERE = Path(__file__).parent
 PEERS = ("implicit", "rectools", "recbole")
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.only or any(word.lower() in contestant.name.lower() for word in options.only)
     ]
 
-    raw = readers.read("movielens", {"path": str(options.data)}) if options.data else generate()
+    raw = movielens.read(str(options.data)) if options.data else generate()
     split = prepare(raw, fit_valid=not options.train_only)
     shape = {
         "users": split.num_users,
@@ -312,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{contestant.name} …", file=sys.stderr, flush=True)
             interpreter = interpreters[contestant.peer]
             rate = None
-            tried = {}
+            tried: dict[str, float] = {}
             if options.tune:
                 rate, tried = tuned_rate(
                     contestant, interpreter, Path(folder) / "earlier.npz", options

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -49,7 +50,7 @@ from kd_jax.training.recipe import Recipe
 from kd_jax.training.step import StepSpec
 
 LENGTH = 50
-SETTINGS = {  # student, recipe, epochs
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # student, recipe, epochs
     "mf": ({"dim": 64, "dropout": 0.5}, {"batch_size": 512, "learning_rate": 1e-2}, 30),
     "sasrec": (
         {"dim": 64, "dropout": 0.2, "history": LENGTH},

@@ -176,7 +176,7 @@ QUICK = ("movietweetings", "online-retail")
 def measured(row: Row, workdir: Path) -> list[tuple[str, ...]]:
     """The lines of a row: what its report has, beside the published values and their ranges."""
     metrics = metrics_of(workdir) or {"models": []}
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for role, published in row.values.items():
         seeds = seeds_of(metrics, role)
         for metric, value in published.items():

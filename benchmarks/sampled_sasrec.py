@@ -72,8 +72,9 @@ def train(data: Dataset, negatives: int, rate: float, options: argparse.Namespac
         look_up=examples.look_up,
     )
     tables = sharding.put_whole(examples.tables, mesh)
-    how = {"num_batches": STEPS, "seed": 0, "chunk": CHUNK, "gather": False}
-    stream = batches(examples, batch_size=rows, **how)
+    stream = batches(
+        examples, batch_size=rows, num_batches=STEPS, seed=0, chunk=CHUNK, gather=False
+    )
     task = Rank(data, "ndcg@10", ("ndcg",), (10,), 512, options.users)
     judge = task.evaluation_function(graphdef, "valid", LENGTH, full=False)
     compiled = step.lower(state, next(stream), tables, constants, None).compile()

@@ -121,7 +121,7 @@ class Turns:
         self.process.stdin.close()
         self.process.stdout.close()
         if self.process.wait():
-            sys.exit(f"{self.process.args} failed")
+            sys.exit(f"{self.process.args!r} failed")
 
 
 def measure(implicit: str, threads: int, turns: int) -> dict[str, Any]:

@@ -60,7 +60,6 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from kd_jax.core.process import keep_freed_memory
     from kd_jax.core.scores import Factors
     from kd_jax.core.tiling import tile_shape, tile_size
-    from kd_jax.losses import LOSSES as KINDS
     from kd_jax.losses.dense import per_row as dense
     from kd_jax.losses.softmax import KL, CrossEntropy
     from kd_jax.losses.streamed import mean_losses
@@ -71,7 +70,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     width = spec["width"]
     names = LOSSES[spec["losses"]]
     rng = np.random.default_rng(0)
-    terms = tuple(SoftmaxTerm(KINDS[name]()) for name in names)
+    kinds = {"ce": CrossEntropy(), "kl": KL()}
+    terms = tuple(SoftmaxTerm(kinds[name]) for name in names)
     coefficients = jnp.ones(len(names))
 
     def factors() -> Factors:

@@ -105,7 +105,8 @@ def main() -> None:
     first = seeds[0]
     rng = np.random.default_rng(0)
     million = rng.standard_normal((1_000_000, 64), np.float32)
-    rows, full = [], {}
+    rows: list[list[str]] = []
+    full: dict[str, int] = {}
     for row in ROWS:
         change = ndcg[row] / ndcg["32"] - 1
         with tempfile.TemporaryDirectory() as name:

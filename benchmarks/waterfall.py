@@ -112,21 +112,21 @@ class Clock:
             self.open[-1][0] += wall
             self.open[-1][1] += cpu
 
-    def event(self, event: str, seconds: float, **given: Any) -> None:
+    def event(self, event: str, duration_secs: float, **given: Any) -> None:
         name = EVENTS.get(event.rpartition("/")[2])
         if name is None:
             return
         if "XLA" in name:
             program = self.programs[str(given.get("fun_name", "?"))]
-            program[0] += seconds
+            program[0] += duration_secs
             program[1] += 1
         if threading.get_ident() != self.main:
             name = name.replace("compile:", "compile in a thread:")
-            self.rows[name][0] += seconds
+            self.rows[name][0] += duration_secs
             self.rows[name][2] += 1
             return
         self.open.append([0.0, 0.0])
-        self.close(name, seconds, self.cpu_since(time.perf_counter() - seconds))
+        self.close(name, duration_secs, self.cpu_since(time.perf_counter() - duration_secs))
 
     def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
