@@ -126,7 +126,7 @@ class Rank:
         """See ``Task.examples``; weighting: arguments of ``user_examples``, for 'user' only."""
         if isinstance(self.dataset, PreparedDataset):
             return shard_examples(
-                self.dataset, history=history, example_kind=example_kind, **weighting
+                self.dataset, history=history, example_kind=example_kind, packed=packed, **weighting
             )
         if example_kind == "user":
             return user_examples(self.dataset, history=history, **weighting)

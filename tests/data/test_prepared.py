@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from kd_jax.core.errors import InputError
+from kd_jax.core.types import PAD
 from kd_jax.data import prepare as command
 from kd_jax.data import readers
 from kd_jax.data.dataset import ARRAYS, build
@@ -132,6 +133,40 @@ def test_an_epoch_has_the_examples_that_are_in_memory(prepared, kind):
     for name, values in theirs.items():
         assert mine[name].dtype == values.dtype
         np.testing.assert_array_equal(mine[name][order], values, err_msg=name)
+
+
+def windows_of(batch):
+    """The windows of bins: their users, and the items, targets and places of each."""
+    found = {}
+    for row in range(len(batch["row"])):
+        for segment in np.unique(batch["segment"][row]):
+            at = (batch["segment"][row] == segment) & (batch["history"][row] != PAD)
+            if at.any():
+                (user,) = np.unique(batch["row"][row, at])
+                assert user not in found
+                found[user] = {name: batch[name][row, at]
+                               for name in ("history", "targets", "weights", "place")}  # fmt: skip
+    return found
+
+
+def test_bins_of_shards_have_every_window_once(prepared):
+    folder, memory = prepared
+    data = folders.open_folder(folder, 10)
+    found = shard_examples(data, history=6, example_kind="all", packed=True)
+    padded = sequence_examples(memory, history=6, example_kind="all")
+    want = padded.gather(np.arange(padded.size))
+    batch = found.gather(np.arange(found.size))
+    windows, empty = windows_of(batch), batch["history"] == PAD
+    assert not batch["row"][empty].any() and not batch["weights"][empty].any()
+    assert found.windows == len(windows) == padded.size
+    assert found.rows_of(64) < 64 and empty.mean() < (want["history"] == PAD).mean() / 2
+    for row, user in enumerate(want["user"]):
+        known = want["history"][row] != PAD
+        assert (windows[user]["place"] == np.flatnonzero(known)).all()
+        for name in ("history", "targets", "weights"):
+            np.testing.assert_array_equal(windows[user][name], want[name][row, known])
+    again = found.gather(np.arange(found.size)[::-1])
+    np.testing.assert_array_equal(again["history"][::-1], batch["history"])
 
 
 def test_rows_may_be_looked_up_in_any_order(prepared):

@@ -7,6 +7,7 @@ epoch; which users do is drawn anew.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,3 +104,13 @@ def packed_examples(dataset: Dataset, *, history: int) -> Examples:
         "lengths": np.append(lengths, 0).astype(np.int32),
     }
     return Examples(len(bins), tables, look_up, arrange=arrange, windows=len(lengths))
+
+
+def fixed_bins(dataset: Dataset, *, history: int) -> Examples:
+    """``packed_examples`` whose bins have the same windows in all epochs: a row is their number."""
+    found = packed_examples(dataset, history=history)
+    assert found.arrange is not None
+    bins, look_up = found.arrange(np.random.default_rng(0)), found.look_up
+    return dataclasses.replace(
+        found, look_up=lambda xp, tables, rows: look_up(xp, tables, bins[rows]), arrange=None
+    )

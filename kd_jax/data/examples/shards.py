@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.core.types import Batch
+from kd_jax.core.types import PAD, Batch
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import Examples
+from kd_jax.data.examples.packed import fixed_bins
 from kd_jax.data.examples.sequence import sequence_examples
 from kd_jax.data.examples.user import (
     Whole,
@@ -37,14 +38,21 @@ TIMED = (*COLUMNS, "timestamp")
 
 
 def shard_examples(
-    dataset: PreparedDataset, *, history: int, example_kind: str, **weighting: Any
+    dataset: PreparedDataset,
+    *,
+    history: int,
+    example_kind: str,
+    packed: bool = False,
+    **weighting: Any,
 ) -> Examples:
     """The examples of ``user_examples`` ('user') or ``sequence_examples``, from the shards.
 
-    Row numbers go through the shards in order; everything else is as if all were in memory.
+    packed: those of the kind 'all' are ``packed_examples``, with bins of users of one shard. Row
+    numbers go through the shards in order; everything else is as if all were in memory.
     """
     shards = dataset.shards
     assert shards is not None
+    windows = None
     if example_kind == "user":
         columns = TIMED if weighting.get("decay_unit") == "days" else COLUMNS
         whole, sizes = _whole(shards, columns, **weighting)
@@ -52,13 +60,17 @@ def shard_examples(
         make: Callable[[Dataset], Examples] = functools.partial(user_examples, **how)
     else:
         columns = COLUMNS
+        packed &= example_kind == "all"
         make = functools.partial(sequence_examples, history=history, example_kind=example_kind)
-        parts = (shards.part(number, columns) for number in range(shards.number))
-        sizes = [make(part).size for part in parts]
+        if packed:
+            make = functools.partial(fixed_bins, history=history)
+        parts = (make(shards.part(number, columns)) for number in range(shards.number))
+        held = [(part.size, part.windows or 0) for part in parts]
+        sizes, windows = [size for size, _ in held], sum(count for _, count in held) or None
     shift = shards.users if example_kind == "user" else 0
     reader = _Reader(shards, make, columns, np.asarray(sizes), shift)
     order = ShardOrder(np.asarray(sizes))
-    return Examples(sum(sizes), {}, reader, on_device=False, order=order)
+    return Examples(sum(sizes), {}, reader, on_device=False, order=order, windows=windows)
 
 
 def _whole(
@@ -170,7 +182,9 @@ class _Reader:
 
     def _batch(self, number: int, rows: np.ndarray) -> Batch:
         batch = self._examples(number).gather(rows - self.starts[number])
-        user = batch["user"] * np.int32(self.shards.number) + np.int32(number)
+        user = batch["row"] * np.int32(self.shards.number) + np.int32(number)
+        if "segment" in batch:
+            return batch | {"row": np.where(batch["history"] == PAD, 0, user)}
         return batch | {"user": user, "context_row": user + np.int32(self.shift), "row": user}
 
     def _examples(self, number: int) -> Examples:
