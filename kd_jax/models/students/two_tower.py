@@ -29,6 +29,7 @@ from kd_jax.runtime.contexts import MeanTower
 @dataclasses.dataclass(frozen=True)
 class TwoTowerSpec(HistorySpec):
     hidden: int = 128  # width of the hidden layer of each tower
+    offset: bool = False  # whether every item has a learned vector beside that of its text
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +66,10 @@ class TwoTower(Student):
     table of item IDs. The user tower reads the mean of the history's item vectors.
 
     The text vectors are centred and scaled to unit variance, and fixed; the towers and the item
-    biases are trained. Source: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus
+    biases are trained. With ``offset`` an item's vector is that of the tower plus one of its own,
+    which starts at 0 (and stays there for an item without a train interaction, in a softmax over
+    'warm' items), as in the embedding distillation of Cui et al., "Distillation Matters", RecSys
+    2024. Source of the towers: Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus
     Item Recommendations", RecSys 2019, section 3; the mean of the history as in Covington, Adams
     and Sargin, RecSys 2016, section 3.2.
     """
@@ -73,7 +77,7 @@ class TwoTower(Student):
     spec = TwoTowerSpec
     inputs = (ITEM_TEXT,)
     example_kind = "last"
-    rows = {"id": "item", "bias": "item"}
+    rows = {"id": "item", "offset": "item", "bias": "item"}
 
     def __init__(self, spec: TwoTowerSpec, inputs: Inputs, *, rngs: nnx.Rngs):
         super().__init__(spec, inputs, rngs=rngs)
@@ -85,6 +89,8 @@ class TwoTower(Student):
         self.text = None if text is None else Frozen(_standardised(jnp.asarray(text, jnp.float32)))
         width = 0 if text is None else text.shape[1]
         self.item = Tower(width, spec.hidden, spec.dim, rngs=rngs) if width else None
+        own = spec.offset and text is not None
+        self.offset = nnx.Param(jnp.zeros((spec.num_items, spec.dim))) if own else None
         self.length = spec.history
 
     def runtime_context(self) -> MeanTower:
@@ -103,6 +109,8 @@ class TwoTower(Student):
         else:
             assert self.item is not None and self.text is not None
             vectors = self.item(dropout(self.text[...], self.dropout, rngs))
+            if self.offset is not None:
+                vectors += self.offset[...]
         return vectors, self.bias[...]
 
     def contexts(

@@ -312,6 +312,20 @@ def test_a_student_that_starts_from_text_needs_it_only_to_start(name):
     assert split(with_text)[0] == split(without)[0]
 
 
+def test_an_offset_is_added_to_the_vectors_of_the_texts():
+    inputs = inputs_of("two_tower", True)
+    tower, both = (
+        student_of(task(), "two_tower", inputs=inputs, offset=offset) for offset in (False, True)
+    )
+    of_texts, _ = tower.items()
+    np.testing.assert_array_equal(both.items()[0], of_texts)  # it starts at 0
+    own = np.random.default_rng(6).normal(size=of_texts.shape).astype(np.float32)
+    both.offset[...] = own
+    np.testing.assert_allclose(both.items()[0], of_texts + own, rtol=1e-6)
+    by_ids = student_of(task(), "two_tower", offset=True)
+    assert by_ids.offset is None and by_ids.id is not None
+
+
 def test_an_unknown_start_of_item_vectors_is_refused():
     refused(
         lambda: student_of(task(), "mf", vectors="texts"),
