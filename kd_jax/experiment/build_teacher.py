@@ -178,12 +178,10 @@ def examples_of(
 
     rows: number of examples of a batch that this process looks up.
     """
-    c = experiment.settings(role).teacher
+    c, kind = experiment.settings(role).teacher, parts.example_kind
     if reads_impressions(experiment, role):
-        kind = parts.example_kind
         return shown_examples(experiment.dataset, history=parts.history, example_kind=kind)
-    packed = not trains_text(c)
-    found = experiment.task.examples(parts.example_kind, history=parts.history, packed=packed)
+    trains = trains_text(c)
     if c.popularity.enabled and experiment.task.num_classes == 0:
         found = snapshot_examples(
             experiment.dataset,
@@ -192,7 +190,9 @@ def examples_of(
             horizon_days=c.popularity.horizon_days,
             window_days=c.popularity.window_days,
         )
-    if not trains_text(c):
+    else:
+        found = experiment.task.examples(kind, history=parts.history, packed=not trains)
+    if not trains:
         return found
     reader = experiment.texts(role)
     if c.model.form == "cross":
