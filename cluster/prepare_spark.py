@@ -26,12 +26,15 @@ from kd_jax.data.prepare import parse
 from kd_jax.data.prepared import folder as folders
 from kd_jax.data.prepared.options import (
     PrepareOptions,
+    check_core,
+    check_malformed,
+    check_rows,
     check_schema,
     parquet_files,
     read_items,
     unit_of,
 )
-from kd_jax.data.prepared.streaming import BINS, identity, narrow, write_split
+from kd_jax.data.prepared.streaming import BINS, narrow, write_split
 from kd_jax.data.splits import temporal_ranks
 from kd_jax.data.time_units import COUNTS, LIMITS
 
@@ -39,12 +42,13 @@ from kd_jax.data.time_units import COUNTS, LIMITS
 def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
     """As ``kd_jax.data.prepared.streaming.prepare``, by Spark."""
     folder = folder.absolute()
+    return folders.prepare(options, folder, functools.partial(_make, spark, options, folder))
+
+
+def _make(spark: SparkSession, options: PrepareOptions, folder: Path) -> folders.Made:
     # Few rows are repeated, so sorting them before they are moved costs more than it saves.
     spark.conf.set("spark.sql.optimizer.windowGroupLimitThreshold", -1)
     files = parquet_files(options.interactions, "interactions")
-    identified = identity(options)
-    if not folders.begin(folder, identified):
-        return False
     check_schema(pl.read_parquet_schema(files[0]), options)
     work = folder / folders.WORK
     counts: dict[str, int] = {}
@@ -56,22 +60,14 @@ def prepare(spark: SparkSession, options: PrepareOptions, folder: Path) -> bool:
     rows = _core(rows, options, work)
     size = rows.count()
     counts["below_min_interactions"] = left - size
-    if not size:
-        raise InputError(
-            f"{options.interactions}: no interaction is left; lower --min_interactions,"
-            " --min_item_interactions or --min_rating"
-        )
+    check_core(options, size)
     users, used = (_distinct(rows, name, work) for name in ("user", "item"))
     table = read_items(options, used.dtype)
     items = folders.catalogue(options, used, table)
     unit, divisor, cuts = _times(rows, options, size)
     _write(rows, (users, items), folder, shards, (cuts, divisor))
     name = Path(options.interactions).expanduser().stem
-    made = folders.Made(name, users, items, table, counts, unit, shards)
-    if identity(options) != identified:
-        raise InputError(f"{options.interactions} has changed while it was read; start again")
-    folders.finish(folder, options, made, identified)
-    return True
+    return folders.Made(name, users, items, table, counts, unit, shards)
 
 
 def _read(spark: SparkSession, options: PrepareOptions, files: list[Path]) -> DataFrame:
@@ -113,13 +109,8 @@ def _complete(rows: DataFrame, options: PrepareOptions, counts: dict[str, int]) 
     total, complete, given = found
     counts |= {"rows": total, "malformed": total - complete, "given": given}
     counts["below_min_rating"] = complete - given
-    if counts["malformed"] > options.max_malformed * total:
-        raise InputError(
-            f"{options.interactions}: {counts['malformed']:,} of {total:,} rows lack an id, a"
-            " timestamp or a finite rating; fix them, or tolerate such a share: --max_malformed"
-        )
-    if not given:
-        raise InputError(f"{options.interactions}: no row is left; lower --min_rating or give rows")
+    check_malformed(options, counts["malformed"], total)
+    check_rows(options, given)
     return rows.where(rated)
 
 

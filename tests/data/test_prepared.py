@@ -246,7 +246,7 @@ def test_only_the_evaluated_users_are_in_memory(prepared):
 def test_a_killed_maker_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     write_source(tmp_path)
     options, out = options_for(tmp_path), tmp_path / "out"
-    for name, after in (("write_shard", 2), ("catalogue", 0), ("finish", 0)):
+    for name, after in (("write_shard", 2), ("catalogue", 0), ("_finish", 0)):
         calls, real = [], getattr(folders, name)
 
         def killed(*args, calls=calls, real=real, after=after):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ import polars as pl
 from jaxtyping import Int64
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import atomic, content_hash, fingerprint, read_json, write_json
+from kd_jax.core.files import atomic, content_hash, fingerprint, read_json, stamp, write_json
 from kd_jax.data.dataset import ARRAYS, Dataset, indptr_of
 from kd_jax.data.item_text import texts
-from kd_jax.data.prepared.options import PrepareOptions
+from kd_jax.data.prepared.options import PrepareOptions, parquet_files
 from kd_jax.data.raw import RawData, check_items
 from kd_jax.data.splits import NAMES, TRAIN
 
@@ -38,12 +38,30 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.parquet"
 
 
-def begin(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether ``folder`` has to be made; what an unfinished maker has left is removed.
+def prepare(options: PrepareOptions, folder: Path, make: Callable[[], Made]) -> bool:
+    """Prepares ``folder`` by ``make``, which writes the shards; False if that has been done.
 
-    identity: of the options and the source. Raises InputError if the folder is finished and was
-    made otherwise, or has files that are no prepared data.
+    Raises InputError if the folder is finished and was made otherwise, or has files that are no
+    prepared data, and for a source that changes meanwhile.
     """
+    parquet_files(options.interactions, "interactions")
+    identity = _identity(options)
+    if not _begin(folder, identity):
+        return False
+    made = make()
+    if _identity(options) != identity:
+        raise InputError(f"{options.interactions} has changed while it was read; start again")
+    _finish(folder, options, made, identity)
+    return True
+
+
+def _identity(options: PrepareOptions) -> dict[str, Any]:
+    """All that determines the files of a folder: options, and the content of the source."""
+    return options.identity | {"source": stamp(options.interactions, options.items)}
+
+
+def _begin(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether ``folder`` has to be made; what an unfinished maker has left is removed."""
     if (folder / MANIFEST).exists():
         made = read_json(folder / MANIFEST, f"delete {folder}")
         if made["identity"] == fingerprint(identity):
@@ -97,7 +115,7 @@ def catalogue(options: PrepareOptions, used: pl.Series, items: pl.DataFrame) -> 
     return pl.concat([used, items["item"]]).unique().sort()
 
 
-def finish(folder: Path, options: PrepareOptions, made: Made, identity: dict[str, Any]) -> None:
+def _finish(folder: Path, options: PrepareOptions, made: Made, identity: dict[str, Any]) -> None:
     """Writes users, items and, last, the manifest. Raises InputError for an empty split."""
     source = RawData(
         made.name, pl.DataFrame(), made.items, path=options.interactions, items_path=options.items

@@ -123,6 +123,30 @@ def check_schema(schema: Mapping[str, pl.DataType], options: PrepareOptions) -> 
             )
 
 
+def check_malformed(options: PrepareOptions, malformed: int, rows: int) -> None:
+    """Raises InputError if more of the ``rows`` are malformed than is tolerated."""
+    if malformed > options.max_malformed * rows:
+        raise InputError(
+            f"{options.interactions}: {malformed:,} of {rows:,} rows lack an id, a timestamp or a"
+            " finite rating; fix them, or tolerate such a share: --max_malformed"
+        )
+
+
+def check_rows(options: PrepareOptions, rows: int) -> None:
+    """Raises InputError if ``rows``, the number with the least rating, is 0."""
+    if not rows:
+        raise InputError(f"{options.interactions}: no row is left; lower --min_rating or give rows")
+
+
+def check_core(options: PrepareOptions, rows: int) -> None:
+    """Raises InputError if ``rows``, the number in the k-core, is 0."""
+    if not rows:
+        raise InputError(
+            f"{options.interactions}: no interaction is left; lower --min_interactions,"
+            " --min_item_interactions or --min_rating"
+        )
+
+
 def read_items(options: PrepareOptions, dtype: pl.DataType) -> pl.DataFrame:
     """The items table, with its ids as 'item', of the type of the items of interactions."""
     if not options.items:

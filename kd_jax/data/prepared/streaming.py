@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from kd_jax.core.errors import InputError
-from kd_jax.core.files import stamp
 from kd_jax.data import events
 from kd_jax.data.prepared import folder as folders
 from kd_jax.data.prepared.options import (
     PrepareOptions,
+    check_core,
+    check_malformed,
+    check_rows,
     check_schema,
     parquet_files,
     read_items,
@@ -36,25 +37,14 @@ BINS = 1 << 16
 Note = Callable[[str], None]
 
 
-def identity(options: PrepareOptions) -> dict[str, Any]:
-    """All that determines the files of a folder: options, and the content of the source."""
-    return options.identity | {"source": stamp(options.interactions, options.items)}
-
-
 def prepare(options: PrepareOptions, folder: Path, note: Note = print) -> bool:
     """Prepares the data in ``folder``; False if that has been done already.
 
     note: prints a line. Raises InputError for a source that is malformed or changes meanwhile.
     """
-    parquet_files(options.interactions, "interactions")
-    identified = identity(options)
-    if not folders.begin(folder, identified):
-        return False
     maker = _Maker(options, folder, note)
-    made = maker.run()
-    if identity(options) != identified:
-        raise InputError(f"{options.interactions} has changed while it was read; start again")
-    folders.finish(folder, options, made, identified)
+    if not folders.prepare(options, folder, maker.run):
+        return False
     maker.done("users, items, counts")
     return True
 
@@ -101,13 +91,12 @@ class _Maker:
 
     def __init__(self, options: PrepareOptions, folder: Path, note: Note):
         self.options, self.folder, self.note = options, folder, note
-        self.began = time.perf_counter()
         self.counts: dict[str, int] = {}
-        self.scan, total = self._source()
-        self.counts["rows"] = total
-        self.shards = options.shards_for(total)
 
     def run(self) -> folders.Made:
+        self.began = time.perf_counter()
+        self.scan, self.counts["rows"] = self._source()
+        self.shards = self.options.shards_for(self.counts["rows"])
         users, items = self._vocabularies()
         self._divide(users, items)
         self.done(f"{self.counts['rows']:,} rows in {self.shards} parts")
@@ -119,11 +108,7 @@ class _Maker:
             users.ids.filter(pl.Series(kept_users)),
             items.ids.filter(pl.Series(kept_items)),
         )
-        if not len(user_ids):
-            raise InputError(
-                f"{self.options.interactions}: no interaction is left; lower --min_interactions,"
-                " --min_item_interactions or --min_rating"
-            )
+        check_core(self.options, len(user_ids))
         table = read_items(self.options, used.dtype)
         catalogue = folders.catalogue(self.options, used, table)
         item_index = np.zeros(len(items.ids), np.int32)
@@ -171,11 +156,7 @@ class _Maker:
         good = self._complete()
         bad = self.scan.select((~good).sum()).collect(engine="streaming").item()
         self.counts["malformed"] = bad
-        if bad > o.max_malformed * self.counts["rows"]:
-            raise InputError(
-                f"{o.interactions}: {bad:,} of {self.counts['rows']:,} rows lack an id, a timestamp"
-                " or a finite rating; fix them, or tolerate such a share: --max_malformed"
-            )
+        check_malformed(o, bad, self.counts["rows"])
         self.scan = self.scan.filter(good)
         if o.min_rating is not None:
             self.scan = self.scan.filter(pl.col("rating") >= o.min_rating)
@@ -204,10 +185,7 @@ class _Maker:
                 files.append(rows["user"] % self.shards, rows)
                 total += batch.height
         self.counts["below_min_rating"] = self.counts["rows"] - self.counts["malformed"] - total
-        if not total:
-            raise InputError(
-                f"{self.options.interactions}: no row is left; lower --min_rating or give rows"
-            )
+        check_rows(self.options, total)
 
     def _reduce(self, num_items: int) -> int:
         """Sorts each part by (user, time), keeps one row per pair; returns how many there are."""
