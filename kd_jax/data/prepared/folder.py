@@ -212,15 +212,18 @@ class Shards:
         user = rows["user"].to_numpy() // np.int32(self.number)
         users = pl.int_range(self.users_of(number), eager=True)
         filled = np.broadcast_to(np.int8(1), len(user))
-        arrays = {name: given.get(name, filled) for name in ARRAYS if name != "user"}
-        return _dataset(self, users, arrays | {"user": user})
-
-
-def _dataset(own: Shards, users: pl.Series, arrays: dict[str, Any], **more: Any) -> Any:
-    indptr = indptr_of(arrays["user"], len(users))
-    kind: Any = PreparedDataset if more else Dataset
-    more = {"counts": {}, "checksum": "", "time_unit": own.time_unit} | more
-    return kind(*own.names, users, own.item_ids, own.items, indptr=indptr, **arrays, **more)
+        arrays = dict.fromkeys(ARRAYS, filled) | given | {"user": user}
+        return Dataset(
+            *self.names,
+            users,
+            self.item_ids,
+            self.items,
+            **arrays,
+            indptr=indptr_of(user, len(users)),
+            counts={},
+            checksum="",
+            time_unit=self.time_unit,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -291,13 +294,17 @@ def open_folder(path: Path, eval_users: int) -> PreparedDataset:
     held = len(user_ids)
     if 0 < eval_users < held:
         held = eval_users
-    arrays = _held(shards, held)
-    return _dataset(
-        shards,
+    arrays: dict[str, Any] = _held(shards, held)
+    return PreparedDataset(
+        *shards.names,
         user_ids,
-        arrays,
+        shards.item_ids,
+        shards.items,
+        **arrays,
+        indptr=indptr_of(arrays["user"], len(user_ids)),
         counts=note["counts"],
         checksum=fingerprint({name: note[name] for name in ("files", "options", "time_unit")}),
+        time_unit=note["time_unit"],
         shards=shards,
         held=held,
         train=items["train"].to_numpy(),
