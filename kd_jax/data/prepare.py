@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kd_jax.core import fields, process
 from kd_jax.core.errors import InputError
@@ -16,24 +17,40 @@ from kd_jax.data.prepared import streaming
 from kd_jax.data.prepared.options import PrepareOptions
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers between commas."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas; '' is none."""
+    return tuple(part for part in text.split(",") if part)
+
+
+# Of the fields whose default is not of the type of a single value.
+TYPES: dict[str, Callable[[str], Any]] = {
+    "ratios": numbers,
+    "text_columns": names,
+    "min_rating": float,
+}
+
+
 def parse(prog: str, arguments: Sequence[str] | None) -> tuple[PrepareOptions, Path]:
     """The options and the folder in the arguments of a command; exits at an unknown one."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", required=True, help="the folder, which is made")
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--out", required=True, type=Path, help="the folder, which is made")
     for name, default in fields.defaults(PrepareOptions).items():
-        required = name == "interactions"
         parser.add_argument(
-            f"--{name}", default=None, required=required, help=f"default {default!r}"
-        )
-    values = {
-        name: value
-        for name, value in vars(parser.parse_args(arguments)).items()
-        if value is not None
-    }
-    folder = Path(values.pop("out")).expanduser()
+            f"--{name}", default=default, type=TYPES.get(name, type(default)),
+            required=name == "interactions", help=f"default {default!r}",
+        )  # fmt: skip
     try:
-        return streaming.options_of(values), folder
-    except ValueError as error:
+        values = vars(parser.parse_args(arguments))
+        folder = values.pop("out").expanduser()
+        return PrepareOptions(**values), folder
+    except (argparse.ArgumentError, InputError) as error:
         raise InputError(f"{prog}: {error}; see --help") from None
 
 

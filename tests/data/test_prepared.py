@@ -395,6 +395,7 @@ def test_the_command(tmp_path, capsys):
     assert command.main([*flags, "--split=strong"]) == 2
     assert "not supported by prepared data" in capsys.readouterr().err
     assert command.main([*flags, "--shards=many"]) == 2
+    assert "prepare: argument --shards: invalid int value: 'many'" in capsys.readouterr().err
     found = readers.read("prepared", {"path": str(tmp_path / "out"), "eval_users": 5})
     assert found.counts["below_min_rating"] > 0 and found.held == 5
     given = {"path": str(tmp_path / "out")}

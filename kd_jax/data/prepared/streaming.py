@@ -7,11 +7,9 @@ repeated pairs, the k-core by counting until nothing changes, and sorted and spl
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -334,20 +332,3 @@ def narrow(bounds: tuple[int, int], rank: int, histogram: Callable[..., np.ndarr
         rank -= int(ends[place - 1]) if place else 0
         low, high = low + place * width, min(high, low + (place + 1) * width - 1)
     return low
-
-
-def options_of(values: dict[str, Any]) -> PrepareOptions:
-    """The options of arguments of the command line, as text."""
-    known = {field.name: field for field in dataclasses.fields(PrepareOptions)}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        default: Any = known[name].default
-        if name == "ratios":
-            found[name] = tuple(float(part) for part in value.split(","))
-        elif name == "text_columns":
-            found[name] = tuple(part for part in value.split(",") if part)
-        elif name == "min_rating":
-            found[name] = float(value)
-        else:
-            found[name] = type(default)(value)
-    return PrepareOptions(**found)
