@@ -14,8 +14,8 @@ others:
 - ranking: the users a second of the models of both runs, from their report.
 
 A table is printed after each part, and ``--out`` gets all numbers. A part gets what is left of the
-minutes, and is left out where less than ``LEAST`` seconds are. --small: sizes for a trial on a CPU,
-whose figures mean nothing.
+minutes, and is left out where less than ``LEAST`` seconds are; it is printed which did not end.
+--small: sizes for a trial on a CPU, whose figures mean nothing.
 
 of peak: the rate of the matrix products, counted in the traced program, divided by that of one
 product of two 8192 x 8192 matrices of the same type in the same process.
@@ -23,16 +23,19 @@ product of two 8192 x 8192 matrices of the same type in the same process.
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import measuring
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import measuring
 from benchmarks.lm_throughput import MAX_LENGTH, RATE, bert_step
 
 LEAST = 30  # seconds
@@ -84,23 +87,25 @@ def show_language_model(found: dict[str, Any]) -> str:
     return f"{peak}\n\n{measuring.table(head, rows)}"
 
 
+def failure(command: list[str], seconds: float, **given: Any) -> dict[str, str]:
+    """Why a command did not do its work within ``seconds``, as 'failed'; empty if it did."""
+    try:
+        done = subprocess.run(command, timeout=seconds, check=False, **given)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took more than {seconds:.0f} s"}
+    return {"failed": f"exit status {done.returncode}"} if done.returncode else {}
+
+
 def train(name: str, folder: Path, small: bool, seconds: float) -> dict[str, Any]:
     """The lines of metrics.jsonl and the models of metrics.json of a run; seconds: at most."""
     config = "configs/quickstart.py" + (":runlocal" if small else "")
     command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={folder}"]
     command += ["--config.seeds=(0,)", "--config.trace=True", *ROLES[name]]
-    began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, cwd=measuring.ROOT, timeout=seconds, stdout=subprocess.DEVNULL, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took more than {seconds:.0f} s"}
-    if done.returncode:
-        return {"failed": f"exit status {done.returncode}"}
+    if failed := failure(command, seconds, cwd=measuring.ROOT, stdout=subprocess.DEVNULL):
+        return failed
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     models = json.loads((folder / "report/metrics.json").read_text())["models"]
-    return {"seconds": time.perf_counter() - began, "lines": lines, "models": models}
+    return {"lines": lines, "models": models}
 
 
 def steps(run: str, found: dict[str, Any]) -> list[list[Any]]:
@@ -136,6 +141,14 @@ def ranked(run: str, found: dict[str, Any]) -> list[list[Any]]:
     ]
 
 
+def loss(out: Path, small: bool, seconds: float) -> dict[str, Any]:
+    """The rows of ``streamed_loss.py``, which prints them; seconds: at most."""
+    command = [sys.executable, str(Path(__file__).with_name("streamed_loss.py"))]
+    command += [f"--items={'10_000' if small else '100_000,1_000_000'}"]
+    command += ["--seconds=2", f"--out={out}", *["--rows=512"] * small]
+    return failure(command, seconds) or {"rows": json.loads(out.read_text())}
+
+
 def main() -> None:
     parser = measuring.parser(__doc__, "runs/benchmarks/gpu.json")
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -144,36 +157,28 @@ def main() -> None:
     if args.measure:
         return print(json.dumps(language_model(args.measure)))
     end = time.monotonic() + 60 * args.minutes
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
 
-    def left() -> float:
-        return end - time.monotonic()
+    def part(name: str, run: Callable[[float], dict[str, Any]]) -> None:
+        began = time.monotonic()
+        left = end - began
+        found[name] = run(left) if left > LEAST else {"failed": "left out, for lack of time"}
+        found[name]["seconds"] = time.monotonic() - began
+        how = found[name].get("failed") or f"{found[name]['seconds']:.0f} s"
+        print(f"\n{name}: {how}\n", flush=True)
 
-    found["language model"] = measuring.child(__file__, {"small": args.small})
+    part("language model", lambda left: measuring.child(__file__, {"small": args.small}, left))
     if "rows" in found["language model"]:
         print(show_language_model(found["language model"]), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in ROLES:
-            if left() > LEAST:
-                found[name] = train(name, Path(folder) / name, args.small, left())
-                print(f"\n{name}: {found[name].get('failed') or round(found[name]['seconds'])} s\n")
-        runs = {name: found[name] for name in ROLES if name in found}
+            part(name, functools.partial(train, name, Path(folder) / name, args.small))
+        runs = [(name, found[name]) for name in ROLES]
         head = ("model", "examples/s", "ms a step", "of the device", "of peak", "GB")
-        print(measuring.table(head, [row for item in runs.items() for row in steps(*item)]))
-        rows = [row for item in runs.items() for row in ranked(*item)]
+        print(measuring.table(head, [row for run in runs for row in steps(*run)]))
+        rows = [row for run in runs for row in ranked(*run)]
         print("\n" + measuring.table(("model", "users/s ranked"), rows), flush=True)
-        if left() > LEAST:
-            items = "10_000" if args.small else "100_000,1_000_000"
-            out = Path(folder) / "loss.json"
-            command = [sys.executable, str(Path(__file__).with_name("streamed_loss.py"))]
-            command += [f"--items={items}", "--seconds=2", f"--out={out}"]
-            command += ["--rows=512"] if args.small else []
-            try:
-                subprocess.run(command, timeout=left(), check=False)
-            except subprocess.TimeoutExpired:
-                print("loss: no time left")
-            if out.is_file():
-                found["loss"] = json.loads(out.read_text())
+        part("loss", functools.partial(loss, Path(folder) / "loss.json", args.small))
     measuring.write(args.out, found)
 
 

@@ -39,12 +39,21 @@ def numbers(text: str) -> list[int]:
     return [number(part) for part in text.split(",")]
 
 
-def child(script: str, spec: dict[str, Any], **env: str) -> dict[str, Any]:
-    """The JSON on the last line that ``script --measure=SPEC`` prints in a process of its own."""
+def child(
+    script: str, spec: dict[str, Any], timeout: float | None = None, **env: str
+) -> dict[str, Any]:
+    """The JSON on the last line that ``script --measure=SPEC`` prints in a process of its own.
+
+    timeout: seconds that it may take. What went wrong is in 'failed'.
+    """
     command = [sys.executable, script, f"--measure={json.dumps(spec)}"]
-    done = subprocess.run(
-        command, check=False, env=os.environ | env, stdout=subprocess.PIPE, text=True
-    )
+    given = os.environ | env
+    try:
+        done = subprocess.run(
+            command, check=False, env=given, stdout=subprocess.PIPE, text=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired as late:
+        return spec | {"failed": f"took more than {late.timeout:.0f} s"}
     if done.returncode:
         return spec | {"failed": f"exit status {done.returncode}"}
     return spec | json.loads(done.stdout.splitlines()[-1])
