@@ -154,8 +154,13 @@ def both_examples(folder: Path) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     from kd_jax.data.examples.user import user_examples
     from kd_jax.data.prepared.folder import open_folder
 
-    path = min(folder.glob("prepared-*"), key=lambda path: int(path.name.split("-")[1]))
-    shards, memory = open_folder(path, 1000), open_folder(path, 0)
+    sizes = sorted(folder.glob("prepared-*"), key=lambda path: int(path.name.split("-")[1]))
+    if not sizes:
+        raise SystemExit(
+            f"{folder} has no prepared data; first make some, without --discard:"
+            f" python benchmarks/prepared.py --rows=10 --folder={folder}"
+        )
+    shards, memory = open_folder(sizes[0], 1000), open_folder(sizes[0], 0)
     return memory, {
         "sasrec": (
             shard_examples(shards, history=HISTORY, example_kind="all"),
