@@ -22,10 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.measuring import ROOT
 from benchmarks.peers import generate, prepare
 from kd_jax.data.readers import movielens
-
-ROOT = Path(__file__).parents[1]
 
 EPOCHS = {"mf": 12, "sasrec": 1}
 ENCODE = """

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import polars as pl
 
+from benchmarks.measuring import ROOT
 from benchmarks.peer_common import Split
 from benchmarks.peers import environment, prepare
 from kd_jax.data.examples.packed import bins_of
 from kd_jax.data.raw import RawData
 from kd_jax.data.readers import movielens
 
-ROOT = Path(__file__).parents[1]
 LENGTH = 50
 
 
