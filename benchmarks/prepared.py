@@ -149,7 +149,7 @@ def one(folder: Path, millions: int) -> None:
 
 def both_examples(folder: Path) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     """The smallest prepared data, and the examples of two students from shards and from memory."""
-    from kd_jax.data.examples.sequence import sequence_examples
+    from kd_jax.data.examples.packed import packed_examples
     from kd_jax.data.examples.shards import shard_examples
     from kd_jax.data.examples.user import user_examples
     from kd_jax.data.prepared.folder import open_folder
@@ -163,8 +163,8 @@ def both_examples(folder: Path) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     shards, memory = open_folder(sizes[0], 1000), open_folder(sizes[0], 0)
     return memory, {
         "sasrec": (
-            shard_examples(shards, history=HISTORY, example_kind="all"),
-            sequence_examples(memory, history=HISTORY, example_kind="all"),
+            shard_examples(shards, history=HISTORY, example_kind="all", packed=True),
+            packed_examples(memory, history=HISTORY),
         ),
         "mf": (
             shard_examples(shards, history=HISTORY, example_kind="user", decay=20.0),
@@ -197,8 +197,11 @@ def read(folder: Path, batch_size: int = 1024, steps: int = 100) -> None:
 
     _, examples = both_examples(folder)
     for name, pair in examples.items():
-        data = (batches(each, batch_size=batch_size, num_batches=10**6, seed=0) for each in pair)
-        in_turns(f"{name}, a batch of {batch_size}", [run(each) for each in data], steps)
+        data = (
+            batches(each, batch_size=each.rows_of(batch_size), num_batches=10**6, seed=0)
+            for each in pair
+        )
+        in_turns(f"{name}, a batch of {batch_size} users", [run(each) for each in data], steps)
 
 
 def train(folder: Path, batch_size: int = 128, chunk: int = 4, programs: int = 3) -> None:
@@ -226,21 +229,20 @@ def train(folder: Path, batch_size: int = 128, chunk: int = 4, programs: int = 3
         section = {"history": HISTORY} if name == "sasrec" else {}
         spec = student_spec(name, section, **sizes, item_bias=counts, warm=None)
         graphdef, params, constants = split(STUDENTS[name](spec, {}, rngs=nnx.Rngs(0)))
-        resident = found.on_device
+        resident, rows = found.on_device, found.rows_of(batch_size)
         step, state = compiled_step(
             StepSpec(graphdef, (Term("clicks", CrossEntropy()),), recipe.tx(), recipe.steps),
             params, mesh=mesh, seed=0, look_up=found.look_up if resident else None,
         )  # fmt: skip
         tables = sharding.put_whole(found.tables, mesh) if resident else None
         stream = batches(
-            found, batch_size=batch_size, num_batches=10**6, seed=0, chunk=chunk,
-            gather=not resident,
+            found, batch_size=rows, num_batches=10**6, seed=0, chunk=chunk, gather=not resident,
         )  # fmt: skip
         kept = [state]
 
         def advance() -> None:
             for _ in range(programs):
-                stacked = sharding.put_batches(next(stream), mesh, batch_size)
+                stacked = sharding.put_batches(next(stream), mesh, rows)
                 kept[0], metrics = step(kept[0], stacked, tables, constants, {})
             jax.block_until_ready(metrics)
 
@@ -249,7 +251,7 @@ def train(folder: Path, batch_size: int = 128, chunk: int = 4, programs: int = 3
 
     for name, pair in examples.items():
         runs = [run(name, each) for each in pair]
-        in_turns(f"{name}, a train step of {batch_size} examples", runs, chunk * programs)
+        in_turns(f"{name}, a train step of {batch_size} users", runs, chunk * programs)
 
 
 def main() -> None:
