@@ -160,3 +160,19 @@ def _shared(model: Factors | Listed | Array, items: Int[Array, " L"]) -> Float[A
         rows = model.items.reshape(-1, model.items.shape[-1])
         return scores_of(model, jnp.broadcast_to(items[None], (len(rows), len(items))))
     return model.reshape(-1, model.shape[-1])[:, items].astype(jnp.float32)
+
+
+def plackett_luce(
+    scores: Float[Array, "R K"], taken: Bool[Array, "R K"], rest: Float[Array, "R M"] | None = None
+) -> Float[Array, " R"]:
+    """The negative log-likelihood, in nats, that the ``taken`` items come first and in this order.
+
+    Items are drawn one after the other, each in proportion to exp(score) among those that are left.
+    rest: scores of items that come behind in any order, ``NEGATIVE`` at padding; None for no items.
+    """
+    scores = jnp.where(taken, scores, NEGATIVE)
+    left = lax.cumlogsumexp(scores, axis=1, reverse=True)
+    if rest is not None:
+        rest = jnp.pad(rest, ((0, 0), (0, 1)), constant_values=NEGATIVE)  # never empty
+        left = jnp.logaddexp(left, jax.nn.logsumexp(rest, axis=1, keepdims=True))
+    return jnp.sum(jnp.where(taken, left - scores, 0.0), axis=1)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from kd_jax.core.errors import InputError
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.losses.base import Candidates, OnPolicyLoss
+from kd_jax.losses.candidates import plackett_luce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +56,7 @@ class DCD(OnPolicyLoss):
         order = jnp.argsort(teachers, axis=1)
         low = jnp.take_along_axis(low, order, 1)
         scores = jnp.take_along_axis(candidates.student, order, 1)
-        scores = jnp.where(low, scores, NEGATIVE)
-        rest = jnp.where(high, candidates.student, NEGATIVE)
-        rest = jax.nn.logsumexp(rest, axis=1, keepdims=True)
-        behind = jnp.logaddexp(lax.cumlogsumexp(scores, axis=1, reverse=True), rest)
-        return jnp.sum(jnp.where(low, behind - scores, 0.0), axis=1)
+        return plackett_luce(scores, low, jnp.where(high, candidates.student, NEGATIVE))
 
     def _drawn(
         self, gap: Float[Array, "R K"], valid: Bool[Array, "R K"], key: PRNGKeyArray

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_jax.core.errors import InputError
-from kd_jax.core.tiling import NEGATIVE
 from kd_jax.losses.base import CandidateLoss, Candidates
+from kd_jax.losses.candidates import plackett_luce
 
 
 @dataclasses.dataclass(frozen=True)
 class ListMLE(CandidateLoss):
     """Negative log-likelihood of the teacher's order of its ``top`` items, in nats.
 
-    The likelihood is that of Plackett and Luce: the items are drawn one after the other, each in
-    proportion to exp(score) among those that are left. It says nothing of items behind the list:
-    ``RRD`` adds drawn ones. Source: Xia et al., "Listwise Approach to Learning to Rank: Theory and
-    Algorithm", ICML 2008, section 5 (the likelihood loss).
+    The likelihood is that of Plackett and Luce, ``plackett_luce``. It says nothing of items behind
+    the list: ``RRD`` adds drawn ones. Source: Xia et al., "Listwise Approach to Learning to Rank:
+    Theory and Algorithm", ICML 2008, section 5 (the likelihood loss).
     """
 
     top: int = 20
@@ -33,6 +30,4 @@ class ListMLE(CandidateLoss):
             )
 
     def value(self, candidates: Candidates, key: PRNGKeyArray) -> Float[Array, " R"]:
-        scores = jnp.where(candidates.valid, candidates.student, NEGATIVE)
-        behind = lax.cumlogsumexp(scores, axis=1, reverse=True)
-        return jnp.sum(jnp.where(candidates.valid, behind - scores, 0.0), axis=1)
+        return plackett_luce(candidates.student, candidates.valid)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_jax.core.errors import InputError
 from kd_jax.core.tiling import NEGATIVE
 from kd_jax.losses.base import CandidateLoss, Candidates
+from kd_jax.losses.candidates import plackett_luce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,5 @@ class RRD(CandidateLoss):
         picked = jnp.sort(picked, axis=1)  # in the teacher's order
         taken = jnp.take_along_axis(valid, picked, 1)
         scores = jnp.take_along_axis(candidates.student[:, :number], picked, 1)
-        scores = jnp.where(taken, scores, NEGATIVE)
-        others = jnp.where(candidates.valid[:, number:], candidates.student[:, number:], NEGATIVE)
-        others = jnp.pad(others, ((0, 0), (0, 1)), constant_values=NEGATIVE)  # never empty
-        rest = jax.nn.logsumexp(others, axis=1, keepdims=True)
-        behind = jnp.logaddexp(lax.cumlogsumexp(scores, axis=1, reverse=True), rest)
-        return jnp.sum(jnp.where(taken, behind - scores, 0.0), axis=1)
+        rest = jnp.where(candidates.valid[:, number:], candidates.student[:, number:], NEGATIVE)
+        return plackett_luce(scores, taken, rest)
