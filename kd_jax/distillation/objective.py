@@ -247,15 +247,12 @@ class _Work:
                 teacher = _flat_factors(scores) if isinstance(scores, Factors) else _flat(scores)
             batch = self.inputs.batch
             counted = self.position_weights(members[0]).reshape(-1)  # the same for all of them
-            # The items that one loss treats apart are the first of those of another.
-            best = max(members, key=lambda term: getattr(term.loss, "apart", 0))
-            top = self._named(best) if getattr(best.loss, "apart", 0) > 0 else None
-            rows = Rows(
-                _flat(batch["targets"]),
-                _flat(batch["target_weights"]),
-                counted,
-                None if top is None else _flat(top),
-            )
+            k = max(term.loss.apart for term in members if isinstance(term.loss, SoftmaxLoss))
+            top = None
+            if k > 0:  # the items that one loss treats apart are the first of those of another
+                assert isinstance(teacher, Factors)
+                top = candidates.best_items(teacher, k)
+            rows = Rows(_flat(batch["targets"]), _flat(batch["target_weights"]), counted, top)
             total, found = self._visit(members, rows, teacher)
             totals.append(total)
             means |= {term.name: found[place] for place, term in enumerate(members)}

@@ -39,8 +39,6 @@ class Schedule:
 
     def at(self, progress: Array) -> Array:
         """The number at ``progress`` in [0, 1] of training, f32 of its shape."""
-        if self.constant:
-            return self.start * jnp.ones_like(progress)
         left = SHAPES[self.schedule](progress)
         return self.end + (self.start - self.end) * left
 

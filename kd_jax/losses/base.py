@@ -111,16 +111,14 @@ class Candidates(NamedTuple):
 
     student, teacher: f32 [R, K] scores. valid: bool [R, K], False for padding, for an item that is
     already in an earlier column, and for a cold item where the term reads warm items only. num_top:
-    how many columns hold the teacher's items. num_own: how many columns behind them hold the
-    student's. own: bool [R, K], whether an item is one of these, in whichever column. num_items: of
-    the catalogue.
+    how many columns hold the teacher's items. own: bool [R, K], whether an item is among the
+    student's, in whichever column. num_items: of the catalogue.
     """
 
     student: Float[Array, "R K"]
     teacher: Float[Array, "R K"]
     valid: Array
     num_top: int
-    num_own: int = 0
     own: Array | None = None
     num_items: Array | int = 0
 

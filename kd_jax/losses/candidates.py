@@ -124,7 +124,6 @@ def compared(
         lax.stop_gradient(scores[1]),
         valid,
         top.shape[1],
-        own.shape[1],
         _among(every, own) & (every != PAD),
         items.num_items,
     )

@@ -37,7 +37,7 @@ def candidates_of(loss, seed=0, share=0.8, agree=0.5):
     valid = rng.random((R, count)) < share
     return Candidates(
         jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32), jnp.asarray(valid),
-        loss.top, own, jnp.asarray(flag), N,
+        loss.top, jnp.asarray(flag), N,
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_the_students_own_items_are_those_of_a_sort_and_stand_once():
     top = jnp.asarray(np.argsort(-np.asarray(teacher.dense()), axis=-1)[..., :5])
     drawn = jnp.asarray([0, 0, 1, 2, 3, 4, 5, 6], jnp.int32)
     found = compared(CandidateItems(top, drawn, 30), student, teacher, None, own)
-    assert (found.num_top, found.num_own, found.num_items) == (5, 7, 30)
+    assert (found.num_top, found.num_items) == (5, 30)
     items = np.concatenate([top[:, 0], own, np.broadcast_to(drawn, (R, 8))], 1)
     for row in range(R):
         kept = items[row][np.asarray(found.valid)[row]]
