@@ -222,7 +222,7 @@ class _Work:
                 term.teacher
                 for term in terms
                 if term.reads_teacher
-                and not _apart(term)
+                and not _other_logits(term)
                 and teachers[term.teacher].weights is None
                 and not isinstance(teachers[term.teacher].scores, Listed)
             ),
@@ -233,7 +233,7 @@ class _Work:
         means: dict[str, Array] = {}
         for term in terms:
             key = term.teacher if term.reads_teacher else first
-            groups.setdefault((key, term.name if _apart(term) else ""), []).append(term)
+            groups.setdefault((key, term.name if _other_logits(term) else ""), []).append(term)
         for (name, _), members in groups.items():
             if name is not None and isinstance(teachers[name].scores, Listed):
                 for term in members:
@@ -366,7 +366,7 @@ class _Work:
         return jnp.sum(found * share) / total
 
 
-def _apart(term: Term) -> bool:
+def _other_logits(term: Term) -> bool:
     """Whether a term of a softmax reads other logits of the student than most."""
     return term.head or (isinstance(term.loss, SoftmaxLoss) and term.loss.standardised)
 

@@ -216,8 +216,8 @@ def _compared(
         named = [jnp.where(there, x[:, : own.shape[1]], NEGATIVE) for x in scaled]
         there = jnp.pad(there, ((0, 0), (0, weights.shape[1] - own.shape[1])))
         weights = jnp.where(there, NEGATIVE, weights)
-    log_p, log_q = (x - jax.nn.logsumexp(x + weights, axis=1)[:, None] for x in scaled)
-    found = statistics(loss, log_p, log_q, weights)
+    log_q, log_p = (x - jax.nn.logsumexp(x + weights, axis=1)[:, None] for x in scaled)
+    found = statistics(loss, log_q, log_p, weights)
     if named is not None:
         found = with_named(found, named, [x + weights for x in scaled])
     return temperature**2 * loss.value(found), jnp.max(weights, 1) > NEGATIVE / 2
