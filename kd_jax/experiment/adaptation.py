@@ -32,7 +32,7 @@ from kd_jax.experiment.config import language_model, recipe, student_section
 from kd_jax.experiment.identity import identity_of
 from kd_jax.experiment.roles import Role
 from kd_jax.experiment.trained import TrainedModels
-from kd_jax.losses.feature import SquaredDistance
+from kd_jax.losses.matching import SquaredDistance
 from kd_jax.models.language import batching, encoding
 from kd_jax.models.language.encoding import Texts
 from kd_jax.models.scorer import Frozen, factorises, split

@@ -3,15 +3,14 @@
 from kd_jax.losses.base import Loss
 from kd_jax.losses.dcd import DCD
 from kd_jax.losses.dllm2rec import DLLM2Rec
-from kd_jax.losses.feature import SquaredDistance
-from kd_jax.losses.item_matching import ItemMatching
 from kd_jax.losses.jensen_shannon import GeneralisedJS, JensenShannon
 from kd_jax.losses.listmle import ListMLE
+from kd_jax.losses.matching import ContextMatching, ItemMatching, SquaredDistance
 from kd_jax.losses.named import DecoupledKL, TopKL
 from kd_jax.losses.on_policy_kl import OnPolicyKL
 from kd_jax.losses.rce import RCE
 from kd_jax.losses.rd import RD
-from kd_jax.losses.relational import FTD, HTD, RKD, ContextMatching
+from kd_jax.losses.relational import FTD, HTD, RKD
 from kd_jax.losses.reverse_kl import ReverseKL
 from kd_jax.losses.rrd import RRD
 from kd_jax.losses.softmax import KL, CrossEntropy, SoftCrossEntropy

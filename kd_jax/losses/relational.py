@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_jax.core.errors import InputError
 from kd_jax.core.types import Params
 from kd_jax.losses.base import VectorLoss
-from kd_jax.losses.item_matching import ItemMatching
 
 TINY = 1e-12  # a squared length up to this is 0 and has gradient 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ContextMatching(ItemMatching):
-    """Half the mean squared difference of context vectors, after a learned affine map.
-
-    The map is that of ``ItemMatching``. Source: Romero et al., "FitNets: Hints for Thin Deep Nets",
-    ICLR 2015, equation 3.
-    """
-
-    of_items: ClassVar[bool] = False
 
 
 @dataclasses.dataclass(frozen=True)
