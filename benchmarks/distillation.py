@@ -13,9 +13,9 @@ sets. Other flags go to launch.py. What is done with a set is described in bench
 The same command goes on where it was cut off, and --report trains nothing. OUT/results.md has, for
 each set of OUT, its models (means of the seeds on test) and the methods with their gain over the
 plain student and its interval (paired bootstrap over users), and says what is missing. Where a
-set's clicks have a sampled softmax (beauty, sports, ml-1m), those are missing that no engine
-computes from a sample (docs/methods.md). OUT/gains.png draws the gains, OUT/results.json has all
-numbers.
+set's clicks have a sampled softmax (beauty, sports), those are missing that no engine computes from
+a sample (docs/methods.md), ``topk_kl`` has k = distill.top, and ``item_matching`` draws 256 items.
+OUT/gains.png draws the gains, OUT/results.json has all numbers.
 """
 
 from __future__ import annotations

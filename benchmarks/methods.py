@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from benchmarks.measuring import ROOT
 from kd_jax.core.files import fingerprint
 from kd_jax.experiment.config import selects
+from kd_jax.losses.named import TopKL
 
 METHODS = (
     *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
@@ -57,9 +58,13 @@ class Trial(NamedTuple):
 
     def flags(self, base: Path) -> list[str]:
         """The fields of launch.py, beside those of base."""
-        clicks = json.loads((base / "config.json").read_text())["student"]["clicks"]
+        config = json.loads((base / "config.json").read_text())
+        clicks = config["student"]["clicks"]
         method = {"loss": self.method, "weight": self.weight, "teacher": "base"}
-        terms = {"clicks": clicks, "method": method | {"items": clicks["items"]}}
+        method["items"] = clicks["items"]
+        if clicks["items"].startswith("sampled"):
+            method |= for_a_sample(self.method, config["distill"]["top"])
+        terms = {"clicks": clicks, "method": method}
         teacher = Path(self.teacher).absolute() if "/" in self.teacher else base / self.teacher
         return [
             "--config.eval.baselines=()",  # they are in base
@@ -71,6 +76,14 @@ class Trial(NamedTuple):
                 for field, value in term.items()
             ),
         ]
+
+
+def for_a_sample(method: str, top: int) -> dict[str, int]:
+    """The hyper-parameters of a loss that can read no sample with its default ones.
+
+    top: the number of the teacher's best items in the sample.
+    """
+    return {"topk_kl": {"k": min(TopKL.k, top)}, "item_matching": {"drawn": 256}}.get(method, {})
 
 
 def launch(workdir: Path, flags: Sequence[str]) -> None:

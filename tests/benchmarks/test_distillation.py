@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from benchmarks import distillation, methods
 from benchmarks.sets import SETS
-from kd_jax.distillation.term import of_section
+from kd_jax.core.errors import InputError
+from kd_jax.distillation.term import Limits, check, of_section
 from kd_jax.experiment import overrides
 from kd_jax.losses import LOSSES
 
@@ -60,6 +61,23 @@ def test_every_method_is_a_term_that_the_configuration_accepts(method, tmp_path)
     section["weight"] = float(section["weight"])
     term = of_section("method", ConfigDict(section))
     assert isinstance(term.loss, LOSSES[method]) and term.items == "warm"
+
+
+def test_a_sample_is_read_by_all_losses_but_those_of_the_whole_catalogue(tmp_path):
+    beauty = ["--config=configs/amazon_2014.py:beauty"]
+    config = configuration(beauty)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    sample = {"negatives": config.distill.negatives, "top": config.distill.top}
+    refused = []
+    for method in methods.METHODS:
+        c = configuration(beauty + methods.Trial(method, "student", 1).flags(tmp_path))
+        terms = tuple(of_section(name, c.distill.terms[name], **sample) for name in c.distill.terms)
+        assert {term.items for term in terms} == {"sampled"}
+        try:
+            check(terms, Limits(factorised=True, owns_item_table=True, num_items=12_101), "terms")
+        except InputError:
+            refused.append(method)
+    assert refused == ["standardised_kl", "dcd", "rce", "dllm2rec", "on_policy_kl"]
 
 
 def test_a_teacher_may_be_a_model_of_another_workdir(tmp_path):
