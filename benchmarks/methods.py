@@ -1,6 +1,6 @@
 """Methods of distillation on one data set: one student, one budget, from one teacher or another.
 
-A whole run in FOLDER/base trains teachers, the plain student and the baselines. Then the student
+A whole run in FOLDER/base trains teachers, the plain student and all baselines. Then the student
 learns from the clicks, as the plain one does (``student.clicks``), and from one loss of
 docs/methods.md, at each weight with the first seed; the weight with the best validation is trained
 with all seeds. Every method has the same number of trials, all learn from the first seed's teacher,
@@ -13,6 +13,7 @@ FOLDER/study.json what is compared: other flags are refused.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.measuring import ROOT
 from kd_jax.core.files import fingerprint
+from kd_jax.evaluation.baselines import BASELINES, PACKAGED
 from kd_jax.experiment.config import selects
 from kd_jax.losses.named import TopKL
 
@@ -84,6 +86,18 @@ def for_a_sample(method: str, top: int) -> dict[str, int]:
     top: the number of the teacher's best items in the sample.
     """
     return {"topk_kl": {"k": min(TopKL.k, top)}, "item_matching": {"drawn": 256}}.get(method, {})
+
+
+def all_baselines(flags: Sequence[str]) -> list[str]:
+    """The flag that adds all baselines whose packages are there; none if ``flags`` chooses them.
+
+    It is no part of a study's record: a base without them is resumed with them.
+    """
+    if any(flag.startswith("--config.eval.baselines=") for flag in flags):
+        return []
+    installed = importlib.util.find_spec("implicit") is not None
+    names = [name for name in BASELINES if installed or name not in PACKAGED]
+    return [f"--config.eval.baselines={tuple(names)}"]
 
 
 def launch(workdir: Path, flags: Sequence[str]) -> None:
@@ -171,7 +185,7 @@ class Study:
             self.out.mkdir(parents=True, exist_ok=True)
             fields = ("flags", "methods", "teachers", "weights")
             self.record.write_text(json.dumps({name: list(getattr(self, name)) for name in fields}))
-            launch(self.base, self.flags)
+            launch(self.base, [*self.flags, *all_baselines(self.flags)])
         metrics = metrics_of(self.base)
         if metrics is None:
             raise SystemExit(f"{self.base} holds no finished run")

@@ -186,6 +186,24 @@ def test_other_flags_are_refused(tmp_path, monkeypatch):
         study("--config.student.name=mlp").check()
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_base_has_all_baselines_that_are_installed_and_its_record_none(
+    tmp_path, monkeypatch, installed
+):
+    launched = []
+    monkeypatch.setattr(methods, "launch", lambda _, flags: launched.append(flags))
+    monkeypatch.setattr(methods.importlib.util, "find_spec", lambda _: installed or None)
+    finished(tmp_path / "base")
+    flags = ("--config=configs/csv.py",)
+    methods.Study(tmp_path, flags, [], [], [1.0]).begin()
+    names = ("item_knn", "ease", "bpr", "ials")[: 4 if installed else 2]
+    assert launched == [[*flags, f"--config.eval.baselines={names}"]]
+    assert json.loads((tmp_path / "study.json").read_text())["flags"] == list(flags)
+    chosen = (*flags, "--config.eval.baselines=()")
+    methods.Study(tmp_path, chosen, [], [], [1.0]).begin()
+    assert launched[1] == list(chosen)
+
+
 def test_refused_flags_leave_the_page_alone_and_a_report_is_of_what_was_run(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "launch", lambda *_: None)
     finished(tmp_path / "own/base")
