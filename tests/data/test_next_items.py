@@ -8,8 +8,9 @@ import pytest
 
 from helpers import toy
 from kd_jax.data import dataset as datasets
-from kd_jax.data.next_items import NextItems, next_items, suggestion
+from kd_jax.data.next_items import K, NextItems, _ndcg, next_items, suggestion
 from kd_jax.data.raw import RawData
+from kd_jax.evaluation import metrics
 
 
 def built(histories, timed=True):
@@ -52,6 +53,18 @@ def test_followers_come_before_popular_items_and_seen_ones_are_left_out():
     found = next_items(data)
     # ties of followers are in the order of their popularity, then of their indices
     assert found == pytest.approx((*np.mean(values, axis=0), data.num_users))
+
+
+def test_its_ndcg_is_that_of_evaluation():
+    """``data`` may not import ``evaluation``."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        order = rng.permutation(rng.integers(2, 3 * K))
+        targets = rng.choice(order, rng.integers(1, len(order)), replace=False)
+        ranks = 1 + np.flatnonzero(np.isin(order, targets))
+        ranking = metrics.Ranking(ranks, np.zeros_like(ranks), np.array([len(order)]))
+        (wanted,) = metrics.ndcg(ranking, K)
+        assert _ndcg(order[:K], targets) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
