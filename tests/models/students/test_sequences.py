@@ -17,6 +17,7 @@ from kd_jax.core.types import PAD
 from kd_jax.data import dataset as datasets
 from kd_jax.evaluation.tasks import Rank
 from kd_jax.models.layers import GatedBlock
+from kd_jax.models.scorer import split
 from kd_jax.models.students import STUDENTS
 
 STUDENTS_OF_SEQUENCES = [("sasrec", {}), ("sasrec", {"block": "ligr"}), ("gru4rec", {})]
@@ -103,6 +104,43 @@ def test_the_states_of_gru4rec_are_those_of_flax(task):
     states = nnx.RNN(student.cell)(x, initial_carry=start)
     found = contexts_of(student, batch)[full]
     np.testing.assert_allclose(found, student.out(states), rtol=1e-5, atol=1e-6)
+
+
+def test_sasrec_in_numpy_one_position_and_one_head_at_a_time(task):
+    graphdef, params, constants = split(student_of(task, "sasrec", dropout=0.0))
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), params)
+    student = nnx.merge(graphdef, params, constants)
+    table, transformer = np.asarray(student.item[...], float), student.transformer
+    dim = table.shape[1]
+
+    def linear(layer, x):
+        return x @ np.asarray(layer.kernel[...], float) + np.asarray(layer.bias[...])
+
+    def norm(layer, x):
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+        return x * np.asarray(layer.scale[...]) + np.asarray(layer.bias[...])
+
+    def contexts(history):
+        x = table[history] * dim**0.5 + np.asarray(transformer.position[...])
+        x[history == PAD] = 0
+        for block in transformer.blocks:
+            q, k, v = np.split(linear(block.qkv, norm(block.norm1, x)), 3, axis=1)
+            attended = np.zeros_like(x)
+            for at in range(len(x)):
+                seen = [past for past in range(at + 1) if history[past] != PAD or past == at]
+                for head in np.split(np.arange(dim), block.heads):
+                    weights = np.exp(k[np.ix_(seen, head)] @ q[at, head] / len(head) ** 0.5)
+                    attended[at, head] = weights / weights.sum() @ v[np.ix_(seen, head)]
+            x = x + linear(block.out, attended)
+            hidden = np.maximum(linear(block.up, norm(block.norm2, x)), 0)
+            x = x + linear(block.down, hidden)
+        return norm(transformer.norm, x)
+
+    batch = batch_of(task, False)
+    rows = [np.argmax((batch["history"] != PAD).sum(1) == length) for length in (1, 3, HISTORY)]
+    want = [contexts(history) for history in batch["history"][rows]]
+    np.testing.assert_allclose(contexts_of(student, batch)[rows], want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_gate_scales_the_change_of_a_block():

@@ -20,12 +20,14 @@ from helpers.training import HISTORY, examples_of, spec_of, student_of, task_of
 from kd_jax.core import fields
 from kd_jax.core.scores import Factors
 from kd_jax.core.tables import gather_rows
+from kd_jax.core.types import PAD
 from kd_jax.distillation.objective import StepInputs
 from kd_jax.losses import sampled
 from kd_jax.models.scorer import Frozen, split, table_rows
 from kd_jax.models.students import STUDENTS, build_student, student_class
 from kd_jax.models.students.base import ITEM_TEXT, text_start
 from kd_jax.models.students.mf import MatrixFactorization
+from kd_jax.models.students.mlp import MLP
 from kd_jax.serving.exporters import Bundle, weights
 from kd_jax.training.step import StepSpec, gathered
 
@@ -139,6 +141,51 @@ def test_factors_logits_and_scores_are_the_same_numbers(name, with_text):
     scores = scores.dense() if isinstance(scores, Factors) else scores
     np.testing.assert_allclose(scores, logits[:, -1], atol=1e-5)
     assert np.std(np.asarray(scores), axis=0).max() > 1e-3  # users differ
+
+
+@pytest.mark.parametrize("ratings", [False, True])
+def test_an_mlp_in_numpy_reads_the_concatenation_of_both_vectors(ratings, monkeypatch):
+    monkeypatch.setattr(MLP, "chunk", 5)  # which does not divide the catalogue
+    student = trained("mlp", ratings=ratings)
+    batch = batch_of(student, ratings)
+    users, items = student.user[...][batch["user"]], np.asarray(student.item[...])
+    kernel = np.concatenate([student.user_in.kernel[...], student.item_in.kernel[...]])
+
+    def output(items):
+        both = np.concatenate([users, np.broadcast_to(items, users.shape)], 1)
+        hidden = np.maximum(both @ kernel + np.asarray(student.user_in.bias[...]), 0)
+        return hidden @ np.asarray(student.out.kernel[...]) + np.asarray(student.out.bias[...])
+
+    if ratings:
+        want = output(items[batch["item"]])
+    else:
+        assert len(items) % MLP.chunk
+        want = np.concatenate([output(item) for item in items], 1) + np.asarray(student.bias[...])
+    np.testing.assert_allclose(student.logits(batch)[:, 0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_two_tower_in_numpy_maps_texts_and_the_mean_of_a_history():
+    student, (text,) = trained("two_tower", True), inputs_of("two_tower", True).values()
+
+    def tower(layers, x):
+        def linear(layer, x):
+            return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+        up = linear(layers.up, x)
+        gelu = up / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+        return linear(layers.linear, x) + linear(layers.down, gelu)
+
+    vectors = tower(student.item, (text - text.mean(0)) / (text - text.mean(0)).std())
+    history = np.array(batch_of(student)["history"])
+    for row, length in enumerate((0, 1, 3)):
+        history[row, : HISTORY - length] = PAD
+    mean = np.zeros((len(history), vectors.shape[1]))
+    for row, items in enumerate(history):
+        if any(known := items != PAD):
+            mean[row] = vectors[items[known]].mean(0)
+    want = tower(student.user, mean) @ vectors.T + np.asarray(student.bias[...])
+    found = logits_of(student, {"history": jnp.asarray(history)})[:, 0]
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "with_text"), VARIANTS)
