@@ -27,7 +27,7 @@ OF_TEXT = {
 }
 
 # Fields of students that came later: at the value of before, they are not part of an identity.
-LATER = {"block": "plain", "item_dropout": 0.0, "vector_norm": 0.0}
+LATER = {"block": "plain", "item_dropout": 0.0, "vector_norm": 0.0, "offset": False}
 
 
 def identity_of(experiment: Experiment, role: Role, seed: int) -> dict[str, Any]:
