@@ -14,7 +14,7 @@ others:
 - ranking: the users a second of the models of both runs, from their report.
 
 A table is printed after each part, and ``--out`` gets all numbers. A part gets what is left of the
-minutes, and is left out where less than ``LEAST`` seconds are; it is printed which did not end.
+minutes, and is left out where less than ``LEAST`` seconds are; those that did not end are named.
 --small: sizes for a trial on a CPU, whose figures mean nothing.
 
 of peak: the rate of the matrix products, counted in the traced program, divided by that of one
@@ -146,7 +146,8 @@ def loss(out: Path, small: bool, seconds: float) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).with_name("streamed_loss.py"))]
     command += [f"--items={'10_000' if small else '100_000,1_000_000'}"]
     command += ["--seconds=2", f"--out={out}", *["--rows=512"] * small]
-    return failure(command, seconds) or {"rows": json.loads(out.read_text())}
+    failed = failure(command, seconds)
+    return failed | ({"rows": json.loads(out.read_text())} if out.is_file() else {})
 
 
 def main() -> None:

@@ -36,10 +36,7 @@ def per_user(folder: Path, names: Sequence[str]) -> tuple[str, dict[str, np.ndar
         experiment = models.experiment
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for seed in experiment.seeds:
-            trained = models.open(role, seed)
-            parts = trained.parts
-            evaluate = experiment.task.evaluation_function(parts.graphdef, "test", parts.history)
-            values = evaluate(*trained.on_devices).per_user
+            values = models.open(role, seed).evaluate("test").per_user
             for name in names:
                 if name not in values:
                     raise SystemExit(f"{name} is not among {', '.join(sorted(values))}")

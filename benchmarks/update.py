@@ -90,10 +90,7 @@ def per_user(workdir: Path) -> np.ndarray:
         models = open_workdir(workdir, log)
         experiment, role = models.experiment, ROLES[MODEL]
         for seed in experiment.seeds:
-            trained = models.open(role, seed)
-            parts = trained.parts
-            judge = experiment.task.evaluation_function(parts.graphdef, "test", parts.history)
-            found.append(judge(*trained.best).per_user[METRIC])
+            found.append(models.open(role, seed).evaluate("test").per_user[METRIC])
     return np.stack(found)
 
 

@@ -84,8 +84,8 @@ def suggestion(found: NextItems, dated: bool, by_time: bool, texts: bool = True)
         recipe = TEACHER
     return (
         f"{measured}; the first is {'at least' if many else 'less than'} {RATIO:g} times the"
-        f" second: the recipe for such data is that of {recipe}, in a workdir of its own if this"
-        " run has another (docs/results.md)"
+        f" second: the recipe for such data is that of {recipe} (docs/results.md); if this run has"
+        " another recipe, use a new --workdir"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from kd_jax.core.scores import Factors
 from kd_jax.core.types import Array, Batch, Params, PyTree
@@ -70,25 +71,17 @@ def _scores(graphdef: nnx.GraphDef, factorised: bool) -> Callable[..., Array]:
     return scores
 
 
-def vectors_of(
+def contexts_of(
     score: evaluator.ScoreFn, users: np.ndarray, at_once: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The contexts [U, D] of users, the item vectors and the biases, for scores that are factors.
-
-    On a mesh there may be more than I rows (``score_function``).
-    """
-    items: list[np.ndarray] = []
+) -> Float[np.ndarray, "U D"]:
+    """The contexts of users, for scores that are factors."""
 
     def contexts(_: int, block: np.ndarray) -> Array:
         found = score(block)
         assert isinstance(found, Factors)
-        if not items:
-            items.extend(sharding.fetch(side) for side in (found.vectors, found.bias))
         return found.contexts
 
-    rows = np.concatenate(stream(contexts, users, at_once))[: len(users)]
-    vectors, bias = items
-    return rows, vectors, bias
+    return np.concatenate(stream(contexts, users, at_once))[: len(users)]
 
 
 def dense_users(batch_size: int, num_items: int, devices: int = 1) -> int:

@@ -206,15 +206,11 @@ def _label_seconds(store: LabelStore, role: Role, seed: int) -> float:
 def _evaluated(store: LabelStore, role: Role, seed: int) -> Found:
     experiment, models = store.experiment, store.models
     result, trained = models.result(role, seed), models.open(role, seed)
-    parts, best = trained.parts, trained.on_devices
-    found = {
-        split: experiment.task.evaluation_function(parts.graphdef, split, parts.history)(*best)
-        for split in SPLITS
-    }
+    parts, found = trained.parts, {split: trained.evaluate(split) for split in SPLITS}
     row = {"name": role.name, "seed": seed} | _size(parts.num_params, result["seconds"])
     row |= {name: result[name] for name in ("steps", "best_step")}
     if isinstance(experiment.task, Rank):
-        row |= latency.rates(experiment.dataset, parts.graphdef, *best, parts.history)
+        row |= latency.rates(experiment.dataset, parts.graphdef, *trained.on_devices, parts.history)
     if not role.is_teacher:
         select, test = selects(experiment.config), found["test"]
         known = test.metrics[select]

@@ -15,7 +15,7 @@ from kd_jax.core.scores import Factors
 from kd_jax.data.splits import VALID
 from kd_jax.evaluation.evaluator import evaluate_rank, judged_users
 from kd_jax.evaluation.metrics import expand
-from kd_jax.evaluation.scoring import vectors_of
+from kd_jax.evaluation.scoring import contexts_of
 from kd_jax.evaluation.tasks import SPLITS, Rank
 from kd_jax.experiment import roles
 from kd_jax.experiment.kept import kept_settings, read_settings
@@ -243,5 +243,5 @@ class NewItems:
         if split not in self._known:
             users = judged_users(self._experiment.dataset, SPLITS[split], **self._judged(split))
             score, at_once = self._trained.score_function(SPLITS[split])
-            self._known[split] = users, vectors_of(score, users, at_once)[0]
+            self._known[split] = users, contexts_of(score, users, at_once)
         return self._known[split]

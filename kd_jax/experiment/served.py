@@ -53,8 +53,5 @@ def metrics(trained: TrainedModel, users: NewUsers, items: NewItems) -> dict[str
     biases = items.biases()
     if not (users.has_table or biases.trained):
         return {}
-    found = served(trained, users, biases, TEST, crossed=True)
-    task, parts = trained.experiment.task, trained.parts
-    evaluate = task.evaluation_function(parts.graphdef, "test", parts.history)
-    test = evaluate(*trained.place(found))
+    test = trained.evaluate("test", served(trained, users, biases, TEST, crossed=True))
     return {"test": test.metrics, "slices": test.slices, "new_item_bias": biases.trained}

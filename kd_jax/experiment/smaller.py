@@ -12,7 +12,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.scores import Factors
 from kd_jax.data.splits import TEST
 from kd_jax.evaluation.evaluator import chosen_users, eval_users
-from kd_jax.evaluation.scoring import vectors_of
+from kd_jax.evaluation.scoring import contexts_of
 from kd_jax.evaluation.tasks import Rank
 from kd_jax.experiment.trained import TrainedModel
 from kd_jax.models.scorer import factorises
@@ -80,8 +80,7 @@ def sizes(trained: TrainedModel, known: float) -> dict[str, Any]:
 def _vectors(trained: TrainedModel, users: np.ndarray) -> Vectors:
     """The trained vectors, with the contexts of ``users``."""
     score, at_once = trained.score_function(TEST)
-    contexts, *items = vectors_of(score, users, at_once)
-    return Vectors(contexts, *(side[: trained.experiment.dataset.num_items] for side in items))
+    return Vectors(contexts_of(score, users, at_once), *map(np.asarray, trained.model.items()))
 
 
 def _quality(task: Rank, found: Vectors, users: np.ndarray) -> float:

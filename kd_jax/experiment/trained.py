@@ -20,6 +20,7 @@ from kd_jax.data.splits import TEST, VALID
 from kd_jax.devices import sharding
 from kd_jax.evaluation.evaluator import ScoreFn
 from kd_jax.evaluation.scoring import score_function, users_at_once
+from kd_jax.evaluation.tasks import Evaluation
 from kd_jax.experiment import roles
 from kd_jax.experiment.build_teacher import refresh
 from kd_jax.experiment.builders import build, trains_language_model
@@ -67,6 +68,12 @@ class TrainedModel:
     def place(self, best: Best) -> Best:
         """Parameters and constants of this architecture on the devices (``parts.placed``)."""
         return placed(self.parts.graphdef, best, self.experiment.mesh)
+
+    def evaluate(self, split: str, best: Best | None = None) -> Evaluation:
+        """The evaluation on ``split``, 'valid' or 'test'; best: in place of the best parameters."""
+        parts = self.parts
+        evaluate = self.experiment.task.evaluation_function(parts.graphdef, split, parts.history)
+        return evaluate(*(self.on_devices if best is None else self.place(best)))
 
     def score_function(
         self, split: int, *, params: Params | None = None, history: int | None = None

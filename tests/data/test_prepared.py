@@ -169,6 +169,27 @@ def test_bins_of_shards_have_every_window_once(prepared):
     np.testing.assert_array_equal(again["history"][::-1], batch["history"])
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_batch_of_bins_has_all_lanes(prepared, parts):
+    found = shard_examples(
+        folders.open_folder(prepared[0], 0), history=6, example_kind="all", packed=True
+    )
+    users = 100
+    rows = found.rows_of(users, parts)
+    assert rows % parts == 0 and abs(rows * found.per_row - users) < 6 * parts * found.per_row
+    lanes = found.order.lanes(rows)
+    assert lanes == found.lanes == 4
+    epoch = [found.order.epoch(3, 0, lane, lanes) for lane in range(lanes)]
+    assert sorted(np.concatenate(epoch)) == list(range(found.size)), "every bin once per epoch"
+    shard = np.searchsorted(found.order.offsets, np.arange(found.size), side="right") - 1
+    source, read = BatchRows(found, rows, 100, 0), [set(), set()]
+    for number in range(20):
+        for process, half in enumerate((source[number][: rows // 2], source[number][-rows // 2 :])):
+            read[process] |= set(shard[half])
+    assert not read[0] & read[1], "two processes read different shards"
+    assert found.rows_of(3, parts) in (parts, 2 * parts)  # few bins: fewer lanes
+
+
 def test_rows_may_be_looked_up_in_any_order(prepared):
     found, _ = both_examples(prepared, "all")
     rows = np.random.default_rng(0).permutation(found.size)[:50]

@@ -9,6 +9,7 @@ number, which the checkpoint holds.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ class Examples:
     the rows of all examples of an epoch, in its order, [size, ...], for examples that hold several
     windows each (``packed.py``); windows: the number of these. None: an example is one row. order:
     (seed, batch number, batch size) -> the rows of a batch, in an order of its own; None: see
-    ``BatchRows``.
+    ``BatchRows``. lanes: into how many equal parts it divides a batch where it can.
     """
 
     size: int
@@ -44,6 +45,7 @@ class Examples:
     arrange: Callable[[np.random.Generator], np.ndarray] | None = None
     windows: int | None = None
     order: Callable[[int, int, int], np.ndarray] | None = None
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         if any(table.dtype == np.int64 for table in self.tables.values()):
@@ -64,11 +66,15 @@ class Examples:
     def rows_of(self, batch_size: int, parts: int = 1) -> int:
         """The number of examples of a batch with ``batch_size`` windows on average.
 
-        It is a multiple of ``parts``. Where an example is one window, it is ``batch_size``.
+        It is a multiple of ``parts``, and of ``lanes`` unless it would be less than twice that.
+        Where an example is one window, it is ``batch_size``.
         """
         if self.windows is None:
             return batch_size
-        return max(1, round(batch_size / self.per_row / parts)) * parts
+        rows = batch_size / self.per_row
+        both = math.lcm(parts, self.lanes)
+        step = both if rows >= 2 * both else parts
+        return max(1, round(rows / step)) * step
 
     @property
     def per_row(self) -> float:

@@ -2,7 +2,7 @@
 
 A *bin* is a row of L positions with whole windows of ``sequence_examples``, each contiguous and
 oldest first. Which lengths share a bin is planned once, so the number of bins is the same in every
-epoch; which users do is drawn anew.
+epoch; which users do is drawn anew, or once (``fixed_bins``).
 """
 
 from __future__ import annotations

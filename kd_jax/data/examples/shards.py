@@ -3,7 +3,8 @@
 A batch is made of lanes, each with shards of its own, so processes that look up different parts of
 a batch read different shards. A lane visits all examples of a shard before the next shard; which
 comes next, and the order within, is drawn from (seed, epoch, lane). The number of lanes depends on
-the batch size and the shards alone, so any number of processes gives the same batches.
+the batch size and the shards alone, so any number of processes gives the same batches, on a mesh of
+the same size where the examples are bins (``Examples.rows_of``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from kd_jax.core.types import PAD, Batch
 from kd_jax.data.dataset import Dataset
 from kd_jax.data.examples.base import Examples
-from kd_jax.data.examples.packed import fixed_bins
+from kd_jax.data.examples.packed import fixed_bins, packed_examples
 from kd_jax.data.examples.sequence import sequence_examples
 from kd_jax.data.examples.user import (
     Whole,
@@ -47,8 +48,9 @@ def shard_examples(
 ) -> Examples:
     """The examples of ``user_examples`` ('user') or ``sequence_examples``, from the shards.
 
-    packed: those of the kind 'all' are ``packed_examples``, with bins of users of one shard. Row
-    numbers go through the shards in order; everything else is as if all were in memory.
+    packed: those of the kind 'all' are ``packed_examples``, in bins of users of one shard that are
+    the same in all epochs. Row numbers go through the shards in order; everything else is as if all
+    were in memory.
     """
     shards = dataset.shards
     assert shards is not None
@@ -60,17 +62,21 @@ def shard_examples(
         make: Callable[[Dataset], Examples] = functools.partial(user_examples, **how)
     else:
         columns = COLUMNS
-        packed &= example_kind == "all"
         make = functools.partial(sequence_examples, history=history, example_kind=example_kind)
-        if packed:
-            make = functools.partial(fixed_bins, history=history)
-        parts = (make(shards.part(number, columns)) for number in range(shards.number))
+        count = make
+        if packed and example_kind == "all":
+            make, count = (functools.partial(one, history=history)
+                           for one in (fixed_bins, packed_examples))  # fmt: skip
+        parts = (count(shards.part(number, columns)) for number in range(shards.number))
         held = [(part.size, part.windows or 0) for part in parts]
-        sizes, windows = [size for size, _ in held], sum(count for _, count in held) or None
+        sizes, windows = [size for size, _ in held], sum(number for _, number in held) or None
     shift = shards.users if example_kind == "user" else 0
     reader = _Reader(shards, make, columns, np.asarray(sizes), shift)
     order = ShardOrder(np.asarray(sizes))
-    return Examples(sum(sizes), {}, reader, on_device=False, order=order, windows=windows)
+    lanes = math.gcd(LANES, shards.number)
+    return Examples(
+        sum(sizes), {}, reader, on_device=False, order=order, windows=windows, lanes=lanes
+    )
 
 
 def _whole(
