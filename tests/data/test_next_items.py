@@ -92,7 +92,7 @@ def test_clicks_alone_have_a_recipe_without_a_language_model():
         assert re.findall(r"configs/\w+\.py:?\w*", line) == ["configs/citeulike.py"]
         assert ("columns.timestamp=COLUMN" in line) == dated
         assert "configs/citeulike.py" not in suggestion(weak, dated, by_time)
-    vectors = "configs/csv.py with --config.student.sasrec.vectors=random,"
+    vectors = "configs/csv.py with --config.student.sasrec.vectors=random"
     assert vectors in suggestion(strong, False, False, texts=False)
     assert vectors not in suggestion(strong, False, False)
 
