@@ -16,7 +16,7 @@ column split):
 
     ME="--config.data.files.path=clicks.csv --config.data.split=leave_one_out"
     python launch.py --config=configs/citeulike.py:wide --workdir=runs/citeulike-wide $ME
-    python launch.py --config=configs/citeulike.py:d20 --workdir=runs/mine $ME
+    python launch.py --config=configs/citeulike.py:d20 --workdir=runs/citeulike-d20 $ME
 
 Times are not read here: the rows of a file without them are in the order of time. Where yours has
 them add --config.data.files.columns.timestamp=COLUMN to ME, or what is later is learned as if it

@@ -331,6 +331,8 @@ def _kept(raw: RawData, options: DatasetOptions, counts: dict[str, int]) -> _Kep
         _require_rows(raw, reduced.rows.height, events.FIELD)
     rows, size = _core(raw, reduced.rows, options)
     counts["below_min_interactions"] = reduced.rows.height - size
+    if options.max_users:
+        counts["beyond_max_users"] = size - rows.height
     user, user_ids = filters.compact(rows["user"].to_numpy(), all_users)
     item, item_ids = filters.compact(rows["item"].to_numpy(), all_items)
     if options.min_item_interactions == 0:

@@ -22,6 +22,7 @@ DROPPED = (
     "repeated",
     "taken_back",
     "below_min_interactions",
+    "beyond_max_users",
 )
 SHOWN = 200  # characters of the example of a text
 FEW, MANY = 0.01, 0.2  # shares of interactions from which on a warning is due

@@ -54,8 +54,8 @@ def _opened(config: ConfigDict, note: Path) -> PreparedDataset:
     for name, value in (("max_users", 0), ("events", "")):
         if c[name] != value:
             raise InputError(
-                f"data.{name}={c[name]!r} is not supported by data.reader='prepared'; unset it, or"
-                " use data.reader='files'"
+                f"data.{name}={c[name]!r} is not supported by data.reader='prepared'; set"
+                f" --config.data.{name}={value!r}, or use data.reader='files'"
             )
     identity = {"reader": "prepared", "files": [found.checksum], "eval_users": found.held}
     if note.exists():

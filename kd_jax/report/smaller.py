@@ -12,13 +12,13 @@ from kd_jax.report.charts import short_ticks, svg, tag
 from kd_jax.report.legend import BASE, Legend
 from kd_jax.report.summary import (
     Models,
+    a_student,
     as_number,
     decimals,
     human_bytes,
     mean_std,
     metric_label,
     share,
-    spoken,
 )
 from kd_jax.report.tradeoff import Point
 
@@ -127,7 +127,7 @@ def _chart(
         f"{_name(size, full)} {decimals(point.mean)} at {human_bytes(point.cost)}"
         for size, point in points.items()
     )
-    caption = f"{metric_label(metric)} of the {spoken(name)} student by the size of its vectors"
+    caption = f"{metric_label(metric)} of the {a_student(name)} by the size of its vectors"
     return svg(caption, description, HEIGHT, legend, draw)
 
 
@@ -174,7 +174,7 @@ def _words(points: Mapping[Size, Point], metric: str, name: str) -> str:
     if size.dim == full.dim:
         how = f"{size.bits} bits per number instead of {full.bits}"
     return (
-        f"<p>With {how}, the vectors of the {escape(spoken(name))} student take"
+        f"<p>With {how}, the vectors of the {escape(a_student(name))} take"
         f" {human_bytes(point.cost)} instead of {human_bytes(whole.cost)} and keep"
         f" {share(point.mean / whole.mean)} of its {called}. No smaller size in the table loses"
         " less than 1 %.</p>"
@@ -195,7 +195,7 @@ def _table(
         for (bits, dim), point in points.items()
     ]
     caption = (
-        f"Vectors of the {escape(spoken(name))} student, {found[0]['users']:,} users of the test"
+        f"Vectors of the {escape(a_student(name))}, {found[0]['users']:,} users of the test"
         " split. Size: of the item vectors and biases, and of the users’ vectors where the student"
         " has them (in at least 8 bits). Fewer numbers: the first principal dimensions."
     )

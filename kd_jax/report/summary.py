@@ -186,6 +186,11 @@ def spoken(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
+def a_student(name: str) -> str:
+    """The name of a student in a sentence: 'plain student', 'distilled student'."""
+    return "plain student" if name == "student" else f"{spoken(name)} student"
+
+
 def metric_label(metric: str) -> str:
     """ndcg@10/warm -> NDCG@10, warm items"""
     name, _, part = metric.partition("/")

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from helpers.toy import refused
-from kd_jax.data import dataset, filters, readers
+from kd_jax.data import dataset, filters, readers, summary
 from kd_jax.data.raw import RawData
 
 TRAIN, VALID, TEST, FOLD_IN = range(4)
@@ -346,6 +346,8 @@ def test_max_users():
     whole = dataset.build(random_data(1), split="ratio", min_user_interactions=3)
     assert data.user_ids.to_list() == whole.user_ids[:4].to_list()
     assert len(data.user) == whole.indptr[4] and data.num_items == whole.num_items
+    assert data.counts["beyond_max_users"] == len(whole.user) - len(data.user) > 0
+    assert f", {len(whole.user) - len(data.user)} beyond max users)" in summary.lines(data)[0]
 
 
 @pytest.mark.parametrize("ids", [int, str])

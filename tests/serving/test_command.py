@@ -197,6 +197,14 @@ def test_an_export_of_another_data_set_is_refused(workdir, tmp_path, capsys):
     assert "is of another data set" in capsys.readouterr().err
 
 
+def test_a_run_on_prepared_data_names_what_can_be_loaded(tmp_path, capsys):
+    note = tmp_path / "dataset/identity.json"
+    note.parent.mkdir()
+    note.write_text('{"reader": "prepared", "files": [], "eval_users": 0}')
+    assert recommend.main(["--workdir", str(tmp_path), "--user", "7"]) == 2
+    assert "kd_jax.runtime.load(" in capsys.readouterr().err
+
+
 def test_a_reader_that_stops_is_no_error(workdir):
     """As ``recommend … | head -1``: no traceback, the status of a closed pipe."""
     command = [sys.executable, "-m", "kd_jax.recommend", f"--workdir={workdir}", "--user=100"]

@@ -120,6 +120,7 @@ def check_schema(schema: Mapping[str, pl.DataType], options: PrepareOptions) -> 
         if not fits(schema[name]) or schema[name] == pl.UInt64:
             raise InputError(
                 f"{options.interactions}: column {name!r} is {schema[name]}, not {wanted}; cast it"
+                + (f", dates with pl.col({name!r}).dt.epoch('s')" if role == "timestamp" else "")
             )
 
 
