@@ -256,7 +256,6 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     kept = _kept(raw, options, counts)
     users, items, rows = len(kept.user_ids), len(kept.item_ids), kept.rows
     texts = item_text.texts(raw, kept.item_ids, options.text_columns, options.missing_text)
-
     indptr = indptr_of(kept.user, users)
     times = [rows["timestamp"].to_numpy()]
     if raw.impressions is not None:
@@ -264,8 +263,7 @@ def build(raw: RawData, **fields: Any) -> Dataset:
     unit = "s"
     notes: tuple[str, ...] = ()
     if has_time:
-        given = raw.time_unit, raw.time_digits
-        times, unit, notes = resolve_all(times, *given, options.time_unit)
+        times, unit, notes = resolve_all(times, raw.time_unit, raw.time_digits, options.time_unit)
     timestamp = times[0]
     codes = assign(
         options.split, indptr, timestamp, options.ratios, options.seed, rows["split"].to_numpy()
@@ -289,8 +287,8 @@ def build(raw: RawData, **fields: Any) -> Dataset:
         counts |= found
     counts |= {"users": users, "items": items, "interactions": len(timestamp)}
     dataset = _assemble(raw.name, options.split, *ids, texts, arrays, counts, unit)
-    untimed = options.split != "column" and not has_time
-    _check_splits(dataset, options.minima, UNTIMED if untimed else "")
+    untimed = UNTIMED if options.split != "column" and not has_time else ""
+    _check_splits(dataset, options.minima, untimed)
     low = filters.indexed_pairs(kept.low, ids, (kept.user, kept.item))
     disliked = (indptr_of(low[0], users), low[1]) if len(low[0]) else None
     notes = (*notes, *kept.reduced.notes)
@@ -329,10 +327,7 @@ def _kept(raw: RawData, options: DatasetOptions, counts: dict[str, int]) -> _Kep
     if weights:
         counts |= {"left_out_events": left_out, "taken_back": reduced.taken_back}
         _require_rows(raw, reduced.rows.height, events.FIELD)
-    rows, size = _core(raw, reduced.rows, options)
-    counts["below_min_interactions"] = reduced.rows.height - size
-    if options.max_users:
-        counts["beyond_max_users"] = size - rows.height
+    rows = _core(raw, reduced.rows, options, counts)
     user, user_ids = filters.compact(rows["user"].to_numpy(), all_users)
     item, item_ids = filters.compact(rows["item"].to_numpy(), all_items)
     if options.min_item_interactions == 0:
@@ -356,16 +351,19 @@ def _indexed(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
     return rows.sort("user", "timestamp", "split", maintain_order=True), users, items
 
 
-def _core(raw: RawData, rows: pl.DataFrame, options: DatasetOptions) -> tuple[pl.DataFrame, int]:
-    """The rows of the k-core and of the first ``max_users`` users, and the size of the core."""
-    user = rows["user"].to_numpy()
-    item = rows["item"].to_numpy()
+def _core(
+    raw: RawData, rows: pl.DataFrame, options: DatasetOptions, counts: dict[str, int]
+) -> pl.DataFrame:
+    """The rows of the k-core and of the first ``max_users`` users; ``counts`` get the others."""
+    user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
     kept = filters.core(user, item, options.min_user_interactions, options.min_item_interactions)
     size = int(kept.sum())
     _require_rows(raw, size, options.minima)
+    counts["below_min_interactions"] = rows.height - size
     if options.max_users:
         kept &= np.isin(user, np.unique(user[kept])[: options.max_users])
-    return rows.filter(kept), size
+        counts["beyond_max_users"] = size - int(kept.sum())
+    return rows.filter(kept)
 
 
 def _require_rows(raw: RawData, rows: int, option: str) -> None:
