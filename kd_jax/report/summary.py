@@ -188,7 +188,7 @@ def spoken(name: str) -> str:
 
 def a_student(name: str) -> str:
     """The name of a student in a sentence: 'plain student', 'distilled student'."""
-    return "plain student" if name == "student" else f"{spoken(name)} student"
+    return f"{spoken(name)} student".replace("student student", "plain student")
 
 
 def metric_label(metric: str) -> str:
