@@ -16,6 +16,7 @@ from kd_jax.core.files import read_json
 from kd_jax.core.logging import Log
 from kd_jax.core.types import Params
 from kd_jax.data import dataset as datasets
+from kd_jax.data.prepared.folder import check_stored
 from kd_jax.data.splits import TEST, VALID
 from kd_jax.devices import sharding
 from kd_jax.evaluation.evaluator import ScoreFn
@@ -167,6 +168,7 @@ def open_workdir(workdir: Path, log: Log, config: ConfigDict | None = None) -> T
     # The available devices, not those that trained the models.
     config.mesh = ConfigDict({"data": -1, "model": 1})
     experiment = Experiment(config, workdir, log)
+    check_stored(workdir)
     # The stored data set, even if its source has changed.
     experiment.dataset = datasets.load(workdir / "dataset")
     return TrainedModels(experiment)

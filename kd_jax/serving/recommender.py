@@ -13,8 +13,8 @@ import polars as pl
 
 from kd_jax import runtime
 from kd_jax.core.errors import InputError
-from kd_jax.core.files import read_json
 from kd_jax.data import dataset as datasets
+from kd_jax.data.prepared.folder import check_stored
 from kd_jax.runtime import Filters, Runtime
 from kd_jax.runtime.filters import as_list
 from kd_jax.runtime.store import FILE, Ids
@@ -198,13 +198,7 @@ def load(workdir: str | Path) -> Recommender:
             f"{folder} is not the workdir of a run (no dataset/ in it); give the --workdir of"
             " launch.py"
         )
-    note = folder / "dataset/identity.json"
-    if note.exists() and read_json(note, f"delete {folder}/dataset").get("reader") == "prepared":
-        raise InputError(
-            f"{folder} was trained from prepared data, which are not in the workdir; load its"
-            f" export alone, kd_jax.runtime.load({str(folder / 'export')!r}), or serve it with"
-            " python -m kd_jax.serve"
-        )
+    check_stored(folder)
     dataset = datasets.load(folder / "dataset")
     found = runtime.load(folder / "export" / FILE)
     checksum = found.export.description["dataset"]["checksum"]

@@ -34,6 +34,17 @@ WORK = ".work"  # of a maker, in the folder
 TYPES = {"user": pl.Int32, "item": pl.Int32, "rating": pl.Float32, "timestamp": pl.Int64}
 
 
+def check_stored(workdir: Path) -> None:
+    """Raises InputError for the workdir of a run on prepared data, which it does not hold."""
+    note = workdir / "dataset/identity.json"
+    if note.exists() and read_json(note, f"delete {note.parent}").get("reader") == "prepared":
+        raise InputError(
+            f"{workdir} was trained from prepared data, which are not in the workdir; load its"
+            f" export alone, kd_jax.runtime.load({str(workdir / 'export')!r}), or serve it with"
+            " python -m kd_jax.serve"
+        )
+
+
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.parquet"
 
