@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from helpers.runs import config, metrics_of, run
+from helpers.toy import refused
 from kd_jax.core.errors import InputError
 from kd_jax.core.logging import Log
 from kd_jax.data.prepared import streaming
@@ -15,6 +16,7 @@ from kd_jax.data.prepared.options import PrepareOptions
 from kd_jax.evaluation import evaluator
 from kd_jax.experiment import pipeline
 from kd_jax.experiment.experiment import Experiment
+from kd_jax.experiment.trained import open_workdir
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,8 @@ def test_students_learn_from_shards(world, folder, tmp_path, labels):
     assert rows.keys() >= {"student", "distilled", "teacher"}
     saved = (tmp_path / "run/student/checkpoints").iterdir()
     assert len(list(saved)) > 0
+    with Log(tmp_path / "log", "", silent=True) as log:
+        refused(lambda: open_workdir(tmp_path / "run", log), "trained from prepared data")
 
 
 @pytest.mark.parametrize(
