@@ -88,7 +88,11 @@ def _refuse_field(argv: list[str], error: Exception) -> NoReturn:
         _refuse(f"{given}: {new}")
     hint = re.search(r'Did you mean "(\w+)"', message)
     near = f"did you mean {hint[1]!r}? " if hint else ""
-    _refuse(f"{wrong or given}: no such field; {near}all fields are in configs/common.py")
+    field = "such field"
+    if not wrong and missing:
+        field = f"field {missing[0]!r}, which the file reads or sets"
+        near += "a new section is set as a whole, as c.student.gru4rec = {'dim': 64}; "
+    _refuse(f"{wrong or given}: no {field}; {near}all fields are in configs/common.py")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -173,18 +173,22 @@ def content_hash(path: Path) -> str:
 
 
 def difference(old: Any, new: Any, prefix: str = "") -> str:
-    """The first three leaves in which two nested dicts differ: 'field: old there, new here'."""
+    """The first three leaves in which two nested dicts differ: 'field: old there, new here'.
+
+    Those that both have come first: a chosen name before the fields of what it names.
+    """
     new = json.loads(json.dumps(new, default=plain_value))
-    found = list(_differences(old, new, prefix))
+    leaves = sorted(_differences(old, new, prefix), key=lambda leaf: None in leaf)
+    found = [f"{field}: {before} there, {now} here" for field, before, now in leaves]
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def _differences(old: Any, new: Any, prefix: str) -> Iterator[str]:
+def _differences(old: Any, new: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
     elif old != new:
-        yield f"{prefix}: {old} there, {new} here"
+        yield prefix, old, new
 
 
 @contextlib.contextmanager

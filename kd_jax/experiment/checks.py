@@ -49,6 +49,7 @@ def check(store: LabelStore) -> None:
 
 
 def _check_fields(experiment: Experiment) -> None:
+    student_class(experiment.config.student.name)  # even where no stage trains a student
     labels, teachers = experiment.config.distill.labels, experiment.config.distill.teachers
     if labels not in ("cached", "online"):
         raise InputError(f"distill.labels={labels!r} is unknown; known: cached, online")

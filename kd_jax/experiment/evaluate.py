@@ -235,6 +235,7 @@ def _dataset(experiment: Experiment, counts: dict[str, dict[str, int]]) -> dict[
         "users": d.num_users,
         "items": d.num_items,
         "interactions": d.counts.get("interactions", len(d.item)),
+        "beyond_max_users": d.counts.get("beyond_max_users", 0),
         "cold_items": int(np.sum(~d.warm)),
         "items_without_text": summary.without_text(d),
         "split": d.split_name,

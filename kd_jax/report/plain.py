@@ -37,11 +37,11 @@ def plain(metrics: dict[str, Any], legend: Legend) -> str:
 
 
 def paragraphs(metrics: dict[str, Any], legend: Legend) -> list[str]:
-    """The words of ``plain``: what is found, and what it costs."""
+    """The words of ``plain``: what is found, what it costs, and whether this was a trial."""
     models = by_model(metrics, legend)
     found = [part(metrics, models, legend) for part in (_found, _limits, _as_served)]
     words = " ".join(part for part in found if part)
-    return [part for part in (words, _cost(metrics, models, legend)) if part]
+    return [part for part in (words, _cost(metrics, models, legend), _trial(metrics)) if part]
 
 
 def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
@@ -127,6 +127,17 @@ def _as_served(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
     if not phrases:
         return ""
     return f"As it is served, with the newest clicks of known users, {', and '.join(phrases)}."
+
+
+def _trial(metrics: dict[str, Any]) -> str:
+    data = metrics.get("dataset") or {}
+    left_out = data.get("beyond_max_users")
+    if not left_out:
+        return ""
+    return (
+        f"A trial: data.max_users keeps {data['users']:,} users, and {left_out:,} interactions of"
+        " others are left out. Do not compare these figures with those of all data."
+    )
 
 
 def _of_hundred(share: float, exact: bool) -> str:

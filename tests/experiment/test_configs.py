@@ -380,9 +380,10 @@ def get_config():
         ("c.data.columns.user = 'who'", "data.columns is now data.files.columns"),
         ("c.distill.terms = (('kl', 1.0),)", "distill.terms is now a section per term"),
         ("c.tuned.teacher = ()", "tuned.teacher is now a part of the sections"),
+        ("c.student.gru4rec.dim = 8", "no field 'gru4rec', which the file reads or sets; "),
     ],
 )
-def test_old_fields_of_a_configuration_file_are_refused(
+def test_fields_that_a_configuration_file_has_wrong_are_refused(
     tmp_path, monkeypatch, capsys, line, message
 ):
     (tmp_path / "old.py").write_text(OLD_FILE.format(line=line))

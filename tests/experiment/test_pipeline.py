@@ -649,6 +649,10 @@ def test_a_run_killed_again_and_again_ends_with_the_same_parameters(world, tmp_p
             r"error: stages: 'eval' is unknown; did you mean 'evaluate'",
         ),
         (["--config.student.name=mff"], r"error: student.name='mff' is unknown; did you mean 'mf'"),
+        (
+            ["--config.student.name=mff", "--config.stages=('data',)"],
+            r"error: student.name='mff' is unknown",
+        ),
         (["--config.data.files.path=nowhere.csv"], r"error: .*nowhere.csv"),
         (
             ["--config.teacher.lm.weights=/no/such/folder"],

@@ -788,6 +788,14 @@ def test_the_exported_student_as_served_stands_beside_it_as_trained():
     assert "As it is served" not in plain(metrics, LEGEND)
 
 
+def test_a_run_on_a_part_of_the_users_is_a_trial():
+    metrics = rank_metrics()
+    assert "A trial" not in plain(metrics, LEGEND)
+    metrics["dataset"] |= {"users": 100, "beyond_max_users": 59_123}
+    words = plain(metrics, LEGEND)
+    assert "data.max_users keeps 100 users, and 59,123 interactions of others" in words
+
+
 def test_new_users_stand_beside_the_lists_that_are_the_same_for_everybody():
     metrics = rank_metrics()
     metrics["models"][0]["seed"] = None  # popularity: nothing was trained
