@@ -56,3 +56,10 @@ def world(tmp_path_factory):
     toy.write_csv(folder, ratings=True)
     toy.tiny_bert(folder / "bert")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_of_other_modules():
+    """Compiled programs of a module take memory, and are not used by the next one."""
+    yield
+    jax.clear_caches()

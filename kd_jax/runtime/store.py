@@ -158,7 +158,8 @@ def read(path: Path) -> Export:
         arrays = {name: tensors[name] for name in ARRAYS}
         return Export(description, **texts, **arrays, context=context, **optional)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; {fix}") from None
+        place = "give the folder export/ of a workdir, or, if that has no such file"
+        raise InputError(f"{path} is missing; {place}, {fix}") from None
     except (SafetensorError, KeyError, ValueError) as error:
         if isinstance(error, InputError):
             raise

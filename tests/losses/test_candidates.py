@@ -41,6 +41,12 @@ def candidates_of(loss, seed=0, share=0.8, agree=0.5):
     )  # fmt: skip
 
 
+def value_of(loss, given, student=None):
+    """``loss.value`` as one program."""
+    value = jax.jit(lambda scores: loss.value(given._replace(student=scores), KEY))
+    return value(given.student if student is None else student)
+
+
 def values_of(loss, given, student):
     """The loss of each row by definition; ``given`` decides on weights and draws."""
     one = CANDIDATES[next(n for n, kind in LOSSES.items() if type(loss) is kind)](loss, KEY, R)
@@ -63,10 +69,10 @@ def values_of(loss, given, student):
 def test_value_and_gradient_are_those_of_the_definition(name, share):
     loss = LOSSES[name](**HYPER.get(name, {}))
     given = candidates_of(loss, share=share)
-    found = loss.value(given, KEY)
+    found = value_of(loss, given)
     scores = np.asarray(given.student, np.float64)
     np.testing.assert_allclose(found, values_of(loss, given, scores), rtol=2e-5, atol=1e-6)
-    slope = jax.grad(lambda x: loss.value(given._replace(student=x), KEY).sum())(given.student)
+    slope = jax.grad(lambda scores: value_of(loss, given, scores).sum())(given.student)
     wanted, step = np.zeros(scores.shape), 1e-5
     for column in range(scores.shape[1]):
         moved = np.zeros(scores.shape)
@@ -81,7 +87,7 @@ def test_value_and_gradient_are_those_of_the_definition(name, share):
 def test_rows_without_a_candidate_have_loss_and_gradient_zero(name):
     loss = LOSSES[name](**HYPER.get(name, {}))
     given = candidates_of(loss, share=0.0)
-    value, slope = jax.value_and_grad(lambda x: loss.value(given._replace(student=x), KEY).sum())(
+    value, slope = jax.value_and_grad(lambda scores: value_of(loss, given, scores).sum())(
         given.student
     )
     assert value == 0

@@ -19,7 +19,14 @@ TARGET = jnp.asarray([[0], [3], [5], [11]])
 
 
 def row(name, apart=None, student=STUDENT, teacher=TEACHER, temperature=1.0, **hyper):
-    return per_row(LOSSES[name](**hyper), student, teacher, temperature, apart=apart)
+    def loss(student, teacher, apart):
+        return per_row(LOSSES[name](**hyper), student, teacher, temperature, apart=apart)
+
+    return jax.jit(loss)(student, teacher, apart)
+
+
+def of_vectors(name, student, teacher, share, auxiliary=None, key=None, **hyper):
+    return jax.jit(LOSSES[name](**hyper).value)(student, teacher, auxiliary or {}, share, key)
 
 
 def best(k):
@@ -107,19 +114,16 @@ def test_relations_do_not_change_with_what_they_do_not_read():
     turn, _ = np.linalg.qr(RNG.normal(size=(4, 4)))
     moved = 2.5 * student @ jnp.asarray(turn, jnp.float32)
 
-    def value(name, vectors, share=share, **hyper):
-        return float(jnp.sum(share * LOSSES[name](**hyper).value(vectors, teacher, {}, share)))
+    def value(name, vectors, share=share):
+        return float(jnp.sum(share * of_vectors(name, vectors, teacher, share)))
 
     for name in ("rkd", "ftd"):
         assert value(name, moved) == pytest.approx(value(name, student), rel=1e-4)
-        np.testing.assert_allclose(
-            LOSSES[name]().value(3 * teacher, teacher, {}, share), 0.0, atol=1e-6
-        )
+        np.testing.assert_allclose(of_vectors(name, 3 * teacher, teacher, share), 0.0, atol=1e-6)
         # A vector of share 0 is as if it were not there.
         few = jnp.asarray([1, 1, 1, 1, 1, 0, 0]) / 5
-        less = jnp.sum(
-            LOSSES[name]().value(student[:5], teacher[:5], {}, jnp.full(5, 0.2)) * jnp.full(5, 0.2)
-        )
+        fifth = jnp.full(5, 0.2)
+        less = jnp.sum(of_vectors(name, student[:5], teacher[:5], fifth) * fifth)
         assert value(name, student, few) == pytest.approx(float(less), rel=1e-4)
     shifted = student + 3.0
     assert value("rkd", shifted) == pytest.approx(value("rkd", student), rel=1e-4)
@@ -127,20 +131,20 @@ def test_relations_do_not_change_with_what_they_do_not_read():
 
 def test_the_topology_of_one_group_is_all_pairs_and_the_mean():
     student, teacher = (jnp.asarray(RNG.normal(size=(7, d)), jnp.float32) for d in (4, 6))
-    one, key, share = LOSSES["htd"](groups=1, alpha=1.0), jax.random.key(0), jnp.full(7, 1 / 7)
-    auxiliary = one.auxiliary(4, 6, key)
-    found = jnp.mean(one.value(student, teacher, auxiliary, share, key))
+    one, key, share = {"groups": 1, "alpha": 1.0}, jax.random.key(0), jnp.full(7, 1 / 7)
+    auxiliary = LOSSES["htd"](**one).auxiliary(4, 6, key)
+    found = jnp.mean(of_vectors("htd", student, teacher, share, auxiliary, key, **one))
     units = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (student, teacher)]
     means = [x.mean(0) / jnp.linalg.norm(x.mean(0)) for x in (student, teacher)]
     gap = units[0] @ means[0] - units[1] @ means[1]
-    pairs = jnp.mean(LOSSES["ftd"]().value(student, teacher, {}, share))
+    pairs = jnp.mean(of_vectors("ftd", student, teacher, share))
     assert float(found) == pytest.approx(float(pairs + jnp.mean(gap**2)), rel=1e-5)
     # A vector of share 0 is as if it were not there.
     few = jnp.asarray([1, 1, 1, 1, 1, 0, 0]) / 5
-    three = LOSSES["htd"](groups=3, alpha=1.0)
-    auxiliary = three.auxiliary(4, 6, key)
+    three = {"groups": 3, "alpha": 1.0}
+    auxiliary = LOSSES["htd"](**three).auxiliary(4, 6, key)
     some, less = (
-        float(jnp.sum(w * three.value(student[:n], teacher[:n], auxiliary, w, key)))
+        float(jnp.sum(w * of_vectors("htd", student[:n], teacher[:n], w, auxiliary, key, **three)))
         for n, w in ((7, few), (5, jnp.full(5, 0.2)))
     )
     assert some == pytest.approx(less, rel=1e-4)
@@ -149,14 +153,13 @@ def test_the_topology_of_one_group_is_all_pairs_and_the_mean():
 def test_equal_vectors_have_finite_gradients():
     vectors = jnp.zeros((5, 3)).at[3:].set(1.0)
     teacher = jnp.asarray(RNG.normal(size=(5, 4)), jnp.float32)
-    for name in ("rkd", "ftd"):
-        loss, share = LOSSES[name](), jnp.full(5, 0.2)
-        slope = jax.grad(lambda x, f=loss, s=share: f.value(x, teacher, {}, s).sum())(vectors)
+    share, key = jnp.full(5, 0.2), jax.random.key(0)
+    auxiliary = LOSSES["htd"]().auxiliary(3, 4, key)
+    for name, *more in (("rkd",), ("ftd",), ("htd", auxiliary, key)):
+        slope = jax.grad(
+            lambda x, name=name, more=more: of_vectors(name, x, teacher, share, *more).sum()
+        )(vectors)
         assert np.all(np.isfinite(slope)) and np.abs(slope).max() < 100
-    loss, key = LOSSES["htd"](), jax.random.key(0)
-    auxiliary = loss.auxiliary(3, 4, key)
-    slope = jax.grad(lambda x: loss.value(x, teacher, auxiliary, share, key).sum())(vectors)
-    assert np.all(np.isfinite(slope)) and np.abs(slope).max() < 100
 
 
 @pytest.mark.parametrize(
