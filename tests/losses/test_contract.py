@@ -1,6 +1,7 @@
 """Every entry of ``LOSSES``: its definition, gradients, masks, types and all engines."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -221,9 +222,15 @@ def value(one, world, scores=None, **more):
     return loss_of((one,), scores, batch, **inputs)[0]
 
 
-def slopes(one, world, **more):
-    """Gradients in the contexts, vectors and biases of the student."""
-    return jax.grad(lambda student: value(one, world, student, **more))(world.student)
+def value_and_slopes(one, world, **more):
+    """The loss, and its gradients in the contexts, vectors and biases of the student."""
+    differentiate = jax.value_and_grad(lambda student: value(one, world, student, **more))
+    found, gradients = differentiate(world.student)
+    return float(found), gradients
+
+
+def slopes(one, world):
+    return value_and_slopes(one, world)[1]
 
 
 @names
@@ -318,8 +325,9 @@ def test_nothing_that_takes_part_is_loss_and_gradient_zero(name):
     if isinstance(one.loss, VectorLoss) and not one.loss.of_items:
         world.batch["weights"] = jnp.zeros((B, P))  # contexts have no items to mask
     world.warm = jnp.zeros(N, bool)
-    assert float(value(one, world)) == 0
-    for slope in jax.tree.leaves(slopes(one, world)):
+    found, gradients = value_and_slopes(one, world)
+    assert found == 0
+    for slope in jax.tree.leaves(gradients):
         np.testing.assert_array_equal(slope, 0.0)
 
 
@@ -330,8 +338,9 @@ def test_bf16_factors_are_compared_in_f32(name):
     wide = World()
     for side in ("student", "teacher"):
         setattr(wide, side, jax.tree.map(lambda x: x.astype(jnp.float32), getattr(narrow, side)))
-    assert float(value(one, narrow)) == pytest.approx(float(value(one, wide)), rel=2e-2)
-    assert [slope.dtype for slope in slopes(one, narrow)[:3]] == [
+    found, gradients = value_and_slopes(one, narrow)
+    assert found == pytest.approx(float(value(one, wide)), rel=2e-2)
+    assert [slope.dtype for slope in gradients[:3]] == [
         jnp.bfloat16, jnp.bfloat16, jnp.float32,
     ]  # fmt: skip
 
@@ -349,14 +358,19 @@ ENGINES = {
 }
 
 
+@functools.cache
+def of_one_device(name, items):
+    """A term, and its value and gradients without an engine."""
+    one = make(name, 1.5, items=items)
+    return one, value_and_slopes(one, World(width=D if name in SAME_WIDTH else D + 2))
+
+
 @names
 @pytest.mark.parametrize("items", first_fast(["all", "warm"]))
 @pytest.mark.parametrize("engine", first_fast(list(ENGINES)))
 def test_every_engine_gives_the_same(name, items, engine):
-    world, one = (
-        World(width=D if name in SAME_WIDTH else D + 2),
-        make(name, 1.5, items=items),
-    )
+    world = World(width=D if name in SAME_WIDTH else D + 2)
+    one, (wanted, gradients) = of_one_device(name, items)
     how = ENGINES[engine]()
     other = one
     if "draws" in how:
@@ -369,8 +383,9 @@ def test_every_engine_gives_the_same(name, items, engine):
         if top:
             world.teacher = world.teacher._replace(top=top_items(world.teacher, top))
         other = dataclasses.replace(one, items=f"sampled{'_warm' if one.warm else ''}", negatives=N)
-    assert float(value(other, world, **how)) == pytest.approx(float(value(one, world)), rel=1e-5)
-    for part, whole in zip(slopes(other, world, **how)[:3], slopes(one, world)[:3], strict=True):
+    found, parts = value_and_slopes(other, world, **how)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for part, whole in zip(parts[:3], gradients[:3], strict=True):
         np.testing.assert_allclose(part, whole, rtol=2e-4, atol=2e-6)
 
 
@@ -385,9 +400,10 @@ def test_whole_logits_give_the_same_as_factors_or_are_refused(name):
     def dense(student):
         return value(one, world, student.dense())
 
-    assert float(dense(world.student)) == pytest.approx(float(value(one, world)), rel=1e-5)
-    found = jax.grad(dense)(world.student)
-    for part, whole in zip(found[:3], slopes(one, world)[:3], strict=True):
+    found, parts = jax.value_and_grad(dense)(world.student)
+    wanted, gradients = value_and_slopes(one, world)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    for part, whole in zip(parts[:3], gradients[:3], strict=True):
         np.testing.assert_allclose(part, whole, rtol=2e-4, atol=2e-6)
 
 
