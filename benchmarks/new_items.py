@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from benchmarks.measuring import ROOT
 from kd_jax import runtime
 from kd_jax.core.logging import Log
 from kd_jax.core.scores import Factors
@@ -50,7 +51,6 @@ from kd_jax.experiment.trained import TrainedModels, open_workdir
 from kd_jax.serving.exporters import Bundle
 from kd_jax.serving.exporters.bundle import Vectors
 
-ROOT = Path(__file__).parents[1]
 ROLE = next(role for role in roles.by_export() if role.text)
 METRIC = "ndcg@10"
 TIMES = 50  # items that are added to measure the time

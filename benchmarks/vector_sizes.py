@@ -25,6 +25,7 @@ from absl import app, flags, logging
 from jaxtyping import Float
 from ml_collections import ConfigDict, config_flags
 
+from benchmarks.measuring import ROOT
 from kd_jax.core.files import write_json
 from kd_jax.data import dataset as datasets
 from kd_jax.data.dataset import Dataset
@@ -34,7 +35,6 @@ from kd_jax.evaluation.evaluator import evaluate_rank
 from kd_jax.experiment import pipeline
 from kd_jax.experiment.smaller import cut
 
-ROOT = Path(__file__).parents[1]
 METRIC = "ndcg@10"
 STUDENTS = ("student", "distilled")
 Vectors = np.ndarray  # f32 [users or items, d]

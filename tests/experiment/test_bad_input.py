@@ -16,11 +16,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import toy
-from helpers.runs import config
+from helpers.runs import ROOT, config
 from kd_jax.core.files import disk_is_full, locked
 from kd_jax.experiment import pipeline
 
-ROOT = Path(__file__).parents[2]
 SHORT = ("data", "student")
 # TensorStore's threads complain about the event loop that Orbax closed when it met a damaged file;
 # launch.py hides it.

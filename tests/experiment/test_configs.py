@@ -25,7 +25,7 @@ from configs import (
     quickstart,
 )
 from helpers import toy
-from helpers.runs import launched
+from helpers.runs import ROOT, launched
 from kd_jax.core.logging import Log
 from kd_jax.data import synthetic
 from kd_jax.data.synthetic.amazon import write as write_amazon
@@ -39,7 +39,6 @@ from kd_jax.experiment.prepared import prepared
 from kd_jax.experiment.roles import ROLES
 from kd_jax.experiment.trained import written
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = (
     *(quickstart, online_retail, csv, mind, movielens),
     *(amazon, amazon_2014, citeulike, posts, courses),

@@ -1,20 +1,18 @@
 """The examples in README.md and docs/students.md work as printed; links and names exist."""
 
 import re
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 import kd_jax
 from configs import common
-from helpers.runs import config, metrics_of, run
+from helpers.runs import ROOT, config, metrics_of, run
 from kd_jax.core import fields
 from kd_jax.data.readers import READERS
 from kd_jax.models import students
 from kd_jax.serving.exporters import EXPORTERS
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 STUDENTS_PAGE = (ROOT / "docs/students.md").read_text()
 
