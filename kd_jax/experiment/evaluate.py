@@ -93,6 +93,7 @@ def evaluate(store: LabelStore) -> None:
     page = {
         "schema": 1,
         "task": experiment.config.task,
+        "select": selects(experiment.config),
         "dataset": _dataset(experiment, counts),
         "models": measured.rows,
         "lists": list(other_lists.paths(experiment)),

@@ -51,10 +51,12 @@ def by_model(metrics: dict[str, Any], legend: Legend) -> Models:
 def shown_metrics(metrics: dict[str, Any]) -> list[str]:
     """The names of the metrics to show, the main one first.
 
-    They are NDCG and recall for `rank`, and all known metrics for `rate`.
+    The main one is what models are selected by. With it come NDCG and recall for `rank`, and all
+    known metrics for `rate`.
     """
     have = sorted({key for entry in metrics.get("models") or () for key in entry.get("test") or {}})
-    main = [key for key in metrics.get("gain") or {} if "/" not in key][:1]
+    gains = (key for key in metrics.get("gain") or {} if "/" not in key)
+    main = [key for key in (metrics.get("select"), *gains) if key in have][:1]
     if metrics.get("task") == "rate":
         return list(dict.fromkeys([*main, *(name for name in RATE_METRICS if name in have)]))
     ndcg, recall = (

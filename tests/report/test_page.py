@@ -31,7 +31,7 @@ from kd_jax.report.new_users import new_users_table
 from kd_jax.report.page import render, write
 from kd_jax.report.plain import plain
 from kd_jax.report.served import served
-from kd_jax.report.summary import by_model, mean_std
+from kd_jax.report.summary import by_model, mean_std, shown_metrics
 from kd_jax.report.tradeoff import Box, _free_place
 
 LEGEND = roles.legend()
@@ -786,6 +786,13 @@ def test_the_exported_student_as_served_stands_beside_it_as_trained():
         row.pop("served", None)
     assert served(by_model(metrics, LEGEND), ["ndcg@10"]) == ""
     assert "As it is served" not in plain(metrics, LEGEND)
+
+
+def test_one_model_alone_is_shown_by_the_metric_that_selects():
+    test = {"ndcg@10": 0.1, "recall@20": 0.2, "recall@50": 0.3}
+    alone = {"task": "rank", "models": [{"name": "student", "test": test}], "gain": {}}
+    assert shown_metrics(alone) == ["ndcg@10", "recall@20"]
+    assert shown_metrics(alone | {"select": "recall@50"}) == ["recall@50", "recall@20"]
 
 
 def test_a_run_on_a_part_of_the_users_is_a_trial():
