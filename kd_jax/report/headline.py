@@ -38,7 +38,7 @@ OVER_SIMPLE = (
     "Over {simple}, {kind}, the {candidate} student is at {stands} ({interval}).",
     "The {candidate} student is worse than {simple}, which is {kind}: {what}"
     " {after} against {before} ({interval}).",
-    "The {candidate} student does not differ significantly from {simple} ({kind}):"
+    "The {candidate} student does not differ significantly from {simple}, {kind}:"
     " {stands} ({interval}).",
     "{simple}, {kind}, has {before}, the {candidate} student {after}; {interval} was computed.",
 )

@@ -37,11 +37,11 @@ def plain(metrics: dict[str, Any], legend: Legend) -> str:
 
 
 def paragraphs(metrics: dict[str, Any], legend: Legend) -> list[str]:
-    """The words of ``plain``: what is found, what it costs, and whether this was a trial."""
+    """The words of ``plain``: whether this was a trial, what is found, and what it costs."""
     models = by_model(metrics, legend)
     found = [part(metrics, models, legend) for part in (_found, _limits, _as_served)]
     words = " ".join(part for part in found if part)
-    return [part for part in (words, _cost(metrics, models, legend), _trial(metrics)) if part]
+    return [part for part in (_trial(metrics), words, _cost(metrics, models, legend)) if part]
 
 
 def _found(metrics: dict[str, Any], models: Models, legend: Legend) -> str:
