@@ -2,9 +2,9 @@
 # jax 0.10.2 (CPU, two processes): the compilation cache never hits in any process but the first,
 # and jax_share_binary_between_hosts, which should help, ends the job with an error about Gloo.
 #
-# Docs, "Persistent compilation cache": with several processes only rank 0 writes, and "in
-# subsequent runs, all processes will attempt to read", for which the folder has to be on a shared
-# file system. Help of the flag: "the compiled module will be shared between hosts directly".
+# By the page on the persistent compilation cache only rank 0 writes, and in later runs all
+# processes read from the folder, which has to be on a shared file system. By its help the flag has
+# one host send the compiled program to the others.
 # Expected: from the second run on each process reads its programs from the shared folder; with the
 # flag the others get them from the first process. Seen:
 #   in each run process 0 hits and process 1 compiles all programs again. No warning;
