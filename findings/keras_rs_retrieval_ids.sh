@@ -2,9 +2,10 @@
 # keras-rs 0.4.0 (Keras 3.15.1 on JAX): BruteForceRetrieval returns ids of other items: 64-bit ids
 # are cut to 32 bits, an update without ids keeps the old ones; a loaded layer puts scores first.
 #
-# By the docstrings candidate_ids identify the candidates, whose indices are returned where there are
-# none, in update_candidates too, and what is saved keeps k and return_scores. Expected: the ids as given, or an error; indices after an update without
-# ids; the output of a loaded layer in the form that it had. Seen, with no error and no warning:
+# By the docstrings candidate_ids identify the candidates, whose indices are returned where there
+# are none, in update_candidates too, and what is saved keeps k and return_scores. Expected: the ids
+# as given, or an error; indices after an update without ids; the output of a loaded layer in the
+# form that it had. Seen, with no error and no warning:
 #   the ids go into an int32 variable, whatever their type, and also with JAX_ENABLE_X64=1. Above
 #     2**31 the lower 32 bits come back. Below, an id is shop * 2**32 + product: the ids of all
 #     shops become those of shop 0, which exist, and Recall@10 falls from 0.69 to 0.21; a barcode of
