@@ -29,8 +29,8 @@ def test_transposed_and_strided_arrays_are_read_as_they_were(tmp_path):
 def test_of_two_configurations_the_fields_that_both_have_are_named_first():
     old = {"student": {"mf": {"a": 1, "b": 2}, "name": "mf"}}
     new = {"student": {"name": "sasrec", "sasrec": {"history": 5}}}
-    told = difference(old, new)
-    assert told.startswith("student.name: mf there, sasrec here; student.mf: ")
+    named = difference(old, new)
+    assert named.startswith("student.name: mf there, sasrec here; student.mf: ")
     assert difference(old, old) == ""
     four = difference({"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 2, "b": 2, "c": 2, "d": 2}, "x")
     assert four == "x.a: 1 there, 2 here; x.b: 1 there, 2 here; x.c: 1 there, 2 here; and 1 more"
