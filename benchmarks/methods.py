@@ -30,13 +30,11 @@ from benchmarks.measuring import ROOT
 from kd_jax.core.files import fingerprint
 from kd_jax.evaluation.baselines import BASELINES, PACKAGED
 from kd_jax.experiment.config import selects
+from kd_jax.losses import LOSSES
 from kd_jax.losses.named import TopKL
 
-METHODS = (
-    *("kl", "reverse_kl", "generalised_js", "standardised_kl", "dkd", "topk_kl"),
-    *("rd", "rrd", "listmle", "dcd", "rce", "dllm2rec", "on_policy_kl"),
-    *("item_matching", "context_matching", "rkd", "ftd", "htd"),
-)
+# soft_ce has the gradient of kl
+METHODS = tuple(name for name in LOSSES if name not in ("ce", "soft_ce"))
 TRIED, DONE = (
     f"--config.stages=('data','labels','student','distilled'{end})" for end in ("", ",'evaluate'")
 )

@@ -144,18 +144,24 @@ class NewItems:
             np.where(data.warm[:, None], self._rows[0], predicted[0]),
             np.where(data.warm, self._rows[1], predicted[1]),
         )
-        found = (most_added(self._quality_with(rows, names), loss)
-                 for rows in (self._rows, by_text))  # fmt: skip
+        found = (
+            most_added(self.with_more_bias(names, rows=rows), loss)
+            for rows in (self._rows, by_text)
+        )
         return Biases(judged_by, *found)
 
-    def _quality_with(
-        self, rows: Rows, names: tuple[str, str]
+    def with_more_bias(
+        self, names: tuple[str, str], split: str = "valid", rows: Rows | None = None
     ) -> Callable[[float], tuple[float, float]]:
-        """More bias of cold items -> two metrics on validation, among warm and cold targets."""
+        """More bias of cold items -> two metrics, among warm and among cold targets of a split.
+
+        rows: the items' vectors and biases in place of those of training. NaN without such targets.
+        """
+        vectors, bias = rows or self._rows
         cold = ~self._experiment.dataset.warm
 
         def quality(more: float) -> tuple[float, float]:
-            found = self._slices((rows[0], rows[1] + np.float32(more) * cold), "valid")
+            found = self._slices((vectors, bias + np.float32(more) * cold), split)
             unknown = {name: float("nan") for name in names}
             return found.get("warm", unknown)[names[0]], found.get("cold", unknown)[names[1]]
 
