@@ -23,7 +23,11 @@ import pytest
 from benchmarks import serving_kills, serving_process
 from helpers.server import DIM, ITEMS, SEEN, client_of, served, write
 from kd_jax import runtime, serve
+from kd_jax.core.errors import InputError
 from kd_jax.runtime import Filters, store
+from kd_jax.serving.server import answers
+from kd_jax.serving.server.feedback import Feedback
+from kd_jax.serving.server.requests import Recommend
 from kd_jax.serving.server.state import State
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +111,16 @@ def test_requests_at_the_same_time_get_their_own_answers(client, workdir):
             same(answer, direct.recommend(history=history))
 
 
+def test_a_request_that_leaves_no_item_is_refused_alone(workdir):
+    direct = runtime.load(workdir)
+    asks = [Recommend.of({"user": 100, "k": 3}), Recommend.of({"user": 101, "only": []})]
+    listed, refused = answers.answer(direct, Feedback(), asks)
+    assert [row["item"] for row in listed] == [one.item for one in direct.recommend(100, k=3)]
+    assert isinstance(refused, InputError) and "leave no item" in str(refused)
+
+
 BAD = {
+    "no item left": ("/v1/recommend", b'{"user": 100, "only": []}', 400),
     "malformed": ("/v1/recommend", b"{", 400),
     "no object": ("/v1/recommend", b"[1]", 400),
     "not UTF-8": ("/v1/recommend", b'{"user": "\xff"}', 400),

@@ -110,12 +110,16 @@ def live(runtime: Runtime, feedback: Feedback, ask: Recommend | Compare) -> Live
 
 def _lists(
     runtime: Runtime, users: list[Live], filters: list[Filters], asks: list[Any]
-) -> list[Items]:
+) -> list[Items | Exception]:
     chosen = histories(runtime, users)
     scores = runtime.scores(contexts(runtime, users, chosen))
-    found = []
+    found: list[Items | Exception] = []
     for row, seen, live, filter_, ask in zip(scores, chosen, users, filters, asks, strict=True):
-        filter_.mask(row[None], [seen])
+        try:
+            filter_.mask(row[None], [seen])
+        except InputError as error:  # of this request: the others are answered
+            found.append(error)
+            continue
         row[live.without] = -np.inf
         found.append(rows(runtime.best(row, ask.k, ask.diversity)))
     return found
