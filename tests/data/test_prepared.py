@@ -292,6 +292,19 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("name", ["items.parquet", "shard-1.parquet", ".git", "notes.txt"])
+def test_a_folder_with_files_of_no_maker_is_refused_and_kept(tmp_path, name):
+    write_source(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"out has other files \({name}\); choose a new one"):
+        streaming.prepare(options_for(tmp_path), out, note=lambda _: None)
+    assert (out / name).read_text() == "mine"
+    (out / name).unlink()
+    assert streaming.prepare(options_for(tmp_path), out, note=lambda _: None)
+
+
 def test_a_changed_source_or_shard_is_noticed(tmp_path, monkeypatch):
     rows, _ = write_source(tmp_path)
     options, out = options_for(tmp_path), tmp_path / "out"

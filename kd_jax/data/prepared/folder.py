@@ -82,10 +82,12 @@ def _begin(folder: Path, identity: dict[str, Any]) -> bool:
             " choose another --out"
         )
     if folder.exists():
-        known = {USERS, ITEMS, WORK}
-        for path in folder.iterdir():
-            if path.name not in known and not path.name.startswith((".", "shard-")):
-                raise InputError(f"--out={folder} has other files ({path.name}); choose a new one")
+        names, known = sorted(path.name for path in folder.iterdir()), {USERS, ITEMS}
+        others = [x for x in names if x not in known and not x.startswith((".", "shard-"))]
+        if WORK not in names:  # with which every maker begins: what is there is none of its files
+            others = names
+        if others:
+            raise InputError(f"--out={folder} has other files ({others[0]}); choose a new one")
         shutil.rmtree(folder)
     (folder / WORK).mkdir(parents=True)
     return True
@@ -156,8 +158,8 @@ def _finish(folder: Path, options: PrepareOptions, made: Made, identity: dict[st
         "files": files,
         "identity": fingerprint(identity),
     }
-    shutil.rmtree(folder / WORK)
     write_json(folder / MANIFEST, note)
+    shutil.rmtree(folder / WORK)
 
 
 def _totals(folder: Path, made: Made, loo: bool) -> dict[str, Any]:
