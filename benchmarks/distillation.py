@@ -151,7 +151,7 @@ def draw(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
     for axes, (name, rows) in zip(panels[0], gains.items(), strict=True):
         for at, row in enumerate(reversed(rows)):
             low, high = row["ci95"]
-            if low is not None:
+            if low is not None and high is not None:
                 axes.plot([100 * low, 100 * high], [at, at], color="tab:blue")
             axes.plot(100 * row["gain"], at, "o", color="tab:blue")
         axes.axvline(0, color="grey", linewidth=0.8)

@@ -270,4 +270,6 @@ def test_gains_are_drawn_with_their_intervals(tmp_path, monkeypatch):
     distillation.draw(tmp_path / "none.png", {"own": [unfinished]})
     distillation.draw(tmp_path / "gains.png", {"own": [done, unfinished]})
     assert drawn == [[25.0, 75.0], 50.0]
+    distillation.draw(tmp_path / "open.png", {"own": [done | {"ci95": (0.25, None)}]})
+    assert drawn[2:] == [50.0], "an interval without an upper end has no line"
     assert (tmp_path / "gains.png").exists() and not (tmp_path / "none.png").exists()
