@@ -1,7 +1,7 @@
-"""A student's weights as a safetensors file with a description: what ``kd_jax.load`` reads.
+"""A student's weights as a safetensors file with a description, for other programs.
 
-With ``dataset/`` beside the folder it needs neither Orbax nor the configuration nor the language
-model; other programs read the tensors as they are.
+``read`` makes the trained student of them and of ``dataset/``, without Orbax, the configuration and
+the language model. ``kd_jax.load`` reads the format 'runtime' instead.
 """
 
 from __future__ import annotations
