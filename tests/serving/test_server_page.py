@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from benchmarks import page as page_benchmark
 from helpers.browser import browser, needs_browser
 from helpers.server import client_of, export_of, write, write_compared
 from kd_jax.runtime import Runtime, compared
-from kd_jax.serving.server import page
+from kd_jax.serving.server import page, state
 
 NAMES = ("student", "distilled")
 TOKEN = {"Authorization": "Bearer secret"}
@@ -140,6 +141,33 @@ def test_an_export_alone_and_a_damaged_neighbour_are_shown_as_one_model(tmp_path
     with client_of(folder) as client:
         assert [one["name"] for one in lists(client)["models"]] == ["distilled"]
     assert "the page shows distilled alone" in capsys.readouterr().err
+
+
+def test_a_new_export_is_served_after_one_whose_neighbours_cannot_be_read(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(state, "LOOK_EVERY", 0.02)
+
+    def wait(words):
+        log = ""
+        for _ in range(1000):
+            log += capsys.readouterr().err
+            if words in log:
+                return
+            time.sleep(0.02)
+        raise AssertionError(log)
+
+    with client_of(write_compared(tmp_path, "student")) as client:
+        old = lists(client)["model"]
+        listed = tmp_path / "export" / compared.FOLDER / compared.LIST
+        listed.unlink()
+        listed.mkdir()
+        wait("the old model is kept")
+        assert len(lists(client)["models"]) == 2
+        listed.rmdir()
+        write(tmp_path, seed=1)
+        wait("is served")
+        assert lists(client)["model"] != old and len(lists(client)["models"]) == 1
 
 
 def test_a_search_finds_words_the_most_chosen_first(shared):

@@ -145,12 +145,14 @@ class State:
             self._stamps = found
             try:
                 new = await asyncio.to_thread(load, self.path)
+                beside = await asyncio.to_thread(compare.load, self.path.parent, new.runtime)
             except Exception as error:
                 report(f"the old model is kept: {error}")
                 continue
-            self.compared = await asyncio.to_thread(compare.load, self.path.parent, new.runtime)
-            if new.name != self.model.name:
-                self.model = _with_items(new, self._added)
+            same = new.name == self.model.name
+            model = self.model if same else _with_items(new, self._added)
+            self.model, self.compared = model, beside
+            if not same:
                 report(f"model {new.name} is served")
 
     def _looked(self) -> list[tuple[int, int, int] | None]:
