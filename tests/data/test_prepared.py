@@ -303,6 +303,9 @@ def test_a_folder_with_files_of_no_maker_is_refused_and_kept(tmp_path, name):
     assert (out / name).read_text() == "mine"
     (out / name).unlink()
     assert streaming.prepare(options_for(tmp_path), out, note=lambda _: None)
+    with pytest.raises(InputError, match="clicks.txt is a file; choose a folder"):
+        (tmp_path / "clicks.txt").touch()
+        streaming.prepare(options_for(tmp_path), tmp_path / "clicks.txt", note=lambda _: None)
 
 
 def test_a_changed_source_or_shard_is_noticed(tmp_path, monkeypatch):

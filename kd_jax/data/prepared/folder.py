@@ -73,6 +73,8 @@ def _identity(options: PrepareOptions) -> dict[str, Any]:
 
 def _begin(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether ``folder`` has to be made; what an unfinished maker has left is removed."""
+    if folder.is_file():
+        raise InputError(f"--out={folder} is a file; choose a folder")
     if (folder / MANIFEST).exists():
         made = read_json(folder / MANIFEST, f"delete {folder}")
         if made["identity"] == fingerprint(identity):
