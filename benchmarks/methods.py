@@ -68,7 +68,7 @@ class Trial(NamedTuple):
         teacher = Path(self.teacher).absolute() if "/" in self.teacher else base / self.teacher
         return [
             "--config.eval.baselines=()",  # they are in base
-            "--config.distill.terms.soft=None",
+            "--config.distill.terms=None",
             f"--config.distill.sources.base.path={teacher}",
             *(
                 f"--config.distill.terms.{name}.{field}={value}"

@@ -141,7 +141,9 @@ def data_files(path: Path) -> list[Path]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A sort key by which part-2 comes before part-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
 
 
 def stamp(*paths: str) -> list[str] | None:

@@ -28,10 +28,10 @@ from kd_jax.data.splits import TEST, TRAIN, VALID
 from kd_jax.devices import sharding
 from kd_jax.evaluation import evaluator, impressions
 from kd_jax.evaluation.metrics import expand, log_loss, predictions
+from kd_jax.evaluation.names import LOWER_IS_BETTER, RATE_METRICS
 from kd_jax.evaluation.scoring import pair_logits, score_function, users_at_once
 
 SPLITS = {"valid": VALID, "test": TEST}
-LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Rank:
         if self.select not in known:
             raise InputError(
                 f"eval.select={self.select!r} is not among the metrics, of which eval.ks has the"
-                f" lengths {tuple(self.ks)}{nearest(self.select, known)}"
+                f" lengths {tuple(self.ks)}{nearest(self.select, RATE_METRICS)}"
             )
         if self.valid_users < 0:
             raise InputError(f"eval.valid_users={self.valid_users} must be 0 (all users) or more")
@@ -245,11 +245,10 @@ class Rate:
                 " which also stands where there is no column of ratings: name it with"
                 " data.files.columns.rating"
             )
-        known = ("accuracy", "precision", "recall", "f1", "auc", *LOWER_IS_BETTER)
-        if self.select not in known:
+        if self.select not in RATE_METRICS:
             raise InputError(
                 f"eval.select={self.select!r} is not a metric of"
-                f" task='rate'{nearest(self.select, known)}"
+                f" task='rate'{nearest(self.select, RATE_METRICS)}"
             )
         empty = np.setdiff1d(np.arange(self.num_classes), self.classes[self.dataset.split == TRAIN])
         if len(empty):

@@ -22,6 +22,7 @@ from kd_jax.core.errors import InputError
 from kd_jax.core.files import fingerprint, locked, read_json, write_json
 from kd_jax.core.logging import Log
 from kd_jax.distillation.term import OWN
+from kd_jax.evaluation.names import LOWER_IS_BETTER
 from kd_jax.experiment import roles
 from kd_jax.experiment.builders import recipe_of
 from kd_jax.experiment.config import selects, settings_of
@@ -35,7 +36,6 @@ from kd_jax.experiment.trained import TrainedModels, written
 from kd_jax.experiment.trainer import fit
 from kd_jax.models.students import student_class
 from kd_jax.report.search import FILE, FIX
-from kd_jax.report.summary import LOWER_IS_BETTER
 from kd_jax.training.job import OnScore
 from kd_jax.training.loop import Diverged
 
@@ -160,7 +160,7 @@ class Sweep:
         if not all(models.has(role, seed) for seed in seeds):
             return
         own, _ = _mean_score(models, role, seeds)
-        line = f"{role.name:10s} in the run valid {own:.4f} ({len(seeds)} seeds)"
+        line = f"{role.name:10s} in the run valid {self.shown(own):.4f} ({len(seeds)} seeds)"
         if own >= best:
             line += "; no trial is better: keep its settings, or give more --trials"
         print(line)
@@ -207,7 +207,7 @@ class Sweep:
         mean, last = _mean_score(store.models, role, seeds)
         what = "finalist" if number is None else f"trial {number:2d}"
         print(
-            f"{role.name:10s} {what} valid {mean:.4f} ({len(seeds)} seeds), best step"
+            f"{role.name:10s} {what} valid {self.shown(mean):.4f} ({len(seeds)} seeds), best step"
             f" {last['best_step']} of {last['steps']}, {last['seconds']:.0f} s  {point}",
             flush=True,
         )
@@ -260,14 +260,16 @@ class Sweep:
             "metric": selects(self.config),
             "trials": len(trials),
             "ended_early": sum(trial.state.name == "PRUNED" for trial in trials),
-            "best": [row | {key: self._shown(row[key]) for key in SCORES} for row in rows],
+            "best": [row | self._shown(row) for row in rows],
         }
         write_json(path, found)
 
-    def _shown(self, score: float | None) -> float | None:
+    def _shown(self, row: dict[str, Any]) -> dict[str, float]:
+        return {key: self.shown(row[key]) for key in SCORES if row[key] is not None}
+
+    def shown(self, score: float) -> float:
         """The metric; scores of metrics where lower is better are negative."""
-        lower = selects(self.config) in LOWER_IS_BETTER
-        return -score if score is not None and lower else score
+        return -score if selects(self.config) in LOWER_IS_BETTER else score
 
 
 def _mean_score(
@@ -319,7 +321,7 @@ def _judge(trial: optuna.Trial) -> OnScore:
     def judge(step: int, score: float) -> None:
         trial.report(score, step)
         if trial.should_prune():
-            raise _optuna().TrialPruned(f"ended early at step {step}, valid {score:.4f}")
+            raise _optuna().TrialPruned(f"ended early at step {step}")
 
     return judge
 
@@ -370,4 +372,7 @@ def sweep(workdir: Path, names: Sequence[str], trials: int, finalists: int) -> N
         search = Sweep(workdir, found, log, config)
         for role in found:
             point, score = search.best(role, trials, finalists)
-            print(f"c.tuned.{role.name} = {tree(point)}  # valid {score:.4f}", flush=True)
+            print(
+                f"c.tuned.{role.name} = {tree(point)}  # valid {search.shown(score):.4f}",
+                flush=True,
+            )

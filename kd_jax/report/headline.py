@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from kd_jax.evaluation.names import LOWER_IS_BETTER
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
-    LOWER_IS_BETTER,
     as_number,
     by_model,
     decimals,

@@ -17,6 +17,7 @@ from typing import Any
 
 from kd_jax.core.errors import InputError
 from kd_jax.core.files import atomic
+from kd_jax.evaluation.names import LOWER_IS_BETTER
 from kd_jax.evaluation.significance import Comparison
 from kd_jax.report import html, transfer
 from kd_jax.report.charts import (
@@ -41,7 +42,6 @@ from kd_jax.report.style import TEMPLATES, style
 from kd_jax.report.summary import (
     CONFIDENCE,
     EMPTY,
-    LOWER_IS_BETTER,
     SLICES,
     Models,
     as_number,

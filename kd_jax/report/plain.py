@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kd_jax.evaluation.names import LOWER_IS_BETTER
 from kd_jax.report.headline import main_gain
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
-    LOWER_IS_BETTER,
     Models,
     by_model,
     decimals,

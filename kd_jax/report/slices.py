@@ -5,11 +5,11 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from kd_jax.evaluation.names import LOWER_IS_BETTER
 from kd_jax.report import html
 from kd_jax.report.charts import slice_chart
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
-    LOWER_IS_BETTER,
     SLICES,
     Models,
     decimals,

@@ -8,12 +8,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from kd_jax.evaluation.names import RATE_METRICS
 from kd_jax.report.legend import Legend
 
 Models = dict[str, list[dict[str, Any]]]  # name -> one entry of metrics.json per seed
 
-RATE_METRICS = ("auc", "log_loss", "accuracy", "f1", "precision", "recall", "rmse", "mae")
-LOWER_IS_BETTER = ("log_loss", "rmse", "mae")
 SLICES = {
     "warm": "warm items",
     "cold": "cold items",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from kd_jax.evaluation.names import LOWER_IS_BETTER
 from kd_jax.evaluation.significance import TRANSFER, Comparison
 from kd_jax.report import html
 from kd_jax.report.legend import Legend
 from kd_jax.report.summary import (
     CONFIDENCE,
-    LOWER_IS_BETTER,
     as_number,
     decimals,
     interval_ends,

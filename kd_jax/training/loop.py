@@ -214,6 +214,7 @@ class _Loop:
         """Saves and raises Preempted; due: whether this step has been saved already."""
         job = self.job
         if not due and job.refresh is None:  # refreshed constants are right at an evaluation only
+            self._check_finite({"param_norm": float(_norm(self.state.params))}, self.step)
             job.checkpoints.save(self.cut(self.state), self.data, None)
         job.checkpoints.wait()
         saved = job.checkpoints.latest()

@@ -165,7 +165,7 @@ def test_the_devices_of_a_process_share_the_texts(encoder, monkeypatch):
         encoding, "_forward", lambda *given: placed.append(given[3].sharding) or forward(*given)
     )
     vectors = encoding.encode(encoder, table_of(*texts), batch_tokens=64)
-    assert all(
+    assert placed and all(
         len(where.device_set) == jax.device_count() and where.spec == jax.P("data")
         for where in placed
     )

@@ -95,7 +95,7 @@ def test_a_search_trains_beside_the_run_and_keeps_the_best(trained, capsys):
     sweep.sweep(trained, ("student",), trials=3, finalists=1)
     printed = capsys.readouterr().out
     assert " trial  2 " in printed and " trial  1 " not in printed
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert before and all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
 @pytest.mark.parametrize(("score", "better"), [(0.99, False), (0.0, True)])
@@ -252,7 +252,9 @@ def test_lower_is_better_is_shown_as_it_is(trained, monkeypatch):
     monkeypatch.setattr(sweep, "selects", lambda c: "log_loss")
     with Log(trained / "rate.jsonl", metric="log_loss") as log:
         search = Sweep(trained, [], log, written(trained))
-        assert (search._shown(-0.5), search._shown(None)) == (0.5, None)
+        assert search.shown(-0.5) == 0.5
+        row = {"first_seed": -0.5, "all_seeds": None}
+        assert search._shown(row) == {"first_seed": 0.5}
 
 
 def test_damage_and_counts_are_refused(trained, tmp_path):

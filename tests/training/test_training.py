@@ -51,7 +51,7 @@ from kd_jax.models.scorer import split, table_rows
 from kd_jax.models.students import STUDENTS
 from kd_jax.training.checkpoint import Checkpoints
 from kd_jax.training.compiled import compiled_step
-from kd_jax.training.preemption import Preempted
+from kd_jax.training.preemption import Preempted, Preemption
 from kd_jax.training.recipe import Recipe
 from kd_jax.training.step import StepSpec
 
@@ -402,6 +402,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     kept = final_state(tmp_path)
     assert kept["step"] == 5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept["params"]))
+
+
+def test_a_stop_does_not_save_parameters_that_are_not_finite(tmp_path, monkeypatch):
+    Fit(tmp_path, steps=5)()
+    monkeypatch.setattr(Preemption, "requested", lambda self: True)  # between two evaluations
+    monkeypatch.setattr(Recipe, "chunk", 1)
+    stopped = Fit(tmp_path, steps=40, learning_rate=float("inf"))
+    with pytest.raises(InputError, match=r"\(param_norm=nan\).* checkpoint of step 5 is kept"):
+        stopped()
+    assert final_state(tmp_path)["step"] == 5
 
 
 def test_training_time_is_that_of_all_the_processes_that_trained(tmp_path):
