@@ -18,7 +18,7 @@ from kd_jax.devices import sharding
 from kd_jax.evaluation.evaluator import eval_users, top_k
 from kd_jax.evaluation.scoring import score_function, users_at_once
 
-TIMED_USERS = 20_000
+TIMED_USERS = 8_192
 Encode = Callable[[Sequence[str]], Any]
 
 
