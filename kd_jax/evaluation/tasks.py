@@ -113,7 +113,7 @@ class Rank:
         if self.select not in known:
             raise InputError(
                 f"eval.select={self.select!r} is not among the metrics, of which eval.ks has the"
-                f" lengths {tuple(self.ks)}{nearest(self.select, RATE_METRICS)}"
+                f" lengths {tuple(self.ks)}{nearest(self.select, known)}"
             )
         if self.valid_users < 0:
             raise InputError(f"eval.valid_users={self.valid_users} must be 0 (all users) or more")
