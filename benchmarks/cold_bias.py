@@ -19,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from benchmarks.measuring import table
+from benchmarks.new_items import ROLE
 from kd_jax.core.logging import Log
 from kd_jax.experiment import roles
 from kd_jax.experiment.new_items import NewItems, most_added
 from kd_jax.experiment.trained import TrainedModels, open_workdir
 
 METRICS = ("ndcg@10", "recall@20")  # of warm and of cold targets
-ROLES = (roles.main_teacher(), next(role for role in roles.by_export() if role.text))
+ROLES = (roles.main_teacher(), ROLE)
 
 
 def measure(models: TrainedModels, role: roles.Role, loss: float) -> list[list[float]]:
@@ -51,9 +52,9 @@ def main() -> None:
     with Log(workdir / "metrics.jsonl", "", silent=True) as log:
         models = open_workdir(workdir, log)
         for role in ROLES:
-            cells = np.array(measure(models, role, options.loss)).T
-            lines.append((role.name, *(f"{row.mean():.4f} ({min(row):.4f} to {max(row):.4f})"
-                                       for row in cells)))  # fmt: skip
+            columns = np.array(measure(models, role, options.loss)).T
+            cells = [f"{row.mean():.4f} ({min(row):.4f} to {max(row):.4f})" for row in columns]
+            lines.append((role.name, *cells))
     warm, cold = "NDCG@10, warm", "Recall@20, cold among all"
     with_it = (f"{warm}, with it", f"{cold}, with it")
     print(

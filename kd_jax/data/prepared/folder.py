@@ -84,10 +84,10 @@ def _begin(folder: Path, identity: dict[str, Any]) -> bool:
             " choose another --out"
         )
     if folder.exists():
-        names, known = sorted(path.name for path in folder.iterdir()), {USERS, ITEMS}
-        others = [x for x in names if x not in known and not x.startswith((".", "shard-"))]
-        if WORK not in names:  # with which every maker begins: what is there is none of its files
-            others = names
+        others = sorted(path.name for path in folder.iterdir())
+        if WORK in others:  # with which every maker begins: its own files are none of others
+            own = {USERS, ITEMS}
+            others = [x for x in others if x not in own and not x.startswith((".", "shard-"))]
         if others:
             raise InputError(f"--out={folder} has other files ({others[0]}); choose a new one")
         shutil.rmtree(folder)
